@@ -1,0 +1,206 @@
+"""Every refusal, one class each. `code` and `status` are API and never change once released."""
+
+from typing import ClassVar
+
+
+class UploadError(Exception):
+    """A request the service refuses.
+
+    `code` is for programs, the text is for people; it names what was seen and what was
+    allowed, with units, and never a path, a statement or another inner detail.
+    `headers` go out with the answer, `members` into the problem document (RFC 9457 §3.2).
+    """
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.headers: dict[str, str] = {}
+        self.members: dict[str, int | str] = {}
+
+
+class BadRequest(UploadError):
+    code, status, title = "bad_request", 400, "The request cannot be understood"
+
+
+class BadQuery(UploadError):
+    code, status, title = "bad_query", 400, "A query parameter is not valid"
+
+    def __init__(self, parameter: str, expected: str) -> None:
+        super().__init__(f"{parameter}: expected {expected}")
+        self.members = {"parameter": parameter}
+
+
+class BadCursor(UploadError):
+    code, status, title = "bad_cursor", 400, "The cursor does not belong to this query"
+
+    def __init__(self) -> None:
+        super().__init__("start again without a cursor, or repeat the query that the cursor came from")
+
+
+class MalformedForm(UploadError):
+    code, status, title = "malformed_form", 400, "The form body is not well-formed multipart/form-data"
+
+
+class NoFile(UploadError):
+    code, status, title = "no_file", 400, "The form holds no file"
+
+    def __init__(self) -> None:
+        super().__init__("at least one part with a filename is needed")
+
+
+class BadFilename(UploadError):
+    code, status, title = "bad_filename", 400, "The filename is not acceptable"
+
+
+class DigestMismatch(UploadError):
+    code, status, title = "digest_mismatch", 400, "The bytes do not have the digest that was declared"
+
+    def __init__(self, expected: str, actual: str) -> None:
+        super().__init__("the digest of the received bytes differs from the one declared")
+        self.members = {"algorithm": "sha-256", "expected": expected, "actual": actual}
+
+
+class IncompleteBody(UploadError):
+    code, status, title = "incomplete_body", 400, "The body is not as long as was declared"
+
+    def __init__(self, received: int, declared: int | None) -> None:
+        whole = "the declared end" if declared is None else f"the declared {declared} bytes"
+        super().__init__(f"received {received} bytes, the body did not reach {whole}")
+        self.members = {"received": received} if declared is None else {"received": received, "declared": declared}
+
+
+class AmbiguousSession(UploadError):
+    code, status, title = "ambiguous_session", 400, "The request names two different sessions"
+
+    def __init__(self) -> None:
+        super().__init__("send one session: a single cookie, or a single bearer token")
+
+
+class NoSession(UploadError):
+    code, status, title = "no_session", 401, "A session is needed"
+
+    def __init__(self) -> None:
+        super().__init__("the request carries no valid session; POST /api/session starts one")
+        self.headers = {"WWW-Authenticate": 'Bearer realm="waybill"'}
+
+
+class Forbidden(UploadError):
+    code, status, title = "forbidden", 403, "This is not allowed"
+
+
+class CrossOrigin(UploadError):
+    code, status, title = "cross_origin", 403, "The request comes from another site"
+
+    def __init__(self) -> None:
+        super().__init__("a page of another origin may not change anything with this session")
+
+
+class NotFound(UploadError):
+    code, status, title = "not_found", 404, "There is nothing here"
+
+    def __init__(self) -> None:
+        super().__init__("nothing with this address is visible to this session")
+
+
+class MethodNotAllowed(UploadError):
+    code, status, title = "method_not_allowed", 405, "The method is not possible here"
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"{method} is not possible here; possible: {allowed}")
+        self.headers = {"Allow": allowed}
+
+
+class TooSlow(UploadError):
+    code, status, title = "too_slow", 408, "The body arrives too slowly"
+
+    def __init__(self, seconds: float, rate: int) -> None:
+        super().__init__(f"fewer than {rate} bytes a second arrived for {seconds:.0f} seconds")
+        self.members = {"limit": rate}
+
+
+class PreconditionFailed(UploadError):
+    code, status, title = "precondition_failed", 412, "A condition of the request does not hold"
+
+    def __init__(self) -> None:
+        super().__init__("the stored file is not the one the condition names")
+
+
+class _OverLimit(UploadError):
+    """A number that was passed and the one that is allowed; both stand in the problem document."""
+
+    unit: ClassVar[str] = "bytes"
+    of: ClassVar[str]
+
+    def __init__(self, received: int, limit: int) -> None:
+        super().__init__(f"{self.of} has {received} {self.unit} or more, the limit is {limit} {self.unit}")
+        self.members = {"received": received, "limit": limit}
+
+
+class TooLarge(_OverLimit):
+    code, status, title = "too_large", 413, "The file is larger than this server accepts"
+    of = "the file"
+
+
+class RequestTooLarge(_OverLimit):
+    code, status, title = "request_too_large", 413, "The request is larger than this server accepts"
+    of = "the request"
+
+
+class TooManyFiles(_OverLimit):
+    code, status, title = "too_many_files", 413, "The form holds more files than this server accepts"
+    of, unit = "the form", "files"
+
+
+class UnsupportedMediaType(UploadError):
+    code, status, title = "unsupported_media_type", 415, "The body comes in a form that is not taken here"
+
+
+class RangeNotSatisfiable(UploadError):
+    code, status, title = "range_not_satisfiable", 416, "The range lies outside the file"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size} bytes")
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+class Internal(UploadError):
+    code, status, title = "internal", 500, "Something went wrong here"
+
+    def __init__(self) -> None:
+        super().__init__("the request could not be completed; the request id finds the reason in the server's log")
+
+
+class Unavailable(UploadError):
+    """The database or the store cannot be used now, the service stops, or too much runs at once."""
+
+    code, status, title = "unavailable", 503, "The service cannot take this now"
+
+    def __init__(self, detail: str = "try again shortly", *, retry_after: int = 2) -> None:
+        super().__init__(detail)
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class StorageFull(UploadError):
+    code, status, title = "storage_full", 507, "There is not enough space for this upload"
+
+    def __init__(self) -> None:
+        super().__init__("the upload would use space that this server keeps free")
+
+
+class Unusable(Exception):
+    """The service cannot start: a setting, a directory or a database is not fit. The text names what and why."""
+
+
+def problem_codes() -> dict[str, type[UploadError]]:
+    """Every code the service can answer with, and its class."""
+    found: dict[str, type[UploadError]] = {}
+    pending = [UploadError]
+    while pending:
+        for kind in pending.pop().__subclasses__():
+            pending.append(kind)
+            if hasattr(kind, "code"):
+                found[kind.code] = kind
+    return found

@@ -1,0 +1,271 @@
+"""What the service speaks of: uploads, sessions, pages; and the rules a record must keep.
+
+Times are integers inside, microseconds since 1970-01-01 UTC, and RFC 3339 text outside.
+Sizes are bytes. Digests are SHA-256, lower-case hex.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    computed_field,
+    model_validator,
+)
+
+MAX_FILENAME_BYTES: Final = 255
+MAX_CONTENT_TYPE_CHARACTERS: Final = 255
+DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
+MAX_TIME_US: Final = 253_402_300_799_999_999  # the last microsecond of the year 9999
+MAX_SIZE: Final = 2**63 - 1
+
+Clock = Callable[[], int]
+"""Gives the present moment in microseconds since 1970-01-01 UTC."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNSENDABLE = re.compile(r"[\x00\ud800-\udfff]")
+
+
+class Status(StrEnum):
+    UPLOADING = "uploading"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    DELETED = "deleted"
+
+
+class Protocol(StrEnum):
+    FORM = "form"
+    RAW = "raw"
+    TUS = "tus"
+    RESUMABLE = "resumable"
+
+
+def rfc3339(time_us: int) -> str:
+    """The time as `2026-11-22T20:33:00.123456Z`: always six digits, always Z."""
+    return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since 1970-01-01 UTC of an aware `moment`; exact, unlike `timestamp()`."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _display_name(name: str) -> str:
+    if len(name.encode("utf-8", "strict")) > MAX_FILENAME_BYTES:
+        raise ValueError(f"a filename has at most {MAX_FILENAME_BYTES} bytes")
+    if _CONTROL.search(name) or "/" in name or "\\" in name or name in {"", ".", ".."}:
+        raise ValueError("not a filename for display")
+    return name
+
+
+def _sendable(text: str) -> str:
+    if _UNSENDABLE.search(text):
+        raise ValueError("text must be free of NUL and lone surrogates")
+    return text
+
+
+Timestamp = Annotated[
+    int,
+    Field(ge=0, le=MAX_TIME_US),
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+DisplayName = Annotated[str, AfterValidator(_display_name)]
+Text = Annotated[str, AfterValidator(_sendable)]
+
+
+class Failure(BaseModel):
+    """Why an upload is not there: a problem code and a sentence for people."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    code: Annotated[Text, Field(min_length=1)]
+    detail: Text
+
+
+class Links(BaseModel):
+    """Where a record and its bytes are found; `content` is null unless the bytes are there."""
+
+    model_config = ConfigDict(frozen=True)
+
+    self: str
+    content: str | None
+
+
+class Upload(BaseModel):
+    """One upload's record: its validator, its JSON and its schema.
+
+    Every key is always present in JSON. A row that cannot become an Upload breaks the
+    model; it is left out of every page.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    id: UploadId
+    session_id: str = Field(exclude=True, min_length=1)
+    filename: DisplayName
+    content_type: Annotated[Text, Field(max_length=MAX_CONTENT_TYPE_CHARACTERS)] | None
+    size: Size
+    sha256: Digest | None
+    status: Status
+    protocol: Protocol
+    created_at: Timestamp
+    completed_at: Timestamp | None
+    error: Failure | None
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own idiom: a computed field over a property
+    @property
+    def links(self) -> Links:
+        content = f"/api/ingestion/files/{self.id}" if self.status is Status.COMPLETED else None
+        return Links(self=f"/api/ingestion/history/{self.id}", content=content)
+
+    @model_validator(mode="after")
+    def _status_is_borne_out(self) -> Self:
+        if self.status in {Status.COMPLETED, Status.DELETED} and (self.sha256 is None or self.completed_at is None):
+            raise ValueError(f"a {self.status} upload has a digest and a time of completion")
+        if self.completed_at is not None and self.completed_at < self.created_at:
+            raise ValueError("an upload is completed after it was created")
+        if (self.status is Status.FAILED) != (self.error is not None):
+            raise ValueError("an upload has an error when it failed, and only then")
+        return self
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Upload":
+        """The record that a row of `uploads` stands for.
+
+        Raises:
+            pydantic.ValidationError: the row breaks the model.
+        """
+        code = row["error_code"]
+        return cls(
+            id=row["id"],
+            session_id=row["session_id"],
+            filename=row["filename"],
+            content_type=row["content_type"],
+            size=row["size_bytes"],
+            sha256=row["sha256"],
+            status=_member(Status, row["status"]),
+            protocol=_member(Protocol, row["protocol"]),
+            created_at=row["created_at_us"],
+            completed_at=row["completed_at_us"],
+            error=None if code is None else Failure(code=code, detail=row["error_detail"]),
+        )
+
+    def as_row(self) -> dict[str, str | int | None]:
+        """The record as the columns of `uploads`."""
+        return {
+            "id": self.id,
+            "session_id": self.session_id,
+            "filename": self.filename,
+            "filename_folded": folded(self.filename),
+            "content_type": self.content_type,
+            "size_bytes": self.size,
+            "sha256": self.sha256,
+            "status": self.status.value,
+            "protocol": self.protocol.value,
+            "error_code": self.error.code if self.error else None,
+            "error_detail": self.error.detail if self.error else None,
+            "created_at_us": self.created_at,
+            "completed_at_us": self.completed_at,
+        }
+
+    def as_json(self) -> bytes:
+        """The record as a client sees it, in UTF-8."""
+        return self.model_dump_json().encode()
+
+
+def _member(kind: type[Any], value: object) -> object:
+    """The enum's member, or the value itself for the model to refuse."""
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def folded(text: str) -> str:
+    """`text` as it is compared without regard to case: NFC of the case-folded NFC form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+class Session(BaseModel):
+    """One browser or client, or several that were linked; `id` is a public handle and opens nothing."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    id: str
+    created_at: Timestamp
+    last_seen_at: Timestamp
+    expires_at: Timestamp
+
+
+class Position(NamedTuple):
+    """Where a page ends: the sort key of its last row."""
+
+    created_at_us: int
+    id: str
+
+
+class HistoryQuery(BaseModel):
+    """Which of a session's uploads are asked for. None means: do not ask about this."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    statuses: tuple[Status, ...] = ()
+    filename: Annotated[Text, Field(min_length=1, max_length=MAX_FILENAME_BYTES)] | None = None
+    from_us: Timestamp | None = None
+    to_us: Timestamp | None = None
+    sha256: Digest | None = None
+    protocol: Protocol | None = None
+    min_size: Size | None = None
+    max_size: Size | None = None
+    order: Literal["newest", "oldest"] = "newest"
+
+    @property
+    def filename_pattern(self) -> str | None:
+        r"""The filter as a LIKE pattern over folded names, with `\` as its escape.
+
+        Without `*` and `?` the text is looked for anywhere in the name; with them it is
+        the whole name's shape. `%` and `_` are ordinary characters.
+        """
+        if self.filename is None:
+            return None
+        text = folded(self.filename)
+        literal = re.sub(r"([\\%_])", r"\\\1", text)
+        if "*" in text or "?" in text:
+            return literal.replace("*", "%").replace("?", "_")
+        return f"%{literal}%"
+
+
+class Page(NamedTuple):
+    """A slice of history. `end` is None when there is nothing behind it; `skipped` counts broken rows."""
+
+    uploads: list[Upload]
+    end: Position | None
+    skipped: int
+
+
+class StatusTotal(NamedTuple):
+    """How many uploads of one status there are, and their bytes."""
+
+    status: str
+    uploads: int
+    size_bytes: int
+    first_us: int
+    last_us: int
+
+
