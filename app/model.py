@@ -189,7 +189,7 @@ class Upload(BaseModel):
         return self.model_dump_json().encode()
 
 
-def _member(kind: type[Any], value: object) -> object:
+def _member(kind: type[Any], value: object) -> Any:
     """The enum's member, or the value itself for the model to refuse."""
     try:
         return kind(value)
@@ -267,5 +267,3 @@ class StatusTotal(NamedTuple):
     size_bytes: int
     first_us: int
     last_us: int
-
-
