@@ -32,6 +32,7 @@ Clock = Callable[[], int]
 """Gives the present moment in microseconds since 1970-01-01 UTC."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNSENDABLE = re.compile(r"[\x00\ud800-\udfff]")
 
@@ -62,6 +63,11 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
+def is_upload_id(text: str) -> bool:
+    """Whether `text` is an id as we write it: a UUID in canonical lower-case text."""
+    return _ID.fullmatch(text) is not None
+
+
 def _display_name(name: str) -> str:
     if len(name.encode("utf-8", "strict")) > MAX_FILENAME_BYTES:
         raise ValueError(f"a filename has at most {MAX_FILENAME_BYTES} bytes")
@@ -82,7 +88,7 @@ Timestamp = Annotated[
     PlainSerializer(rfc3339, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+UploadId = Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 DisplayName = Annotated[str, AfterValidator(_display_name)]

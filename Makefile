@@ -1,0 +1,53 @@
+# Everything happens in .venv, which the first target that needs it makes. Nothing but python3, its venv module and
+# make is needed beforehand.
+
+PYTHON ?= python3
+PYTEST ?= -n 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check properties constraints
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run ## Start the service on http://127.0.0.1:8000 (settings: README.md)
+	$(BIN)/waybill serve
+
+test: $(VENV)/.test ## Run the whole suite; PYTEST="-k name" picks from it
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST)
+
+properties: $(VENV)/.test ## Try the properties on many more examples
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties
+
+constraints: ## Write constraints.txt anew from the newest versions that pyproject.toml allows
+	rm -rf $(VENV)/fresh
+	$(PYTHON) -m venv $(VENV)/fresh
+	$(VENV)/fresh/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	{ echo '# The exact versions that were tested. To bring them up to date: make constraints'; \
+	  $(VENV)/fresh/bin/python -m pip freeze --exclude-editable; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	rm -rf $(VENV)/fresh
+
+# pip is made last, so a venv whose making broke off is made again.
+$(BIN)/pip:
+	$(PYTHON) -m venv --clear $(VENV)
+
+# The package is installed editable: the service and the tests run app/ and sql/ as they stand here.
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.run

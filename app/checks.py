@@ -1,0 +1,62 @@
+"""What must be true before the service starts; the same for `waybill serve` and `waybill check`."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from app.config import Settings
+from app.db import migrate
+from app.errors import Unusable, UploadError
+from app.main import open_database, open_storage, secret_keys
+
+
+class Check(NamedTuple):
+    """One check's name, whether it passed, and what was found."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+async def run(settings: Settings) -> list[Check]:
+    """Every check's result; a failing one does not keep the others from being tried."""
+    return [
+        await _check("storage", lambda: _storage(settings)),
+        await _check("secret keys", lambda: _keys(settings)),
+        await _check("database", lambda: _database(settings)),
+    ]
+
+
+async def _check(name: str, check: Callable[[], Awaitable[str]]) -> Check:
+    try:
+        return Check(name, True, await check())
+    except (Unusable, UploadError) as error:
+        return Check(name, False, str(error))
+
+
+async def _storage(settings: Settings) -> str:
+    storage = open_storage(settings)
+    try:
+        await storage.prepare()
+        free = await storage.free_bytes()
+        if free is not None and free <= 0:
+            raise Unusable(
+                f"{settings.storage_dir} has no space above the {settings.min_free_space} bytes that are kept free"
+            )
+    finally:
+        await storage.close()
+    return f"{settings.storage_dir} takes, keeps and renames files; {free} bytes are free for uploads"
+
+
+async def _keys(settings: Settings) -> str:
+    count = len(secret_keys(settings))
+    return f"{count} configured" if settings.secret_keys else f"one, in {settings.storage_dir / 'secret.key'}"
+
+
+async def _database(settings: Settings) -> str:
+    db = open_database(settings)
+    try:
+        await db.open()
+        waiting = await migrate.pending(db)
+    finally:
+        await db.close()
+    return f"{db.dialect} answers; " + (f"will be migrated: {', '.join(waiting)}" if waiting else "schema is current")

@@ -1,0 +1,350 @@
+"""The door to the database: named queries, transactions, and nothing that can hang or leak.
+
+Underneath lies `databases`. Two of its habits are not used. Its transactions lose a connection for
+ever when a COMMIT fails or a cancellation meets a BEGIN; and its connections belong to a task, so
+that each request would open one. Here a few connections are held open and every call borrows one,
+in a task of its own that no cancellation reaches and that ends by its own deadline.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, nullcontext, suppress
+from typing import Any, Final, Protocol, TypeVar
+
+from databases import Database, DatabaseURL
+from databases.core import Connection
+
+from app.db import queries
+from app.db.driver import Driver, Row
+from app.db.postgresql import PostgresqlDriver
+from app.db.queries import Dialect
+from app.db.sqlite import SqliteDriver
+from app.errors import Unavailable, Unusable, UploadError
+from app.tasks import to_the_end
+
+__all__ = ["Asks", "Db", "Row", "Unit"]
+
+T = TypeVar("T")
+
+_DRIVERS: Final[dict[str, type[Driver]]] = {
+    "sqlite": SqliteDriver,
+    "postgresql": PostgresqlDriver,
+    "postgres": PostgresqlDriver,
+}
+_URL_OPTIONS: Final[dict[Dialect, set[str]]] = {"sqlite": set(), "postgresql": {"ssl", "host"}}
+_PATIENCE: Final = 1.0  # seconds that a connection may take to close in good order
+
+# On DEBUG both print the arguments of every statement.
+for _talkative in ("databases", "aiosqlite"):
+    logging.getLogger(_talkative).setLevel(logging.WARNING)
+
+
+class Asks(Protocol):
+    """Whoever can be asked a named query: the database itself, or one transaction in it."""
+
+    async def one(self, name: str, /, **params: Any) -> Row | None: ...
+
+    async def many(self, name: str, /, **params: Any) -> list[Row]: ...
+
+    async def run(self, name: str, /, **params: Any) -> None: ...
+
+
+class _Named:
+    """Asks by name; subclasses say how a query is asked."""
+
+    _queries: Mapping[str, queries.Query]
+
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
+        raise NotImplementedError
+
+    async def one(self, name: str, /, **params: Any) -> Row | None:
+        """The row of a query of kind :one, or None."""
+        rows = await self._rows(name, "one", params)
+        return rows[0] if rows else None
+
+    async def many(self, name: str, /, **params: Any) -> list[Row]:
+        """The rows of a query of kind :many."""
+        return await self._rows(name, "many", params)
+
+    async def run(self, name: str, /, **params: Any) -> None:
+        """Do what a query of kind :run says."""
+        await self._rows(name, "run", params)
+
+    async def _rows(self, name: str, kind: queries.Kind, params: dict[str, Any]) -> list[Row]:
+        query = self._queries[name]
+        if query.kind != kind:
+            raise TypeError(f"{name} is a query of kind :{query.kind}, not :{kind}")
+        return await self._ask(query, query.arguments(params))
+
+
+class Unit(_Named):
+    """One transaction. It ends with the function that it was given to.
+
+    After a statement has failed nothing of the unit is kept, whether or not the function
+    lets the error pass: PostgreSQL could not go on, so neither does SQLite.
+    """
+
+    def __init__(self, driver: Driver, raw: Any, known: Mapping[str, queries.Query]) -> None:
+        self._driver, self._raw, self._queries = driver, raw, known
+        self.failure: Exception | None = None
+        self.ended = False
+
+    async def execute(self, statement: str) -> None:
+        """Run one statement as it stands: for migrations."""
+        await self._step(self._driver.execute(self._raw, statement))
+
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
+        return await self._step(self._driver.fetch(self._raw, query, arguments))
+
+    async def _step(self, answer: Coroutine[Any, Any, T]) -> T:
+        if self.ended:
+            answer.close()
+            raise RuntimeError("the transaction has ended; its unit cannot be used any more")
+        try:
+            return await _answered(self._driver, answer)
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+class Db(_Named):
+    """One database, used from one event loop.
+
+    Every call ends within `timeout` seconds, and so does the wait for one of `pool_size`
+    connections. When the database is away, busy, frozen or lost in the middle, a call raises
+    Unavailable; when its disk is full, StorageFull; what it refuses (a constraint, a mistake in a
+    statement) passes through as the driver's own exception. A cancelled call runs to its end
+    before the cancellation goes on.
+
+    Raises:
+        Unusable: the URL names no database that is known here.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8, timeout: float = 5.0) -> None:
+        self._name, self._driver = _understood(url)
+        self._database = Database(url, **self._driver.options(pool_size=pool_size, timeout=timeout))
+        self._queries = queries.load(self.dialect)
+        self._timeout = timeout
+        self._size, self._taken = pool_size, 0
+        self._slots = asyncio.Semaphore(pool_size)
+        self._writers = asyncio.Semaphore(1 if self._driver.one_writer else pool_size)
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._closing = False
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._driver.dialect
+
+    async def open(self) -> None:
+        """Connect once, to see that the database is there and durable.
+
+        Raises:
+            Unusable: it is not fit: it could lose what it acknowledged, or lets nobody in.
+            Unavailable: it cannot be reached now.
+        """
+        await self._database.connect()
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.close)
+            try:
+                await self.check()
+            except Exception as error:
+                reason = self._driver.misfit(error.__cause__ or error)
+                if reason is None:
+                    raise
+                raise Unusable(f"{self._name}: {reason}") from error
+            undo.pop_all()
+
+    async def close(self) -> None:
+        """Wait for what runs, end it when it takes too long, and close every connection.
+
+        Bounded in time. Calls that come later raise Unavailable.
+        """
+        if not self._closing:
+            self._closing = True
+            await to_the_end(self._close())
+
+    def slots(self) -> tuple[int, int]:
+        """How many connections could be borrowed now, and how many there are."""
+        return self._size - self._taken, self._size
+
+    async def ping(self) -> None:
+        """Return when the database has answered on a connection of the pool."""
+        await self._call(lambda raw: self._driver.execute(raw, "SELECT 1"))
+
+    async def check(self) -> dict[str, str]:
+        """What the database is and how durable.
+
+        Raises:
+            Unusable: it could lose what it has acknowledged.
+        """
+        return await self._call(self._driver.inspect)
+
+    async def transaction(self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None) -> T:
+        """Do all of `work` or nothing of it; return what it returned once that is durable.
+
+        `work` may be called more than once, because a unit that lost a race is tried again as a
+        whole: nothing outside the database may depend on how often. It waits for nothing but the
+        unit, and in the task that calls it.
+
+        Raises:
+            Unavailable: the outcome is unknown, since the answer to a COMMIT may have been lost.
+                Ask again, or make `work` such that doing it twice is doing it once.
+        """
+
+        async def use(raw: Any) -> T:
+            await _answered(self._driver, self._driver.begin(raw, timeout))
+            unit = Unit(self._driver, raw, self._queries)
+            try:
+                result = await work(unit)
+            finally:
+                unit.ended = True
+            if unit.failure is not None:
+                raise unit.failure
+            await _answered(self._driver, self._driver.commit(raw))
+            return result
+
+        return await self._call(use, timeout=timeout, writes=True)
+
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
+        return await self._call(
+            lambda raw: _answered(self._driver, self._driver.fetch(raw, query, arguments)), writes=query.writes
+        )
+
+    async def _call(
+        self, use: Callable[[Any], Awaitable[T]], *, timeout: float | None = None, writes: bool = False
+    ) -> T:
+        """`use` a connection, in a task of its own, until it succeeds, fails for good or runs out of time."""
+        if self._closing:
+            raise Unavailable("the service is stopping")
+        return await to_the_end(self._attempts(use, self._timeout if timeout is None else timeout, writes))
+
+    async def _attempts(self, use: Callable[[Any], Awaitable[T]], timeout: float, writes: bool) -> T:
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                while True:
+                    try:
+                        return await self._attempt(use, writes)
+                    except Unavailable as error:
+                        if not self._driver.is_conflict(error.__cause__):
+                            raise
+                    await asyncio.sleep(random.uniform(0.002, 0.05))  # noqa: S311  # jitter, not a secret
+        except TimeoutError as error:
+            if limit.expired():
+                raise Unavailable("the database does not answer in time") from error
+            raise
+
+    async def _attempt(self, use: Callable[[Any], Awaitable[T]], writes: bool) -> T:
+        """Borrow a connection for one `use`.
+
+        It comes back only when it is known to be as good as new. After a cancellation, which in
+        here is the deadline, nothing is known and nothing may be waited for: it is given up.
+        """
+        # Writers queue before they borrow, so that they never hold every connection while they wait.
+        async with self._writers if writes else nullcontext():
+            await self._slots.acquire()
+            self._taken += 1
+            connection, sound = None, False
+            try:
+                connection = await self._connection()
+                try:
+                    result = await use(connection.raw_connection)
+                except Exception as error:
+                    with suppress(Exception):  # what cannot be undone here is undone by giving the connection up
+                        sound = await self._driver.recover(connection.raw_connection, _root(error))
+                    raise
+                sound = True
+                return result
+            finally:
+                if connection is not None and not sound:
+                    await self._give_up(connection)
+                else:
+                    self._give_back(connection)
+
+    async def _connection(self) -> Connection:
+        """The connection used last, of those that still live, or a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if self._driver.is_open(connection.raw_connection):
+                return connection
+            self._open.discard(connection)
+            await self._driver.abandon(connection.raw_connection)
+        # Made by hand: database.connection() belongs to the task that asks for it.
+        connection = Connection(self._database, self._database._backend)
+        await _answered(self._driver, connection.__aenter__())
+        self._open.add(connection)
+        return connection
+
+    def _give_back(self, connection: Connection | None) -> None:
+        if connection is not None:
+            self._idle.append(connection)
+        self._taken -= 1
+        self._slots.release()
+
+    async def _give_up(self, connection: Connection) -> None:
+        """Never waits. The slot is free again when the connection holds nothing any more."""
+        self._open.discard(connection)
+        gone = await self._driver.abandon(connection.raw_connection)
+        if gone is None:
+            self._give_back(None)
+        else:
+            gone.add_done_callback(lambda _: self._give_back(None))
+
+    async def _close(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout + _PATIENCE):
+                for _ in range(self._size):
+                    await self._slots.acquire()
+        held = [
+            await self._driver.abandon(connection.raw_connection) for connection in self._open.difference(self._idle)
+        ]
+        ending = [*filter(None, held), *(asyncio.ensure_future(self._part(connection)) for connection in self._idle)]
+        if ending:
+            await asyncio.wait(ending, timeout=_PATIENCE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._database.disconnect()
+
+    async def _part(self, connection: Connection) -> None:
+        with suppress(Exception):  # a connection that cannot be closed in good order is gone already
+            await self._driver.close(connection.raw_connection)
+
+
+def _understood(url: str) -> tuple[str, Driver]:
+    """The URL without its password, and the driver it asks for.
+
+    Raises:
+        Unusable: it names no database that is known here, or sets what would be ignored.
+    """
+    scheme = url.partition(":")[0]
+    if scheme not in _DRIVERS:
+        raise Unusable("the database's URL must begin with sqlite:/// or postgresql://")
+    driver = _DRIVERS[scheme]()
+    try:
+        parts = DatabaseURL(url)
+        name, database, options, _ = parts.obscure_password, parts.database, parts.options, parts.port
+    except ValueError as error:
+        raise Unusable(f"the database's URL cannot be understood: {error}") from error
+    if database in {"", ":memory:"}:
+        raise Unusable(f"{name}: the URL names no database")
+    if unknown := options.keys() - _URL_OPTIONS[driver.dialect]:
+        raise Unusable(f"{name}: the options {sorted(unknown)} are not known here and would be ignored")
+    return name, driver
+
+
+async def _answered(driver: Driver, answer: Awaitable[T]) -> T:
+    """The answer, or the refusal that its failure amounts to."""
+    try:
+        return await answer
+    except Exception as error:
+        refusal = driver.refusal(error)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def _root(error: Exception) -> Exception:
+    """What the database itself said, if the error is a refusal made of that."""
+    return error.__cause__ if isinstance(error, UploadError) and isinstance(error.__cause__, Exception) else error

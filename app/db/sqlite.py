@@ -1,0 +1,142 @@
+"""SQLite: one file, many readers, one writer."""
+
+import asyncio
+import random
+import sqlite3
+from asyncio import Future
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiosqlite
+
+from app.db.driver import Driver, Row
+from app.db.queries import Query
+from app.errors import StorageFull, Unavailable, Unusable, UploadError
+
+OLDEST_VERSION: Final = (3, 38, 0)  # the first with ->> in SQL
+
+_OUTAGES: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+}
+_CONFLICTS: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_MISFITS: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+_LOST: Final = {"Connection closed", "no active connection"}  # aiosqlite's words for one that was given up
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that is durable from its first statement; none of this is kept in the file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            self.row_factory = sqlite3.Row
+            # In WAL mode anything less than FULL may forget the last commits at a power cut.
+            self.execute("PRAGMA synchronous = FULL")
+            self.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            self.close()
+            raise
+
+
+class SqliteDriver(Driver):
+    dialect = "sqlite"
+    one_writer = True
+
+    def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
+        # SQLite sleeps in its thread while another process writes, and nothing wakes it. Short
+        # sleeps, with `Db` trying again until its own deadline, keep it at hand.
+        return {"factory": _Connection, "timeout": min(timeout / 4, 1.0)}
+
+    async def inspect(self, raw: aiosqlite.Connection) -> dict[str, str]:
+        if sqlite3.sqlite_version_info < OLDEST_VERSION:
+            raise Unusable(f"SQLite {sqlite3.sqlite_version} is too old, 3.38 or newer is needed")
+        journal = await self._write_ahead(raw)
+        if journal != "wal":
+            raise Unusable(f"the database file takes no write-ahead log, its journal mode stays {journal!r}")
+        synchronous = await _value(raw, "PRAGMA synchronous")
+        if synchronous != 2:
+            raise Unusable(f"SQLite's synchronous is {synchronous}, 2 (FULL) is needed")
+        return {"server": f"SQLite {sqlite3.sqlite_version}", "journal_mode": journal, "synchronous": "FULL"}
+
+    async def _write_ahead(self, raw: aiosqlite.Connection) -> str:
+        """Switch the file to a write-ahead log, which it then keeps. Bounded by the caller.
+
+        Switching takes the file for itself for a moment and does not wait when another process
+        opens the same new file just then, whatever the busy timeout says.
+        """
+        while True:
+            try:
+                return str(await _value(raw, "PRAGMA journal_mode = WAL"))
+            except sqlite3.OperationalError as error:
+                if not self.is_conflict(error):
+                    raise
+            await asyncio.sleep(random.uniform(0.005, 0.05))  # noqa: S311  # jitter, not a secret
+
+    async def fetch(self, raw: aiosqlite.Connection, query: Query, arguments: Mapping[str, Any]) -> list[Row]:
+        rows = list(await raw.execute_fetchall(query.statement, arguments))
+        if not rows:
+            return []
+        names = rows[0].keys()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    async def execute(self, raw: aiosqlite.Connection, statement: str) -> None:
+        await raw.execute_fetchall(statement)
+
+    async def begin(self, raw: aiosqlite.Connection, timeout: float | None) -> None:
+        # A deferred BEGIN that reads first and writes later fails at once when somebody wrote
+        # in between, whatever the busy timeout says.
+        await raw.execute_fetchall("BEGIN IMMEDIATE")
+
+    async def commit(self, raw: aiosqlite.Connection) -> None:
+        # Not raw.commit(), which says nothing when SQLite has already rolled back by itself.
+        await raw.execute_fetchall("COMMIT")
+
+    async def recover(self, raw: aiosqlite.Connection, error: Exception) -> bool:
+        await raw.rollback()  # in the connection's thread; nothing when there is no transaction
+        return self.refusal(error) is None or self.is_conflict(error)
+
+    def is_open(self, raw: aiosqlite.Connection) -> bool:
+        return True  # there is nobody at the other end who could hang up
+
+    async def abandon(self, raw: aiosqlite.Connection) -> "Future[Any] | None":
+        await raw.interrupt()  # what runs ends soon; closing, its thread's last act, then rolls back
+        return raw.stop()
+
+    async def close(self, raw: aiosqlite.Connection) -> None:
+        await raw.close()
+
+    def refusal(self, error: Exception) -> UploadError | None:
+        if isinstance(error, ValueError) and str(error) in _LOST:
+            return Unavailable("the connection to the database is lost")
+        code = _code(error)
+        if code == sqlite3.SQLITE_FULL:
+            return StorageFull()
+        if code in _CONFLICTS:
+            return Unavailable("the database is busy")
+        return Unavailable("the database cannot be used now") if code in _OUTAGES else None
+
+    def is_conflict(self, error: BaseException | None) -> bool:
+        return _code(error) in _CONFLICTS
+
+    def misfit(self, error: BaseException | None) -> str | None:
+        return str(error) if _code(error) in _MISFITS else None
+
+
+def _code(error: BaseException | None) -> int | None:
+    """SQLite's primary result code; the extended ones have it in their low byte."""
+    return (
+        error.sqlite_errorcode & 0xFF
+        if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode")
+        else None
+    )
+
+
+async def _value(raw: aiosqlite.Connection, statement: str) -> Any:
+    [row] = await raw.execute_fetchall(statement)
+    return row[0]

@@ -1,0 +1,212 @@
+"""The write path of one request: stage, count, digest, hand over to publish."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from app.errors import DigestMismatch, Internal, NoFile, TooLarge, TooManyFiles, Unavailable, UploadError
+from app.model import Clock, Protocol, Upload
+from app.publish import Incoming, OutcomeUnknown, Publisher
+from app.records import NewSession
+from app.storage import Reservation, Storage
+from app.tasks import to_the_end
+
+log = structlog.stdlib.get_logger("waybill.ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, and all of them together, may ask for."""
+
+    file_bytes: int
+    files: int
+    requests_at_once: int
+
+
+@dataclass(slots=True)
+class Visitor:
+    """Who sends: a session's id, and the session itself as long as the database does not have it."""
+
+    session_id: str
+    arrival: NewSession | None = None
+
+
+class Ingest:
+    """Receive files, request by request."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        publisher: Publisher,
+        *,
+        limits: Limits,
+        now_us: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.limits = limits
+        self._storage = storage
+        self._publisher = publisher
+        self._now_us = now_us
+        self._new_id = new_id
+        self._live: set[Landing] = set()
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def request(self, *, visitor: Visitor, protocol: Protocol, declared: int | None = None) -> "Landing":
+        """Receive the files of one request; leaving without `publish` leaves nothing visible.
+
+        `declared` is the length of the body, when it is known: that much space is set
+        aside, so that a disk that is too small refuses the request before its body.
+
+        Raises:
+            StorageFull: the declared bytes do not fit above the floor of free space.
+            Unavailable: the service stops, or too many requests are under way.
+        """
+        if self._closing:
+            raise Unavailable("the service is stopping", retry_after=5)
+        if len(self._live) >= self.limits.requests_at_once:
+            raise Unavailable("too many uploads are under way")
+        return Landing(self, visitor, protocol, self._storage.reserve(declared) if declared else None)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take nothing new; wait for what is under way, but no longer than the grace."""
+        self._closing = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("uploads are still under way at the end of the grace", uploads=len(self._live))
+
+    # What follows is for Landing.
+
+    def entered(self, landing: "Landing") -> None:
+        self._live.add(landing)
+        self._idle.clear()
+
+    def left(self, landing: "Landing") -> None:
+        self._live.discard(landing)
+        if not self._live:
+            self._idle.set()
+
+    def begin(self, landing: "Landing", filename: str, content_type: str) -> Incoming:
+        upload_id = self._new_id()
+        return Incoming(
+            id=upload_id,
+            session_id=landing.visitor.session_id,
+            filename=filename,
+            content_type=content_type,
+            protocol=landing.protocol,
+            created_at=self._now_us(),
+            staged=self._storage.stage(upload_id, landing.reservation),
+        )
+
+    async def land(self, landing: "Landing", files: list[Incoming]) -> list[Upload]:
+        uploads = await self._publisher.land(files, landing.visitor.arrival)
+        landing.visitor.arrival = None
+        return uploads
+
+    async def record_failure(self, landing: "Landing", files: list[Incoming], error: UploadError) -> None:
+        """Put the failure into the history; the client is told in any case, also when that is not possible."""
+        try:
+            await self._publisher.record([file.failed(error) for file in files], landing.visitor.arrival)
+        except Exception as problem:
+            log.error("a failed upload is not in the history", code=error.code, reason=repr(problem))
+        else:
+            landing.visitor.arrival = None
+
+
+class Landing:
+    """The files of one request on their way in. Enter it, feed it, `publish` it, leave it."""
+
+    def __init__(self, ingest: Ingest, visitor: Visitor, protocol: Protocol, reservation: Reservation | None) -> None:
+        self.visitor = visitor
+        self.protocol = protocol
+        self.reservation = reservation
+        self._ingest = ingest
+        self._files: list[Incoming] = []
+        self._current: Incoming | None = None
+        self._expected: str | None = None
+        self._handed_over = False
+
+    async def __aenter__(self) -> Self:
+        self._ingest.entered(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None or not self._handed_over:  # a hang-up, a refusal and a cancellation all pass here
+                await to_the_end(self._abort(error))
+        finally:
+            if self.reservation is not None:
+                self.reservation.release()
+            self._ingest.left(self)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a file is begun and not ended."""
+        return self._current is not None
+
+    async def begin_file(self, filename: str, content_type: str, *, sha256: str | None = None) -> None:
+        """Begin the next file. With `sha256` its bytes must have that digest.
+
+        Raises:
+            TooManyFiles: the request holds more files than are accepted.
+        """
+        if len(self._files) >= self._ingest.limits.files:
+            raise TooManyFiles(len(self._files) + 1, self._ingest.limits.files)
+        self._current = self._ingest.begin(self, filename, content_type)
+        self._expected = sha256
+        self._files.append(self._current)
+
+    async def write(self, block: bytes) -> None:
+        """Take the next bytes of the file that was begun; raises TooLarge, StorageFull, Unavailable."""
+        assert self._current is not None
+        staged = self._current.staged
+        if staged.size + len(block) > self._ingest.limits.file_bytes:
+            raise TooLarge(staged.size + len(block), self._ingest.limits.file_bytes)
+        await staged.write(block)
+
+    async def end_file(self) -> None:
+        """The file that was begun is whole; raises DigestMismatch when it is not what was declared."""
+        assert self._current is not None
+        staged, self._current = self._current.staged, None
+        await staged.finish()
+        if self._expected is not None and staged.sha256 != self._expected:
+            raise DigestMismatch(self._expected, staged.sha256)
+
+    async def publish(self) -> list[Upload]:
+        """Make all files visible, whole and durable, and return their records; or none of them.
+
+        Raises:
+            NoFile: the request held no file.
+            UploadError: see Publisher.land.
+        """
+        if not self._files:
+            raise NoFile
+        self._handed_over = True
+        return await self._ingest.land(self, self._files)
+
+    async def _abort(self, error: BaseException | None) -> None:
+        if not self._handed_over:
+            for file in self._files:
+                await file.staged.abort()
+        elif not isinstance(error, UploadError) or isinstance(error, OutcomeUnknown):
+            return  # the publisher goes on, or nobody knows yet: a row of ours could contradict its own
+        if self._files and error is not None:
+            await self._ingest.record_failure(self, self._files, _told(error))
+
+
+def _told(error: BaseException) -> UploadError:
+    """The refusal by which a failure is known to the client and to history."""
+    if isinstance(error, UploadError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return Unavailable("the service stopped before the upload was complete")
+    return Internal()

@@ -1,0 +1,208 @@
+"""The composition root: settings in, a running service out. The only place that names backends, clock and chance."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import structlog
+import uuid_utils
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from app.config import Settings
+from app.db import Db, migrate
+from app.errors import Unusable, UploadError
+from app.ingest import Ingest, Limits
+from app.publish import Publisher
+from app.sessions import Sessions
+from app.signing import Signer
+from app.storage import Storage
+from app.storage.local import LocalStorage
+from app.sweep import Sweeper
+from app.web.exchange import ExchangeMiddleware
+from app.web.problems import refused, refused_by_framework
+from app.web.routes import routes
+from app.web.services import Services
+from app.web.session import SessionMiddleware
+
+log = structlog.stdlib.get_logger("waybill")
+
+_MICROSECOND = timedelta(microseconds=1)
+_CODE_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: none that looks like another
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def new_id() -> str:
+    """A UUIDv7: sortable by time, 74 bits of chance."""
+    return str(uuid_utils.uuid7())
+
+
+def new_code() -> str:
+    """Sixty bits for people to type, good for ten minutes: ABCD-EFGH-JKMN."""
+    letters = "".join(secrets.choice(_CODE_LETTERS) for _ in range(12))
+    return "-".join((letters[:4], letters[4:8], letters[8:]))
+
+
+def open_storage(settings: Settings) -> Storage:
+    return LocalStorage(
+        settings.storage_dir,
+        owner=new_id(),
+        min_free=settings.min_free_space,
+        durability=settings.durability,
+    )
+
+
+def open_database(settings: Settings) -> Db:
+    url = settings.database_url.get_secret_value()
+    if url.startswith("sqlite:"):
+        _make_parent(Path(unquote(urlsplit(url).path)[1:]))
+    return Db(url, pool_size=settings.database_pool_size)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"the database's directory {path.parent} cannot be made: {error.strerror}") from error
+
+
+def secret_keys(settings: Settings) -> list[str]:
+    """The configured keys, or the one in `secret.key`, which is made on the first start.
+
+    Several processes may start at once: whoever links its file first has made the key.
+    """
+    if settings.secret_keys:
+        return [key.get_secret_value() for key in settings.secret_keys]
+    path = settings.storage_dir / "secret.key"
+    try:
+        if not path.exists():
+            draft = path.with_name(f"secret.{new_id()}")
+            with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(48))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(draft, path)
+                log.info("made a secret key", path=str(path))
+            except FileExistsError:
+                log.debug("another process made the secret key")
+            finally:
+                draft.unlink()
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unusable(f"{path} cannot be used: {error}") from error
+    if len(key) < 32:
+        raise Unusable(f"{path} holds {len(key)} characters, needs 32 or more")
+    return [key]
+
+
+@asynccontextmanager
+async def stores(settings: Settings) -> AsyncIterator[tuple[Storage, Db]]:
+    """Storage and database, open and fit for use; closed in the end, the database last.
+
+    Raises:
+        Unusable: one of them is not, and why.
+    """
+    async with AsyncExitStack() as stack:
+        db = open_database(settings)
+        stack.push_async_callback(db.close)
+        await db.open()
+        storage = open_storage(settings)
+        stack.push_async_callback(storage.close)
+        await storage.prepare()
+        yield storage, db
+
+
+@asynccontextmanager
+async def services(settings: Settings) -> AsyncIterator[Services]:
+    """Everything that handlers need, opened in order and closed in the opposite one.
+
+    What is opened goes on one stack, so a start that fails half-way closes what it opened.
+    """
+    async with AsyncExitStack() as stack:
+        storage, db = await stack.enter_async_context(stores(settings))
+        await migrate.migrate(db, now_us=now_us())
+        keys = secret_keys(settings)
+        sessions = Sessions(
+            db,
+            Signer(keys, "session"),
+            max_age_us=settings.session_max_age // _MICROSECOND,
+            now_us=now_us,
+            new_id=new_id,
+            new_secret=lambda: secrets.token_urlsafe(16),
+            new_code=new_code,
+        )
+        stack.push_async_callback(_last_seen, sessions)
+        publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us))
+        ingest = Ingest(
+            storage,
+            publisher,
+            limits=Limits(
+                file_bytes=settings.max_file_size,
+                files=settings.max_files_per_request,
+                requests_at_once=settings.max_concurrent_uploads,
+            ),
+            now_us=now_us,
+            new_id=new_id,
+        )
+        stack.push_async_callback(ingest.close, settings.shutdown_timeout.total_seconds())
+        sweeper = Sweeper(storage, db, now_us=now_us)
+        for work in (sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds())):
+            stack.push_async_callback(_stop, asyncio.create_task(work))
+        yield Services(
+            settings=settings,
+            storage=storage,
+            db=db,
+            ingest=ingest,
+            sessions=sessions,
+            cursors=Signer(keys, "cursor"),
+        )
+
+
+async def _stop(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled() and (error := task.exception()):
+        log.error("background work had failed", error=repr(error))
+
+
+async def _last_seen(sessions: Sessions) -> None:
+    try:
+        await sessions.flush_seen()
+    except UploadError as error:
+        log.warning("when sessions were last seen could not be written", reason=str(error))
+
+
+def build(settings: Settings) -> Starlette:
+    """The service. Nothing is opened before its lifespan starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[Services]:
+        async with services(settings) as state:
+            log.info("ready", database=state["db"].dialect, durability=settings.durability)
+            yield state
+        log.info("stopped")
+
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(ExchangeMiddleware, new_id=new_id, stopwatch=time.perf_counter),
+            Middleware(
+                SessionMiddleware,
+                allowed_origins=frozenset(settings.allowed_origins),
+                always_secure=settings.secure_cookies == "always",
+            ),
+        ],
+        exception_handlers={UploadError: refused, HTTPException: refused_by_framework},
+    )

@@ -1,0 +1,307 @@
+"""Header grammar: what a header says, or why it cannot be read.
+
+A header value is text as HTTP servers give it: its bytes, decoded as latin-1. Every
+function here takes time linear in what it is given, and refuses or ignores what it does
+not understand; nothing is guessed.
+"""
+
+import base64
+import re
+import unicodedata
+from collections.abc import Sequence
+from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
+from itertools import pairwise
+from typing import Final, cast
+from urllib.parse import quote, unquote_to_bytes
+
+import http_sf
+
+from app.errors import BadFilename, BadRequest, RangeNotSatisfiable
+from app.model import DEFAULT_CONTENT_TYPE, MAX_CONTENT_TYPE_CHARACTERS, MAX_FILENAME_BYTES, MAX_SIZE, microseconds
+
+UNNAMED: Final = "unnamed"
+MAX_RANGES: Final = 5
+
+_MAX_DIGEST_FIELD_CHARACTERS = 4096
+_MAX_RANGE_CHARACTERS = 256  # five ranges of 19-digit positions, with room for spaces
+_MAX_DATE_CHARACTERS = 64
+
+_INVISIBLE = re.compile("[\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")  # bidi and zero-width controls
+_REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SEPARATOR = re.compile(r"[/\\]")
+_SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+# What most names look like; they need none of the work below.
+_CLEAN = re.compile(rf"(?!\.{{1,2}}\Z)[!-.0-\[\]-~](?:[ -.0-\[\]-~]{{0,{MAX_FILENAME_BYTES - 2}}}[!-.0-\[\]-~])?")
+# No composed character has less than a quarter of its parts' bytes, so NFC makes no name shorter than that.
+_MAX_BYTES_BEFORE_NFC = 4 * MAX_FILENAME_BYTES
+
+
+def safe_filename(raw: str | bytes) -> str:
+    r"""The name a client gave a file, as data for display; never a path.
+
+    Strict UTF-8, in NFC, the last path element only (`/` and `\` both separate), without
+    bidi and zero-width controls and without surrounding spaces; what is then empty, `.` or
+    `..` becomes `unnamed`. Cleaning a clean name changes nothing.
+
+    Raises:
+        BadFilename: control characters, broken UTF-8 or lone surrogates, more than 255 bytes.
+    """
+    try:
+        name = raw.decode() if isinstance(raw, bytes) else raw
+    except UnicodeDecodeError:
+        raise BadFilename("a filename must be well-formed UTF-8") from None
+    if _CLEAN.fullmatch(name):
+        return name
+    if _REFUSED.search(name):
+        raise BadFilename("a filename must be well-formed UTF-8 without control characters")
+    name = _INVISIBLE.sub("", _SEPARATOR.split(name)[-1]).strip(_SPACES)
+    # Normalised only now, since what was taken out may have kept two characters apart; and only
+    # when short, since a long run of combining marks takes quadratic time to put in order.
+    if len(name.encode()) <= _MAX_BYTES_BEFORE_NFC:
+        name = unicodedata.normalize("NFC", name)
+    if len(name.encode()) > MAX_FILENAME_BYTES:
+        raise BadFilename(f"a filename has at most {MAX_FILENAME_BYTES} bytes of UTF-8")
+    return UNNAMED if name in {"", ".", ".."} else name
+
+
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+# A backslash escapes what follows it. Only in front of the very last quote it is a character of its own: browsers and
+# curl escape no backslash, and a file may be named `notes\`.
+_QUOTED = r'"(?:[^"\\]++|\\(?:(?="\Z)|.))*+"'
+_HEAD = re.compile(rf"{_WORD}(?:/{_WORD})?")
+_PARAMETER = re.compile(rf"[ \t]*+;[ \t]*+(?:({_WORD})=({_WORD}|{_QUOTED}))?")
+_ESCAPED = re.compile(r"\\(.)")
+_EXTENDED = re.compile(r"(?i:utf-8)'[0-9A-Za-z-]*'((?:[!#$&+.^_`|~0-9A-Za-z-]|%[0-9A-Fa-f]{2})*+)")
+_ATTRIBUTE_CHARACTERS = "!#$&+-.^_`|~"  # RFC 8187 §3.2.1, beside letters and digits
+_NOT_FOR_THE_FALLBACK = re.compile(r"[^ !#$&'()+,.0-9=@A-Z\[\]^_`a-z{}~-]")
+
+
+def parameters(value: str) -> tuple[str, dict[str, str]]:
+    """A header's leading word and its parameters, as in `attachment; filename="a.txt"`.
+
+    The word and the parameters' names are in lower case; the values are as they were sent,
+    in their quotes: who reads them knows how they were escaped.
+
+    Raises:
+        BadRequest: the header breaks the grammar of RFC 9110 §5.6.6, or repeats a parameter.
+    """
+    value = value.strip(" \t")
+    head = _HEAD.match(value)
+    if head is None:
+        raise BadRequest("a header starts with a word, and does not here")
+    found: dict[str, str] = {}
+    at = head.end()
+    while at < len(value):
+        match = _PARAMETER.match(value, at)
+        if match is None:
+            raise BadRequest('a header has parameters like ; name=value or ; name="value", and something else here')
+        at = match.end()
+        name, text = match.groups()
+        if name is None:  # nothing between two semicolons, or after the last one
+            continue
+        name = name.lower()
+        if name in found:
+            raise BadRequest("a header names a parameter twice")
+        found[name] = text
+    return head.group().lower(), found
+
+
+def unquoted(text: str) -> str:
+    r"""A parameter's value without its quotes; in them `\x` stands for `x`."""
+    return _ESCAPED.sub(r"\1", text[1:-1]) if text[0] == '"' else text
+
+
+def extended_value(text: str) -> bytes:
+    """The bytes of a `filename*`, which is `UTF-8'language'percent-encoded` (RFC 8187).
+
+    Raises:
+        BadRequest: it is not, or it names another character set.
+    """
+    match = _EXTENDED.fullmatch(text)
+    if match is None:
+        raise BadRequest("filename* must look like UTF-8''percent-encoded")
+    return unquote_to_bytes(match.group(1))
+
+
+def disposition_filename(value: str) -> str | None:
+    """The clean name that a request's Content-Disposition gives its body, None when it gives none.
+
+    `filename*` goes before `filename` (RFC 6266 §4.3); the bytes of either are UTF-8. The
+    disposition itself (`attachment`, `inline`, anything) does not matter.
+
+    Raises:
+        BadRequest: the header cannot be read, or repeats a parameter.
+        BadFilename: see `safe_filename`.
+    """
+    _, found = parameters(value)
+    if "filename*" in found:
+        return safe_filename(extended_value(found["filename*"]))
+    if "filename" in found:
+        return safe_filename(unquoted(found["filename"]).encode("latin-1"))
+    return None
+
+
+def attachment(filename: str) -> str:
+    """A Content-Disposition that offers a download under `filename`, a clean name.
+
+    In ASCII, whatever the name holds. `filename*` carries the name exactly, `filename` is
+    what old clients make of it: `disposition_filename` gives back `filename`.
+    """
+    fallback = _NOT_FOR_THE_FALLBACK.sub("_", filename)
+    return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{quote(filename, safe=_ATTRIBUTE_CHARACTERS)}"
+
+
+_PRINTABLE = re.compile(rf"[ -~]{{1,{MAX_CONTENT_TYPE_CHARACTERS}}}")
+_LENGTH = re.compile(r"0*+([0-9]{1,19})|0++")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def content_type(raw: str | None) -> str:
+    """The Content-Type a client gave a file, kept as data.
+
+    It is a label: stored as it was sent, even when it means nothing or names something
+    dangerous, and never trusted for serving. What cannot be a label (nothing, more than 255
+    characters, anything but printable ASCII) becomes `application/octet-stream`.
+    """
+    text = "" if raw is None else raw.strip(" \t")
+    return text if _PRINTABLE.fullmatch(text) else DEFAULT_CONTENT_TYPE
+
+
+def content_length(values: Sequence[str]) -> int | None:
+    """The bytes that a request's Content-Length headers declare, None when there is none.
+
+    Raises:
+        BadRequest: several of them, even if equal; not digits alone; above 2**63 - 1.
+    """
+    if not values:
+        return None
+    match = _LENGTH.fullmatch(values[0]) if len(values) == 1 else None
+    length = int(match.group(1) or "0") if match else MAX_SIZE + 1
+    if length > MAX_SIZE:
+        raise BadRequest(f"Content-Length must be a single whole number, at most {MAX_SIZE}")
+    return length
+
+
+def request_id(raw: str | None) -> str | None:
+    """The client's own name for its request, None unless it is 1 to 64 characters of `A-Za-z0-9._-`."""
+    return raw if raw is not None and _REQUEST_ID.fullmatch(raw) else None
+
+
+def repr_digests(value: str) -> str | None:
+    """The SHA-256 that a Repr-Digest or Content-Digest declares, None when it names only other algorithms.
+
+    Several fields of the same name are one, joined by commas. As in every structured
+    dictionary, the last of two equal keys counts (RFC 9651 §3.2).
+
+    Raises:
+        BadRequest: not a structured dictionary, or `sha-256` is not 32 bytes.
+    """
+    if len(value) > _MAX_DIGEST_FIELD_CHARACTERS:
+        raise BadRequest(f"a digest field has at most {_MAX_DIGEST_FIELD_CHARACTERS} characters")
+    try:
+        fields = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
+    except http_sf.StructuredFieldError:
+        raise BadRequest("a digest field looks like sha-256=:base64:") from None
+    digests = cast("dict[str, tuple[object, object]]", fields)  # each with its parameters, which mean nothing here
+    if "sha-256" not in digests:
+        return None
+    digest, _ = digests["sha-256"]
+    if not isinstance(digest, bytes) or len(digest) != 32:
+        raise BadRequest("a sha-256 digest has 32 bytes, as sha-256=:base64:")
+    return digest.hex()
+
+
+def digest_field(sha256: str) -> str:
+    """A Repr-Digest or Content-Digest that declares `sha256`, given in hex."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
+
+
+_RANGE = re.compile(r"([0-9]*)-([0-9]*)")
+
+
+def byte_ranges(value: str | None, size: int) -> list[tuple[int, int]] | None:
+    """The parts of a file of `size` bytes that a Range header asks for, or None: serve it whole.
+
+    Each is (start, stop), stop exclusive, never empty, in the order they were asked for; those
+    that lie outside the file are left out. The whole file answers what is not a valid
+    range of bytes, more than five ranges, and ranges that overlap (RFC 9110 §14.2 lets a
+    server ignore any Range), and the end of an empty file (`-5`), which has no other form.
+
+    Raises:
+        RangeNotSatisfiable: every range lies outside the file.
+    """
+    if value is None or len(value) > _MAX_RANGE_CHARACTERS:
+        return None
+    unit, _, listed = value.partition("=")
+    if unit.lower() != "bytes":
+        return None
+    asked = [text for element in listed.split(",") if (text := element.strip(" \t"))]
+    if not 1 <= len(asked) <= MAX_RANGES:
+        return None
+    found: list[tuple[int, int]] = []
+    for text in asked:
+        match = _RANGE.fullmatch(text)
+        if match is None or text == "-":
+            return None
+        first, last = match.groups()
+        if not first:
+            start, stop = max(0, size - int(last)), size
+            if size == 0 and int(last) > 0:
+                return None
+        else:
+            start, stop = int(first), min(size, int(last) + 1) if last else size
+            if last and int(last) < start:
+                return None
+        if start < stop:
+            found.append((start, stop))
+    if not found:
+        raise RangeNotSatisfiable(size)
+    if any(stop > following for (_, stop), (following, _) in pairwise(sorted(found))):
+        return None
+    return found
+
+
+_ENTITY_TAG = re.compile(r'[ \t]*+(?:(W/)?("[\x21\x23-\x7e\x80-\xff]*+")[ \t]*+)?(?:,|\Z)')
+
+
+def etag(sha256: str) -> str:
+    """The strong entity tag of the file with this digest, in hex."""
+    return f'"sha256-{sha256}"'
+
+
+def matches(value: str, tag: str, *, weak: bool) -> bool:
+    """Whether an If-Match or If-None-Match names `tag`: in its list, or by `*`.
+
+    `weak` compares as If-None-Match does: `W/"x"` is `"x"`. Otherwise, as for If-Match and
+    If-Range, a weak tag is nothing. A list that breaks the grammar names nothing.
+    """
+    if value.strip(" \t") == "*":
+        return True
+    named = False
+    at = 0
+    while at < len(value):
+        match = _ENTITY_TAG.match(value, at)
+        if match is None:
+            return False
+        at = match.end()
+        named |= match.group(2) == tag and (weak or match.group(1) is None)
+    return named
+
+
+def http_date(time_us: int) -> str:
+    """The time, microseconds since 1970 UTC, as `Sun, 06 Nov 1994 08:49:37 GMT`; parts of a second are cut off."""
+    return formatdate(time_us // 1_000_000, usegmt=True)
+
+
+def parse_http_date(value: str) -> int | None:
+    """Seconds since 1970 UTC of a date in any of HTTP's three forms, None when it is not a date."""
+    if len(value) > _MAX_DATE_CHARACTERS:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:  # asctime's form says no zone; in HTTP it means UTC
+            moment = moment.replace(tzinfo=UTC)
+        return microseconds(moment) // 1_000_000
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,319 @@
+"""Every sentence said to the database, one function each.
+
+Functions that only ask take `Asks`: the database, or a transaction in it. Functions that say
+several things which belong together take the `Unit` of one transaction. What several statements
+say is repeatable: saying it twice, after an answer got lost, leaves what saying it once leaves.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import pydantic
+import pydantic_core
+import structlog
+
+from app.db import Asks, Row, Unit
+from app.model import HistoryQuery, Page, Position, Session, Status, StatusTotal, Timestamp, Upload
+
+_log = structlog.get_logger(__name__)
+
+# Beyond everything that a column can hold, so that a row with an impossible time or size is still
+# found, and counted as broken, where nobody asks about times and sizes.
+_LEAST: Final = -(2**63)
+_MOST: Final = 2**63 - 1
+_LAST_ID: Final = "\U0010ffff"
+
+
+class NewSession(NamedTuple):
+    """A session and the hash of the first token that opens it."""
+
+    session: Session
+    token_hash: str
+
+
+class Seen(NamedTuple):
+    """A live session was seen, and lives until then."""
+
+    id: str
+    last_seen_us: int
+    expires_at_us: int
+
+
+class Stored(NamedTuple):
+    """What storage must hold for a completed upload."""
+
+    id: str
+    size: int
+    sha256: str
+
+
+class SessionRecord(Session):
+    """A session as an operator sees it, live or not."""
+
+    ended_at: Timestamp | None
+    merged_into: str | None
+
+
+# Uploads.
+
+
+async def insert_uploads(asks: Asks, uploads: Sequence[Upload]) -> None:
+    """Record uploads; those that are recorded already stay as they are.
+
+    An upload whose session has joined another one meanwhile is recorded for that one.
+    """
+    await asks.run("insert_uploads", rows=_json([upload.as_row() for upload in uploads]))
+
+
+async def list_uploads(
+    asks: Asks, session_id: str, query: HistoryQuery, *, after: Position | None, page_size: int
+) -> Page:
+    """One page of a session's uploads, from behind `after` or from the start."""
+    bounds = _newest_first(query, after) if query.order == "newest" else _oldest_first(query, after)
+    name = "list_uploads" if query.order == "newest" else "list_uploads_oldest"
+    rows = await asks.many(name, session_id=session_id, page_size=page_size + 1, **bounds, **_filters(query))
+    more, rows = len(rows) > page_size, rows[:page_size]
+    uploads = list(_readable(rows))
+    # The end comes from the rows: a broken one is left out, but must not end the listing early.
+    end = Position(rows[-1]["created_at_us"], rows[-1]["id"]) if more else None
+    return Page(uploads, end, skipped=len(rows) - len(uploads))
+
+
+async def count_uploads(asks: Asks, session_id: str, query: HistoryQuery) -> int:
+    """How many rows `list_uploads` goes through over all pages, broken ones included."""
+    row = await asks.one(
+        "count_uploads",
+        session_id=session_id,
+        from_us=_or(query.from_us, _LEAST),
+        until_us=_until(query),
+        **_filters(query),
+    )
+    return int(row["uploads"]) if row else 0
+
+
+async def find_upload(asks: Asks, session_id: str, upload_id: str) -> Upload | None:
+    """One upload of a session; None too when its row is broken."""
+    row = await asks.one("find_upload", session_id=session_id, upload_id=upload_id)
+    return next(_readable([row]), None) if row else None
+
+
+async def summarize_uploads(asks: Asks, session_id: str) -> list[StatusTotal]:
+    """How much a session has of each status. Rows whose status is none are left out, and logged."""
+    totals = []
+    for row in await asks.many("summarize_uploads", session_id=session_id):
+        if row["status"] not in set(Status):
+            _log.warning("upload_records_broken", session_id=session_id, uploads=row["uploads"])
+            continue
+        size = (row["size_mebibytes"] << 20) + row["size_bytes_beyond"]
+        totals.append(StatusTotal(row["status"], row["uploads"], size, row["first_us"], row["last_us"]))
+    return totals
+
+
+async def delete_upload(asks: Asks, session_id: str, upload_id: str) -> bool:
+    """A completed upload becomes a deleted one; False if the session has no such upload."""
+    return await asks.one("delete_upload", session_id=session_id, upload_id=upload_id) is not None
+
+
+async def statuses_of(asks: Asks, ids: Sequence[str]) -> dict[str, str]:
+    """The status of each of these uploads, over all sessions; those not recorded are not in it."""
+    return {row["id"]: row["status"] for row in await asks.many("list_statuses", ids=_json(ids))}
+
+
+async def list_stored(asks: Asks, after_id: str, page_size: int) -> list[Stored]:
+    """What storage must hold, over all sessions, by id from behind `after_id`; all from behind the empty id."""
+    rows = await asks.many("list_stored", after_id=after_id, page_size=page_size)
+    return [Stored(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
+
+
+async def count_stored(asks: Asks) -> int:
+    """How many uploads storage must hold, over all sessions."""
+    row = await asks.one("count_stored")
+    return int(row["uploads"]) if row else 0
+
+
+async def fail_uploads(asks: Asks, ids: Sequence[str], code: str, detail: str) -> list[str]:
+    """Completed uploads turn out not to be there; the ids of those that were completed until now."""
+    return [row["id"] for row in await asks.many("fail_uploads", ids=_json(ids), code=code, detail=detail)]
+
+
+# Sessions.
+
+
+async def insert_sessions(unit: Unit, arrivals: Sequence[NewSession]) -> None:
+    """Record new sessions with their first tokens; those that are recorded already stay as they are."""
+    await unit.run(
+        "insert_sessions",
+        rows=_json(
+            [
+                {
+                    "id": session.id,
+                    "created_at_us": session.created_at,
+                    "last_seen_us": session.last_seen_at,
+                    "expires_at_us": session.expires_at,
+                }
+                for session, _ in arrivals
+            ]
+        ),
+    )
+    await unit.run(
+        "insert_tokens",
+        rows=_json(
+            [
+                {"token_hash": token_hash, "session_id": session.id, "created_at_us": session.created_at}
+                for session, token_hash in arrivals
+            ]
+        ),
+    )
+
+
+async def insert_token(asks: Asks, token_hash: str, session_id: str, now_us: int) -> None:
+    """One more browser opens the session."""
+    rows = [{"token_hash": token_hash, "session_id": session_id, "created_at_us": now_us}]
+    await asks.run("insert_tokens", rows=_json(rows))
+
+
+async def find_session_by_token(asks: Asks, token_hash: str, now_us: int) -> Session | None:
+    """The session that a token opens: one that has neither ended nor expired."""
+    row = await asks.one("find_session_by_token", token_hash=token_hash, now_us=now_us)
+    return Session(**_session_fields(row)) if row else None
+
+
+async def find_session(asks: Asks, session_id: str) -> SessionRecord | None:
+    """A session, live or not, for an operator."""
+    row = await asks.one("find_session", session_id=session_id)
+    return _session_record(row) if row else None
+
+
+async def list_sessions(asks: Asks, limit: int) -> list[SessionRecord]:
+    """The sessions that were seen last, live or not, for an operator."""
+    return [_session_record(row) for row in await asks.many("list_sessions", limit=limit)]
+
+
+async def touch_sessions(asks: Asks, seen: Iterable[Seen]) -> None:
+    """Live sessions were seen; a time never goes back, in whatever order such news arrives."""
+    latest: dict[str, Seen] = {}
+    for each in seen:
+        known = latest.get(each.id, each)
+        latest[each.id] = Seen(
+            each.id, max(known.last_seen_us, each.last_seen_us), max(known.expires_at_us, each.expires_at_us)
+        )
+    # By id, so that two batches rarely lock the same rows in opposite order.
+    await asks.run("touch_sessions", rows=_json([latest[each]._asdict() for each in sorted(latest)]))
+
+
+async def replace_token(asks: Asks, old_hash: str, new_hash: str, now_us: int) -> bool:
+    """Another token opens the session from now on; False if the old one opens no live session."""
+    return await asks.one("replace_token", old_hash=old_hash, new_hash=new_hash, now_us=now_us) is not None
+
+
+async def end_session(unit: Unit, session_id: str, now_us: int) -> None:
+    """The session opens to nobody any more; its records stay."""
+    await unit.run("end_session", session_id=session_id, now_us=now_us)
+    await unit.run("delete_tokens_of_session", session_id=session_id)
+    await unit.run("delete_link_codes_of_session", session_id=session_id)
+
+
+async def insert_link_code(asks: Asks, code_hash: str, session_id: str, expires_at_us: int) -> None:
+    """A code that opens the session once."""
+    await asks.run("insert_link_code", code_hash=code_hash, session_id=session_id, expires_at_us=expires_at_us)
+
+
+async def take_link_code(asks: Asks, code_hash: str, now_us: int) -> str | None:
+    """Use a code up; the id of the live session that it opens, once."""
+    row = await asks.one("take_link_code", code_hash=code_hash, now_us=now_us)
+    return row["session_id"] if row else None
+
+
+async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) -> bool:
+    """One live session joins another: what was its own is the other's; False if they are not two live ones.
+
+    An upload that is being recorded for it in another transaction at this very moment is not
+    seen here; `move_merged_uploads` finds it later.
+    """
+    live = await unit.many("lock_live_sessions", first_id=from_id, second_id=into_id, now_us=now_us)
+    if len(live) != 2:
+        return False
+    await unit.run("end_merged_session", session_id=from_id, into_id=into_id, now_us=now_us)
+    await unit.run("repoint_merged_sessions", from_id=from_id, into_id=into_id)
+    await unit.run("move_uploads", from_id=from_id, into_id=into_id)
+    await unit.run("move_tokens", from_id=from_id, into_id=into_id)
+    await unit.run("move_link_codes", from_id=from_id, into_id=into_id)
+    return True
+
+
+async def move_merged_uploads(asks: Asks) -> int:
+    """Uploads that were recorded just as their session joined another follow it; how many."""
+    return len(await asks.many("move_merged_uploads"))
+
+
+async def expire_sessions(unit: Unit, now_us: int) -> int:
+    """Sessions whose time is over end; how many. Tokens and codes that open nothing go, records stay."""
+    ended = await unit.many("expire_sessions", now_us=now_us)
+    await unit.run("delete_dead_tokens")
+    await unit.run("delete_dead_link_codes", now_us=now_us)
+    return len(ended)
+
+
+async def delete_empty_sessions(asks: Asks, ended_before_us: int) -> int:
+    """Sessions that ended before then, with no upload and nobody merged into them, go; how many."""
+    return len(await asks.many("delete_empty_sessions", ended_before_us=ended_before_us))
+
+
+def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
+    before = Position(_MOST, _LAST_ID) if query.to_us is None else Position(query.to_us, "")
+    if after is not None:
+        before = min(before, after)
+    return {"before_us": before.created_at_us, "before_id": before.id, "from_us": _or(query.from_us, _LEAST)}
+
+
+def _oldest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
+    start = Position(_or(query.from_us, _LEAST), "")
+    if after is not None:
+        start = max(start, after)
+    return {"after_us": start.created_at_us, "after_id": start.id, "until_us": _until(query)}
+
+
+def _until(query: HistoryQuery) -> int:
+    return _MOST if query.to_us is None else query.to_us - 1
+
+
+def _filters(query: HistoryQuery) -> dict[str, Any]:
+    return {
+        "min_size": _or(query.min_size, _LEAST),
+        "max_size": _or(query.max_size, _MOST),
+        "statuses": _json([status.value for status in query.statuses]) if query.statuses else None,
+        "protocol": query.protocol.value if query.protocol else None,
+        "sha256": query.sha256,
+        "pattern": query.filename_pattern,
+    }
+
+
+def _or(asked: int | None, otherwise: int) -> int:
+    return otherwise if asked is None else asked
+
+
+def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
+    """The uploads that rows stand for. A row that breaks the model is left out, and logged by its id."""
+    for row in rows:
+        try:
+            yield Upload.from_row(row)
+        except pydantic.ValidationError:
+            _log.warning("upload_record_broken", upload_id=row["id"])
+
+
+def _session_fields(row: Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "created_at": row["created_at_us"],
+        "last_seen_at": row["last_seen_us"],
+        "expires_at": row["expires_at_us"],
+    }
+
+
+def _session_record(row: Row) -> SessionRecord:
+    return SessionRecord(**_session_fields(row), ended_at=row["ended_at_us"], merged_into=row["merged_into_id"])
+
+
+def _json(value: object) -> str:
+    """As a batch travels: one parameter, whatever its length."""
+    return pydantic_core.to_json(value).decode()

@@ -1,0 +1,266 @@
+"""Signed token ↔ session: recognise, start, renew, rotate, end, link, join.
+
+A browser carries a random token, signed together with the time it was given out. The
+database keeps only the token's hash; whether a session lives, its row decides. The text
+of a cookie is never a key to anything.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import structlog
+
+from app import records
+from app.db import Db, Unit
+from app.errors import AmbiguousSession, Forbidden, Unavailable
+from app.model import Clock, Session
+from app.records import NewSession, Seen
+from app.signing import Signer
+
+log = structlog.stdlib.get_logger("waybill.sessions")
+
+LINK_CODE_SECONDS: Final = 600
+SEEN_EVERY_US: Final = 60_000_000
+"""How fine `last_seen` is: a session in steady use costs one row write a minute, shared with others."""
+FLUSH_SECONDS: Final = 5.0
+KNOWN_SECONDS: Final = 1.0
+"""How long one worker may go on trusting a session that another has ended."""
+_KNOWN_AT_MOST: Final = 10_000
+_MAX_TEXTS: Final = 8
+
+
+class Token(NamedTuple):
+    """What a client carries: a secret, and when it was last given out."""
+
+    secret: str
+    given_at_us: int
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.secret.encode()).hexdigest()
+
+
+class Recognised(NamedTuple):
+    """A living session and the token that opened it."""
+
+    session: Session
+    token: Token
+
+
+@dataclass(slots=True)
+class _Known:
+    until: float
+    found: "asyncio.Task[Session | None]"
+
+
+class Sessions:
+    """The sessions of one service. `max_age_us` is how long an idle one lives."""
+
+    def __init__(
+        self,
+        db: Db,
+        signer: Signer,
+        *,
+        max_age_us: int,
+        now_us: Clock,
+        new_id: Callable[[], str],
+        new_secret: Callable[[], str],
+        new_code: Callable[[], str],
+    ) -> None:
+        self._db = db
+        self._signer = signer
+        self._max_age_us = max_age_us
+        self._now_us = now_us
+        self._new_id = new_id
+        self._new_secret = new_secret
+        self._new_code = new_code
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._seen: dict[str, Seen] = {}
+
+    @property
+    def max_age_seconds(self) -> int:
+        return self._max_age_us // 1_000_000
+
+    # --- tokens
+
+    def text_of(self, token: Token) -> str:
+        """The token as a cookie or bearer value."""
+        return self._signer.sign(f"{token.secret}.{token.given_at_us // 1_000_000}")
+
+    def _token_in(self, text: str) -> Token | None:
+        signed = self._signer.verify(text)
+        if signed is None:
+            return None
+        secret, _, given_at = signed.rpartition(".")
+        return Token(secret, int(given_at) * 1_000_000)
+
+    def new_token(self) -> Token:
+        return Token(self._new_secret(), self._now_us())
+
+    def renewed(self, token: Token) -> Token:
+        """The same token, given out now."""
+        return token._replace(given_at_us=self._now_us())
+
+    def is_stale(self, token: Token) -> bool:
+        """Whether a browser should be given its token anew, so that its cookie lives as long as the session."""
+        return self._now_us() - token.given_at_us > self._max_age_us // 30
+
+    # --- recognising
+
+    async def recognise(self, texts: Sequence[str]) -> Recognised | None:
+        """The living session that one of `texts` opens, or None.
+
+        Raises:
+            AmbiguousSession: they open different ones.
+            Unavailable: the database cannot be asked.
+        """
+        found: dict[str, Recognised] = {}
+        for text in texts[:_MAX_TEXTS]:
+            token = self._token_in(text)
+            session = await self._find(token.hash) if token else None
+            if token and session:
+                found.setdefault(session.id, Recognised(session, token))
+        if len(found) > 1:
+            raise AmbiguousSession
+        for recognised in found.values():
+            self._saw(recognised.session)
+            return recognised
+        return None
+
+    async def _find(self, token_hash: str) -> Session | None:
+        """The session of a token; asked once for all who wait, and remembered for a moment."""
+        now = asyncio.get_running_loop().time()
+        known = self._known.get(token_hash)
+        if known is None or known.until <= now:
+            task = asyncio.create_task(records.find_session_by_token(self._db, token_hash, self._now_us()))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # the waiters may be gone
+            known = self._known[token_hash] = _Known(now + KNOWN_SECONDS, task)
+            self._known.move_to_end(token_hash)
+            if len(self._known) > _KNOWN_AT_MOST:
+                self._known.popitem(last=False)
+        try:
+            session = await asyncio.shield(known.found)
+        except BaseException:
+            self._known.pop(token_hash, None)
+            raise
+        return session if session and session.expires_at > self._now_us() else None
+
+    def _saw(self, session: Session) -> None:
+        now_us = self._now_us()
+        if now_us - session.last_seen_at >= SEEN_EVERY_US and session.id not in self._seen:
+            self._seen[session.id] = Seen(session.id, now_us, now_us + self._max_age_us)
+
+    def _forget(self) -> None:
+        """After a change, ask the database again; sessions of others are merely asked for once more."""
+        self._known.clear()
+
+    # --- what a client may do with its session
+
+    def begin(self) -> tuple[NewSession, Token]:
+        """A session that the database has yet to be told of; it rides with the first upload."""
+        now_us = self._now_us()
+        token = self.new_token()
+        session = Session(
+            id=self._new_id(), created_at=now_us, last_seen_at=now_us, expires_at=now_us + self._max_age_us
+        )
+        return NewSession(session, token.hash), token
+
+    async def save(self, arrival: NewSession) -> None:
+        """Tell the database of a session that brings no upload."""
+
+        async def run(unit: Unit) -> None:
+            await records.insert_sessions(unit, [arrival])
+
+        await self._db.transaction(run)
+
+    async def rotate(self, recognised: Recognised) -> Token:
+        """A new token for the same session; the old one opens nothing from now on."""
+        token = self.new_token()
+
+        async def run(unit: Unit) -> bool:
+            return await records.replace_token(unit, recognised.token.hash, token.hash, self._now_us())
+
+        replaced = await self._db.transaction(run)
+        self._forget()
+        if not replaced:
+            raise Forbidden("this token has just been replaced by another request")
+        return token
+
+    async def end(self, session: Session) -> None:
+        """End the session for every browser that shares it; its records stay."""
+
+        async def run(unit: Unit) -> None:
+            await records.end_session(unit, session.id, self._now_us())
+
+        await self._db.transaction(run)
+        self._forget()
+
+    async def link(self, session: Session) -> tuple[str, int]:
+        """A one-time code by which a second browser joins, and when it stops working (microseconds)."""
+        code, expires_at_us = self._new_code(), self._now_us() + LINK_CODE_SECONDS * 1_000_000
+
+        async def run(unit: Unit) -> None:
+            await records.insert_link_code(unit, _code_hash(code), session.id, expires_at_us)
+
+        await self._db.transaction(run)
+        return code, expires_at_us
+
+    async def join(self, recognised: Recognised | None, code: str) -> Token:
+        """Share the session that the code stands for; what the caller's own session had moves into it.
+
+        Raises:
+            Forbidden: the code is unknown, used, or too old.
+        """
+        token = self.new_token()
+        now_us = self._now_us()
+
+        async def run(unit: Unit) -> None:
+            into_id = await records.take_link_code(unit, _code_hash(code), now_us)
+            if into_id is None:
+                raise Forbidden("the code is unknown, was used before, or is older than ten minutes")
+            if recognised is None:
+                await records.insert_token(unit, token.hash, into_id, now_us)
+                return
+            if recognised.session.id != into_id:
+                await records.merge_sessions(unit, recognised.session.id, into_id, now_us)
+            await records.replace_token(unit, recognised.token.hash, token.hash, now_us)
+
+        await self._db.transaction(run)
+        self._forget()
+        return token
+
+    # --- last seen
+
+    async def keep_seen(self) -> None:
+        """Write down, now and then and in one statement, when sessions were last seen. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            try:
+                await self.flush_seen()
+            except Unavailable:
+                log.warning("when sessions were last seen could not be written; it will be with the next ones")
+
+    async def flush_seen(self) -> None:
+        if not self._seen:
+            return
+        seen, self._seen = self._seen, {}
+
+        async def run(unit: Unit) -> None:
+            await records.touch_sessions(unit, list(seen.values()))
+
+        try:
+            await self._db.transaction(run)
+        except BaseException:
+            self._seen = seen | self._seen
+            raise
+        self._forget()
+
+
+def _code_hash(code: str) -> str:
+    """Codes are typed by people: case, spaces and dashes do not matter."""
+    plain = "".join(code.split()).replace("-", "").upper()
+    return hashlib.sha256(plain.encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,164 @@
+"""Large files, written in large aligned blocks, each digested in the thread hop that writes it.
+
+Measured: page-cache writes cost 0.25 to 2.4 CPU seconds a GiB and leave the flush to wait
+for them; direct writes of 1 MiB from aligned memory cost 0.05 to 0.1 and leave it nothing
+to do. While one block is digested and written, the next one fills.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import io
+import mmap
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from aiofiles.threadpool import wrap
+
+from app.storage import kernel
+from app.tasks import to_the_end
+
+BLOCK_BYTES: Final = 1024 * 1024
+_ALIGNMENT: Final = 4096
+_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+
+
+class BlockPool:
+    """Page-aligned blocks, made once and lent in pairs; never more than `blocks` of them."""
+
+    def __init__(self, blocks: int) -> None:
+        self._unmade = blocks
+        self._free: list[mmap.mmap] = []
+
+    def take_pair(self) -> tuple[mmap.mmap, mmap.mmap] | None:
+        """Two blocks, or None when too few are left."""
+        while len(self._free) < 2 and self._unmade > 0:
+            self._unmade -= 1
+            self._free.append(mmap.mmap(-1, BLOCK_BYTES))
+        return (self._free.pop(), self._free.pop()) if len(self._free) >= 2 else None
+
+    def give_back(self, pair: tuple[mmap.mmap, mmap.mmap]) -> None:
+        self._free.extend(pair)
+
+
+class DigestingFile(io.FileIO):
+    """A file whose `write` digests and writes everything it is given, in order, in one call.
+
+    `before_write` may refuse more bytes; what it raises, `write` raises.
+    """
+
+    def __init__(self, fd: int, *, direct: bool, before_write: Callable[[int], None]) -> None:
+        super().__init__(fd, "wb")
+        self._direct = direct
+        self._before_write = before_write
+        self._written = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, block: "memoryview | bytes") -> int:  # type: ignore[override]  # FileIO takes any buffer
+        view = memoryview(block)
+        self._before_write(len(view))
+        self.digest.update(view)
+        if self._direct and len(view) % _ALIGNMENT:
+            # Only the end of a file is not aligned. Its few bytes go through the page
+            # cache and become durable with the flush that publishes the file.
+            aligned = len(view) - len(view) % _ALIGNMENT
+            self._write_all(view[:aligned])
+            self.leave_direct()
+            self._write_all(view[aligned:])
+        else:
+            self._write_all(view)
+        return len(view)
+
+    def _write_all(self, view: memoryview) -> None:
+        while view:
+            count = os.write(self.fileno(), view)
+            view = view[count:]
+            if not self._direct and (self._written + count) // _WRITEBACK_BYTES > self._written // _WRITEBACK_BYTES:
+                self._keep_dirty_pages_few()
+            self._written += count
+
+    def leave_direct(self) -> None:
+        """Write through the page cache from here on; pieces need no alignment then."""
+        flags = fcntl.fcntl(self.fileno(), fcntl.F_GETFL)
+        fcntl.fcntl(self.fileno(), fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        self._direct = False
+
+    def _keep_dirty_pages_few(self) -> None:
+        """Without this a flush for somebody's small file would wait for all of this one."""
+        end = self._written // _WRITEBACK_BYTES * _WRITEBACK_BYTES
+        kernel.start_writeback(self.fileno(), max(0, end - _WRITEBACK_BYTES), 2 * _WRITEBACK_BYTES)
+        os.posix_fadvise(self.fileno(), 0, max(0, end - _WRITEBACK_BYTES), os.POSIX_FADV_DONTNEED)
+
+
+class BlockWriter:
+    """Write one file from the event loop, block by block, network and disk side by side.
+
+    With a pair of blocks the file is written directly; without one (the pool is bounded)
+    every piece is written as it comes, through the page cache. `write` returns as soon as
+    its bytes are copied or written; an error of a write behind it is raised by the next
+    call. `settle` must have returned before the descriptor is closed by anyone.
+    """
+
+    def __init__(
+        self, file: DigestingFile, pool: BlockPool, pair: tuple[mmap.mmap, mmap.mmap] | None, executor: Executor
+    ) -> None:
+        self._file = wrap(file, executor=executor)
+        self._pool = pool
+        self._pair = pair
+        self._filling = memoryview(pair[0]) if pair else memoryview(b"")
+        self._spare = memoryview(pair[1]) if pair else memoryview(b"")
+        self._filled = 0
+        self._behind: asyncio.Task[int] | None = None
+
+    async def write(self, piece: bytes) -> None:
+        if self._pair is None:
+            await to_the_end(self._file.write(piece))
+            return
+        view = memoryview(piece)
+        while view:
+            count = min(len(view), BLOCK_BYTES - self._filled)
+            self._filling[self._filled : self._filled + count] = view[:count]
+            self._filled += count
+            view = view[count:]
+            if self._filled == BLOCK_BYTES:
+                await self._turn()
+
+    async def finish(self) -> None:
+        """Write what is left; all bytes are in the file and in its digest when this returns."""
+        if self._filled:
+            await self._turn()
+        await self._wait_behind()
+        self._release()
+
+    async def settle(self) -> None:
+        """Wait for the thread, whatever it meets, and let the blocks go. For a file that is given up."""
+        if self._behind is not None:
+            await asyncio.wait((self._behind,))
+            self._behind.exception()  # the file goes: its error has no one to tell
+            self._behind = None
+        self._release()
+
+    async def _turn(self) -> None:
+        await self._wait_behind()
+        full = self._filling[: self._filled]
+        self._behind = asyncio.ensure_future(self._file.write(full))
+        self._filling, self._spare = self._spare, self._filling
+        self._filled = 0
+
+    async def _wait_behind(self) -> None:
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            try:
+                await asyncio.shield(behind)
+            except asyncio.CancelledError:
+                self._behind = behind  # a thread still reads the block: `settle` waits for it
+                raise
+
+    def _release(self) -> None:
+        if self._pair is not None:
+            self._filling.release()
+            self._spare.release()
+            self._pool.give_back(self._pair)
+            self._pair = None

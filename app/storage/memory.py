@@ -1,0 +1,156 @@
+"""The same promises in a dict: the reference for tests, and for trying the service without a disk.
+
+"Durable" means here: as long as the process lives.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from typing import cast
+
+from app.errors import StorageFull, UploadError
+from app.storage import Found, NotStored, Reservation, Staged, is_key
+
+
+class _Reserved:
+    def __init__(self, storage: "MemoryStorage", size: int) -> None:
+        self._storage = storage
+        self._size = size
+        storage.reserved += size
+
+    def release(self) -> None:
+        self._storage.reserved -= self._size
+        self._size = 0
+
+
+class MemoryStaged:
+    def __init__(self, storage: "MemoryStorage", key: str) -> None:
+        self.key = key
+        self.size = 0
+        self._storage = storage
+        self._digest = hashlib.sha256()
+        self._content = bytearray()
+        self._ended = False
+        storage.staged.add(key)
+
+    async def write(self, block: bytes) -> None:
+        self._storage.take(len(block))
+        self.size += len(block)
+        self._content += block
+        self._digest.update(block)
+
+    async def finish(self) -> None:
+        return
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    async def abort(self) -> None:
+        if not self._ended:
+            self._storage.give_back(self.size)
+            self.end()
+
+    def end(self) -> bytes:
+        self._ended = True
+        self._storage.staged.discard(self.key)
+        return bytes(self._content)
+
+
+class MemoryStored:
+    def __init__(self, content: bytes) -> None:
+        self.size = len(content)
+        self._content = content
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
+
+    async def close(self) -> None:
+        return
+
+
+class MemoryStorage:
+    """At most `capacity` bytes, staged and published together."""
+
+    def __init__(self, capacity: int = 2**63) -> None:
+        self._free = capacity
+        self._files: dict[str, bytes] = {}
+        self._aside: dict[str, bytes] = {}
+        self.staged: set[str] = set()
+        self.reserved = 0
+
+    async def prepare(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    def take(self, size: int) -> None:
+        if size > self._free:
+            raise StorageFull
+        self._free -= size
+
+    def give_back(self, size: int) -> None:
+        self._free += size
+
+    def reserve(self, size: int) -> Reservation:
+        if size > self._free - self.reserved:
+            raise StorageFull
+        return _Reserved(self, size)
+
+    def stage(self, key: str, reservation: Reservation | None = None) -> MemoryStaged:
+        if not is_key(key):
+            raise ValueError("a key is a UUID in canonical text")
+        return MemoryStaged(self, key)
+
+    async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
+        for staged in cast("Sequence[MemoryStaged]", batch):
+            if staged.key in self._files:
+                raise ValueError("a key was given out twice")
+            self._files[staged.key] = staged.end()
+        return {}
+
+    async def open(self, key: str) -> MemoryStored:
+        if key not in self._files:
+            raise NotStored(key)
+        return MemoryStored(self._files[key])
+
+    async def digest(self, key: str) -> tuple[int, str]:
+        if key not in self._files:
+            raise NotStored(key)
+        return len(self._files[key]), hashlib.sha256(self._files[key]).hexdigest()
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.give_back(len(self._files.pop(key, b"")))
+
+    async def set_aside(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            if key in self._files:
+                self._aside[key] = self._files.pop(key)
+
+    async def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
+        yield [Found(key, len(content), grace_seconds == 0) for key, content in self._files.items()]
+
+    async def missing(self, keys: Sequence[str]) -> list[str]:
+        return [key for key in keys if key not in self._files]
+
+    async def strays(self) -> list[str]:
+        return []
+
+    async def sweep(self, keep_aside_seconds: float) -> int:
+        removed = len(self._aside) if keep_aside_seconds == 0 else 0
+        if removed:
+            self.give_back(sum(map(len, self._aside.values())))
+            self._aside.clear()
+        return removed
+
+    def sole_sweeper(self) -> AbstractContextManager[bool]:
+        return nullcontext(True)
+
+    async def free_bytes(self) -> int | None:
+        return self._free
+
+    async def test(self) -> None:
+        return

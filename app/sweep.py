@@ -1,0 +1,143 @@
+"""What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import structlog
+
+from app import records
+from app.db import Db, Unit
+from app.errors import UploadError
+from app.model import Clock, Status
+from app.storage import Storage
+
+log = structlog.stdlib.get_logger("waybill.sweep")
+
+GRACE_SECONDS: Final = 3600.0
+"""A file younger than this may still get its row: its batch may be under way, or waiting for the database."""
+KEEP_ASIDE_SECONDS: Final = 7 * 86_400.0
+EMPTY_SESSION_US: Final = 86_400_000_000
+"""A session that ended without an upload is forgotten a day later."""
+_AT_ONCE: Final = 500
+_PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
+_NO_FILE: Final = "the stored file is missing"
+
+
+def too_many(found: int, of: int) -> bool:
+    """Whether so many contradictions mean that the wrong database or the wrong directory is in use.
+
+    After a restored backup or a volume that was not mounted, "cleaning up" would destroy
+    what is left; then nothing is touched and the operator is told.
+    """
+    return found > max(10, of // 1000)
+
+
+@dataclass(slots=True)
+class Swept:
+    """What one sweep found and did. `stopped` says why it left files or rows alone."""
+
+    staged_removed: int = 0
+    files: int = 0
+    files_set_aside: int = 0
+    files_removed: int = 0
+    records: int = 0
+    records_lost: int = 0
+    sessions_ended: int = 0
+    stopped: str | None = None
+
+    def as_dict(self) -> dict[str, int | str | None]:
+        return asdict(self)
+
+
+class Sweeper:
+    """Sweep once, or every so often. `grace_seconds` is for files that may still get their row."""
+
+    def __init__(self, storage: Storage, db: Db, *, now_us: Clock, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._storage = storage
+        self._db = db
+        self._now_us = now_us
+        self._grace_seconds = grace_seconds
+
+    async def run(self, interval_seconds: float) -> None:
+        """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next."""
+        while True:
+            try:
+                await self.once()
+            except UploadError as error:
+                log.warning("the sweep could not be finished", reason=str(error))
+            except Exception:
+                log.exception("the sweep failed")
+            await asyncio.sleep(interval_seconds)
+
+    async def once(self) -> Swept:
+        """Sweep sessions, staging, files and rows; all but the first only if nobody else is at it."""
+        swept = Swept()
+        swept.sessions_ended = await self._sweep_sessions()
+        with self._storage.sole_sweeper() as alone:
+            if alone:
+                swept.staged_removed = await self._storage.sweep(KEEP_ASIDE_SECONDS)
+                await self._sweep_files(swept)
+                await self._sweep_rows(swept)
+            else:
+                swept.stopped = "another process is sweeping"
+        log.info("swept", **swept.as_dict())
+        return swept
+
+    async def _sweep_sessions(self) -> int:
+        now_us = self._now_us()
+
+        async def run(unit: Unit) -> int:
+            ended = await records.expire_sessions(unit, now_us)
+            await records.delete_empty_sessions(unit, now_us - EMPTY_SESSION_US)
+            await records.move_merged_uploads(unit)
+            return ended
+
+        return await self._db.transaction(run)
+
+    async def _sweep_files(self, swept: Swept) -> None:
+        """Finish deletions that a crash interrupted; set aside files that no row knows."""
+        unknown: list[str] = []
+        async for found in self._storage.walk(self._grace_seconds):
+            swept.files += len(found)
+            settled = [file.key for file in found if file.settled]
+            for keys in _slices(settled):
+                statuses = await records.statuses_of(self._db, keys)
+                unknown += [key for key in keys if key not in statuses]
+                deleted = [key for key in keys if statuses.get(key) == Status.DELETED]
+                await self._storage.remove(deleted)
+                swept.files_removed += len(deleted)
+                await asyncio.sleep(_PAUSE_SECONDS)
+        if too_many(len(unknown), swept.files):
+            swept.stopped = f"{len(unknown)} of {swept.files} files have no record; is this their database?"
+            log.error("files are left alone", reason=swept.stopped)
+            return
+        await self._storage.set_aside(unknown)
+        swept.files_set_aside = len(unknown)
+
+    async def _sweep_rows(self, swept: Swept) -> None:
+        """Say of completed uploads whose file is missing that they are lost."""
+        lost: list[str] = []
+        after_id = ""
+        while stored := await records.list_stored(self._db, after_id, _AT_ONCE):
+            swept.records += len(stored)
+            lost += await self._storage.missing([row.id for row in stored])
+            after_id = stored[-1].id
+            await asyncio.sleep(_PAUSE_SECONDS)
+        if too_many(len(lost), swept.records):
+            swept.stopped = f"{len(lost)} of {swept.records} records have no file; is this their directory?"
+            log.error("records are left alone", reason=swept.stopped)
+            return
+        for ids in _slices(lost):
+
+            async def run(unit: Unit, ids: Sequence[str] = ids) -> None:
+                await records.fail_uploads(unit, ids, "lost", _NO_FILE)
+
+            await self._db.transaction(run)
+            log.error("uploads are lost: their files are missing", uploads=ids)
+        swept.records_lost = len(lost)
+
+
+def _slices(keys: list[str]) -> list[list[str]]:
+    return [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)]

@@ -1,0 +1,61 @@
+"""Every stored file against its row, and every row against its file: is what is kept what was sent?"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+from app import records
+from app.db import Db
+from app.storage import NotStored, Storage
+
+_AT_ONCE: Final = 500
+_GRACE_SECONDS: Final = 60.0  # a batch may be between its files and its rows
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was read, and by id what is not as it should be."""
+
+    files: int = 0
+    bytes: int = 0
+    missing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    without_record: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return not (self.missing or self.damaged or self.without_record or self.foreign)
+
+    def as_dict(self) -> dict[str, object]:
+        return {"sound": self.sound, **asdict(self)}
+
+
+async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lambda: None) -> Verified:
+    """Read and digest every completed upload; then look for files that no completed upload owns.
+
+    `on_file` is called after each upload. Uploads that are deleted meanwhile are no damage.
+    """
+    found = Verified()
+    after_id = ""
+    while stored := await records.list_stored(db, after_id, _AT_ONCE):
+        for row in stored:
+            try:
+                size, sha256 = await storage.digest(row.id)
+            except NotStored:
+                found.missing.append(row.id)
+            else:
+                found.files += 1
+                found.bytes += size
+                if (size, sha256) != (row.size, row.sha256):
+                    found.damaged.append(row.id)
+            on_file()
+        after_id = stored[-1].id
+    gone = await records.statuses_of(db, found.missing)
+    found.missing = [upload_id for upload_id in found.missing if gone.get(upload_id) == "completed"]
+    async for files in storage.walk(_GRACE_SECONDS):
+        keys = [file.key for file in files if file.settled]
+        statuses = await records.statuses_of(db, keys)
+        found.without_record += [key for key in keys if statuses.get(key) != "completed"]
+    found.foreign = await storage.strays()
+    return found

@@ -1,0 +1,1 @@
+"""Starlette's side of the service: requests in, answers out."""

@@ -1,0 +1,112 @@
+"""The body of one request: counted, never longer or shorter than declared, never too slow."""
+
+import asyncio
+from types import TracebackType
+from typing import Any, Final, Self
+
+from starlette.requests import Request
+
+from app.errors import BadRequest, IncompleteBody, RequestTooLarge, TooSlow, UnsupportedMediaType
+from app.protocols.headers import content_length
+
+PACE_SECONDS: Final = 30.0
+"""The minimum rate is held over windows of this length, so that a train may pass a tunnel."""
+
+
+class Body:
+    """Enter it and iterate over it once for the blocks. What the headers alone forbid, the constructor refuses.
+
+    Raises:
+        UnsupportedMediaType: it is compressed; nothing is ever decompressed here.
+        RequestTooLarge: it is, or proves to be, over `limit` bytes.
+        IncompleteBody: the client hung up, or sent another length than it declared.
+        TooSlow: fewer than `min_rate` bytes a second arrived for `PACE_SECONDS`.
+    """
+
+    def __init__(self, request: Request[Any], *, limit: int, min_rate: int) -> None:
+        headers = request.headers
+        self.declared = content_length(headers.getlist("content-length"))
+        if headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+            raise UnsupportedMediaType("the body has a Content-Encoding; send the bytes as they are")
+        if "upgrade" in headers:
+            # The HTTP parser takes such a request for one without a body and drops its bytes.
+            raise BadRequest("a request with a body cannot ask for an Upgrade; turn off HTTP/2 upgrades (h2c)")
+        if self.declared is not None and self.declared > limit:
+            raise RequestTooLarge(self.declared, limit)
+        self.received = 0
+        self._receive = request.receive
+        self._limit = limit
+        self._ended = False
+        self._pace = _Pace(min_rate)
+
+    def __enter__(self) -> Self:
+        self._pace.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pace.stop()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ended:
+            message = await self._pace.wait_for(self._receive, self.received)
+            if message["type"] == "http.disconnect":
+                raise IncompleteBody(self.received, self.declared)
+            self._ended = not message.get("more_body", False)
+            block: bytes = message.get("body", b"")
+            self.received += len(block)
+            if self.received > self._limit:
+                raise RequestTooLarge(self.received, self._limit)
+            if block:
+                return block
+        if self.declared is not None and self.received != self.declared:
+            raise IncompleteBody(self.received, self.declared)
+        raise StopAsyncIteration
+
+
+class _Pace:
+    """Ends a wait for the client when too little came for too long; our own slowness is never counted.
+
+    One timer a request, not one a block: it looks back over the window that has passed.
+    """
+
+    def __init__(self, min_rate: int) -> None:
+        self._min_rate = min_rate
+        self._received = 0
+        self._mark = 0
+        self._waiting: asyncio.Task[Any] | None = None
+        self._late = False
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._min_rate:
+            self._timer = self._loop.call_later(PACE_SECONDS, self._look_back)
+
+    async def wait_for(self, receive: Any, received: int) -> Any:
+        self._received = received
+        self._waiting = asyncio.current_task()
+        try:
+            return await receive()
+        except asyncio.CancelledError:
+            if self._late and self._waiting is not None and self._waiting.uncancel() == 0:
+                raise TooSlow(PACE_SECONDS, self._min_rate) from None
+            raise
+        finally:
+            self._waiting = None
+
+    def _look_back(self) -> None:
+        if self._waiting is not None and self._received - self._mark < self._min_rate * PACE_SECONDS:
+            self._late = True
+            self._waiting.cancel()
+            return
+        self._mark = self._received
+        self.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

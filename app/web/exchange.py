@@ -1,0 +1,118 @@
+"""One request and its answer: the id they share, the log line they leave, and a clean end.
+
+Outermost middleware. What is not a refusal becomes a 500 here, and an answer that comes
+before the end of the body ends the connection in a way that lets the client read it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Internal
+from app.protocols.headers import request_id
+from app.web.problems import problem
+
+log = structlog.stdlib.get_logger("waybill.web")
+
+_LINGER_BYTES: Final = 4 * 1024 * 1024
+_LINGER_SECONDS: Final = 2.0
+
+
+class Exchange:
+    """What is known of a request while it is answered; `notes` go into its log line."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, new_id: Callable[[], str]) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = request_id(headers.get(b"x-request-id", b"").decode("latin-1")) or new_id()
+        self.notes: dict[str, Any] = {}
+        self.status = 0
+        self.received = 0
+        self._receive = receive
+        self._send = send
+        length = headers.get(b"content-length")
+        self._body_ended = b"transfer-encoding" not in headers and (length is None or length.strip(b"0") == b"")
+        self._may_hold_back = b"expect" in headers
+        self._unread = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._may_hold_back = False
+        if message["type"] == "http.request":
+            self.received += len(message.get("body", b""))
+            self._body_ended = not message.get("more_body", False)
+        else:
+            self._body_ended = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._unread = not self._body_ended
+            headers = [*message.get("headers", ()), (b"x-request-id", self.id.encode("ascii"))]
+            if self._unread:
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        elif self._unread and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        """Read on for a moment after an early answer.
+
+        Closing at once would reset the connection under a client that still sends, and it
+        would never see the answer.
+        """
+        if self._may_hold_back:
+            return  # it waits for 100 Continue; reading would ask for the body that was just refused
+        limit = self.received + _LINGER_BYTES
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self._body_ended and self.received < limit:
+                    await self.receive()
+        except TimeoutError:
+            log.debug("the client went on sending after its answer", request_id=self.id)
+
+
+class ExchangeMiddleware:
+    """Give every request its Exchange, as `scope["exchange"]`."""
+
+    def __init__(self, app: ASGIApp, *, new_id: Callable[[], str], stopwatch: Callable[[], float]) -> None:
+        self._app = app
+        self._new_id = new_id
+        self._stopwatch = stopwatch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope["exchange"] = Exchange(scope, receive, send, self._new_id)
+        began = self._stopwatch()
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=scope["path"])
+            if exchange.status:
+                raise  # the answer has begun and cannot be taken back: the server cuts the connection
+            await problem(Internal(), exchange.id)(scope, exchange.receive, exchange.send)
+        finally:
+            log.info(
+                "answered",
+                request_id=exchange.id,
+                method=scope["method"],
+                path=scope["path"],
+                status=exchange.status,
+                received=exchange.received,
+                ms=round((self._stopwatch() - began) * 1000, 1),
+                **exchange.notes,
+            )
+
+
+def exchange_of(connection: HTTPConnection[Any]) -> Exchange:
+    exchange: Exchange = connection.scope["exchange"]
+    return exchange

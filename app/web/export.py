@@ -1,0 +1,74 @@
+"""Everything that matches, as a stream in constant memory: CSV for tables, NDJSON for programs."""
+
+import csv
+import io
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from app import records
+from app.db import Db
+from app.model import HistoryQuery, Upload
+
+_PAGE_SIZE: Final = 500
+_FORMULA = re.compile(r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20|%]")
+_COLUMNS: Final = (
+    "id", "filename", "content_type", "size", "sha256", "status", "protocol", "created_at", "completed_at",
+    "error_code", "error_detail",
+)  # fmt: skip
+
+
+class Export(NamedTuple):
+    """One format of the whole history."""
+
+    name: str
+    media_type: str
+    head: bytes
+    lines: Callable[[Sequence[Upload]], bytes]
+
+    async def stream(self, db: Db, session_id: str, query: HistoryQuery) -> AsyncIterator[bytes]:
+        """All matching records, page by page: memory and each query stay small however many there are."""
+        if self.head:
+            yield self.head
+        after = None
+        while True:
+            page = await records.list_uploads(db, session_id, query, after=after, page_size=_PAGE_SIZE)
+            yield self.lines(page.uploads)
+            if page.end is None:
+                return
+            after = page.end
+
+
+def _ndjson(uploads: Sequence[Upload]) -> bytes:
+    return b"".join(upload.as_json() + b"\n" for upload in uploads)
+
+
+def _csv(uploads: Sequence[Upload]) -> bytes:
+    return _table([_cells(upload) for upload in uploads])
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cells(upload: Upload) -> list[Any]:
+    record = upload.model_dump(mode="json")
+    error = record["error"] or {"code": None, "detail": None}
+    values = [*(record[column] for column in _COLUMNS[:-2]), error["code"], error["detail"]]
+    return [_inert(value) if isinstance(value, str) else value for value in values]
+
+
+def _inert(text: str) -> str:
+    """The text, made so that no spreadsheet takes it for a formula: behind an apostrophe if need be."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+EXPORTS: Final = {
+    export.name: export
+    for export in (
+        Export("csv", "text/csv; charset=utf-8; header=present", _table([_COLUMNS]), _csv),
+        Export("ndjson", "application/x-ndjson", b"", _ndjson),
+    )
+}

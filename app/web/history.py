@@ -1,0 +1,267 @@
+"""GET /api/ingestion/history: pages, single records, sums, and streams of everything that matches."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+from urllib.parse import urlencode
+
+from pydantic_core import to_json
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app import records
+from app.errors import BadCursor, BadQuery, NotFound
+from app.model import MAX_SIZE, HistoryQuery, Position, Protocol, Status, is_upload_id, microseconds, rfc3339
+from app.signing import Signer
+from app.web.export import EXPORTS, Export
+from app.web.services import Services
+from app.web.session import caller_of
+
+HISTORY: Final = "/api/ingestion/history"
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 500
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+_JSON: Final = "application/json"
+
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2}))?")
+_NUMBER = re.compile(r"\d{1,19}")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+T = TypeVar("T")
+
+
+class Asked(NamedTuple):
+    """A history request, understood."""
+
+    query: HistoryQuery
+    limit: int
+    after: Position | None
+    with_total: bool
+    export: Export | None
+
+
+async def list_page(request: Request[Services]) -> Response:
+    """GET /api/ingestion/history: one page, newest first; or everything, as CSV or NDJSON."""
+    db = request.state["db"]
+    session_id = caller_of(request).session.id
+    asked = parse(request, session_id)
+    if asked.export is not None:
+        return StreamingResponse(
+            asked.export.stream(db, session_id, asked.query),
+            media_type=asked.export.media_type,
+            headers={**_NO_STORE, "Vary": "Accept"},
+        )
+    page = await records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
+    cursor = None if page.end is None else _cursor(request.state["cursors"], page.end, asked.query, session_id)
+    answer: dict[str, Any] = {
+        "items": page.uploads,
+        "next_cursor": cursor,
+        "limit": asked.limit,
+        "skipped": page.skipped,
+    }
+    if asked.with_total:
+        answer["total"] = await records.count_uploads(db, session_id, asked.query)
+    headers = {**_NO_STORE, "Vary": "Accept"}
+    if cursor is not None:
+        others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+        headers["Link"] = f'<{HISTORY}?{urlencode([*others, ("cursor", cursor)])}>; rel="next"'
+    return Response(to_json(answer), media_type=_JSON, headers=headers)
+
+
+async def show(request: Request[Services]) -> Response:
+    """GET /api/ingestion/history/{id}: one record of the caller's."""
+    session_id = caller_of(request).session.id
+    upload_id = request.path_params["id"]
+    upload = await records.find_upload(request.state["db"], session_id, upload_id) if is_upload_id(upload_id) else None
+    if upload is None:
+        raise NotFound
+    return Response(upload.as_json(), media_type=_JSON, headers=_NO_STORE)
+
+
+async def summarize(request: Request[Services]) -> Response:
+    """GET /api/ingestion/history/summary: counts and bytes by status, and the span of time."""
+    totals = await records.summarize_uploads(request.state["db"], caller_of(request).session.id)
+    answer = {
+        "uploads": sum(total.uploads for total in totals),
+        "bytes": sum(total.size_bytes for total in totals),
+        "by_status": {
+            status: {
+                "uploads": sum(total.uploads for total in totals if total.status == status),
+                "bytes": sum(total.size_bytes for total in totals if total.status == status),
+            }
+            for status in Status
+        },
+        "first_created_at": rfc3339(min(total.first_us for total in totals)) if totals else None,
+        "last_created_at": rfc3339(max(total.last_us for total in totals)) if totals else None,
+        "quota": {
+            "used": sum(total.size_bytes for total in totals if total.status == Status.COMPLETED),
+            "limit": None,
+            "left": None,
+        },
+    }
+    return Response(to_json(answer), media_type=_JSON, headers=_NO_STORE)
+
+
+# --- the query string
+
+
+def parse(request: Request[Any], session_id: str) -> Asked:
+    """Understand the whole query or refuse it, naming the parameter and what was expected.
+
+    Raises:
+        BadQuery: unknown, repeated, malformed or contradictory parameters.
+        BadCursor: the cursor was not made for this query of this session.
+    """
+    given = _Parameters(request.query_params)
+    query = HistoryQuery(
+        statuses=given.many("status", Status),
+        filename=given.one("filename", _filename, "1 to 255 characters without NUL"),
+        from_us=given.one("from", _moment, "an RFC 3339 time or a date such as 2026-11-22"),
+        to_us=given.one("to", _moment, "an RFC 3339 time or a date such as 2026-11-22"),
+        sha256=given.one("sha256", _digest, "64 hexadecimal digits"),
+        protocol=given.one("protocol", Protocol, f"one of {', '.join(Protocol)}"),
+        min_size=given.one("min_size", _size, "a whole number of bytes"),
+        max_size=given.one("max_size", _size, "a whole number of bytes"),
+        order=given.one("order", _order, "newest or oldest") or "newest",
+    )
+    limit = given.one("limit", _limit, f"a whole number from 1 to {MAX_LIMIT}") or DEFAULT_LIMIT
+    with_total = given.one("count", _flag, "true or false") or False
+    format_ = given.one("format", _format, f"json or {' or '.join(EXPORTS)}")
+    cursor = given.one("cursor", str, "the next_cursor of the page before")
+    given.refuse_others()
+    if query.from_us is not None and query.to_us is not None and query.from_us >= query.to_us:
+        raise BadQuery("to", "a time after from")
+    if query.min_size is not None and query.max_size is not None and query.min_size > query.max_size:
+        raise BadQuery("max_size", "a size not below min_size")
+    after = None
+    if cursor is not None:
+        after = _position(request.scope["state"]["cursors"], cursor, query, session_id)
+    export = EXPORTS.get(format_) if format_ is not None else _accepted(request)
+    if export is not None and cursor is not None:
+        raise BadQuery("cursor", f"no cursor with {export.name}, which holds everything that matches")
+    return Asked(query, limit, after, with_total, export)
+
+
+class _Parameters:
+    """The query string, taken piece by piece; what is left in the end was not understood."""
+
+    def __init__(self, given: QueryParams) -> None:
+        self._given: dict[str, list[str]] = {}
+        for name, value in given.multi_items():
+            self._given.setdefault(name, []).append(value)
+
+    def one(self, name: str, read: Callable[[str], T], expected: str) -> T | None:
+        values = self._given.pop(name, [])
+        if len(values) > 1:
+            raise BadQuery(name, "the parameter once")
+        try:
+            return read(values[0]) if values else None
+        except ValueError:
+            raise BadQuery(name, expected) from None
+
+    def many(self, name: str, kind: type[Status]) -> tuple[Status, ...]:
+        values = [value for text in self._given.pop(name, []) for value in text.split(",")]
+        try:
+            return tuple(dict.fromkeys(kind(value) for value in values))
+        except ValueError:
+            raise BadQuery(name, f"one or more of {', '.join(kind)}") from None
+
+    def refuse_others(self) -> None:
+        for name in self._given:
+            shown = name if name.isascii() and name.isprintable() and len(name) <= 40 else "a parameter"
+            raise BadQuery(shown, "only parameters that are documented")
+
+
+def _moment(text: str) -> int:
+    if _MOMENT.fullmatch(text) is None:
+        raise ValueError
+    fraction = re.search(r"\.(\d+)", text)
+    if fraction:  # Python reads three or six digits; RFC 3339 has any number
+        text = text.replace(fraction[0], f".{fraction[1][:6].ljust(6, '0')}")
+    moment = datetime.fromisoformat(text.upper())
+    moment_us = microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    if moment_us < 0:
+        raise ValueError
+    return moment_us
+
+
+def _filename(text: str) -> str:
+    if not 0 < len(text) <= 255 or "\0" in text:
+        raise ValueError
+    return text
+
+
+def _digest(text: str) -> str:
+    if _DIGEST.fullmatch(text) is None:
+        raise ValueError
+    return text.lower()
+
+
+def _size(text: str) -> int:
+    if _NUMBER.fullmatch(text) is None or int(text) > MAX_SIZE:
+        raise ValueError
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    limit = _size(text)
+    if not 1 <= limit <= MAX_LIMIT:
+        raise ValueError
+    return limit
+
+
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError
+    return text == "true"
+
+
+def _order(text: str) -> Literal["newest", "oldest"]:
+    match text:
+        case "newest":
+            return "newest"
+        case "oldest":
+            return "oldest"
+    raise ValueError
+
+
+def _format(text: str) -> str:
+    if text not in {"json", *EXPORTS}:
+        raise ValueError
+    return text
+
+
+def _accepted(request: Request[Any]) -> Export | None:
+    """The stream that Accept asks for by name; anything else, also */*, is a page."""
+    for part in request.headers.get("accept", "").split(","):
+        kind = part.partition(";")[0].strip().lower()
+        for export in EXPORTS.values():
+            if kind == export.media_type.partition(";")[0]:
+                return export
+        if kind in {_JSON, "*/*", "application/*"}:
+            return None
+    return None
+
+
+# --- cursors
+
+
+def _cursor(signer: Signer, end: Position, query: HistoryQuery, session_id: str) -> str:
+    return signer.sign(f"{end.created_at_us:x}_{end.id}_{_fingerprint(query, session_id)}")
+
+
+def _position(signer: Signer, cursor: str, query: HistoryQuery, session_id: str) -> Position:
+    text = signer.verify(cursor)
+    if text is None:
+        raise BadCursor
+    created_at_us, upload_id, fingerprint = text.split("_")
+    if fingerprint != _fingerprint(query, session_id):
+        raise BadCursor
+    return Position(int(created_at_us, 16), upload_id)
+
+
+def _fingerprint(query: HistoryQuery, session_id: str) -> str:
+    """What the cursor belongs to: this session and these filters."""
+    return hashlib.sha256(to_json([session_id, query.model_dump(mode="python")])).hexdigest()[:32]

@@ -1,0 +1,29 @@
+"""Every URL the service answers. Read this first."""
+
+from starlette.routing import Route
+
+from app.web import files, health, history, session, uploads
+
+routes = [
+    # Send files in one request.
+    Route("/api/ingestion/uploads", uploads.post, methods=["POST"]),
+    Route("/api/ingestion/uploads", uploads.options, methods=["OPTIONS"]),
+    Route("/api/ingestion/uploads/{filename:path}", uploads.put_file, methods=["PUT"]),
+    # Ask what was sent.
+    Route("/api/ingestion/history", history.list_page, methods=["GET"]),
+    Route("/api/ingestion/history/summary", history.summarize, methods=["GET"]),
+    Route("/api/ingestion/history/{id}", history.show, methods=["GET"]),
+    # Have it back, or have it gone.
+    Route("/api/ingestion/files/{id}", files.download, methods=["GET"]),
+    Route("/api/ingestion/files/{id}", files.delete, methods=["DELETE"]),
+    # Say who asks.
+    Route("/api/session", session.show, methods=["GET"]),
+    Route("/api/session", session.ensure, methods=["POST"]),
+    Route("/api/session", session.end, methods=["DELETE"]),
+    Route("/api/session/rotate", session.rotate, methods=["POST"]),
+    Route("/api/session/link", session.link, methods=["POST"]),
+    Route("/api/session/join", session.join, methods=["POST"]),
+    # Ask the service about itself.
+    Route("/health/live", health.live, methods=["GET"]),
+    Route("/health/ready", health.ready, methods=["GET"]),
+]

@@ -1,0 +1,19 @@
+"""What handlers need, typed, from the lifespan's state."""
+
+from typing import TypedDict
+
+from app.config import Settings
+from app.db import Db
+from app.ingest import Ingest
+from app.sessions import Sessions
+from app.signing import Signer
+from app.storage import Storage
+
+
+class Services(TypedDict):
+    settings: Settings
+    storage: Storage
+    db: Db
+    ingest: Ingest
+    sessions: Sessions
+    cursors: Signer

@@ -1,0 +1,220 @@
+"""Cookie in, session on the scope, cookie out; and what a client may ask of its session."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import records
+from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
+from app.ingest import Visitor
+from app.model import Session, rfc3339
+from app.sessions import Recognised, Sessions, Token
+from app.web.body import Body
+from app.web.exchange import exchange_of
+from app.web.problems import problem
+from app.web.services import Services
+
+COOKIE: Final = "waybill_session"
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_JSON_BYTES: Final = 64 * 1024
+
+
+class Caller:
+    """Who sends this request. `token` is what the answer's cookie shall hold; "" takes the cookie away."""
+
+    def __init__(self, sessions: Sessions, recognised: Recognised | None) -> None:
+        self._sessions = sessions
+        self.recognised = recognised
+        self.token: Token | str | None = None
+        self._visitor: Visitor | None = None
+        self._first_token: Token | None = None
+        if recognised and sessions.is_stale(recognised.token):
+            self.token = sessions.renewed(recognised.token)
+
+    def living(self) -> Recognised:
+        """The caller's session and the token that opened it; raises NoSession."""
+        if self.recognised is None:
+            raise NoSession
+        return self.recognised
+
+    @property
+    def session(self) -> Session:
+        """The caller's session; raises NoSession."""
+        return self.living().session
+
+    def visitor(self) -> Visitor:
+        """The caller as one who uploads: with the session it has, or with a new one that rides along."""
+        if self._visitor is None:
+            if self.recognised is not None:
+                self._visitor = Visitor(self.recognised.session.id)
+            else:
+                arrival, self._first_token = self._sessions.begin()
+                self._visitor = Visitor(arrival.session.id, arrival)
+        return self._visitor
+
+    async def ensure(self) -> Session:
+        """The caller's session, started now if there is none."""
+        if self.recognised is None:
+            arrival, token = self._sessions.begin()
+            await self._sessions.save(arrival)
+            self.recognised, self.token = Recognised(arrival.session, token), token
+        return self.recognised.session
+
+    def cookie_token(self) -> Token | str | None:
+        """What the cookie shall hold when the answer leaves; a session that was never recorded gets none."""
+        if self._first_token is not None and self._visitor is not None and self._visitor.arrival is None:
+            return self._first_token
+        return self.token
+
+
+class SessionMiddleware:
+    """Put the Caller of every request to the API on the scope, and its cookie on the answer."""
+
+    def __init__(self, app: ASGIApp, *, allowed_origins: frozenset[str], always_secure: bool) -> None:
+        self._app = app
+        self._allowed_origins = allowed_origins
+        self._always_secure = always_secure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/api/"):
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection[Any](scope)
+        sessions: Sessions = scope["state"]["sessions"]
+        try:
+            cookies = list(_cookies(connection))
+            if cookies and scope["method"] not in _SAFE_METHODS:
+                self._refuse_other_sites(connection)
+            recognised = await sessions.recognise([*_bearers(connection), *cookies])
+        except UploadError as error:
+            exchange = exchange_of(connection)
+            exchange.notes["code"] = error.code
+            await problem(error, exchange.id)(scope, receive, send)
+            return
+        caller = scope["caller"] = Caller(sessions, recognised)
+
+        async def send_with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start" and (token := caller.cookie_token()) is not None:
+                cookie = self._cookie(sessions, token, secure=scope["scheme"] == "https")
+                message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie.encode("ascii"))]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_cookie)
+
+    def _refuse_other_sites(self, connection: HTTPConnection[Any]) -> None:
+        """A page of another site may not use this browser's cookie to change anything."""
+        headers = connection.headers
+        origin = headers.get("origin")
+        if origin in self._allowed_origins:
+            return
+        site = headers.get("sec-fetch-site")
+        if site in {"same-origin", "none"}:
+            return
+        own = f"{connection.scope['scheme']}://{headers.get('host', '')}"
+        if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):
+            raise CrossOrigin
+
+    def _cookie(self, sessions: Sessions, token: Token | str, *, secure: bool) -> str:
+        text = sessions.text_of(token) if isinstance(token, Token) else ""
+        age = sessions.max_age_seconds if text else 0
+        flags = "; Secure" if secure or self._always_secure else ""
+        return f"{COOKIE}={text}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{flags}"
+
+
+def _same_origin(origin: str, own: str) -> bool:
+    try:
+        left, right = urlsplit(origin), urlsplit(own)
+        return (left.scheme, left.hostname, left.port) == (right.scheme, right.hostname, right.port)
+    except ValueError:
+        return False
+
+
+def _cookies(connection: HTTPConnection[Any]) -> Iterator[str]:
+    """Every session cookie of the request: a request may carry several of one name."""
+    for header in connection.headers.getlist("cookie"):
+        for pair in header.split(";"):
+            name, _, value = pair.partition("=")
+            if name.strip() == COOKIE:
+                yield value.strip().strip('"')
+
+
+def _bearers(connection: HTTPConnection[Any]) -> Iterator[str]:
+    for header in connection.headers.getlist("authorization"):
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() == "bearer":
+            yield token.strip()
+
+
+def caller_of(request: Request[Any]) -> Caller:
+    caller: Caller = request.scope["caller"]
+    return caller
+
+
+async def show(request: Request[Services]) -> Response:
+    """GET /api/session: what is known of the caller's session."""
+    return await _session_answer(request, caller_of(request).session)
+
+
+async def ensure(request: Request[Services]) -> Response:
+    """POST /api/session: make sure there is one, before several uploads start at once."""
+    return await _session_answer(request, await caller_of(request).ensure())
+
+
+async def rotate(request: Request[Services]) -> Response:
+    """POST /api/session/rotate: a new token; the old one stops working."""
+    caller = caller_of(request)
+    caller.token = await request.state["sessions"].rotate(caller.living())
+    return await _session_answer(request, caller.session)
+
+
+async def end(request: Request[Services]) -> Response:
+    """DELETE /api/session: end it everywhere; its records stay in the database."""
+    caller = caller_of(request)
+    await request.state["sessions"].end(caller.session)
+    caller.token = ""
+    return Response(status_code=204)
+
+
+async def link(request: Request[Services]) -> Response:
+    """POST /api/session/link: a one-time code for a second browser."""
+    code, expires_at_us = await request.state["sessions"].link(caller_of(request).session)
+    return Response(to_json({"code": code, "expires_at": rfc3339(expires_at_us)}), 201, media_type="application/json")
+
+
+class _Join(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    code: str
+
+
+async def join(request: Request[Services]) -> Response:
+    """POST /api/session/join: share the session that the code stands for."""
+    sessions = request.state["sessions"]
+    with Body(request, limit=_JSON_BYTES, min_rate=request.state["settings"].min_upload_rate) as body:
+        text = b"".join([block async for block in body])
+    try:
+        code = _Join.model_validate_json(text).code
+    except ValidationError as error:
+        raise BadRequest('expected a JSON body such as {"code": "ABCD-EFGH-JKMN"}') from error
+    caller = caller_of(request)
+    caller.token = await sessions.join(caller.recognised, code)
+    joined = await sessions.recognise([sessions.text_of(caller.token)])
+    if joined is None:
+        raise NoSession
+    return await _session_answer(request, joined.session)
+
+
+async def _session_answer(request: Request[Services], session: Session) -> Response:
+    totals = await records.summarize_uploads(request.state["db"], session.id)
+    answer = {
+        **session.model_dump(mode="json"),
+        "uploads": sum(total.uploads for total in totals),
+        "bytes": sum(total.size_bytes for total in totals if total.status == "completed"),
+    }
+    return Response(to_json(answer), media_type="application/json", headers={"Cache-Control": "no-store"})

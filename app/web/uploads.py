@@ -1,0 +1,129 @@
+"""One request, whole files: form POST, raw PUT and POST."""
+
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import BadRequest, TooLarge
+from app.model import Protocol, Upload
+from app.protocols.form import FormDecoder, PartBegin, PartData, PartEnd
+from app.protocols.headers import content_type, digest_field, disposition_filename, repr_digests, safe_filename
+from app.web.body import Body
+from app.web.exchange import exchange_of
+from app.web.services import Services
+from app.web.session import caller_of
+
+_JSON: Final = "application/json"
+UPLOADS: Final = "/api/ingestion/uploads"
+MAX_FIELDS: Final = 1000
+"""So many parts of a form may be plain fields, beside its files."""
+
+
+async def post(request: Request[Services]) -> Response:
+    """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
+    _refuse_other_protocols(request)
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() == "multipart/form-data":
+        most = request.state["settings"].max_files_per_request + MAX_FIELDS
+        return await _receive_form(request, FormDecoder(kind, max_parts=most))
+    disposition = request.headers.get("content-disposition")
+    filename = disposition_filename(disposition) if disposition is not None else None
+    return await _receive_raw(request, safe_filename(filename or ""))
+
+
+async def put_file(request: Request[Services]) -> Response:
+    """PUT /api/ingestion/uploads/{filename}: the body is the file."""
+    _refuse_other_protocols(request)
+    if "content-range" in request.headers:
+        raise BadRequest("a Content-Range makes the body a fragment; send the whole file")
+    # From the raw path: the decoded one has lost what was not UTF-8.
+    raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())[2]
+    return await _receive_raw(request, safe_filename(unquote_to_bytes(raw_name)))
+
+
+async def options(request: Request[Services]) -> Response:
+    """OPTIONS /api/ingestion/uploads: what is spoken here, and its limits."""
+    settings = request.state["settings"]
+    limits = (
+        f"max-file-size={settings.max_file_size}, max-request-size={settings.max_request_size}, "
+        f"max-files={settings.max_files_per_request}"
+    )
+    headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": "multipart/form-data, */*", "Waybill-Limits": limits}
+    return Response(status_code=204, headers=headers)
+
+
+async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Response:
+    with _body_of(request) as body:
+        landing = request.state["ingest"].request(
+            visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared
+        )
+        async with landing:
+            async for block in body:
+                for event in decoder.feed(block):
+                    match event:
+                        case PartBegin(filename=str(filename), content_type=kind):
+                            await landing.begin_file(filename, kind)
+                        case PartData(data) if landing.receiving:
+                            await landing.write(data)
+                        case PartEnd() if landing.receiving:
+                            await landing.end_file()  # plain fields between files are ignored
+            decoder.finish()
+            uploads = await landing.publish()
+    return _created(request, uploads, to_json({"items": uploads}))
+
+
+async def _receive_raw(request: Request[Services], filename: str) -> Response:
+    expected = _declared_digest(request)
+    kind = content_type(request.headers.get("content-type"))
+    with _body_of(request) as body:
+        limit = request.state["settings"].max_file_size
+        if body.declared is not None and body.declared > limit:
+            raise TooLarge(body.declared, limit)
+        landing = request.state["ingest"].request(
+            visitor=caller_of(request).visitor(), protocol=Protocol.RAW, declared=body.declared
+        )
+        async with landing:
+            await landing.begin_file(filename, kind, sha256=expected)
+            async for block in body:
+                await landing.write(block)
+            await landing.end_file()
+            uploads = await landing.publish()
+    return _created(request, uploads, uploads[0].as_json())
+
+
+def _body_of(request: Request[Services]) -> Body:
+    settings = request.state["settings"]
+    return Body(request, limit=settings.max_request_size, min_rate=settings.min_upload_rate)
+
+
+def _declared_digest(request: Request[Any]) -> str | None:
+    """The SHA-256 that the body must have, if the client says one; two fields must agree."""
+    declared = {
+        digest
+        for field in ("repr-digest", "content-digest")
+        if (value := ", ".join(request.headers.getlist(field))) and (digest := repr_digests(value)) is not None
+    }
+    if len(declared) > 1:
+        raise BadRequest("Repr-Digest and Content-Digest name different digests for the same bytes")
+    return declared.pop() if declared else None
+
+
+def _refuse_other_protocols(request: Request[Any]) -> None:
+    """A client that means a part of a file must never be told that it is the whole."""
+    if "tus-resumable" in request.headers:
+        raise BadRequest("tus is not spoken here; send the file in one request")
+    if request.headers.get("upload-complete", "?1").strip() != "?1":
+        raise BadRequest("a file cannot be sent in several requests here; send it in one")
+
+
+def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Response:
+    exchange_of(request).notes["uploads"] = [upload.id for upload in uploads]
+    headers = {}
+    if len(uploads) == 1:
+        headers["Location"] = uploads[0].links.self
+        if uploads[0].sha256 is not None:
+            headers["Repr-Digest"] = digest_field(uploads[0].sha256)
+    return Response(body, 201, headers, _JSON)

@@ -1,0 +1,43 @@
+-- link_codes: one-time codes that let a second browser into a session.
+
+-- name: insert_link_code :run
+-- params: code_hash, session_id, expires_at_us
+-- A code that opens a session once, until it expires.
+INSERT INTO link_codes (code_hash, session_id, expires_at_us)
+VALUES (:code_hash, :session_id, :expires_at_us);
+
+-- name: move_link_codes :run
+-- params: from_id, into_id
+-- Codes that were to open one session open another.
+UPDATE link_codes
+SET session_id = :into_id
+WHERE session_id = :from_id;
+
+-- name: take_link_code :one
+-- params: code_hash, now_us
+-- Use a code up, and say which live session it opens. No row: it opens none.
+DELETE FROM link_codes
+WHERE code_hash = :code_hash
+  AND expires_at_us > :now_us
+  AND EXISTS (SELECT 1
+              FROM sessions
+              WHERE sessions.id = link_codes.session_id
+                AND sessions.ended_at_us IS NULL
+                AND sessions.expires_at_us > :now_us)
+RETURNING session_id;
+
+-- name: delete_link_codes_of_session :run
+-- params: session_id
+-- No code opens this session any more.
+DELETE FROM link_codes
+WHERE session_id = :session_id;
+
+-- name: delete_dead_link_codes :run
+-- params: now_us
+-- Codes whose time is over, or whose session has ended, go.
+DELETE FROM link_codes
+WHERE expires_at_us <= :now_us
+   OR NOT EXISTS (SELECT 1
+                  FROM sessions
+                  WHERE sessions.id = link_codes.session_id
+                    AND sessions.ended_at_us IS NULL);

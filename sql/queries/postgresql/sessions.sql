@@ -1,0 +1,38 @@
+-- sessions: batches, and what needs a lock. Differs from sqlite as each query says.
+
+-- name: insert_sessions :run
+-- params: rows
+-- Add new sessions, given as one JSON array of row objects; what is already there stays as it is.
+-- Differs from sqlite: jsonb_to_recordset unpacks the array.
+INSERT INTO sessions (id, created_at_us, last_seen_us, expires_at_us)
+SELECT r.id, r.created_at_us, r.last_seen_us, r.expires_at_us
+FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
+    id TEXT, created_at_us BIGINT, last_seen_us BIGINT, expires_at_us BIGINT
+)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: lock_live_sessions :many
+-- params: first_id, second_id, now_us
+-- Those of two sessions that are live; they stay as they are until the transaction ends.
+-- Differs from sqlite: other transactions run beside this one, so the rows are locked, in the order
+-- of their ids, that two sessions which join each other at once do not both end.
+SELECT id
+FROM sessions
+WHERE id IN (:first_id, :second_id)
+  AND ended_at_us IS NULL
+  AND expires_at_us > :now_us
+ORDER BY id
+FOR UPDATE;
+
+-- name: touch_sessions :run
+-- params: rows
+-- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.
+-- Differs from sqlite: jsonb_to_recordset unpacks the array; greatest is called max there.
+UPDATE sessions
+SET last_seen_us = greatest(sessions.last_seen_us, seen.last_seen_us),
+    expires_at_us = greatest(sessions.expires_at_us, seen.expires_at_us)
+FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS seen (
+    id TEXT COLLATE "C", last_seen_us BIGINT, expires_at_us BIGINT
+)
+WHERE sessions.id = seen.id
+  AND sessions.ended_at_us IS NULL;

@@ -1,0 +1,34 @@
+-- uploads: batches, which travel as one JSON parameter. Differs from sqlite: jsonb functions unpack it.
+
+-- name: insert_uploads :run
+-- params: rows
+-- Add a batch, given as one JSON array of row objects; what is already there stays as it is. An upload
+-- whose session has meanwhile joined another one is recorded for that one.
+INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
+                     error_code, error_detail, created_at_us, completed_at_us)
+SELECT r.id,
+       coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.session_id), r.session_id),
+       r.filename, r.filename_folded, r.content_type, r.size_bytes, r.sha256, r.status, r.protocol,
+       r.error_code, r.error_detail, r.created_at_us, r.completed_at_us
+FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
+    id TEXT COLLATE "C", session_id TEXT COLLATE "C", filename TEXT, filename_folded TEXT, content_type TEXT,
+    size_bytes BIGINT, sha256 TEXT, status TEXT, protocol TEXT, error_code TEXT, error_detail TEXT,
+    created_at_us BIGINT, completed_at_us BIGINT
+)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: list_statuses :many
+-- params: ids
+-- The status of each upload of a JSON array of ids, over all sessions; unknown ids are left out.
+SELECT id, status
+FROM uploads
+WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
+
+-- name: fail_uploads :many
+-- params: ids, code, detail
+-- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed.
+UPDATE uploads
+SET status = 'failed', error_code = :code, error_detail = :detail
+WHERE status = 'completed'
+  AND id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
+RETURNING id;

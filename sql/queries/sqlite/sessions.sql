@@ -1,0 +1,34 @@
+-- sessions: batches, and what needs a lock. Differs from postgresql as each query says.
+
+-- name: insert_sessions :run
+-- params: rows
+-- Add new sessions, given as one JSON array of row objects; what is already there stays as it is.
+-- Differs from postgresql: json_each unpacks the array; the WHERE keeps SQLite from reading
+-- ON CONFLICT as part of a join.
+INSERT INTO sessions (id, created_at_us, last_seen_us, expires_at_us)
+SELECT value ->> 'id', value ->> 'created_at_us', value ->> 'last_seen_us', value ->> 'expires_at_us'
+FROM json_each(:rows)
+WHERE TRUE
+ON CONFLICT (id) DO NOTHING;
+
+-- name: lock_live_sessions :many
+-- params: first_id, second_id, now_us
+-- Those of two sessions that are live; they stay as they are until the transaction ends.
+-- Differs from postgresql: the transaction has the whole database for itself already.
+SELECT id
+FROM sessions
+WHERE id IN (:first_id, :second_id)
+  AND ended_at_us IS NULL
+  AND expires_at_us > :now_us
+ORDER BY id;
+
+-- name: touch_sessions :run
+-- params: rows
+-- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.
+-- Differs from postgresql: json_each unpacks the array; max of two values is called greatest there.
+UPDATE sessions
+SET last_seen_us = max(sessions.last_seen_us, seen.value ->> 'last_seen_us'),
+    expires_at_us = max(sessions.expires_at_us, seen.value ->> 'expires_at_us')
+FROM json_each(:rows) AS seen
+WHERE sessions.id = seen.value ->> 'id'
+  AND sessions.ended_at_us IS NULL;

@@ -1,0 +1,33 @@
+-- uploads: batches, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
+
+-- name: insert_uploads :run
+-- params: rows
+-- Add a batch, given as one JSON array of row objects; what is already there stays as it is. An upload
+-- whose session has meanwhile joined another one is recorded for that one.
+-- The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
+INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
+                     error_code, error_detail, created_at_us, completed_at_us)
+SELECT value ->> 'id',
+       coalesce((SELECT merged_into_id FROM sessions WHERE id = value ->> 'session_id'), value ->> 'session_id'),
+       value ->> 'filename', value ->> 'filename_folded', value ->> 'content_type', value ->> 'size_bytes',
+       value ->> 'sha256', value ->> 'status', value ->> 'protocol', value ->> 'error_code', value ->> 'error_detail',
+       value ->> 'created_at_us', value ->> 'completed_at_us'
+FROM json_each(:rows)
+WHERE TRUE
+ON CONFLICT (id) DO NOTHING;
+
+-- name: list_statuses :many
+-- params: ids
+-- The status of each upload of a JSON array of ids, over all sessions; unknown ids are left out.
+SELECT id, status
+FROM uploads
+WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: fail_uploads :many
+-- params: ids, code, detail
+-- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed.
+UPDATE uploads
+SET status = 'failed', error_code = :code, error_detail = :detail
+WHERE status = 'completed'
+  AND id IN (SELECT value FROM json_each(:ids))
+RETURNING id;

