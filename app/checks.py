@@ -10,10 +10,11 @@ from app.main import open_database, open_storage, secret_keys
 
 
 class Check(NamedTuple):
-    """One check's name, whether it passed, and what was found."""
+    """One check's name, whether it passed, and what was found; `away` if it may pass later as things are set up."""
 
     name: str
     ok: bool
+    away: bool
     found: str
 
 
@@ -28,9 +29,11 @@ async def run(settings: Settings) -> list[Check]:
 
 async def _check(name: str, check: Callable[[], Awaitable[str]]) -> Check:
     try:
-        return Check(name, True, await check())
-    except (Unusable, UploadError) as error:
-        return Check(name, False, str(error))
+        return Check(name, True, False, await check())
+    except Unusable as error:
+        return Check(name, False, False, str(error))
+    except UploadError as error:
+        return Check(name, False, True, str(error))
 
 
 async def _storage(settings: Settings) -> str:
@@ -38,12 +41,14 @@ async def _storage(settings: Settings) -> str:
     try:
         await storage.prepare()
         free = await storage.free_bytes()
-        if free is not None and free <= 0:
-            raise Unusable(
-                f"{settings.storage_dir} has no space above the {settings.min_free_space} bytes that are kept free"
-            )
     finally:
         await storage.close()
+    if free is None:
+        return f"{settings.storage_dir} takes, keeps and renames files"
+    if free <= 0:
+        raise Unusable(
+            f"{settings.storage_dir} has no space above the {settings.min_free_space} bytes that are kept free"
+        )
     return f"{settings.storage_dir} takes, keeps and renames files; {free} bytes are free for uploads"
 
 

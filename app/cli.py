@@ -1,27 +1,28 @@
 """The command waybill: serve, check, migrate, sweep, verify, history.
 
 Results go to standard output, errors and progress to standard error. Exit status: 0 done,
-1 something is not as it should be, 2 wrong usage, 69 the database or the store is away,
-78 the configuration is not usable.
+1 something is not as it should be, 2 wrong usage, 69 something that is needed is away: the
+database, the store, the address to listen on; 78 the configuration is not usable.
+
+Every command imports what it needs: `waybill --help` should not take half a second.
 """
 
-import asyncio
+import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import wraps
-from typing import Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 import click
-from pydantic_core import to_json
 
-from app import checks, logs, records
-from app.config import Settings, load
-from app.db import Db, migrate
 from app.errors import Unusable, UploadError
-from app.main import now_us, stores
-from app.model import HistoryQuery, rfc3339
-from app.sweep import Sweeper
-from app.verify import verify
+
+if TYPE_CHECKING:
+    from app.checks import Check
+    from app.config import Settings
+    from app.db import Db
+    from app.storage import Storage
 
 EX_UNAVAILABLE: Final = 69
 EX_CONFIG: Final = 78
@@ -35,6 +36,8 @@ def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
 
     @wraps(work)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
+        import asyncio
+
         try:
             status = asyncio.run(work(*arguments, **options))
         except Unusable as error:
@@ -48,23 +51,44 @@ def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
     return run
 
 
-def _settings() -> Settings:
+def _settings() -> "Settings":
+    from app import logs
+    from app.config import load
+
     settings = load()
     logs.configure(settings.log_format, "warning")
     return settings
 
 
+@asynccontextmanager
+async def _stores(*, migrated: bool = True) -> "AsyncIterator[tuple[Storage, Db]]":
+    """Storage and database; with `migrated` the tables must be there, or it raises Unusable."""
+    from app.db import migrate
+    from app.main import stores
+
+    async with stores(_settings()) as (storage, db):
+        if migrated and await migrate.pending(db):
+            raise Unusable("the database's schema is not current; waybill migrate makes it so")
+        yield storage, db
+
+
 @click.group(help="Waybill: uploads that land whole or not at all, and a history of them.")
 @click.version_option(package_name="waybill")
 def main() -> None:
-    return
+    # A program can be started with standard files closed. The next file or connection that is
+    # opened would take their place, and receive what is printed and logged.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(opened)
 
 
 @main.command()
 def serve() -> None:
     """Check everything, then serve until SIGTERM."""
-    # Imported here: the other commands need no HTTP server, and uvicorn takes its time to import.
-    from app import server
+    import asyncio
+
+    from app import checks, logs, server
+    from app.config import load
 
     try:
         settings = load()
@@ -76,8 +100,13 @@ def serve() -> None:
     for check in failed:
         click.echo(f"{check.name}: {check.found}", err=True)
     if failed:
-        sys.exit(EX_CONFIG)
-    server.serve(settings)
+        sys.exit(_status(failed))
+    sys.exit(0 if server.serve(settings) else EX_UNAVAILABLE)
+
+
+def _status(failed: "list[Check]") -> int:
+    """The status that failed checks amount to: whether waiting could help, or only an operator."""
+    return EX_UNAVAILABLE if all(check.away for check in failed) else EX_CONFIG
 
 
 @main.command()
@@ -85,13 +114,16 @@ def serve() -> None:
 @_command
 async def check(as_json: bool) -> int:
     """Run the checks of the start and print each one's result."""
+    from app import checks
+
     results = await checks.run(_settings())
+    failed = [result for result in results if not result.ok]
     if as_json:
-        _print({"ok": all(result.ok for result in results), "checks": [result._asdict() for result in results]})
+        _print({"ok": not failed, "checks": [result._asdict() for result in results]})
     else:
         for result in results:
             click.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.name}: {result.found}")
-    return 0 if all(result.ok for result in results) else EX_CONFIG
+    return _status(failed) if failed else 0
 
 
 @main.command(name="migrate")
@@ -99,7 +131,10 @@ async def check(as_json: bool) -> int:
 @_command
 async def migrate_(as_json: bool) -> int:
     """Bring the database's schema up to date, as the start does."""
-    async with stores(_settings()) as (_, db):
+    from app.db import migrate
+    from app.main import now_us
+
+    async with _stores(migrated=False) as (_, db):
         applied = await migrate.migrate(db, now_us=now_us())
     if as_json:
         _print({"applied": applied})
@@ -113,7 +148,11 @@ async def migrate_(as_json: bool) -> int:
 @_command
 async def sweep(as_json: bool) -> int:
     """Remove what crashes and walk-aways left, once, as the service does on a schedule."""
-    async with stores(_settings()) as (storage, db):
+    from app.db import migrate
+    from app.main import now_us
+    from app.sweep import Sweeper
+
+    async with _stores(migrated=False) as (storage, db):
         await migrate.migrate(db, now_us=now_us())
         swept = await Sweeper(storage, db, now_us=now_us).once()
     if as_json:
@@ -129,7 +168,10 @@ async def sweep(as_json: bool) -> int:
 @_command
 async def verify_(as_json: bool) -> int:
     """Digest every stored file and compare it with its record, and the other way round."""
-    async with stores(_settings()) as (storage, db):
+    from app import records
+    from app.verify import verify
+
+    async with _stores() as (storage, db):
         count = await records.count_stored(db)
         with click.progressbar(length=count, label="verifying", file=sys.stderr) as bar:
             found = await verify(storage, db, on_file=lambda: bar.update(1))
@@ -139,7 +181,7 @@ async def verify_(as_json: bool) -> int:
         click.echo(f"{found.files} files, {found.bytes} bytes read")
         for kind in ("missing", "damaged", "without_record", "foreign"):
             for name in getattr(found, kind):
-                click.echo(f"{kind.replace('_', ' ')}: {name}")
+                click.echo(f"{kind.replace('_', ' ')}: {_shown(name)}")
         click.echo("sound" if found.sound else "NOT sound")
     return 0 if found.sound else 1
 
@@ -151,39 +193,51 @@ async def verify_(as_json: bool) -> int:
 @_command
 async def history(session: str | None, limit: int, as_json: bool) -> int:
     """Print the latest uploads of SESSION; without one, the latest sessions."""
-    async with stores(_settings()) as (_, db):
+    async with _stores() as (_, db):
         return await (_sessions(db, limit, as_json) if session is None else _uploads(db, session, limit, as_json))
 
 
-async def _sessions(db: Db, limit: int, as_json: bool) -> int:
+async def _sessions(db: "Db", limit: int, as_json: bool) -> int:
+    from app import records
+    from app.model import rfc3339
+
     sessions = await records.list_sessions(db, limit)
     if as_json:
         _print({"items": [session.model_dump(mode="json") for session in sessions]})
-    for session in () if as_json else sessions:
+        return 0
+    for session in sessions:
         state = f"ended {rfc3339(session.ended_at)}" if session.ended_at is not None else "open"
         click.echo(f"{session.id}  last seen {rfc3339(session.last_seen_at)}  {state}")
     return 0
 
 
-async def _uploads(db: Db, session_id: str, limit: int, as_json: bool) -> int:
-    session = await records.find_session(db, session_id)
+async def _uploads(db: "Db", session_id: str, limit: int, as_json: bool) -> int:
+    from app import records
+    from app.model import HistoryQuery, is_upload_id, rfc3339
+
+    session = await records.find_session(db, session_id) if is_upload_id(session_id) else None
     if session is None:
         click.echo("there is no such session", err=True)
         return 1
-    page = await records.list_uploads(db, session_id, HistoryQuery(), after=None, page_size=limit)
+    page = await records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=limit)
     if as_json:
         items = [upload.model_dump(mode="json") for upload in page.uploads]
         _print({"session": session.model_dump(mode="json"), "items": items, "skipped": page.skipped})
         return 0
     for upload in page.uploads:
-        name = (
-            upload.filename.encode("unicode_escape").decode() if not upload.filename.isprintable() else upload.filename
-        )
-        click.echo(f"{rfc3339(upload.created_at)}  {upload.status:<10}  {upload.size:>12}  {upload.id}  {name}")
+        when, name = rfc3339(upload.created_at), _shown(upload.filename)
+        click.echo(f"{when}  {upload.status:<10}  {upload.size:>12}  {upload.id}  {name}")
     if page.skipped:
         click.echo(f"{page.skipped} broken rows left out", err=True)
     return 0
 
 
+def _shown(name: str) -> str:
+    """The name, such that it can neither end the line nor move the terminal's cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
+
+
 def _print(document: object) -> None:
+    from pydantic_core import to_json
+
     click.echo(to_json(document, indent=2).decode())

@@ -195,12 +195,12 @@ class Unusable(Exception):
 
 
 def problem_codes() -> dict[str, type[UploadError]]:
-    """Every code the service can answer with, and its class."""
+    """Every code the service can answer with, and its class; the first of them that has it."""
     found: dict[str, type[UploadError]] = {}
     pending = [UploadError]
     while pending:
         for kind in pending.pop().__subclasses__():
             pending.append(kind)
             if hasattr(kind, "code"):
-                found[kind.code] = kind
+                found.setdefault(kind.code, kind)
     return found

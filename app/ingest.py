@@ -1,7 +1,8 @@
 """The write path of one request: stage, count, digest, hand over to publish."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -63,15 +64,11 @@ class Ingest:
         `declared` is the length of the body, when it is known: that much space is set
         aside, so that a disk that is too small refuses the request before its body.
 
-        Raises:
+        Entering it raises:
             StorageFull: the declared bytes do not fit above the floor of free space.
-            Unavailable: the service stops, or too many requests are under way.
+            Unavailable: the service stops, the database is away, or too many requests are under way.
         """
-        if self._closing:
-            raise Unavailable("the service is stopping", retry_after=5)
-        if len(self._live) >= self.limits.requests_at_once:
-            raise Unavailable("too many uploads are under way")
-        return Landing(self, visitor, protocol, self._storage.reserve(declared) if declared else None)
+        return Landing(self, visitor, protocol, declared)
 
     async def close(self, grace_seconds: float) -> None:
         """Take nothing new; wait for what is under way, but no longer than the grace."""
@@ -84,11 +81,18 @@ class Ingest:
 
     # What follows is for Landing.
 
-    def entered(self, landing: "Landing") -> None:
+    def admit(self, landing: "Landing", declared: int | None) -> Reservation | None:
+        if self._closing:
+            raise Unavailable("the service is stopping", retry_after=5)
+        if len(self._live) >= self.limits.requests_at_once:
+            raise Unavailable("too many uploads are under way")
+        self._publisher.check()
+        reservation = self._storage.reserve(declared) if declared else None
         self._live.add(landing)
         self._idle.clear()
+        return reservation
 
-    def left(self, landing: "Landing") -> None:
+    def dismiss(self, landing: "Landing") -> None:
         self._live.discard(landing)
         if not self._live:
             self._idle.set()
@@ -106,47 +110,63 @@ class Ingest:
         )
 
     async def land(self, landing: "Landing", files: list[Incoming]) -> list[Upload]:
-        uploads = await self._publisher.land(files, landing.visitor.arrival)
-        landing.visitor.arrival = None
-        return uploads
+        with _arriving(landing.visitor) as arrival:
+            return await self._publisher.land(files, arrival)
 
     async def record_failure(self, landing: "Landing", files: list[Incoming], error: UploadError) -> None:
         """Put the failure into the history; the client is told in any case, also when that is not possible."""
         try:
-            await self._publisher.record([file.failed(error) for file in files], landing.visitor.arrival)
+            with _arriving(landing.visitor) as arrival:
+                await self._publisher.record([file.failed(error) for file in files], arrival)
+        except OutcomeUnknown:
+            log.warning("a failed upload comes into the history when the database is back", code=error.code)
         except Exception as problem:
             log.error("a failed upload is not in the history", code=error.code, reason=repr(problem))
-        else:
-            landing.visitor.arrival = None
+
+
+@contextmanager
+def _arriving(visitor: Visitor) -> Iterator[NewSession | None]:
+    """A new session rides along; afterwards the database has it, unless it certainly does not.
+
+    While that is open the client gets its token all the same: if the session proves not to
+    be there the token opens nothing, and if it is there nobody else could ever open it.
+    """
+    try:
+        yield visitor.arrival
+    except OutcomeUnknown:
+        visitor.arrival = None
+        raise
+    visitor.arrival = None
 
 
 class Landing:
     """The files of one request on their way in. Enter it, feed it, `publish` it, leave it."""
 
-    def __init__(self, ingest: Ingest, visitor: Visitor, protocol: Protocol, reservation: Reservation | None) -> None:
+    def __init__(self, ingest: Ingest, visitor: Visitor, protocol: Protocol, declared: int | None) -> None:
         self.visitor = visitor
         self.protocol = protocol
-        self.reservation = reservation
+        self.reservation: Reservation | None = None
         self._ingest = ingest
+        self._declared = declared
         self._files: list[Incoming] = []
         self._current: Incoming | None = None
         self._expected: str | None = None
         self._handed_over = False
 
     async def __aenter__(self) -> Self:
-        self._ingest.entered(self)
+        self.reservation = self._ingest.admit(self, self._declared)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None or not self._handed_over:  # a hang-up, a refusal and a cancellation all pass here
+            if not self._handed_over:  # a hang-up, a refusal and a cancellation all pass here
                 await to_the_end(self._abort(error))
         finally:
             if self.reservation is not None:
                 self.reservation.release()
-            self._ingest.left(self)
+            self._ingest.dismiss(self)
 
     @property
     def receiving(self) -> bool:
@@ -188,17 +208,26 @@ class Landing:
             NoFile: the request held no file.
             UploadError: see Publisher.land.
         """
+        assert self._current is None
         if not self._files:
             raise NoFile
+        # From here on they are the publisher's: it goes on when we are cancelled, and after an
+        # unknown outcome it settles what became of them. A record of ours could contradict its own.
         self._handed_over = True
-        return await self._ingest.land(self, self._files)
+        try:
+            return await self._ingest.land(self, self._files)
+        except OutcomeUnknown:
+            raise
+        except UploadError:
+            self._handed_over = False
+            raise
 
     async def _abort(self, error: BaseException | None) -> None:
-        if not self._handed_over:
-            for file in self._files:
+        for file in self._files:
+            try:
                 await file.staged.abort()
-        elif not isinstance(error, UploadError) or isinstance(error, OutcomeUnknown):
-            return  # the publisher goes on, or nobody knows yet: a row of ours could contradict its own
+            except Exception:
+                log.exception("a staged file stays until this process ends", upload=file.id)
         if self._files and error is not None:
             await self._ingest.record_failure(self, self._files, _told(error))
 

@@ -1,50 +1,113 @@
 """Logs: one line per event, with named fields, on standard error; ours and the libraries' alike."""
 
+import atexit
 import logging
-import sys
+import os
+import threading
+import time
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from app.config import LogFormat, LogLevel
+
+STDERR: Final = 2
+MAX_WAITING: Final = 10_000
+"""So many lines wait for a reader; what comes then is lost, and counted."""
+_GATHER_SECONDS: Final = 0.005
+_LAST_SECONDS: Final = 1.0
 
 _SHARED: Final[list[Processor]] = [
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+_COLOURS: Final = {"critical": "\033[1;31m", "error": "\033[31m", "warning": "\033[33m", "info": "\033[32m"}
+_DIM: Final = "\033[2m"
+_PLAIN: Final = "\033[0m"
+_NEEDS_QUOTES: Final = frozenset(" \t\r\n=\"'")
 
 
-class _Stderr:
-    """Standard error, from which nothing comes back: a full or closed pipe must not fail a request."""
+class _Lines:
+    """Lines on their way to standard error, written by a thread of its own.
 
-    def write(self, line: str) -> int:
-        try:
-            return sys.stderr.write(line)
-        except (OSError, ValueError):
-            return 0
+    Whoever logs never waits for whoever reads: a full pipe, a stopped terminal or a closed one costs
+    lines, never a request. The thread calls the system and not `sys.stderr`, whose lock it would
+    still hold, stuck on a full pipe, when the interpreter wants to end.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._lost = 0
+        self._thread: threading.Thread | None = None
+
+    def write(self, line: str) -> None:
+        if self._waiting.qsize() >= MAX_WAITING:
+            self._lost += 1
+            return
+        self._waiting.put(line)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="waybill-logs", daemon=True)
+            self._thread.start()
+            atexit.register(flush)
 
     def flush(self) -> None:
-        try:
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            return
+        """Nothing: the libraries call this after every line, and would wait."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when what was written before this call has been read, or after `seconds`."""
+        if self._thread is not None:
+            arrived = threading.Event()
+            self._waiting.put(arrived)
+            arrived.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            if isinstance(batch[0], str):
+                time.sleep(_GATHER_SECONDS)  # under load one wake of this thread serves many lines
+            try:
+                while len(batch) < MAX_WAITING:
+                    batch.append(self._waiting.get_nowait())
+            except Empty:
+                pass
+            _write_all("".join(line for line in batch if isinstance(line, str)))
+            for arrived in batch:
+                if isinstance(arrived, threading.Event):
+                    arrived.set()
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                structlog.stdlib.get_logger("waybill").warning("log lines were lost: nobody read them", lines=lost)
+
+
+def _write_all(text: str) -> None:
+    left = memoryview(text.encode("utf-8", "backslashreplace"))
+    try:
+        while left:
+            left = left[os.write(STDERR, left) :]
+    except OSError:
+        return  # nobody reads any more, and there is nowhere else to say so
+
+
+_LINES: Final = _Lines()
+
+
+def flush(seconds: float = _LAST_SECONDS) -> None:
+    """Give whoever reads the log up to `seconds` to take what was logged until now."""
+    _LINES.wait(seconds)
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
     """Send every log line of this process where and how the settings say."""
-    stream: Any = _Stderr()
+    stream: Any = _LINES
     renderer: Processor
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer(ensure_ascii=True)
-        exceptions: Processor = structlog.processors.format_exc_info
     else:
-        # Fields are shown as repr, so that a client's text can neither break a line nor colour it.
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-        exceptions = _untouched
+        renderer = _Text(colours=os.isatty(STDERR))
+    exceptions = structlog.processors.format_exc_info
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*_SHARED, exceptions, renderer],
@@ -65,5 +128,32 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 
 
-def _untouched(logger: Any, method: str, event: Any) -> Any:
-    return event
+class _Text:
+    """A line for people: time, level, event, fields. A traceback follows its event, indented.
+
+    Whatever a client may have sent stands in it, so nothing that could end the line, move the
+    cursor or colour it goes out as it came.
+    """
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, logger: Any, method: str, event: EventDict) -> str:
+        moment, level = event.pop("timestamp", ""), event.pop("level", method)
+        said, exception = str(event.pop("event", "")), event.pop("exception", None)
+        line = _inert(said + "".join(f" {name}={_field(value)}" for name, value in event.items()))
+        if exception is not None:
+            line = "\n    ".join([line, *(_inert(part) for part in str(exception).splitlines())])
+        if self._colours:
+            return f"{_DIM}{moment}{_PLAIN} {_COLOURS.get(level, _DIM)}{level:<8}{_PLAIN} {line}"
+        return f"{moment} {level:<8} {line}"
+
+
+def _field(value: object) -> str:
+    return value if isinstance(value, str) and value and not _NEEDS_QUOTES.intersection(value) else repr(value)
+
+
+def _inert(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

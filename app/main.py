@@ -35,6 +35,7 @@ from app.web.session import SessionMiddleware
 log = structlog.stdlib.get_logger("waybill")
 
 _MICROSECOND = timedelta(microseconds=1)
+_CLEANING_SECONDS = 5.0  # the server has waited for the requests and ended the rest: they have this long to clean up
 _CODE_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: none that looks like another
 
 
@@ -65,15 +66,22 @@ def open_storage(settings: Settings) -> Storage:
 def open_database(settings: Settings) -> Db:
     url = settings.database_url.get_secret_value()
     if url.startswith("sqlite:"):
-        _make_parent(Path(unquote(urlsplit(url).path)[1:]))
+        _make_file(Path(unquote(urlsplit(url).path)[1:]))
     return Db(url, pool_size=settings.database_pool_size)
 
 
-def _make_parent(path: Path) -> None:
+def _make_file(path: Path) -> None:
+    """Make the database's file for this user alone; SQLite would let everyone read it, and its logs like it.
+
+    Only a file that was not there is opened: to close one that is in use would end its locks.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
     except OSError as error:
-        raise Unusable(f"the database's directory {path.parent} cannot be made: {error.strerror}") from error
+        raise Unusable(f"the database's file {path} cannot be made: {error.strerror}") from error
 
 
 def secret_keys(settings: Settings) -> list[str]:
@@ -93,6 +101,7 @@ def secret_keys(settings: Settings) -> list[str]:
                 os.fsync(file.fileno())
             try:
                 os.link(draft, path)
+                _make_name_durable(path)
                 log.info("made a secret key", path=str(path))
             except FileExistsError:
                 log.debug("another process made the secret key")
@@ -104,6 +113,15 @@ def secret_keys(settings: Settings) -> list[str]:
     if len(key) < 32:
         raise Unusable(f"{path} holds {len(key)} characters, needs 32 or more")
     return [key]
+
+
+def _make_name_durable(path: Path) -> None:
+    """A key that a power cut took back would have signed sessions that nobody could open any more."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @asynccontextmanager
@@ -155,7 +173,7 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
             now_us=now_us,
             new_id=new_id,
         )
-        stack.push_async_callback(ingest.close, settings.shutdown_timeout.total_seconds())
+        stack.push_async_callback(ingest.close, _CLEANING_SECONDS)
         sweeper = Sweeper(storage, db, now_us=now_us)
         for work in (sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds())):
             stack.push_async_callback(_stop, asyncio.create_task(work))

@@ -55,7 +55,7 @@ class Protocol(StrEnum):
 
 def rfc3339(time_us: int) -> str:
     """The time as `2026-11-22T20:33:00.123456Z`: always six digits, always Z."""
-    return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+    return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def microseconds(moment: datetime) -> int:

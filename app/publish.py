@@ -7,7 +7,7 @@ one is flushed: an idle service adds no delay, a busy one pays for few flushes.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -16,7 +16,7 @@ import structlog
 
 from app import records
 from app.db import Db, Unit
-from app.errors import Unavailable, UploadError
+from app.errors import Internal, Unavailable, UploadError
 from app.model import Clock, Failure, Protocol, Status, Upload
 from app.records import NewSession
 from app.storage import Staged, Storage
@@ -25,13 +25,23 @@ from app.tasks import to_the_end
 log = structlog.stdlib.get_logger("waybill.publish")
 
 MAX_BATCH_FILES: Final = 256
-_RECORDING_SECONDS: Final = 4.0
-"""How long recording is tried again while the database is away; then the client is told to come back."""
+_MAX_BATCH_ROWS: Final = 4096
+_PATIENCE_SECONDS: Final = 4.0
+"""How long recording is tried again when the database is away; then the client is told to come back."""
+_HASTE_SECONDS: Final = 1.0
+"""The same for those who waited meanwhile: by then it is known to be away."""
 _RETRY_SECONDS: Final = 0.1
 
 
 class OutcomeUnknown(Unavailable):
-    """The files are durable; whether their rows are could not be learnt. The upload may show up later."""
+    """The files are durable; whether their rows are could not be learnt in time.
+
+    It is settled when the database answers again: the uploads stand in the history, as
+    completed if they were recorded after all, else as failed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the database went away while the upload was recorded; the history will tell its outcome")
 
 
 @dataclass(slots=True)
@@ -77,53 +87,113 @@ class Incoming:
 
 @dataclass(slots=True, eq=False)
 class _Landing:
-    """The files of one request: published and recorded together or not at all."""
+    """The files of one request, or the records of its failure: they land together or not at all."""
 
     files: Sequence[Incoming]
     arrival: NewSession | None
     done: "asyncio.Future[list[Upload]]"
     uploads: list[Upload] = field(default_factory=list)
 
-    def settle(self, error: Exception | None = None) -> None:
-        if self.done.done():
-            return  # its request was cancelled; the files stay what they are
-        if error is None:
+    @property
+    def ids(self) -> list[str]:
+        return [file.id for file in self.files]
+
+    def landed(self) -> None:
+        if not self.done.done():  # else its request was cancelled; the outcome is in the history
             self.done.set_result(self.uploads)
-        else:
+
+    def refuse(self, error: Exception) -> None:
+        if not self.done.done():
+            if not isinstance(error, UploadError):
+                cause, error = error, Internal()
+                error.__cause__ = cause
             self.done.set_exception(error)
+
+
+class _Stage:
+    """One step of the way. What has gathered while a batch was worked on is the next batch.
+
+    No batch is larger than `most` files by more than one request, none is lost, and none
+    can end the stage.
+    """
+
+    def __init__(self, work: Callable[[list[_Landing]], Awaitable[None]], *, most: int) -> None:
+        self._work = work
+        self._most = most
+        self._waiting: list[_Landing] = []
+        self._soon = asyncio.Event()
+        self._closing = False
+
+    def check(self) -> None:
+        if self._closing:
+            raise Unavailable("the service is stopping", retry_after=5)
+
+    def put(self, landing: _Landing) -> None:
+        """Take a landing in; raises Unavailable when none is taken any more."""
+        self.check()
+        self._waiting.append(landing)
+        self._soon.set()
+
+    def close(self) -> None:
+        """Take nothing new; `run` ends when all that was taken has been worked on."""
+        self._closing = True
+        self._soon.set()
+
+    async def run(self) -> None:
+        while not self._closing or self._waiting:
+            await self._soon.wait()
+            while self._waiting:
+                batch = _take(self._waiting, self._most)
+                try:
+                    await self._work(batch)
+                except Exception as error:
+                    log.exception("a batch failed through a fault of ours", landings=len(batch))
+                    for landing in batch:
+                        landing.refuse(error)
+            if not self._closing:
+                self._soon.clear()
 
 
 class Publisher:
     """Publish files and record them, in that order, in shared batches.
 
-    Use as an async context manager: leaving it finishes what was handed over.
+    Use as an async context manager: leaving it finishes what was handed over, and takes
+    nothing new. `patience_seconds` is how long a request waits for a database that is away.
     """
 
-    def __init__(self, storage: Storage, db: Db, *, now_us: Clock) -> None:
+    def __init__(self, storage: Storage, db: Db, *, now_us: Clock, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._storage = storage
         self._db = db
         self._now_us = now_us
-        self._to_publish: list[_Landing] = []
-        self._to_record: list[_Landing] = []
-        self._publish_soon = asyncio.Event()
-        self._record_soon = asyncio.Event()
-        self._closing = False
-        self._publishing: asyncio.Task[None] | None = None
-        self._recording: asyncio.Task[None] | None = None
+        self._patience_seconds = patience_seconds
+        self._haste_seconds = min(patience_seconds, _HASTE_SECONDS)
+        self._publishing = _Stage(self._publish, most=MAX_BATCH_FILES)
+        self._recording = _Stage(self._record, most=_MAX_BATCH_ROWS)
+        self._in_doubt: list[_Landing] = []
+        self._away = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._publishing = asyncio.create_task(self._publish_all(), name="waybill-publish")
-        self._recording = asyncio.create_task(self._record_all(), name="waybill-record")
+        self._tasks = [
+            asyncio.create_task(work, name=f"waybill-{name}")
+            for name, work in (
+                ("publish", self._publishing.run()),
+                ("record", self._recording.run()),
+                ("settle", self._settle_when_back()),
+            )
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing = True
-        for task, soon in ((self._publishing, self._publish_soon), (self._recording, self._record_soon)):
-            soon.set()
-            if task is not None:
-                await to_the_end(task)
+        await to_the_end(self._close())
+
+    def check(self) -> None:
+        """Raise Unavailable when an upload could not land now: the database is away, or the service stops."""
+        self._publishing.check()
+        if self._away.is_set():
+            raise Unavailable("the database is away")
 
     async def land(self, files: Sequence[Incoming], arrival: NewSession | None) -> list[Upload]:
         """Return the records of `files` once their bytes, names and rows would survive a power cut.
@@ -132,126 +202,195 @@ class Publisher:
         in the history.
 
         Raises:
-            UploadError: none of them landed, and nothing is left of them.
             OutcomeUnknown: the database went away in the middle; nothing was lost.
+            UploadError: none of them landed. What is staged still is the caller's to abort.
         """
+        self.check()
         landing = _Landing(files, arrival, asyncio.get_running_loop().create_future())
-        self._to_publish.append(landing)
-        self._publish_soon.set()
+        self._publishing.put(landing)
         return await landing.done
 
     async def record(self, uploads: Sequence[Upload], arrival: NewSession | None) -> None:
-        """Record uploads that have no files: those that failed."""
+        """Record uploads that have no files: those that failed.
+
+        Raises:
+            OutcomeUnknown: the database is away; they are recorded when it is back.
+            UploadError: they are not recorded.
+        """
         landing = _Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
-        self._to_record.append(landing)
-        self._record_soon.set()
+        self._recording.put(landing)
         await landing.done
+
+    async def _close(self) -> None:
+        publishing, recording, settling = self._tasks
+        self._publishing.close()
+        await publishing
+        self._recording.close()
+        await recording
+        settling.cancel()
+        await asyncio.wait((settling,))
+        try:
+            await self._settle()  # the last chance
+        except Unavailable:
+            doubted = [upload_id for landing in self._in_doubt for upload_id in landing.ids]
+            log.error("the database stays away; the sweeper will find these files", uploads=doubted)
 
     # --- first stage: files
 
-    async def _publish_all(self) -> None:
-        while True:
-            await self._publish_soon.wait()
-            self._publish_soon.clear()
-            while self._to_publish:
-                await self._publish(_take(self._to_publish))
-            if self._closing:
-                return
-
     async def _publish(self, batch: list[_Landing]) -> None:
+        files = [file for landing in batch for file in landing.files]
+        refused: dict[str, Exception] = {}
         try:
-            refused = await self._storage.publish([file.staged for landing in batch for file in landing.files])
+            refused.update(await self._storage.publish([file.staged for file in files]))
         except Exception as error:
-            log.exception("publishing a batch failed", files=sum(len(landing.files) for landing in batch))
-            for landing in batch:
-                landing.settle(error)
-            return
+            log.exception("publishing a batch failed", files=len(files))
+            refused = dict.fromkeys([file.id for file in files], error)
         published_at = self._now_us()
         for landing in batch:
-            reasons = [refused[file.id] for file in landing.files if file.id in refused]
-            if reasons:
-                await self._take_back([file.id for file in landing.files if file.id not in refused])
-                landing.settle(reasons[0])
-            else:
+            try:
+                for file in landing.files:
+                    if file.id in refused:
+                        raise refused[file.id]
                 landing.uploads = [file.completed(published_at) for file in landing.files]
-                self._to_record.append(landing)
-        self._record_soon.set()
+            except Exception as error:
+                await self._take_back([upload_id for upload_id in landing.ids if upload_id not in refused])
+                landing.refuse(error)
+            else:
+                self._recording.put(landing)
 
     async def _take_back(self, keys: list[str]) -> None:
-        """Remove published files that will never have rows: nobody was told of them."""
+        """Remove published files that are known to have no rows: nobody was told of them."""
         if not keys:
             return
         try:
             await self._storage.remove(keys)
         except (OSError, UploadError):
-            log.exception("files without rows are left for the sweeper", keys=keys)
+            log.exception("files that did not land could not be removed", keys=keys)
 
     # --- second stage: rows
-
-    async def _record_all(self) -> None:
-        while True:
-            await self._record_soon.wait()
-            self._record_soon.clear()
-            while self._to_record:
-                await self._record(_take(self._to_record))
-            if self._closing:
-                return
 
     async def _record(self, batch: list[_Landing]) -> None:
         try:
             await self._commit(batch)
         except Unavailable as error:
-            # If recording fails the files stay: the rows may be there after all. Only the
-            # sweeper, which can ask the database, will know.
-            unknown = OutcomeUnknown()
-            unknown.__cause__ = error
-            log.error("recording failed; the files stay", uploads=sum(len(landing.uploads) for landing in batch))
+            # The files stay: the rows may be there after all.
+            log.error("the database is away; the outcome is open", uploads=sum(len(each.uploads) for each in batch))
+            self._in_doubt += batch
+            self._away.set()
             for landing in batch:
-                landing.settle(unknown)
+                unknown = OutcomeUnknown()
+                unknown.__cause__ = error
+                landing.refuse(unknown)
         except Exception as error:
-            if len(batch) > 1:  # find the bad row instead of failing its neighbours
-                for landing in batch:
-                    await self._record([landing])
+            if len(batch) > 1 and not isinstance(error, UploadError):
+                # One bad row must not fail its neighbours: by halves it is soon alone.
+                middle = len(batch) // 2
+                await self._record(batch[:middle])
+                await self._record(batch[middle:])
                 return
-            log.exception("a row was refused by the database")
-            await self._take_back([file.id for file in batch[0].files])
-            batch[0].settle(error)
+            log.error("the database refused uploads", uploads=len(batch), reason=repr(error))
+            for landing in batch:
+                await self._take_back(landing.ids)
+                landing.refuse(error)
         else:
             for landing in batch:
-                landing.settle()
+                landing.landed()
 
     async def _commit(self, batch: list[_Landing]) -> None:
-        """One transaction for all rows; repeated while the database is away, which is safe by their ids."""
+        """One transaction for all rows; repeated while the database is away, which is safe by their ids.
 
-        async def insert(unit: Unit) -> None:
-            if arrivals:
-                await records.insert_sessions(unit, arrivals)
-            if uploads:
-                await records.insert_uploads(unit, uploads)
-
-        arrivals = [landing.arrival for landing in batch if landing.arrival]
+        Raises:
+            Unavailable: whether they are recorded is not known.
+            Exception: they are not.
+        """
         uploads = [upload for landing in batch for upload in landing.uploads]
-        deadline = asyncio.get_running_loop().time() + _RECORDING_SECONDS
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + (self._haste_seconds if self._away.is_set() else self._patience_seconds)
+        doubt: Unavailable | None = None
         while True:
             try:
-                await self._db.transaction(insert, timeout=_RECORDING_SECONDS)
-            except Unavailable:
-                if asyncio.get_running_loop().time() + _RETRY_SECONDS > deadline:
+                await self._db.transaction(_insert(uploads, batch), timeout=deadline - clock())
+            except Unavailable as error:
+                doubt = error
+            except Exception as error:
+                if doubt is None:
                     raise
-                await asyncio.sleep(_RETRY_SECONDS)
+                raise doubt from error  # the attempt before may have been committed
             else:
                 return
+            if clock() + _RETRY_SECONDS >= deadline:
+                raise doubt
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    # --- afterwards: what was in doubt
+
+    async def _settle_when_back(self) -> None:
+        """While the database is away, ask until it answers; then settle what was in doubt. Until cancelled."""
+        while True:
+            await self._away.wait()
+            try:
+                await self._db.ping()
+                self._away.clear()
+                await self._settle()
+            except Exception as error:
+                if not isinstance(error, Unavailable):
+                    log.exception("asking whether the database is back failed")
+                self._away.set()
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _settle(self) -> None:
+        """What was in doubt has failed, unless it was recorded after all.
+
+        The failed rows decide it, since an id has one row: an insert that is still under
+        way is waited for, and one that came later would find the id taken. So a file may go
+        when the row of its id, asked for after that, is not that of a completed upload.
+        """
+        while self._in_doubt:
+            batch = self._in_doubt[:MAX_BATCH_FILES]
+            ids = [upload_id for landing in batch for upload_id in landing.ids]
+            try:
+                statuses = await self._db.transaction(_insert(_failed(batch), batch, then_ask_for=ids))
+                gone = [upload_id for upload_id in ids if statuses[upload_id] != Status.COMPLETED]
+                await self._take_back(gone)
+                log.warning("settled what was in doubt", recorded=len(ids) - len(gone), failed=gone)
+            except Unavailable:
+                raise
+            except Exception:
+                log.exception("what was in doubt could not be settled; the sweeper will find the files", uploads=ids)
+            del self._in_doubt[: len(batch)]
 
 
-def _take(waiting: list[_Landing]) -> list[_Landing]:
-    """The next batch: whole landings, in order, until it holds enough files."""
-    files = 0
-    for count, landing in enumerate(waiting):
-        files += max(1, len(landing.files))
-        if files >= MAX_BATCH_FILES:
-            batch = waiting[: count + 1]
-            del waiting[: count + 1]
-            return batch
-    batch = waiting[:]
-    waiting.clear()
+def _insert(
+    uploads: Sequence[Upload], batch: Sequence[_Landing], *, then_ask_for: Sequence[str] = ()
+) -> Callable[[Unit], Awaitable[dict[str, str]]]:
+    """Record these uploads and the new sessions of the batch; the statuses of those asked for."""
+    arrivals = [landing.arrival for landing in batch if landing.arrival]
+
+    async def run(unit: Unit) -> dict[str, str]:
+        if arrivals:
+            await records.insert_sessions(unit, arrivals)
+        if uploads:
+            await records.insert_uploads(unit, uploads)
+        return await records.statuses_of(unit, then_ask_for) if then_ask_for else {}
+
+    return run
+
+
+def _failed(batch: Sequence[_Landing]) -> list[Upload]:
+    """The records that say of all uploads of the batch that they failed."""
+    unknown = OutcomeUnknown()
+    failed: list[Upload] = []
+    for landing in batch:
+        failed += [file.failed(unknown) for file in landing.files] if landing.files else landing.uploads
+    return failed
+
+
+def _take(waiting: list[_Landing], most: int) -> list[_Landing]:
+    """Take the next batch from those who wait: whole landings, in order, until it holds enough files."""
+    files = count = 0
+    while count < len(waiting) and files < most:
+        files += max(1, len(waiting[count].files))
+        count += 1
+    batch = waiting[:count]
+    del waiting[:count]
     return batch

@@ -6,6 +6,7 @@ say is repeatable: saying it twice, after an answer got lost, leaves what saying
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import pydantic
@@ -62,7 +63,9 @@ async def insert_uploads(asks: Asks, uploads: Sequence[Upload]) -> None:
 
     An upload whose session has joined another one meanwhile is recorded for that one.
     """
-    await asks.run("insert_uploads", rows=_json([upload.as_row() for upload in uploads]))
+    # By session, in which order PostgreSQL locks them: two that lock in the same order never deadlock.
+    rows = sorted((upload.as_row() for upload in uploads), key=itemgetter("session_id"))
+    await asks.run("insert_uploads", rows=_json(rows))
 
 
 async def list_uploads(
@@ -225,11 +228,7 @@ async def take_link_code(asks: Asks, code_hash: str, now_us: int) -> str | None:
 
 
 async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) -> bool:
-    """One live session joins another: what was its own is the other's; False if they are not two live ones.
-
-    An upload that is being recorded for it in another transaction at this very moment is not
-    seen here; `move_merged_uploads` finds it later.
-    """
+    """One live session joins another: what was its own is the other's; False if they are not two live ones."""
     live = await unit.many("lock_live_sessions", first_id=from_id, second_id=into_id, now_us=now_us)
     if len(live) != 2:
         return False
@@ -242,7 +241,7 @@ async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) ->
 
 
 async def move_merged_uploads(asks: Asks) -> int:
-    """Uploads that were recorded just as their session joined another follow it; how many."""
+    """A repair: uploads that are recorded for a session which has joined another follow it; how many."""
     return len(await asks.many("move_merged_uploads"))
 
 

@@ -8,20 +8,21 @@ of a cookie is never a key to anything.
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
 from app import records
 from app.db import Db, Unit
-from app.errors import AmbiguousSession, Forbidden, Unavailable
+from app.errors import AmbiguousSession, Forbidden, UploadError
 from app.model import Clock, Session
 from app.records import NewSession, Seen
 from app.signing import Signer
 
 log = structlog.stdlib.get_logger("waybill.sessions")
+T = TypeVar("T")
 
 LINK_CODE_SECONDS: Final = 600
 SEEN_EVERY_US: Final = 60_000_000
@@ -154,9 +155,15 @@ class Sessions:
         if now_us - session.last_seen_at >= SEEN_EVERY_US and session.id not in self._seen:
             self._seen[session.id] = Seen(session.id, now_us, now_us + self._max_age_us)
 
-    def _forget(self) -> None:
-        """After a change, ask the database again; sessions of others are merely asked for once more."""
-        self._known.clear()
+    async def _change(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """Change what tokens open. What was known before is forgotten, also when the outcome is not known.
+
+        The sessions of others are merely asked for once more.
+        """
+        try:
+            return await self._db.transaction(work)
+        finally:
+            self._known.clear()
 
     # --- what a client may do with its session
 
@@ -184,9 +191,7 @@ class Sessions:
         async def run(unit: Unit) -> bool:
             return await records.replace_token(unit, recognised.token.hash, token.hash, self._now_us())
 
-        replaced = await self._db.transaction(run)
-        self._forget()
-        if not replaced:
+        if not await self._change(run):
             raise Forbidden("this token has just been replaced by another request")
         return token
 
@@ -196,8 +201,7 @@ class Sessions:
         async def run(unit: Unit) -> None:
             await records.end_session(unit, session.id, self._now_us())
 
-        await self._db.transaction(run)
-        self._forget()
+        await self._change(run)
 
     async def link(self, session: Session) -> tuple[str, int]:
         """A one-time code by which a second browser joins, and when it stops working (microseconds)."""
@@ -215,22 +219,24 @@ class Sessions:
         Raises:
             Forbidden: the code is unknown, used, or too old.
         """
-        token = self.new_token()
-        now_us = self._now_us()
+        token, now_us = self.new_token(), self._now_us()
+        old_hash = recognised.token.hash if recognised else ""
 
         async def run(unit: Unit) -> None:
             into_id = await records.take_link_code(unit, _code_hash(code), now_us)
             if into_id is None:
                 raise Forbidden("the code is unknown, was used before, or is older than ten minutes")
-            if recognised is None:
+            # Asked anew: since it was recognised the caller's session may have ended or joined another.
+            own = await records.find_session_by_token(unit, old_hash, now_us)
+            if own is not None and own.id != into_id:
+                await records.merge_sessions(unit, own.id, into_id, now_us)
+            if not await records.replace_token(unit, old_hash, token.hash, now_us):
                 await records.insert_token(unit, token.hash, into_id, now_us)
-                return
-            if recognised.session.id != into_id:
-                await records.merge_sessions(unit, recognised.session.id, into_id, now_us)
-            await records.replace_token(unit, recognised.token.hash, token.hash, now_us)
+            joined = await records.find_session_by_token(unit, token.hash, now_us)
+            if joined is None or joined.id != into_id:
+                raise Forbidden("one of the two sessions has changed at this very moment; try again")
 
-        await self._db.transaction(run)
-        self._forget()
+        await self._change(run)
         return token
 
     # --- last seen
@@ -241,8 +247,10 @@ class Sessions:
             await asyncio.sleep(FLUSH_SECONDS)
             try:
                 await self.flush_seen()
-            except Unavailable:
-                log.warning("when sessions were last seen could not be written; it will be with the next ones")
+            except UploadError as error:
+                log.warning("when sessions were last seen is written with the next ones", reason=str(error))
+            except Exception:
+                log.exception("writing when sessions were last seen failed")
 
     async def flush_seen(self) -> None:
         if not self._seen:
@@ -253,11 +261,10 @@ class Sessions:
             await records.touch_sessions(unit, list(seen.values()))
 
         try:
-            await self._db.transaction(run)
+            await self._change(run)
         except BaseException:
             self._seen = seen | self._seen
             raise
-        self._forget()
 
 
 def _code_hash(code: str) -> str:

@@ -29,9 +29,10 @@ def too_many(found: int, of: int) -> bool:
     """Whether so many contradictions mean that the wrong database or the wrong directory is in use.
 
     After a restored backup or a volume that was not mounted, "cleaning up" would destroy
-    what is left; then nothing is touched and the operator is told.
+    what is left; then nothing is touched and the operator is told. The same when nothing
+    at all agrees, however little there is.
     """
-    return found > max(10, of // 1000)
+    return found > max(10, of // 1000) or 0 < found == of
 
 
 @dataclass(slots=True)
@@ -72,16 +73,18 @@ class Sweeper:
             await asyncio.sleep(interval_seconds)
 
     async def once(self) -> Swept:
-        """Sweep sessions, staging, files and rows; all but the first only if nobody else is at it."""
+        """Sweep staging, files, rows and sessions; all but the last only if nobody else is at it."""
         swept = Swept()
-        swept.sessions_ended = await self._sweep_sessions()
         with self._storage.sole_sweeper() as alone:
             if alone:
+                # What frees space comes first: on a full disk the database takes no change.
                 swept.staged_removed = await self._storage.sweep(KEEP_ASIDE_SECONDS)
                 await self._sweep_files(swept)
-                await self._sweep_rows(swept)
+                if swept.stopped is None:
+                    await self._sweep_rows(swept)
             else:
                 swept.stopped = "another process is sweeping"
+        swept.sessions_ended = await self._sweep_sessions()
         log.info("swept", **swept.as_dict())
         return swept
 
@@ -113,6 +116,9 @@ class Sweeper:
             swept.stopped = f"{len(unknown)} of {swept.files} files have no record; is this their database?"
             log.error("files are left alone", reason=swept.stopped)
             return
+        # Asked again: looking over everything took its time.
+        known = await records.statuses_of(self._db, unknown)
+        unknown = [key for key in unknown if key not in known]
         await self._storage.set_aside(unknown)
         swept.files_set_aside = len(unknown)
 
@@ -131,12 +137,13 @@ class Sweeper:
             return
         for ids in _slices(lost):
 
-            async def run(unit: Unit, ids: Sequence[str] = ids) -> None:
-                await records.fail_uploads(unit, ids, "lost", _NO_FILE)
+            async def run(unit: Unit, ids: Sequence[str] = ids) -> list[str]:
+                return await records.fail_uploads(unit, ids, "lost", _NO_FILE)
 
-            await self._db.transaction(run)
-            log.error("uploads are lost: their files are missing", uploads=ids)
-        swept.records_lost = len(lost)
+            failed = await self._db.transaction(run)  # not those that were deleted meanwhile
+            if failed:
+                log.error("uploads are lost: their files are missing", uploads=failed)
+            swept.records_lost += len(failed)
 
 
 def _slices(keys: list[str]) -> list[list[str]]:

@@ -27,6 +27,9 @@ def localised(directory: Path, port: int, upstream_port: int) -> Path:
     text = CONFIGURATION.read_text(encoding="utf-8")
     for there, here in [
         (" /tmp/", f" {directory}/"),
+        # A worker that is told to stop while it still starts does not hear it, and nginx waits for seconds before it
+        # insists. The only worker has started once it has answered.
+        ("worker_processes auto;", "worker_processes 1;"),
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
         ("server waybill:8000;", f"server 127.0.0.1:{upstream_port};"),
         ("access_log /dev/stdout;", f"access_log {directory}/access.log;"),

@@ -354,7 +354,8 @@ class TestImage:
         can be installed, the making of that environment has shown.
         """
         prefix, source, libraries = tmp_path / "prefix", tmp_path / "src", sysconfig.get_path("purelib")
-        environ = {"PATH": f"{prefix / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), "PYTHONPATH": libraries}
+        path = os.pathsep.join([str(prefix / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        environ = {"PATH": path, "HOME": str(tmp_path), "PYTHONPATH": libraries}
         building = environ | {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
         stage = list(dockerfile())
         stage = stage[: [word for word, _ in stage].index("FROM", 1)]
@@ -370,7 +371,9 @@ class TestImage:
         shutil.rmtree(source)  # what the service needs is in the prefix
 
         def said_by(*command):
-            return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True).stdout
+            ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+            assert ended.returncode == 0, ended.stderr
+            return ended.stdout
 
         where = (
             "import app, app.db.queries as q; print(app.__file__, q.folder(), *q.folder().rglob('*.sql'), sep='\\n')"
@@ -385,26 +388,28 @@ class TestImage:
 
 def copy_as_the_engine_would(name, target):
     """Copy one file or folder of the repository, without what .dockerignore keeps from the engine."""
-    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
 
-    def ignored(path):
-        verdict = False
-        for pattern in patterns:
-            bare = pattern.removeprefix("!").removeprefix("**/")
-            steps = [path, *path.parents]
-            if any(
-                fnmatch.fnmatch(str(step), bare) or (pattern.startswith("**/") and step.name == bare) for step in steps
-            ):
-                verdict = not pattern.startswith("!")
-        return verdict
+    def left_out(folder, names):
+        return [name for name in names if ignored((Path(folder) / name).relative_to(ROOT))]
 
-    files = [ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*"))
-    for file in files:
-        path = file.relative_to(ROOT)
-        if file.is_file() and not ignored(path):
-            copy = target / path.name if (ROOT / name).is_file() else target.parent / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+    assert not ignored(Path(name)), f".dockerignore keeps {name} from the image"
+    if (ROOT / name).is_dir():
+        shutil.copytree(ROOT / name, target, ignore=left_out, dirs_exist_ok=True)
+    else:
+        shutil.copy(ROOT / name, target)
+
+
+def ignored(path):
+    """Whether .dockerignore leaves out `path`: the last line that matches it, or a folder it is in, decides."""
+    verdict = False
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            pattern = line.removeprefix("!")
+            anywhere = [step.name for step in (path, *path.parents)]
+            from_here = [str(step) for step in (path, *path.parents)]
+            if fnmatch.filter(anywhere if pattern.startswith("**/") else from_here, pattern.removeprefix("**/")):
+                verdict = not line.startswith("!")
+    return verdict
 
 
 class TestConstraints:
@@ -415,26 +420,21 @@ class TestConstraints:
 
     def test_everything_that_is_installed_is_pinned(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        pins, pending = (
-            self.pins(),
-            [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]],
-        )
-        seen = set()
+        pins, seen = self.pins(), set()
+        pending = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]]
         while pending:
-            requirement = pending.pop()
-            name = canonicalize_name(requirement.name)
-            if requirement.marker and not any(
-                requirement.marker.evaluate({"extra": e}) for e in ("", *requirement.extras)
-            ):
-                continue
+            wanted = pending.pop()
+            name = canonicalize_name(wanted.name)
             assert name in pins, f"{name} is not in constraints.txt: make constraints"
-            assert requirement.specifier.contains(pins[name], prereleases=True), requirement
-            for extra in {"", *requirement.extras} - {e for n, e in seen if n == name}:
-                seen.add((name, extra))
-                for line in metadata.requires(name) or []:
-                    below = Requirement(line)
-                    if below.marker is None and not extra:
-                        pending.append(below)
-                    elif below.marker is not None and below.marker.evaluate({"extra": extra}):
-                        below.marker = None
-                        pending.append(below)
+            assert wanted.specifier.contains(pins[name], prereleases=True), f"{wanted}, but {name} is {pins[name]}"
+            for extra in {"", *wanted.extras}:
+                if (name, extra) not in seen:
+                    seen.add((name, extra))
+                    pending += needed_by(name, extra)
+
+
+def needed_by(name, extra):
+    """What the installed distribution requires on this machine, for itself ("") or for one of its extras."""
+    for requirement in map(Requirement, metadata.requires(name) or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            yield requirement

@@ -172,7 +172,7 @@ class Db(_Named):
 
     async def ping(self) -> None:
         """Return when the database has answered on a connection of the pool."""
-        await self._call(lambda raw: self._driver.execute(raw, "SELECT 1"))
+        await self._once(lambda raw: self._driver.execute(raw, "SELECT 1"))
 
     async def check(self) -> dict[str, str]:
         """What the database is and how durable.
@@ -180,7 +180,7 @@ class Db(_Named):
         Raises:
             Unusable: it could lose what it has acknowledged.
         """
-        return await self._call(self._driver.inspect)
+        return await self._once(self._driver.inspect)
 
     async def transaction(self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None) -> T:
         """Do all of `work` or nothing of it; return what it returned once that is durable.
@@ -209,9 +209,11 @@ class Db(_Named):
         return await self._call(use, timeout=timeout, writes=True)
 
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
-        return await self._call(
-            lambda raw: _answered(self._driver, self._driver.fetch(raw, query, arguments)), writes=query.writes
-        )
+        return await self._once(lambda raw: self._driver.fetch(raw, query, arguments), writes=query.writes)
+
+    async def _once(self, ask: Callable[[Any], Awaitable[T]], *, writes: bool = False) -> T:
+        """One statement, which is a transaction of its own."""
+        return await self._call(lambda raw: _answered(self._driver, ask(raw)), writes=writes)
 
     async def _call(
         self, use: Callable[[Any], Awaitable[T]], *, timeout: float | None = None, writes: bool = False
@@ -325,8 +327,8 @@ def _understood(url: str) -> tuple[str, Driver]:
     try:
         parts = DatabaseURL(url)
         name, database, options, _ = parts.obscure_password, parts.database, parts.options, parts.port
-    except ValueError as error:
-        raise Unusable(f"the database's URL cannot be understood: {error}") from error
+    except ValueError:
+        raise Unusable("the database's URL cannot be understood") from None  # the reason quotes from it
     if database in {"", ":memory:"}:
         raise Unusable(f"{name}: the URL names no database")
     if unknown := options.keys() - _URL_OPTIONS[driver.dialect]:

@@ -38,11 +38,7 @@ class PostgresqlDriver(Driver):
             "max_size": pool_size,
             "timeout": timeout,
             "max_inactive_connection_lifetime": 0,
-            "server_settings": {
-                "application_name": "waybill",
-                "idle_in_transaction_session_timeout": _milliseconds(timeout * 2),
-                **_limits(timeout),
-            },
+            "server_settings": {"application_name": "waybill", **_limits(timeout)},
         }
 
     async def inspect(self, raw: asyncpg.Connection) -> dict[str, str]:
@@ -71,9 +67,9 @@ class PostgresqlDriver(Driver):
         await raw.execute("; ".join(["BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())]))
 
     async def commit(self, raw: asyncpg.Connection) -> None:
-        # A transaction in which a statement failed "commits" with the word ROLLBACK and no error.
-        if await raw.execute("COMMIT") != "COMMIT":
-            raise RuntimeError("the transaction had failed before it was to commit; nothing of it is kept")
+        # After a failed statement this would roll back and say so in a word that is no error; `Unit`
+        # sees to it that it does not come to that.
+        await raw.execute("COMMIT")
 
     async def recover(self, raw: asyncpg.Connection, error: Exception) -> bool:
         if self.refusal(error) is not None and not isinstance(error, asyncpg.PostgresError):
@@ -105,6 +101,8 @@ class PostgresqlDriver(Driver):
                     return Unavailable("the database cannot be used now")
             case asyncpg.InterfaceError() if str(error).endswith(_LOST):
                 return Unavailable("the connection to the database is lost")
+            case asyncpg.InternalClientError():  # a server's last words on an idle connection confuse asyncpg
+                return Unavailable("the connection to the database is lost")
             case OSError():  # a TimeoutError is one, too
                 return Unavailable("the database does not answer")
         return None
@@ -121,7 +119,12 @@ class PostgresqlDriver(Driver):
 
 
 def _limits(timeout: float) -> dict[str, str]:
-    return {"statement_timeout": _milliseconds(timeout * 0.8), "lock_timeout": _milliseconds(timeout * 0.6)}
+    """What the server holds a transaction of so many seconds to, even when we are gone."""
+    return {
+        "lock_timeout": _milliseconds(timeout * 0.6),
+        "statement_timeout": _milliseconds(timeout * 0.8),
+        "idle_in_transaction_session_timeout": _milliseconds(timeout * 2),
+    }
 
 
 def _milliseconds(seconds: float) -> str:

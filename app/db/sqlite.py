@@ -79,7 +79,18 @@ class SqliteDriver(Driver):
             await asyncio.sleep(random.uniform(0.005, 0.05))  # noqa: S311  # jitter, not a secret
 
     async def fetch(self, raw: aiosqlite.Connection, query: Query, arguments: Mapping[str, Any]) -> list[Row]:
-        rows = list(await raw.execute_fetchall(query.statement, arguments))
+        try:
+            rows = list(await raw.execute_fetchall(query.statement, arguments))
+        except sqlite3.OperationalError as error:
+            if query.writes or not str(error).startswith("Could not decode"):
+                raise
+            # SQLite keeps text that is no UTF-8 when somebody puts it there. One such row must not
+            # hide the others; as surrogates it comes to the model, which refuses that row alone.
+            raw.text_factory = _lenient
+            try:
+                rows = list(await raw.execute_fetchall(query.statement, arguments))
+            finally:
+                raw.text_factory = str
         if not rows:
             return []
         names = rows[0].keys()
@@ -135,6 +146,10 @@ def _code(error: BaseException | None) -> int | None:
         if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode")
         else None
     )
+
+
+def _lenient(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
 
 
 async def _value(raw: aiosqlite.Connection, statement: str) -> Any:

@@ -11,17 +11,18 @@ import hashlib
 import io
 import mmap
 import os
-from collections.abc import Callable
+import threading
 from concurrent.futures import Executor
 from typing import Final
 
 from aiofiles.threadpool import wrap
 
 from app.storage import kernel
+from app.storage.space import Reserved, Space
 from app.tasks import to_the_end
 
 BLOCK_BYTES: Final = 1024 * 1024
-_ALIGNMENT: Final = 4096
+ALIGNMENT: Final = 4096
 _WRITEBACK_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -35,8 +36,8 @@ class BlockPool:
     def take_pair(self) -> tuple[mmap.mmap, mmap.mmap] | None:
         """Two blocks, or None when too few are left."""
         while len(self._free) < 2 and self._unmade > 0:
-            self._unmade -= 1
             self._free.append(mmap.mmap(-1, BLOCK_BYTES))
+            self._unmade -= 1
         return (self._free.pop(), self._free.pop()) if len(self._free) >= 2 else None
 
     def give_back(self, pair: tuple[mmap.mmap, mmap.mmap]) -> None:
@@ -46,38 +47,53 @@ class BlockPool:
 class DigestingFile(io.FileIO):
     """A file whose `write` digests and writes everything it is given, in order, in one call.
 
-    `before_write` may refuse more bytes; what it raises, `write` raises.
+    `write` raises ENOSPC rather than pass the floor of free space. `close` waits for a
+    `write` in another thread: a descriptor that is closed under a thread may by the next
+    moment be another upload's.
     """
 
-    def __init__(self, fd: int, *, direct: bool, before_write: Callable[[int], None]) -> None:
+    def __init__(self, fd: int, *, direct: bool, space: Space, reservation: Reserved | None) -> None:
+        self._busy = threading.Lock()
         super().__init__(fd, "wb")
         self._direct = direct
-        self._before_write = before_write
-        self._written = 0
+        self._space = space
+        self._reservation = reservation
+        self.written = 0
         self.digest = hashlib.sha256()
 
-    def write(self, block: "memoryview | bytes") -> int:  # type: ignore[override]  # FileIO takes any buffer
+    def write(self, block: "memoryview | bytes | bytearray") -> int:  # type: ignore[override]  # FileIO takes any buffer
         view = memoryview(block)
-        self._before_write(len(view))
-        self.digest.update(view)
-        if self._direct and len(view) % _ALIGNMENT:
-            # Only the end of a file is not aligned. Its few bytes go through the page
-            # cache and become durable with the flush that publishes the file.
-            aligned = len(view) - len(view) % _ALIGNMENT
-            self._write_all(view[:aligned])
-            self.leave_direct()
-            self._write_all(view[aligned:])
-        else:
-            self._write_all(view)
+        with self._busy:
+            fd = self.fileno()
+            self._space.begin_write(len(view), self._reservation)
+            try:
+                self.digest.update(view)
+                self._write_all(fd, view)
+            finally:
+                self._space.end_write(len(view))
         return len(view)
 
-    def _write_all(self, view: memoryview) -> None:
+    def close(self) -> None:
+        with self._busy:
+            super().close()
+
+    def _write_all(self, fd: int, view: memoryview) -> None:
         while view:
-            count = os.write(self.fileno(), view)
+            piece = view
+            if self._direct:
+                # Only the end of a file is not aligned, and what the kernel leaves over of a
+                # write that it cuts short. Those bytes go through the page cache and become
+                # durable with the flush that publishes the file.
+                aligned = len(view) - len(view) % ALIGNMENT
+                if aligned and self.written % ALIGNMENT == 0:
+                    piece = view[:aligned]
+                else:
+                    self.leave_direct()
+            count = os.write(fd, piece)
             view = view[count:]
-            if not self._direct and (self._written + count) // _WRITEBACK_BYTES > self._written // _WRITEBACK_BYTES:
+            if not self._direct and (self.written + count) // _WRITEBACK_BYTES > self.written // _WRITEBACK_BYTES:
                 self._keep_dirty_pages_few()
-            self._written += count
+            self.written += count
 
     def leave_direct(self) -> None:
         """Write through the page cache from here on; pieces need no alignment then."""
@@ -87,7 +103,7 @@ class DigestingFile(io.FileIO):
 
     def _keep_dirty_pages_few(self) -> None:
         """Without this a flush for somebody's small file would wait for all of this one."""
-        end = self._written // _WRITEBACK_BYTES * _WRITEBACK_BYTES
+        end = self.written // _WRITEBACK_BYTES * _WRITEBACK_BYTES
         kernel.start_writeback(self.fileno(), max(0, end - _WRITEBACK_BYTES), 2 * _WRITEBACK_BYTES)
         os.posix_fadvise(self.fileno(), 0, max(0, end - _WRITEBACK_BYTES), os.POSIX_FADV_DONTNEED)
 
@@ -95,10 +111,10 @@ class DigestingFile(io.FileIO):
 class BlockWriter:
     """Write one file from the event loop, block by block, network and disk side by side.
 
-    With a pair of blocks the file is written directly; without one (the pool is bounded)
-    every piece is written as it comes, through the page cache. `write` returns as soon as
-    its bytes are copied or written; an error of a write behind it is raised by the next
-    call. `settle` must have returned before the descriptor is closed by anyone.
+    With a pair of blocks `write` returns as soon as its bytes are copied or handed to a
+    thread; an error of a write behind it is raised by the next call. Without a pair (the
+    pool is bounded) every piece is written as it comes. `settle` ends a file that is
+    given up, at any point.
     """
 
     def __init__(
@@ -112,7 +128,7 @@ class BlockWriter:
         self._filled = 0
         self._behind: asyncio.Task[int] | None = None
 
-    async def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytes | bytearray) -> None:
         if self._pair is None:
             await to_the_end(self._file.write(piece))
             return
@@ -133,10 +149,11 @@ class BlockWriter:
         self._release()
 
     async def settle(self) -> None:
-        """Wait for the thread, whatever it meets, and let the blocks go. For a file that is given up."""
+        """Wait for the thread, whatever it meets, and let the blocks go."""
         if self._behind is not None:
             await asyncio.wait((self._behind,))
-            self._behind.exception()  # the file goes: its error has no one to tell
+            if not self._behind.cancelled():
+                self._behind.exception()  # the file goes: its error has no one to tell
             self._behind = None
         self._release()
 

@@ -13,7 +13,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,8 @@ class Directories:
     """The open directories of one store. `owner`, a key, names this process's staging directory."""
 
     def __init__(self, root: Path, owner: str) -> None:
+        if not is_key(owner):
+            raise ValueError("an owner is a UUID in canonical text")
         self.root = root
         self.owner = owner
         self.root_fd = self.own_fd = -1
@@ -44,50 +46,55 @@ class Directories:
         self._shard_fds: dict[str, int] = {}
         self._open: list[int] = []
 
-    def open(self) -> None:
-        """Make what is missing and open everything; raises Unusable or OSError naming the path. Idempotent."""
+    def open(self) -> bool:
+        """Make what is missing and open everything; False if it was open.
+
+        Raises Unusable, naming the path, or OSError; nothing is open then.
+        """
         if self._open:
-            return
+            return False
         try:
             self._open_tree()
         except BaseException:
             self.close()
             raise
+        return True
 
     def _open_tree(self) -> None:
-        _make_root(self.root)
-        self.root_fd = self._keep(os.open(self.root, _DIRECTORY))
-        made = [self._make(name, self.root_fd, self.root) for name in ("staging", "files", "trash")]
+        try:
+            _make_root(self.root)
+            self.root_fd = self._keep(os.open(self.root, _DIRECTORY))
+        except OSError as error:
+            raise Unusable(f"{error.filename or self.root} cannot be used: {error.strerror}") from error
+        _check_writable(self.root, self.root_fd)
         self._staging_fd = self._enter("staging", self.root_fd, self.root)
         self._files_fd = self._enter("files", self.root_fd, self.root)
         self._trash_fd = self._enter("trash", self.root_fd, self.root)
         for shard in SHARDS:
-            made.append(self._make(shard, self._files_fd, self.root / "files"))
             self._shard_fds[shard] = self._enter(shard, self._files_fd, self.root / "files")
-        if any(made):
-            log.info("made directories", root=str(self.root), count=sum(made))
-            kernel.syncfs(self.root_fd)
+        kernel.syncfs(self.root_fd)  # the names of all these, also of those that another process has just made
         self.own_fd = self._own_staging()
 
-    def _make(self, name: str, parent_fd: int, parent: Path) -> bool:
-        try:
-            os.mkdir(name, 0o700, dir_fd=parent_fd)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise Unusable(f"{parent / name} cannot be made: {error.strerror}") from error
-        return True
-
     def _enter(self, name: str, parent_fd: int, parent: Path) -> int:
+        """Open a directory of the tree, which is made if it is not there."""
         path = parent / name
-        try:
-            fd = self._keep(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd))
-        except OSError as error:
-            if error.errno == errno.ENOTDIR:
-                raise Unusable(f"{path} is not a directory (a symbolic link is not followed here)") from error
-            raise Unusable(f"{path} cannot be opened: {error.strerror}") from error
-        if not os.access(name, os.R_OK | os.W_OK | os.X_OK, dir_fd=parent_fd):
-            raise Unusable(f"{path} cannot be written by this user")
+        while True:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent_fd)
+            except FileExistsError:
+                pass  # what it is, opening it will show
+            except OSError as error:
+                raise Unusable(f"{path} cannot be made: {error.strerror}") from error
+            try:
+                fd = self._keep(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd))
+            except FileNotFoundError:
+                continue  # a sweeper was faster
+            except OSError as error:
+                if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                    raise Unusable(f"{path} is not a directory (a symbolic link is not followed here)") from error
+                raise Unusable(f"{path} cannot be opened: {error.strerror}") from error
+            break
+        _check_writable(path, fd)
         if os.fstat(fd).st_dev != os.fstat(self.root_fd).st_dev:
             raise Unusable(
                 f"{path} lies on another file system than {self.root}; "
@@ -101,18 +108,22 @@ class Directories:
 
     def _own_staging(self) -> int:
         """A staging directory of this process alone, locked before anyone could take it for stale."""
+        path = self.root / "staging" / self.owner
         while True:
-            self._make(self.owner, self._staging_fd, self.root / "staging")
-            fd = self._enter(self.owner, self._staging_fd, self.root / "staging")
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fd = self._enter(self.owner, self._staging_fd, path.parent)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError as error:
+                raise Unusable(f"{path} cannot be locked: {error.strerror}") from error
             try:
                 there = os.stat(self.owner, dir_fd=self._staging_fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue  # a sweeper was faster than the lock
-            if there.st_ino == os.fstat(fd).st_ino:
+            if os.path.samestat(there, os.fstat(fd)):
                 return fd
 
     def close(self) -> None:
+        """Close everything. What is still staged is left, and without its lock from now on."""
         if self.own_fd >= 0:
             try:
                 os.rmdir(self.owner, dir_fd=self._staging_fd)
@@ -120,11 +131,16 @@ class Directories:
                 log.warning("staged files are left for the sweeper", error=error.strerror)
         while self._open:
             os.close(self._open.pop())
-        self.own_fd = -1
+        self.root_fd = self.own_fd = self._staging_fd = self._files_fd = self._trash_fd = -1
+        self._shard_fds.clear()
 
     def shard_fd(self, key: str) -> int:
         """The directory that holds, or would hold, the published file."""
         return self._shard_fds[shard_of(key)]
+
+    def publish(self, key: str) -> None:
+        """Give a staged file its final name; FileExistsError rather than replace another."""
+        kernel.rename_new(key, key, old_dir_fd=self.own_fd, new_dir_fd=self.shard_fd(key))
 
     def now(self) -> float:
         """The file system's own clock, in seconds, which the times of files can be compared with."""
@@ -134,32 +150,47 @@ class Directories:
     # --- looking over everything
 
     def found_in(self, shard: str, before: float) -> list[Found]:
-        """The published files of one shard; those last changed before `before` are settled."""
+        """The published files of one shard; those not changed since `before` are settled."""
         found = []
-        for name in os.listdir(self._shard_fds[shard]):
-            if not is_key(name):
-                continue
+        for name in self._entries(shard, files=True):
             try:
                 state = os.stat(name, dir_fd=self._shard_fds[shard], follow_symlinks=False)
             except FileNotFoundError:
                 continue  # deleted since it was listed
-            found.append(Found(name, state.st_size, state.st_ctime < before))
+            found.append(Found(name, state.st_size, state.st_ctime <= before))
         return found
+
+    def strays(self) -> list[str]:
+        """Names among the published files that are none: foreign ones, and what is no regular file."""
+        return [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
+
+    def _entries(self, shard: str, *, files: bool) -> list[str]:
+        """The names in one shard that are published files, or those that are not."""
+        with _listing(self._shard_fds[shard]) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if files
+                == (is_key(entry.name) and shard_of(entry.name) == shard and entry.is_file(follow_symlinks=False))
+            ]
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` under which no regular file lies."""
-        return [key for key in keys if not self._holds_file(key)]
+        return [key for key in keys if not (is_key(key) and self._holds_file(key))]
 
     def _holds_file(self, key: str) -> bool:
+        shard_fd = self.shard_fd(key)
         try:
-            return stat.S_ISREG(os.stat(key, dir_fd=self.shard_fd(key), follow_symlinks=False).st_mode)
+            return stat.S_ISREG(os.stat(key, dir_fd=shard_fd, follow_symlinks=False).st_mode)
         except FileNotFoundError:
+            _require(shard_fd)
             return False
 
     @contextmanager
     def sole_sweeper(self) -> Iterator[bool]:
         """Whether no other process looks over the store now; if so, none will until this ends."""
-        fd = os.open(self.root / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open("sweep.lock", flags, 0o600, dir_fd=self.root_fd)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,63 +201,98 @@ class Directories:
         finally:
             os.close(fd)
 
-    def strays(self) -> list[str]:
-        """Names among the published files that cannot be theirs."""
-        return [
-            f"files/{shard}/{name}"
-            for shard in SHARDS
-            for name in os.listdir(self._shard_fds[shard])
-            if not (is_key(name) and shard_of(name) == shard)
-        ]
-
     # --- what is removed, and when
 
+    def remove(self, key: str) -> None:
+        """Remove a published file; an absent one is passed over."""
+        if is_key(key):
+            with suppress(FileNotFoundError, IsADirectoryError):
+                os.unlink(key, dir_fd=self.shard_fd(key))
+
     def set_aside(self, key: str) -> None:
-        """Move a published file to the trash; absent ones are passed over."""
+        """Move a published file to the trash; an absent one is passed over."""
+        if not is_key(key):
+            return
         try:
+            # Not every file system counts a rename as a change, and the days begin now.
+            os.utime(key, dir_fd=self.shard_fd(key), follow_symlinks=False)
             os.rename(key, key, src_dir_fd=self.shard_fd(key), dst_dir_fd=self._trash_fd)
         except FileNotFoundError:
             return
         log.warning("set aside a file without a record", key=key, path=str(self.root / "trash" / key))
 
     def empty_trash(self, older_than_seconds: float) -> int:
+        """Remove what was set aside longer ago; return how many files."""
         before = self.now() - older_than_seconds
         removed = 0
-        for name in filter(is_key, os.listdir(self._trash_fd)):
-            if os.stat(name, dir_fd=self._trash_fd, follow_symlinks=False).st_ctime < before:
-                os.unlink(name, dir_fd=self._trash_fd)
-                log.info("removed a file that was set aside", key=name)
-                removed += 1
+        with _listing(self._trash_fd) as entries:
+            for entry in entries:
+                if not (is_key(entry.name) and entry.is_file(follow_symlinks=False)):
+                    continue
+                with suppress(FileNotFoundError):  # somebody has just rescued it
+                    if entry.stat(follow_symlinks=False).st_ctime <= before:
+                        os.unlink(entry.name, dir_fd=self._trash_fd)
+                        log.info("removed a file that was set aside", key=entry.name)
+                        removed += 1
         return removed
 
     def remove_stale(self) -> int:
-        """Remove what dead owners left staged; whether one is dead, its lock tells."""
-        return sum(self._remove_stale(owner) for owner in os.listdir(self._staging_fd) if owner != self.owner)
+        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells."""
+        with _listing(self._staging_fd) as entries:
+            owners = [entry.name for entry in entries if entry.name != self.owner]
+        return sum(self._remove_stale(owner) for owner in owners)
 
     def _remove_stale(self, owner: str) -> int:
         try:
+            if not is_key(owner):
+                raise NotADirectoryError(owner)
             fd = os.open(owner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._staging_fd)
         except FileNotFoundError:
             return 0  # another sweeper was faster
         except NotADirectoryError:
             log.warning("something foreign lies in staging", name=owner)
             return 0
+        removed = 0
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            names = os.listdir(fd)
-            for name in names:
+            for name in os.listdir(fd):
                 os.unlink(name, dir_fd=fd)
+                removed += 1
             os.rmdir(owner, dir_fd=self._staging_fd)
         except BlockingIOError:
             return 0  # its owner lives
+        except FileNotFoundError:
+            return removed  # another sweeper is at it
         except OSError as error:
-            if error.errno != errno.ENOENT:  # another sweeper may be at it
-                log.warning("stale staging could not be removed", owner=owner, error=error.strerror)
-            return 0
+            log.warning("stale staging could not be removed", owner=owner, error=error.strerror)
+            return removed
         finally:
             os.close(fd)
-        log.info("removed stale staging", owner=owner, files=len(names))
-        return len(names)
+        log.info("removed stale staging", owner=owner, files=removed)
+        return removed
+
+
+@contextmanager
+def _listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
+    """What lies in the directory. Opened anew: listings of one descriptor share its position."""
+    _require(directory)
+    fd = os.open(".", _DIRECTORY, dir_fd=directory)
+    try:
+        with os.scandir(fd) as entries:
+            yield entries
+    finally:
+        os.close(fd)
+
+
+def _require(directory: int) -> None:
+    """Raise FileNotFoundError if the directory itself was removed: that it looks empty says nothing about files."""
+    if os.fstat(directory).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _check_writable(path: Path, fd: int) -> None:
+    if not os.access(".", os.R_OK | os.W_OK | os.X_OK, dir_fd=fd):
+        raise Unusable(f"{path} cannot be written by this user")
 
 
 def _make_root(root: Path) -> None:

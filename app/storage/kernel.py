@@ -6,27 +6,38 @@ import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-def _call(name: str, *arguments: int | bytes | ctypes.c_long) -> None:
+def _call(name: str, *arguments: int | bytes | ctypes.c_int64) -> None:
     try:
         function = getattr(_libc, name)
     except AttributeError:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
-    if function(*arguments) == -1:
+    while function(*arguments) == -1:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        if code != errno.EINTR:  # as Python does for the calls it has (PEP 475)
+            raise OSError(code, os.strerror(code))
 
 
 def syncfs(fd: int) -> None:
-    """Make everything written so far on the file system of `fd` durable, data and names."""
+    """Make everything written so far on the file system of `fd` durable, data and names.
+
+    An error anywhere on the file system is told once to each descriptor, and before
+    Linux 5.8 to none: whoever relies on a file asks `written_back` about it too.
+    """
     _call("syncfs", fd)
 
 
+def written_back(fd: int) -> None:
+    """Raise what went wrong, since `fd` was opened, when the kernel wrote this file out."""
+    _call("sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WAIT_BEFORE)
+
+
 def start_writeback(fd: int, offset: int, length: int) -> None:
-    """Begin to write dirty pages out, without waiting; no promise of durability (sync_file_range)."""
-    _call("sync_file_range", fd, ctypes.c_long(offset), ctypes.c_long(length), _SYNC_FILE_RANGE_WRITE)
+    """Begin to write dirty pages out, without waiting; no promise of durability."""
+    _call("sync_file_range", fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
 
 
 def rename_new(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
@@ -40,5 +51,21 @@ def rename_new(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EINVAL}:
             raise
+        _link_and_unlink(old, new, old_dir_fd, new_dir_fd)
+
+
+def _link_and_unlink(old: str, new: str, old_dir_fd: int, new_dir_fd: int) -> None:
+    try:
         os.link(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd)
+    except FileExistsError:
+        # The answer to a link that was made can get lost, and the call is then repeated by the
+        # client of a network file system: whether the name is ours, its inode tells.
+        ours = os.stat(old, dir_fd=old_dir_fd, follow_symlinks=False)
+        there = os.stat(new, dir_fd=new_dir_fd, follow_symlinks=False)
+        if not os.path.samestat(ours, there):
+            raise
+    try:
         os.unlink(old, dir_fd=old_dir_fd)
+    except OSError:
+        os.unlink(new, dir_fd=new_dir_fd)  # who is told of an error finds nothing under the new name
+        raise

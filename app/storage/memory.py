@@ -4,39 +4,40 @@
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
-from app.errors import StorageFull, UploadError
+from app.errors import StorageFull, Unavailable, UploadError
 from app.storage import Found, NotStored, Reservation, Staged, is_key
 
 
 class _Reserved:
     def __init__(self, storage: "MemoryStorage", size: int) -> None:
         self._storage = storage
-        self._size = size
-        storage.reserved += size
+        self.left = size
 
     def release(self) -> None:
-        self._storage.reserved -= self._size
-        self._size = 0
+        self._storage.reserved -= self.left
+        self.left = 0
 
 
 class MemoryStaged:
-    def __init__(self, storage: "MemoryStorage", key: str) -> None:
+    def __init__(self, storage: "MemoryStorage", key: str, reservation: _Reserved | None) -> None:
         self.key = key
         self.size = 0
+        self.ended = False
         self._storage = storage
+        self._reservation = reservation
         self._digest = hashlib.sha256()
         self._content = bytearray()
-        self._ended = False
-        storage.staged.add(key)
+        storage.staged.add(self)
 
     async def write(self, block: bytes) -> None:
-        self._storage.take(len(block))
+        if self.ended:
+            raise Unavailable
         self.size += len(block)
+        self._storage.take(len(block), self._reservation)
         self._content += block
         self._digest.update(block)
 
@@ -48,13 +49,12 @@ class MemoryStaged:
         return self._digest.hexdigest()
 
     async def abort(self) -> None:
-        if not self._ended:
-            self._storage.give_back(self.size)
-            self.end()
+        if not self.ended:
+            self._storage.give_back(len(self.end()))
 
     def end(self) -> bytes:
-        self._ended = True
-        self._storage.staged.discard(self.key)
+        self.ended = True
+        self._storage.staged.discard(self)
         return bytes(self._content)
 
 
@@ -77,19 +77,26 @@ class MemoryStorage:
         self._free = capacity
         self._files: dict[str, bytes] = {}
         self._aside: dict[str, bytes] = {}
-        self.staged: set[str] = set()
+        self._being_swept = False
+        self.staged: set[MemoryStaged] = set()
         self.reserved = 0
 
     async def prepare(self) -> None:
         return
 
     async def close(self) -> None:
-        return
+        for staged in list(self.staged):
+            await staged.abort()
 
-    def take(self, size: int) -> None:
-        if size > self._free:
+    def take(self, size: int, reservation: _Reserved | None) -> None:
+        """Use space: what was promised to this upload, then what is promised to nobody."""
+        promised = min(size, reservation.left) if reservation else 0
+        if size > self._free - self.reserved + promised:
             raise StorageFull
         self._free -= size
+        self.reserved -= promised
+        if reservation:
+            reservation.left -= promised
 
     def give_back(self, size: int) -> None:
         self._free += size
@@ -97,19 +104,24 @@ class MemoryStorage:
     def reserve(self, size: int) -> Reservation:
         if size > self._free - self.reserved:
             raise StorageFull
+        self.reserved += size
         return _Reserved(self, size)
 
     def stage(self, key: str, reservation: Reservation | None = None) -> MemoryStaged:
         if not is_key(key):
             raise ValueError("a key is a UUID in canonical text")
-        return MemoryStaged(self, key)
+        assert reservation is None or isinstance(reservation, _Reserved)
+        return MemoryStaged(self, key, reservation)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
-        for staged in cast("Sequence[MemoryStaged]", batch):
-            if staged.key in self._files:
-                raise ValueError("a key was given out twice")
-            self._files[staged.key] = staged.end()
-        return {}
+        refused: dict[str, UploadError] = {}
+        for staged in cast("Sequence[MemoryStaged]", batch):  # by `stage`
+            if staged.ended or staged.key in self._files:
+                refused[staged.key] = Unavailable()
+                await staged.abort()
+            else:
+                self._files[staged.key] = staged.end()
+        return refused
 
     async def open(self, key: str) -> MemoryStored:
         if key not in self._files:
@@ -146,8 +158,16 @@ class MemoryStorage:
             self._aside.clear()
         return removed
 
-    def sole_sweeper(self) -> AbstractContextManager[bool]:
-        return nullcontext(True)
+    @contextmanager
+    def sole_sweeper(self) -> Iterator[bool]:
+        if self._being_swept:
+            yield False
+            return
+        self._being_swept = True
+        try:
+            yield True
+        finally:
+            self._being_swept = False
 
     async def free_bytes(self) -> int | None:
         return self._free

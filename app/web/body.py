@@ -18,6 +18,7 @@ class Body:
 
     Raises:
         UnsupportedMediaType: it is compressed; nothing is ever decompressed here.
+        BadRequest: its length is told in two ways or in none that can be read, or it comes with an Upgrade.
         RequestTooLarge: it is, or proves to be, over `limit` bytes.
         IncompleteBody: the client hung up, or sent another length than it declared.
         TooSlow: fewer than `min_rate` bytes a second arrived for `PACE_SECONDS`.
@@ -26,8 +27,14 @@ class Body:
     def __init__(self, request: Request[Any], *, limit: int, min_rate: int) -> None:
         headers = request.headers
         self.declared = content_length(headers.getlist("content-length"))
-        if headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+        if not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
             raise UnsupportedMediaType("the body has a Content-Encoding; send the bytes as they are")
+        if transfer := _tokens(headers.getlist("transfer-encoding")):
+            # An HTTP parser may pass `gzip, chunked` on as if only `chunked` stood there.
+            if transfer != {"chunked"}:
+                raise BadRequest("the body has a Transfer-Encoding other than chunked")
+            if self.declared is not None:
+                raise BadRequest("a body has either a Content-Length or a Transfer-Encoding")
         if "upgrade" in headers:
             # The HTTP parser takes such a request for one without a body and drops its bytes.
             raise BadRequest("a request with a body cannot ask for an Upgrade; turn off HTTP/2 upgrades (h2c)")
@@ -66,6 +73,10 @@ class Body:
         if self.declared is not None and self.received != self.declared:
             raise IncompleteBody(self.received, self.declared)
         raise StopAsyncIteration
+
+
+def _tokens(values: list[str]) -> set[str]:
+    return {token for value in values for element in value.split(",") if (token := element.strip(" \t").lower())}
 
 
 class _Pace:

@@ -5,7 +5,7 @@ before the end of the body ends the connection in a way that lets the client rea
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -23,12 +23,17 @@ _LINGER_SECONDS: Final = 2.0
 
 
 class Exchange:
-    """What is known of a request while it is answered; `notes` go into its log line."""
+    """What is known of a request while it is answered; `notes` go into its log line.
+
+    `more_headers` gives what else the answer carries. It is asked once the answer starts,
+    whoever made that: also a 500 that replaced another.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, new_id: Callable[[], str]) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         self.id = request_id(headers.get(b"x-request-id", b"").decode("latin-1")) or new_id()
         self.notes: dict[str, Any] = {}
+        self.more_headers: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple
         self.status = 0
         self.received = 0
         self._receive = receive
@@ -52,7 +57,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._unread = not self._body_ended
-            headers = [*message.get("headers", ()), (b"x-request-id", self.id.encode("ascii"))]
+            headers = [*message.get("headers", ()), *self.more_headers(), (b"x-request-id", self.id.encode("ascii"))]
             if self._unread:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
@@ -92,20 +97,23 @@ class ExchangeMiddleware:
             await self._app(scope, receive, send)
             return
         exchange = scope["exchange"] = Exchange(scope, receive, send, self._new_id)
+        # As it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line.
+        path = scope["raw_path"].decode("ascii", "backslashreplace")
         began = self._stopwatch()
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=scope["path"])
+            log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=path)
             if exchange.status:
                 raise  # the answer has begun and cannot be taken back: the server cuts the connection
+            exchange.notes["code"] = Internal.code
             await problem(Internal(), exchange.id)(scope, exchange.receive, exchange.send)
         finally:
             log.info(
                 "answered",
                 request_id=exchange.id,
                 method=scope["method"],
-                path=scope["path"],
+                path=path,
                 status=exchange.status,
                 received=exchange.received,
                 ms=round((self._stopwatch() - began) * 1000, 1),

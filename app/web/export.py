@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from app import records
 from app.db import Db
-from app.model import HistoryQuery, Upload
+from app.model import HistoryQuery, Page, Upload
 
 _PAGE_SIZE: Final = 500
 _FORMULA = re.compile(r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20|%]")
@@ -27,16 +27,19 @@ class Export(NamedTuple):
     lines: Callable[[Sequence[Upload]], bytes]
 
     async def stream(self, db: Db, session_id: str, query: HistoryQuery) -> AsyncIterator[bytes]:
-        """All matching records, page by page: memory and each query stay small however many there are."""
-        if self.head:
-            yield self.head
-        after = None
-        while True:
-            page = await records.list_uploads(db, session_id, query, after=after, page_size=_PAGE_SIZE)
+        """All matching records, page by page: memory and each query stay small however many there are.
+
+        The first page is there when this returns: what fails by then is still a refusal,
+        and not a stream that breaks off.
+        """
+        page = await records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
+        return self._lines_from(page, db, session_id, query)
+
+    async def _lines_from(self, page: Page, db: Db, session_id: str, query: HistoryQuery) -> AsyncIterator[bytes]:
+        yield self.head + self.lines(page.uploads)
+        while page.end is not None:
+            page = await records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
             yield self.lines(page.uploads)
-            if page.end is None:
-                return
-            after = page.end
 
 
 def _ndjson(uploads: Sequence[Upload]) -> bytes:

@@ -1,6 +1,7 @@
 """Bytes out: whole or in ranges, under conditions, and never in a form that a browser runs."""
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -29,8 +30,9 @@ _INERT: Final = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "private, no-store",
 }
-_SHOWN_AS_SENT: Final = ("image/", "audio/", "video/", "application/pdf", "application/zip", "text/plain", "text/csv")
-_NEVER_SHOWN: Final = ("image/svg",)
+_MEDIA_TYPE = re.compile(r'([a-z]+)/([a-z0-9.+_-]+)(?:[ \t]*;[ \t]*charset="?([a-z0-9_-]+)"?)?[ \t]*(?:;.*)?')
+_HARMLESS_FAMILIES: Final = frozenset({"image", "audio", "video"})
+_HARMLESS: Final = frozenset({"application/pdf", "application/zip", "text/plain", "text/csv"})
 _Part = tuple[bytes, int, int]
 """What goes before, and the range of the file: start, and stop exclusive."""
 
@@ -51,9 +53,9 @@ async def download(request: Request[Services]) -> Response:
     }
     if _not_modified(request, tag, upload.completed_at):
         return Response(status_code=304, headers=headers)
-    ranges = byte_ranges(request.headers.get("range"), upload.size) if _ranges_count(request, tag, upload) else None
-    if request.method == "HEAD":
-        ranges = None  # RFC 9110 §14.2: a Range is for GET alone
+    ranges = None
+    if request.method == "GET" and _ranges_count(request, tag, upload):  # RFC 9110 §14.2: a Range is for GET alone
+        ranges = byte_ranges(request.headers.get("range"), upload.size)
     stored = await _open(request, upload)
     if ranges is None:
         headers["Content-Length"] = str(upload.size)
@@ -123,13 +125,13 @@ def _not_modified(request: Request[Any], tag: str, changed_at_us: int) -> bool:
     """Whether the client has the file already (RFC 9110 §13.2.2); raises PreconditionFailed."""
     headers = request.headers
     changed_at = changed_at_us // 1_000_000
-    if (wanted := headers.get("if-match")) is not None:
-        if not matches(wanted, tag, weak=False):
+    if wanted := headers.getlist("if-match"):
+        if not matches(", ".join(wanted), tag, weak=False):
             raise PreconditionFailed
     elif (since := parse_http_date(headers.get("if-unmodified-since", ""))) is not None and changed_at > since:
         raise PreconditionFailed
-    if (known := headers.get("if-none-match")) is not None:
-        return matches(known, tag, weak=True)
+    if known := headers.getlist("if-none-match"):
+        return matches(", ".join(known), tag, weak=True)
     since = parse_http_date(headers.get("if-modified-since", ""))
     return since is not None and changed_at <= since
 
@@ -147,9 +149,14 @@ def _ranges_count(request: Request[Any], tag: str, upload: Upload) -> bool:
 
 def _media_type(upload: Upload) -> str:
     """The type the client gave, if no browser could ever run it; else bytes."""
-    kind = (upload.content_type or _BYTES).lower()
-    harmless = kind.startswith(_SHOWN_AS_SENT) and not kind.startswith(_NEVER_SHOWN)
-    return kind if harmless and kind.isascii() and kind.isprintable() else _BYTES
+    match = _MEDIA_TYPE.fullmatch((upload.content_type or _BYTES).lower())
+    if match is None:
+        return _BYTES  # among others a list of types: browsers take the last
+    family, kind, charset = match.groups()
+    drawn = family in _HARMLESS_FAMILIES and "svg" not in kind and "xml" not in kind
+    if not drawn and f"{family}/{kind}" not in _HARMLESS:
+        return _BYTES
+    return f"{family}/{kind}" + (f"; charset={charset}" if charset else "")
 
 
 class _FileAnswer(Response):
@@ -164,7 +171,8 @@ class _FileAnswer(Response):
         media_type: str,
         end: bytes = b"",
     ) -> None:
-        super().__init__(None, status_code, headers, media_type)
+        # Not as Starlette's media_type, which would say of a text that it is UTF-8.
+        super().__init__(None, status_code, {**headers, "Content-Type": media_type})
         self._stored = stored
         self._parts = parts
         self._end = end

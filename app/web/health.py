@@ -1,17 +1,26 @@
 """Alive? Ready?"""
 
+import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.db import migrate
-from app.errors import Unavailable, UploadError
+from app.db import Db, migrate
+from app.errors import Unavailable, Unusable, UploadError
+from app.tasks import to_the_end
 from app.web.services import Services
 
 _NO_STORE = {"Cache-Control": "no-store"}
+_SHARED_SECONDS: Final = 1.0
+"""So long one result serves all who ask: to test the store is to flush the disk."""
+
+
+class _Shared(NamedTuple):
+    began: float
+    checks: "asyncio.Task[dict[str, str]]"
 
 
 async def live(request: Request[Any]) -> Response:
@@ -21,27 +30,35 @@ async def live(request: Request[Any]) -> Response:
 
 async def ready(request: Request[Services]) -> Response:
     """GET /health/ready: whether an upload would be taken now, with each check's result."""
-    storage, db = request.state["storage"], request.state["db"]
-    checks = {
-        "database": await _result(db.ping()),
-        "schema": await _result(_schema(request)),
-        "store": await _result(storage.test()),
-    }
-    free = await storage.free_bytes()
-    checks["free_space"] = "ok" if free is None or free > 0 else "the space that is kept free is all that is left"
+    now = asyncio.get_running_loop().time()
+    shared: _Shared | None = getattr(request.app.state, "readiness", None)
+    if shared is None or (shared.checks.done() and now - shared.began >= _SHARED_SECONDS):
+        shared = request.app.state.readiness = _Shared(now, asyncio.create_task(_checks(request.state)))
+    checks = await to_the_end(shared.checks)
     failing = [name for name, result in checks.items() if result != "ok"]
     answer = {"status": "not ready" if failing else "ready", "failing": failing, "checks": checks}
     return Response(to_json(answer), 503 if failing else 200, _NO_STORE, "application/json")
 
 
-async def _schema(request: Request[Services]) -> None:
-    if await migrate.pending(request.state["db"]):
+async def _checks(services: Services) -> dict[str, str]:
+    storage, db = services["storage"], services["db"]
+    free = await storage.free_bytes()
+    return {
+        "database": await _result(db.ping()),
+        "schema": await _result(_schema(db)),
+        "store": await _result(storage.test()),
+        "free_space": "ok" if free is None or free > 0 else "the space that is kept free is all that is left",
+    }
+
+
+async def _schema(db: Db) -> None:
+    if await migrate.pending(db):
         raise Unavailable("the schema is not current; waybill migrate makes it so")
 
 
 async def _result(check: Awaitable[Any]) -> str:
     try:
         await check
-    except UploadError as error:
+    except (UploadError, Unusable) as error:
         return str(error)
     return "ok"

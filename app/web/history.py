@@ -2,19 +2,28 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from pydantic_core import to_json
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app import records
 from app.errors import BadCursor, BadQuery, NotFound
-from app.model import MAX_SIZE, HistoryQuery, Position, Protocol, Status, is_upload_id, microseconds, rfc3339
+from app.model import (
+    MAX_SIZE,
+    MAX_TIME_US,
+    HistoryQuery,
+    Position,
+    Protocol,
+    Status,
+    is_upload_id,
+    microseconds,
+    rfc3339,
+)
 from app.signing import Signer
 from app.web.export import EXPORTS, Export
 from app.web.services import Services
@@ -26,8 +35,9 @@ MAX_LIMIT: Final = 500
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _JSON: Final = "application/json"
 
-_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2}))?")
-_NUMBER = re.compile(r"\d{1,19}")
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2}))?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_WEIGHT = re.compile(r"[Qq]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 T = TypeVar("T")
 
@@ -47,12 +57,10 @@ async def list_page(request: Request[Services]) -> Response:
     db = request.state["db"]
     session_id = caller_of(request).session.id
     asked = parse(request, session_id)
+    headers = {**_NO_STORE, "Vary": "Accept"}
     if asked.export is not None:
-        return StreamingResponse(
-            asked.export.stream(db, session_id, asked.query),
-            media_type=asked.export.media_type,
-            headers={**_NO_STORE, "Vary": "Accept"},
-        )
+        lines = _nothing() if request.method == "HEAD" else await asked.export.stream(db, session_id, asked.query)
+        return StreamingResponse(lines, headers=headers, media_type=asked.export.media_type)
     page = await records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
     cursor = None if page.end is None else _cursor(request.state["cursors"], page.end, asked.query, session_id)
     answer: dict[str, Any] = {
@@ -63,11 +71,15 @@ async def list_page(request: Request[Services]) -> Response:
     }
     if asked.with_total:
         answer["total"] = await records.count_uploads(db, session_id, asked.query)
-    headers = {**_NO_STORE, "Vary": "Accept"}
     if cursor is not None:
-        others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+        others = [(name, value) for name, value in _parameters(request) if name != "cursor"]
         headers["Link"] = f'<{HISTORY}?{urlencode([*others, ("cursor", cursor)])}>; rel="next"'
     return Response(to_json(answer), media_type=_JSON, headers=headers)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
 
 
 async def show(request: Request[Services]) -> Response:
@@ -114,7 +126,7 @@ def parse(request: Request[Any], session_id: str) -> Asked:
         BadQuery: unknown, repeated, malformed or contradictory parameters.
         BadCursor: the cursor was not made for this query of this session.
     """
-    given = _Parameters(request.query_params)
+    given = _Parameters(_parameters(request))
     query = HistoryQuery(
         statuses=given.many("status", Status),
         filename=given.one("filename", _filename, "1 to 255 characters without NUL"),
@@ -144,12 +156,20 @@ def parse(request: Request[Any], session_id: str) -> Asked:
     return Asked(query, limit, after, with_total, export)
 
 
+def _parameters(request: Request[Any]) -> list[tuple[str, str]]:
+    """The query string's pairs. Starlette's own reading would put U+FFFD for what is not UTF-8."""
+    try:
+        return parse_qsl(request.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise BadQuery("a parameter", "percent-encoded UTF-8") from None
+
+
 class _Parameters:
     """The query string, taken piece by piece; what is left in the end was not understood."""
 
-    def __init__(self, given: QueryParams) -> None:
+    def __init__(self, given: Iterable[tuple[str, str]]) -> None:
         self._given: dict[str, list[str]] = {}
-        for name, value in given.multi_items():
+        for name, value in given:
             self._given.setdefault(name, []).append(value)
 
     def one(self, name: str, read: Callable[[str], T], expected: str) -> T | None:
@@ -182,7 +202,7 @@ def _moment(text: str) -> int:
         text = text.replace(fraction[0], f".{fraction[1][:6].ljust(6, '0')}")
     moment = datetime.fromisoformat(text.upper())
     moment_us = microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    if moment_us < 0:
+    if not 0 <= moment_us <= MAX_TIME_US:
         raise ValueError
     return moment_us
 
@@ -234,32 +254,37 @@ def _format(text: str) -> str:
 
 
 def _accepted(request: Request[Any]) -> Export | None:
-    """The stream that Accept asks for by name; anything else, also */*, is a page."""
-    for part in request.headers.get("accept", "").split(","):
-        kind = part.partition(";")[0].strip().lower()
-        for export in EXPORTS.values():
-            if kind == export.media_type.partition(";")[0]:
-                return export
-        if kind in {_JSON, "*/*", "application/*"}:
-            return None
-    return None
+    """The stream that Accept asks for by name, and no less than for JSON; anything else is a page."""
+    named: dict[str, tuple[float, int]] = {}  # its weight, and how early it stands
+    for position, element in enumerate(",".join(request.headers.getlist("accept")).split(",")):
+        kind, *parameters = (text.strip(" \t") for text in element.split(";"))
+        weight = next((float(match[1]) for text in parameters if (match := _WEIGHT.fullmatch(text))), 1.0)
+        named.setdefault(kind.lower(), (weight, -position))
+    other, _ = named.get("application/*") or named.get("*/*") or (0.0, 0)
+    best, wanted = named.get(_JSON, (other, -len(named))), None
+    for export in EXPORTS.values():
+        found = named.get(export.media_type.partition(";")[0], (0.0, 0))
+        if found[0] > 0 and found >= best:
+            best, wanted = found, export
+    return wanted
 
 
 # --- cursors
 
 
 def _cursor(signer: Signer, end: Position, query: HistoryQuery, session_id: str) -> str:
-    return signer.sign(f"{end.created_at_us:x}_{end.id}_{_fingerprint(query, session_id)}")
+    # The last row may be a broken one, and its id anything.
+    return signer.sign(f"{end.created_at_us:x}_{_fingerprint(query, session_id)}_{quote(end.id)}")
 
 
 def _position(signer: Signer, cursor: str, query: HistoryQuery, session_id: str) -> Position:
     text = signer.verify(cursor)
     if text is None:
         raise BadCursor
-    created_at_us, upload_id, fingerprint = text.split("_")
+    created_at_us, fingerprint, upload_id = text.split("_", 2)
     if fingerprint != _fingerprint(query, session_id):
         raise BadCursor
-    return Position(int(created_at_us, 16), upload_id)
+    return Position(int(created_at_us, 16), unquote(upload_id))
 
 
 def _fingerprint(query: HistoryQuery, session_id: str) -> str:

@@ -1,14 +1,24 @@
 """Every URL the service answers. Read this first."""
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import Route
 
 from app.web import files, health, history, session, uploads
+
+
+class _Rest(PathConvertor):
+    """The rest of a path, with the line breaks in it, which Starlette's own `path` does not match."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("rest", _Rest())
 
 routes = [
     # Send files in one request.
     Route("/api/ingestion/uploads", uploads.post, methods=["POST"]),
     Route("/api/ingestion/uploads", uploads.options, methods=["OPTIONS"]),
-    Route("/api/ingestion/uploads/{filename:path}", uploads.put_file, methods=["PUT"]),
+    Route("/api/ingestion/uploads/{filename:rest}", uploads.put_file, methods=["PUT"]),
     # Ask what was sent.
     Route("/api/ingestion/history", history.list_page, methods=["GET"]),
     Route("/api/ingestion/history/summary", history.summarize, methods=["GET"]),

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import records
 from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
@@ -86,26 +86,23 @@ class SessionMiddleware:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection[Any](scope)
+        exchange = exchange_of(connection)
         sessions: Sessions = scope["state"]["sessions"]
         try:
             cookies = list(_cookies(connection))
-            if cookies and scope["method"] not in _SAFE_METHODS:
+            # A cross-site form brings no SameSite cookie, yet its answer could put a new one over the browser's own.
+            navigates = connection.headers.get("sec-fetch-mode") == "navigate"
+            if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
                 self._refuse_other_sites(connection)
             recognised = await sessions.recognise([*_bearers(connection), *cookies])
         except UploadError as error:
-            exchange = exchange_of(connection)
             exchange.notes["code"] = error.code
             await problem(error, exchange.id)(scope, receive, send)
             return
         caller = scope["caller"] = Caller(sessions, recognised)
-
-        async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start" and (token := caller.cookie_token()) is not None:
-                cookie = self._cookie(sessions, token, secure=scope["scheme"] == "https")
-                message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie.encode("ascii"))]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_cookie)
+        secure = self._always_secure or scope["scheme"] == "https"
+        exchange.more_headers = lambda: _set_cookie(sessions, caller.cookie_token(), secure=secure)
+        await self._app(scope, receive, send)
 
     def _refuse_other_sites(self, connection: HTTPConnection[Any]) -> None:
         """A page of another site may not use this browser's cookie to change anything."""
@@ -120,11 +117,14 @@ class SessionMiddleware:
         if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):
             raise CrossOrigin
 
-    def _cookie(self, sessions: Sessions, token: Token | str, *, secure: bool) -> str:
-        text = sessions.text_of(token) if isinstance(token, Token) else ""
-        age = sessions.max_age_seconds if text else 0
-        flags = "; Secure" if secure or self._always_secure else ""
-        return f"{COOKIE}={text}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{flags}"
+
+def _set_cookie(sessions: Sessions, token: Token | str | None, *, secure: bool) -> Iterator[tuple[bytes, bytes]]:
+    if token is None:
+        return
+    text = sessions.text_of(token) if isinstance(token, Token) else ""
+    age = sessions.max_age_seconds if text else 0
+    flags = "; Secure" if secure else ""
+    yield b"set-cookie", f"{COOKIE}={text}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{flags}".encode("ascii")
 
 
 def _same_origin(origin: str, own: str) -> bool:

@@ -7,7 +7,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import BadRequest, TooLarge
+from app.errors import BadRequest, NotFound, TooLarge
 from app.model import Protocol, Upload
 from app.protocols.form import FormDecoder, PartBegin, PartData, PartEnd
 from app.protocols.headers import content_type, digest_field, disposition_filename, repr_digests, safe_filename
@@ -25,11 +25,11 @@ MAX_FIELDS: Final = 1000
 async def post(request: Request[Services]) -> Response:
     """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
     _refuse_other_protocols(request)
-    kind = request.headers.get("content-type", "")
+    kind = _single(request, "content-type") or ""
     if kind.partition(";")[0].strip().lower() == "multipart/form-data":
         most = request.state["settings"].max_files_per_request + MAX_FIELDS
         return await _receive_form(request, FormDecoder(kind, max_parts=most))
-    disposition = request.headers.get("content-disposition")
+    disposition = _single(request, "content-disposition")
     filename = disposition_filename(disposition) if disposition is not None else None
     return await _receive_raw(request, safe_filename(filename or ""))
 
@@ -40,7 +40,9 @@ async def put_file(request: Request[Services]) -> Response:
     if "content-range" in request.headers:
         raise BadRequest("a Content-Range makes the body a fragment; send the whole file")
     # From the raw path: the decoded one has lost what was not UTF-8.
-    raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())[2]
+    _, here, raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())
+    if not here:
+        raise NotFound  # the letters of our own path were escaped; nobody does, and where the name begins is unsure
     return await _receive_raw(request, safe_filename(unquote_to_bytes(raw_name)))
 
 
@@ -77,7 +79,7 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
 
 async def _receive_raw(request: Request[Services], filename: str) -> Response:
     expected = _declared_digest(request)
-    kind = content_type(request.headers.get("content-type"))
+    kind = content_type(_single(request, "content-type"))
     with _body_of(request) as body:
         limit = request.state["settings"].max_file_size
         if body.declared is not None and body.declared > limit:
@@ -97,6 +99,14 @@ async def _receive_raw(request: Request[Services], filename: str) -> Response:
 def _body_of(request: Request[Services]) -> Body:
     settings = request.state["settings"]
     return Body(request, limit=settings.max_request_size, min_rate=settings.min_upload_rate)
+
+
+def _single(request: Request[Any], name: str) -> str | None:
+    """A header that may stand only once; two could mean two things to two readers."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise BadRequest(f"the request has more than one {name.title()}")
+    return values[0] if values else None
 
 
 def _declared_digest(request: Request[Any]) -> str | None:

@@ -1,7 +1,7 @@
 """Forms: the same body gives the same events, or the same refusal, wherever the network cut it."""
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import BadFilename, MalformedForm, RequestTooLarge, TooManyFiles, UnsupportedMediaType, UploadError
@@ -188,7 +188,6 @@ def test_a_form_cut_short_is_refused_wherever_it_ends(case):
     assert read([body[:whole]], **LIMITS) == (events, None)
 
 
-@settings(deadline=None)
 @given(files=st.lists(st.tuples(filenames(), st.just("a/b"), st.binary(max_size=200)), max_size=3), data=st.data())
 def test_files_come_out_as_they_went_in_however_the_body_was_cut(files, data):
     body, content_type = form(files)
@@ -207,7 +206,6 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(body=st.lists(st.sampled_from(FRAGMENTS), max_size=25).map(b"".join), data=st.data())
 @example(body=b"xxxxxxxxxx--B\r\n" + FILE[5:] + END, data=None)
 @example(body=b"--B\r\n" + b"X:" + b"y" * 4094 + b"\r\n" + FILE[5:] + END, data=None)

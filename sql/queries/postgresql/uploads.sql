@@ -3,11 +3,12 @@
 -- name: insert_uploads :run
 -- params: rows
 -- Add a batch, given as one JSON array of row objects; what is already there stays as it is. An upload
--- whose session has meanwhile joined another one is recorded for that one.
+-- whose session has meanwhile joined another one is recorded for that one. FOR KEY SHARE: a session that
+-- is joining another one just now is waited for, and waits for us, so that no upload is left behind.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
                      error_code, error_detail, created_at_us, completed_at_us)
 SELECT r.id,
-       coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.session_id), r.session_id),
+       coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.session_id FOR KEY SHARE), r.session_id),
        r.filename, r.filename_folded, r.content_type, r.size_bytes, r.sha256, r.status, r.protocol,
        r.error_code, r.error_detail, r.created_at_us, r.completed_at_us
 FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (

@@ -1,0 +1,225 @@
+"""How the service is run: uvicorn's processes and their end, and the memory allocator beneath them."""
+
+import asyncio
+import ctypes
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from multiprocessing.connection import wait
+from typing import Final
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.server import HANDLED_SIGNALS
+from uvicorn.supervisors import Multiprocess
+
+from app import logs, main
+from app.config import Settings
+from app.errors import Unavailable, Unusable, UploadError
+from app.server.connection import Connection
+from app.web.exchange import Exchange
+from app.web.problems import problem
+
+log = structlog.stdlib.get_logger("waybill.server")
+
+LAST_SECONDS: Final = 10.0
+"""So long a process may take to close what it opened, once its requests have ended or were cut off."""
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_MMAP_BYTES: Final = 32 * 1024 * 1024
+_TRIM_BYTES: Final = 64 * 1024 * 1024
+_ADDRESS_CHARACTERS: Final = 45  # the longest IPv6 address; a proxy may pass on anything
+
+
+def serve(settings: Settings) -> bool:
+    """Serve until SIGTERM or SIGINT; False when it could not start, the log says why.
+
+    The caller has checked that the service can start. It ends within the shutdown timeout and
+    `LAST_SECONDS`, whatever clients, disks and databases do; nothing that was answered with
+    success depends on an orderly end.
+    """
+    config = _Config(
+        partial(create, settings),  # workers get these settings and not what the environment says by then
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=4096,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
+        reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
+    )
+    try:
+        if config.workers > 1:
+            return _Workers(config, [config.bind_socket()]).serve()
+        server = uvicorn.Server(config)
+        for number in HANDLED_SIGNALS:
+            # uvicorn raises what it caught once more when it has stopped, for whoever had the signal
+            # before. That is this: a stop that was asked for and went well is a success.
+            signal.signal(number, server.handle_exit)
+        server.run()
+    except SystemExit:  # how uvicorn says that it could not start
+        return False
+    return server.started
+
+
+class _Config(uvicorn.Config):
+    """uvicorn's settings, which also begin every worker: there this is called before anything else."""
+
+    def configure_logging(self) -> None:
+        super().configure_logging()
+        if multiprocessing.parent_process() is not None:
+            for number in HANDLED_SIGNALS:
+                # uvicorn raises what it caught once more when the worker has stopped. By default
+                # that would kill it, with its last log lines.
+                signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: object) -> None:
+    sys.exit(0)
+
+
+class _Workers(Multiprocess):
+    """uvicorn's worker processes, with an end in bounded time."""
+
+    def serve(self) -> bool:
+        self.run()
+        return all(process.exitcode != STARTUP_FAILURE for process in self.processes)
+
+    def terminate_all(self) -> None:
+        for listening in self.sockets:
+            listening.close()  # while it is open here, clients connect and wait for nobody
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        patience = (self.config.timeout_graceful_shutdown or 0) + LAST_SECONDS + 2.0
+        deadline = time.monotonic() + patience
+        for worker in self.processes:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                log.error("a worker does not stop and is killed", pid=worker.pid)
+                worker.process.kill()
+                worker.process.join()
+
+
+def create(settings: Settings) -> ASGIApp:
+    """The application, made in the process that serves it, which is prepared for that."""
+    logs.configure(settings.log_format, settings.log_level)
+    keep_freed_blocks()
+    raise_open_files_limit()
+    _end_with_parent()
+    return Served(main.build(settings))
+
+
+def keep_freed_blocks() -> None:
+    """Let glibc keep the blocks that bodies are read into.
+
+    They are up to 256 KiB long. By default glibc maps each anew and gives it back at
+    once, and the kernel zeroes every page of every body: measured, two thirds of the CPU
+    that receiving cost. Other C libraries have no such call and need none.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many open files as the system lets this process have: each upload may need two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _end_with_parent() -> None:
+    """Have a worker stop when its parent was killed: it would hold the port for ever, and nobody would restart it."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        log.warning("the parent process is gone: stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="waybill-parent", daemon=True).start()
+
+
+class Served:
+    """The application, and what concerns all of its process: who asks, and how it starts and stops."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        if client := scope.get("client"):
+            structlog.contextvars.bind_contextvars(client=client[0][:_ADDRESS_CHARACTERS])
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            await self._cut_off(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Say in one line why a start or a stop failed; the framework would hand its traceback on as text."""
+
+        async def receive_within_bounds() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                _end_at_last()
+            return message
+
+        async def send_without_text(message: Message) -> None:
+            await send({"type": message["type"]})
+
+        try:
+            await self._app(scope, receive_within_bounds, send_without_text)
+        except (Unusable, UploadError) as error:
+            log.error("the service cannot start", reason=str(error))
+        except Exception:
+            log.exception("the service did not start or stop in good order")
+
+    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell a client that its request was not waited for any longer: the service stops."""
+        exchange: Exchange | None = scope.get("exchange")
+        if exchange is None or exchange.status:
+            return  # its answer has begun: uvicorn cuts the connection
+        refusal = problem(Unavailable("the service is stopping", retry_after=5), exchange.id)
+        refusal.headers["X-Request-Id"] = exchange.id
+        refusal.headers["Connection"] = "close"
+        async with asyncio.timeout(1):  # it may not read
+            await refusal(scope, receive, send)
+
+
+def _end_at_last() -> None:
+    """Have this process end in bounded time from now on, whatever a disk or a database keeps it waiting for."""
+
+    def end() -> None:
+        log.critical("stopping takes too long: the process ends as it is", seconds=LAST_SECONDS)
+        logs.flush()
+        os._exit(1)
+
+    timer = threading.Timer(LAST_SECONDS, end)
+    timer.daemon = True
+    timer.start()

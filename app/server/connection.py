@@ -1,0 +1,150 @@
+"""One connection: what uvicorn's parser lets pass and a server that faces the world must not.
+
+Bounds on how long and how large the head of a request may be, and on everything else that is
+not body; one reading of what the request is, or none; and refusals in the service's own words.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.errors import BadRequest
+from app.main import new_id
+from app.web.problems import problem
+
+log = structlog.stdlib.get_logger("waybill.server")
+
+_VERSIONS: Final = {"1.0", "1.1"}
+
+
+class _Refused(Exception):
+    """What the parser let pass; the text is for the client. Raised inside of the parser, which stops."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, bounded.
+
+    A head that is not complete after `HEAD_SECONDS`, or a client that takes nothing of its answer
+    for `STALLED_SECONDS`, ends the connection. `HEAD_BYTES` bounds a head, and what comes beside
+    a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
+    """
+
+    HEAD_SECONDS = 10.0
+    HEAD_BYTES = 64 * 1024
+    BESIDE_BODY = 16
+    STALLED_SECONDS = 300.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._in_head = True
+        self._within = False
+        self._body_bytes = 0
+        self._other_bytes = 0
+        self._refusal: str | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._late, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._within = True
+        body_bytes = self._body_bytes
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._within:  # all of it belongs to one message
+            self._other_bytes += len(data) - (self._body_bytes - body_bytes)
+            if self._other_bytes > self.HEAD_BYTES + self.BESIDE_BODY * self._body_bytes:
+                self._refusal = f"more than {self.HEAD_BYTES} bytes of the request are neither file nor field"
+                self.send_400_response("")
+                return
+        if self._in_head and self._late is None and (self.cycle is None or self.cycle.response_complete):
+            self._late = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
+
+    # Callbacks of the parser; it takes what they raise for a malformed request.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._within = True, False
+        self._body_bytes = self._other_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what follows the body are trailers, in which nothing is said here
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = self._within = False
+        self._other_bytes = 0
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        try:
+            self._check_head()
+        except _Refused as refused:
+            self._refusal = str(refused)
+            raise
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # The parser stops here and takes no second request; so the client must not send one.
+            self.cycle.keep_alive = False
+
+    def _check_head(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise _Refused("only HTTP/1.0 and HTTP/1.1 are spoken here")
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.HEAD_BYTES:
+            raise _Refused(f"the head of the request has more than {self.HEAD_BYTES} bytes")
+        hosts = transfers = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                transfers += 1
+                if version == "1.0" or transfers > 1 or value.strip().lower() != b"chunked":
+                    raise _Refused("the only Transfer-Encoding taken is chunked, once, with HTTP/1.1")
+        if hosts > 1 or (not hosts and version == "1.1"):
+            raise _Refused("the request needs exactly one Host")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._within = False
+        super().on_message_complete()
+        self._in_head = True
+
+    # What uvicorn says to the client, and does not do.
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # a second status line in the middle of an answer could be taken for a part of it
+            return
+        request_id = new_id()
+        log.info("refused before it was a request", request_id=request_id, reason=self._refusal)
+        answer = problem(BadRequest(self._refusal or "this is not well-formed HTTP"), request_id)
+        headers = [*answer.raw_headers, (b"x-request-id", request_id.encode("ascii")), (b"connection", b"close")]
+        head = b"".join(b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *headers])
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, bytes(answer.body)))
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered, and uvicorn's two lines would recommend a package."""
+
+    # A client that does not read.
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None

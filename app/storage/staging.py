@@ -1,0 +1,194 @@
+"""Files on their way in: held in memory while they are small, then written in blocks to a staged name."""
+
+import asyncio
+import hashlib
+import os
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+
+from app.errors import Unavailable
+from app.storage import is_key, kernel
+from app.storage.blocks import BlockPool, BlockWriter, DigestingFile
+from app.storage.directories import Directories
+from app.storage.space import Reserved, Space
+from app.storage.threads import in_thread
+from app.storage.trust import Trust, reason
+from app.tasks import to_the_end
+
+log = structlog.stdlib.get_logger("waybill.storage")
+
+HELD_BYTES: Final = 256 * 1024
+"""A file up to this size stays in memory until its batch is published: a thread hop costs more than it."""
+POOLED_BLOCKS: Final = 32
+_FILE_MODE: Final = 0o440
+
+
+class Staging:
+    """What staged files share: a directory, blocks to write with, threads to write in. `live` are those not ended."""
+
+    def __init__(self, directories: Directories, space: Space, trust: Trust, threads: Executor) -> None:
+        self.space = space
+        self.trust = trust
+        self.threads = threads
+        self.direct = False
+        self.live: set[LocalStaged] = set()
+        self._directories = directories
+        self._pool = BlockPool(POOLED_BLOCKS)
+
+    def stage(self, key: str, reservation: Reserved | None) -> "LocalStaged":
+        if not is_key(key):
+            raise ValueError("a key is a UUID in canonical text")
+        self.trust.require()
+        staged = LocalStaged(self, key, reservation)
+        self.live.add(staged)
+        return staged
+
+    def create(self, name: str, reservation: Reserved | None, *, direct: bool) -> DigestingFile:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        fd = os.open(name, flags, _FILE_MODE, dir_fd=self._directories.own_fd)
+        return DigestingFile(fd, direct=direct, space=self.space, reservation=reservation)
+
+    def writer(self, file: DigestingFile) -> BlockWriter:
+        pair = self._pool.take_pair()
+        if pair is None:
+            file.leave_direct()
+        return BlockWriter(file, self._pool, pair, self.threads)
+
+    def unlink(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._directories.own_fd)
+
+
+class LocalStaged:
+    """One staged file. `named` is true from its rename on."""
+
+    def __init__(self, staging: Staging, key: str, reservation: Reserved | None) -> None:
+        self.key = key
+        self.size = 0
+        self.named = False
+        self._staging = staging
+        self._reservation = reservation
+        self._held = bytearray()
+        self._file: DigestingFile | None = None
+        self._writer: BlockWriter | None = None
+        self._writing = asyncio.Lock()
+        self._sha256: str | None = None
+        self._ending: asyncio.Future[Any] | None = None
+
+    async def write(self, block: bytes) -> None:
+        if self._ending is not None:
+            raise Unavailable  # given up by somebody else: the store is closing
+        self.size += len(block)
+        if self._writer is None and self.size <= HELD_BYTES and self._staging.space.hold(len(block)):
+            self._held += block
+            return
+        async with self._writing:
+            try:
+                if self._writer is None:
+                    await self._spill()
+                assert self._writer is not None
+                await self._writer.write(block)
+            except OSError as error:
+                raise self._staging.trust.refusal(error, self.key, self.size) from error
+
+    async def _spill(self) -> None:
+        """Move from memory to a file; what was held stays accounted for until it is written."""
+        await to_the_end(in_thread(self._staging.threads, self._create, self._staging.direct))
+        assert self._file is not None
+        self._writer = self._staging.writer(self._file)
+        await self._writer.write(self._held)
+        self._let_go()
+
+    def _create(self, direct: bool) -> DigestingFile:
+        # Assigned in the thread that creates: a caller that was cancelled meanwhile still finds it.
+        self._file = self._staging.create(self.key, self._reservation, direct=direct)
+        return self._file
+
+    async def finish(self) -> None:
+        if self._writer is not None:
+            async with self._writing:
+                try:
+                    await self._writer.finish()
+                except OSError as error:
+                    raise self._staging.trust.refusal(error, self.key, self.size) from error
+
+    @property
+    def sha256(self) -> str:
+        if self._sha256 is None:
+            digest = hashlib.sha256(self._held) if self._file is None else self._file.digest
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    async def abort(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._abort())
+        await to_the_end(self._ending)
+
+    async def _abort(self) -> None:
+        async with self._writing:
+            try:
+                if self._writer is not None:
+                    await self._writer.settle()
+                if self._file is not None:
+                    await in_thread(self._staging.threads, self.discard)
+            finally:
+                self.forget()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is, or is being, published or given up."""
+        return self._ending is not None
+
+    def end_with(self, publishing: "asyncio.Future[Any]") -> None:
+        """It is being published: an abort from here on waits for that, and does nothing."""
+        self._ending = publishing
+
+    def forget(self) -> None:
+        """Give back memory; the file itself is published or gone."""
+        self._let_go()
+        self._staging.live.discard(self)
+
+    def _let_go(self) -> None:
+        self._staging.space.let_go(len(self._held))
+        self._held = bytearray()
+
+    # --- in the batch's thread
+
+    def to_disk(self) -> None:
+        """Have every byte in a file of this staged name."""
+        file = self._file
+        if file is None:
+            file = self._create(direct=False)
+            file.write(self._held)
+            self._sha256 = file.digest.hexdigest()
+        if file.written != self.size:
+            raise RuntimeError(f"{file.written} of {self.size} bytes were written")  # an error was passed over
+
+    def flush(self) -> None:
+        os.fsync(self._descriptor())
+
+    def written_back(self) -> None:
+        kernel.written_back(self._descriptor())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def discard(self) -> None:
+        """Remove the staged file, as far as the store still lets us: what stays is for the sweeper."""
+        if self._file is None:
+            return
+        try:
+            try:
+                self._staging.unlink(self.key)
+            finally:
+                self._file.close()
+        except OSError as error:
+            log.error("a staged file could not be removed", key=self.key, error=reason(error))
+
+    def _descriptor(self) -> int:
+        assert self._file is not None
+        return self._file.fileno()

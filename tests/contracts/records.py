@@ -1,0 +1,461 @@
+"""What every database must do for the records: once for all dialects."""
+
+import asyncio
+import random
+import uuid
+from itertools import product
+
+import pytest
+
+from app import records
+from app.db import Db
+from app.errors import NotFound
+from app.model import MAX_SIZE, Failure, HistoryQuery, Position, Protocol, Session, Status, Upload, folded
+from app.records import NewSession, Seen
+
+NOW = 1_700_000_000_000_000
+
+
+def upload(number: int, session_id: str = "mine", **changes) -> Upload:
+    """A completed upload; its id and its times follow from `number`."""
+    fields = {
+        "id": str(uuid.UUID(int=number)),
+        "session_id": session_id,
+        "filename": f"file {number}.txt",
+        "content_type": "text/plain",
+        "size": number,
+        "sha256": f"{number:064x}",
+        "status": Status.COMPLETED,
+        "protocol": Protocol.FORM,
+        "created_at": NOW + number,
+        "completed_at": NOW + number + 1,
+        "error": None,
+    }
+    return Upload(**{**fields, **changes})
+
+
+def session(session_id: str, *, expires_at: int = NOW + 1000) -> NewSession:
+    created = Session(id=session_id, created_at=NOW, last_seen_at=NOW, expires_at=expires_at)
+    return NewSession(created, f"token of {session_id}")
+
+
+async def insert(db: Db, *arrivals: NewSession) -> None:
+    await db.transaction(lambda unit: records.insert_sessions(unit, arrivals))
+
+
+async def everything(db: Db, session_id: str = "mine", query: HistoryQuery | None = None, page_size: int = 500):
+    """Every upload that a listing gives, page after page."""
+    found, after = [], None
+    while True:
+        page = await records.list_uploads(db, session_id, query or HistoryQuery(), after=after, page_size=page_size)
+        assert len(page.uploads) + page.skipped <= page_size
+        found += page.uploads
+        if page.end is None:
+            return found
+        after = page.end
+
+
+async def opens(db: Db, token: str, now_us: int = NOW) -> str | None:
+    found = await records.find_session_by_token(db, token, now_us)
+    return found.id if found else None
+
+
+class RecordsContract:
+    # Recording and finding.
+
+    async def test_an_upload_comes_back_as_it_was_recorded(self, db):
+        failed = upload(
+            2, status=Status.FAILED, sha256=None, completed_at=None, error=Failure(code="too_large", detail="at 5 %: ü")
+        )
+        extreme = upload(
+            3,
+            filename='a "%_\\:x; \U0001f600é.txt'.replace("\\", ""),
+            content_type=None,
+            size=MAX_SIZE,
+            protocol=Protocol.TUS,
+        )
+        uploads = [upload(1), failed, extreme]
+        await records.insert_uploads(db, uploads)
+        assert await everything(db) == [extreme, failed, upload(1)]
+        assert [await records.find_upload(db, "mine", each.id) for each in uploads] == uploads
+
+    async def test_recording_twice_is_recording_once(self, db):
+        await records.insert_uploads(db, [upload(1)])
+        await records.insert_uploads(db, [upload(1, filename="other.txt"), upload(2)])
+        assert await everything(db) == [upload(2), upload(1)]
+
+    async def test_a_batch_may_be_empty(self, db):
+        await records.insert_uploads(db, [])
+        await insert(db)
+        await records.touch_sessions(db, [])
+        assert await records.statuses_of(db, []) == {}
+        assert await records.fail_uploads(db, [], "lost", "gone") == []
+
+    async def test_a_batch_with_a_row_the_database_refuses_leaves_nothing(self, db):
+        bad = upload(2).model_copy(update={"size": -1})
+        with pytest.raises(Exception, match="uploads_size_not_negative"):
+            await records.insert_uploads(db, [upload(1), bad])
+        assert await everything(db) == []
+
+    async def test_what_a_transaction_did_is_undone_when_it_raises(self, db):
+        async def work(unit):
+            await records.insert_uploads(unit, [upload(1)])
+            assert await everything(unit) == [upload(1)]
+            raise NotFound
+
+        with pytest.raises(NotFound):
+            await db.transaction(work)
+        assert await everything(db) == []
+
+    async def test_another_sessions_upload_is_not_found(self, db):
+        await records.insert_uploads(db, [upload(1, "other")])
+        assert await everything(db) == []
+        assert await records.find_upload(db, "mine", upload(1).id) is None
+        assert await records.count_uploads(db, "mine", HistoryQuery()) == 0
+        assert await records.summarize_uploads(db, "mine") == []
+        assert not await records.delete_upload(db, "mine", upload(1).id)
+
+    # Pages.
+
+    @pytest.mark.parametrize("order", ["newest", "oldest"])
+    @pytest.mark.parametrize("page_size", [1, 2, 3, 7, 8])
+    async def test_pages_make_the_whole_without_gaps_or_repeats(self, db, order, page_size):
+        # Several were created in the same microsecond: the id decides between them.
+        uploads = [upload(n, created_at=NOW + n // 3, completed_at=NOW + 9) for n in range(7)]
+        await records.insert_uploads(db, random.Random(1).sample(uploads, 7))
+        found = await everything(db, query=HistoryQuery(order=order), page_size=page_size)
+        assert found == (uploads if order == "oldest" else uploads[::-1])
+
+    async def test_a_last_page_that_is_full_has_no_end(self, db):
+        await records.insert_uploads(db, [upload(1), upload(2)])
+        page = await records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=2)
+        assert (len(page.uploads), page.end, page.skipped) == (2, None, 0)
+
+    async def test_what_arrives_meanwhile_moves_nothing_between_pages(self, db):
+        await records.insert_uploads(db, [upload(n) for n in range(4)])
+        first = await records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=2)
+        await records.insert_uploads(db, [upload(9)])
+        second = await records.list_uploads(db, "mine", HistoryQuery(), after=first.end, page_size=2)
+        assert [each.size for each in first.uploads + second.uploads] == [3, 2, 1, 0]
+
+    @pytest.mark.parametrize("order", ["newest", "oldest"])
+    async def test_a_page_may_start_from_a_position_that_is_no_row(self, db, order):
+        await records.insert_uploads(db, [upload(n) for n in range(4)])
+        between = Position(NOW + 2, "")
+        page = await records.list_uploads(db, "mine", HistoryQuery(order=order), after=between, page_size=9)
+        assert [each.size for each in page.uploads] == ([1, 0] if order == "newest" else [2, 3])
+
+    # Filters.
+
+    FILTERS = (
+        ({"statuses": (Status.FAILED,)}, {4}),
+        ({"statuses": (Status.FAILED, Status.UPLOADING)}, {4, 5}),
+        ({"protocol": Protocol.RAW}, {3}),
+        ({"sha256": f"{2:064x}"}, {2}),
+        ({"min_size": 4}, {4, 5}),
+        ({"max_size": 1}, {0, 1}),
+        ({"min_size": 2, "max_size": 2}, {2}),
+        ({"from_us": NOW + 4}, {4, 5}),
+        ({"to_us": NOW + 4}, {0, 1, 2, 3}),
+        ({"from_us": NOW + 2, "to_us": NOW + 3}, {2}),
+        ({"from_us": NOW + 3, "to_us": NOW + 3}, set()),
+        ({"filename": "FILE 3"}, {3}),
+        ({"filename": "file ?.txt"}, {0, 1, 2, 3, 4, 5}),
+        ({"filename": "*5*"}, {5}),
+        ({"filename": "e 5", "min_size": 5, "statuses": (Status.UPLOADING,), "protocol": Protocol.FORM}, {5}),
+        ({"filename": "e 5", "min_size": 6}, set()),
+    )
+
+    async def test_a_filter_finds_what_it_says_on_every_page(self, db):
+        uploads = [upload(n) for n in range(6)]
+        uploads[3] = upload(3, protocol=Protocol.RAW)
+        uploads[4] = upload(4, status=Status.FAILED, error=Failure(code="lost", detail=""))
+        uploads[5] = upload(5, status=Status.UPLOADING, sha256=None, completed_at=None)
+        await records.insert_uploads(db, uploads)
+        for (filters, expected), order, page_size in product(self.FILTERS, ("newest", "oldest"), (1, 500)):
+            query = HistoryQuery(**filters, order=order)
+            found = [each.size for each in await everything(db, query=query, page_size=page_size)]
+            assert (query, found) == (query, sorted(expected, reverse=order == "newest"))
+            assert (query, await records.count_uploads(db, "mine", query)) == (query, len(expected))
+
+    NAMES = (
+        "100%.txt", "100x.txt", "a_b", "axb", "c[1]", "Ärger.PDF", "ärger.pdf", "a\u0308rger", "straße", "STRASSE",
+        "İstanbul", "ΣΊΣΥΦΟΣ", "🎉 party", "🎈 party", "=?*", "tab le", "'; DROP TABLE uploads;--", '"', ":name::",
+    )  # fmt: skip
+    SEARCHES = (
+        ("%", {"100%.txt"}),
+        ("_", {"a_b"}),
+        ("a_b", {"a_b"}),
+        ("0%.T", {"100%.txt"}),
+        ("[1]", {"c[1]"}),
+        ("\\", set()),
+        ("\\%", set()),
+        ("ärger", {"Ärger.PDF", "ärger.pdf", "a\u0308rger"}),
+        ("A\u0308RGER", {"Ärger.PDF", "ärger.pdf", "a\u0308rger"}),
+        ("strasse", {"straße", "STRASSE"}),
+        ("ß", {"straße", "STRASSE"}),
+        ("i\u0307s", {"İstanbul"}),
+        ("σίσυφος", {"ΣΊΣΥΦΟΣ"}),
+        ("🎉", {"🎉 party"}),
+        ("? party", {"🎉 party", "🎈 party"}),
+        ("*.pdf", {"Ärger.PDF", "ärger.pdf"}),
+        ("*pdf*", {"Ärger.PDF", "ärger.pdf"}),
+        ("a?b", {"a_b", "axb"}),
+        ("100?.txt", {"100%.txt", "100x.txt"}),
+        ("'", {"'; DROP TABLE uploads;--"}),
+        (":name::", {":name::"}),
+        ("**", set(NAMES)),
+    )
+
+    async def test_a_filename_is_looked_for_without_regard_to_case(self, db):
+        await records.insert_uploads(db, [upload(n, filename=name) for n, name in enumerate(self.NAMES)])
+        for asked, expected in self.SEARCHES:
+            found = {each.filename for each in await everything(db, query=HistoryQuery(filename=asked))}
+            assert (asked, found) == (asked, expected)
+
+    async def test_a_backslash_in_a_stored_name_is_an_ordinary_character(self, db):
+        # No legal name has one, but a row that came in some other way may.
+        async def work(unit):
+            for number, name in enumerate(["a\\b", "a\\%", "ab"]):
+                row = {**upload(number).as_row(), "filename": name, "filename_folded": folded(name)}
+                await unit.run("insert_uploads", rows=records._json([row]))
+
+        await db.transaction(work)
+        skipped = []
+        for asked in ("\\", "\\b", "\\%", "a\\?"):
+            page = await records.list_uploads(db, "mine", HistoryQuery(filename=asked), after=None, page_size=9)
+            skipped.append(page.skipped)
+        assert skipped == [2, 1, 1, 2]
+
+    # Summing up.
+
+    async def test_a_summary_counts_by_status(self, db):
+        failed = upload(5, status=Status.FAILED, error=Failure(code="lost", detail=""))
+        await records.insert_uploads(db, [upload(1), upload(2), failed, upload(7, "other")])
+        assert await records.summarize_uploads(db, "mine") == [
+            ("completed", 2, 3, NOW + 1, NOW + 2),
+            ("failed", 1, 5, NOW + 5, NOW + 5),
+        ]
+
+    async def test_a_sum_may_be_longer_than_an_integer_column(self, db):
+        await records.insert_uploads(db, [upload(n, size=MAX_SIZE) for n in range(3)])
+        [total] = await records.summarize_uploads(db, "mine")
+        assert (total.uploads, total.size_bytes) == (3, 3 * MAX_SIZE)
+
+    # What storage must hold.
+
+    async def test_a_deleted_upload_keeps_its_record(self, db):
+        await records.insert_uploads(db, [upload(1)])
+        assert await records.delete_upload(db, "mine", upload(1).id)
+        assert not await records.delete_upload(db, "mine", upload(1).id)
+        assert await everything(db) == [upload(1, status=Status.DELETED)]
+
+    async def test_what_is_stored_is_listed_by_id_over_all_sessions(self, db):
+        unfinished = upload(4, status=Status.UPLOADING, sha256=None, completed_at=None)
+        await records.insert_uploads(db, [upload(2, "other"), upload(1), upload(3), unfinished])
+        pages, after = [], ""
+        while page := await records.list_stored(db, after, 2):
+            pages.append([(each.id, each.size, each.sha256) for each in page])
+            after = page[-1].id
+        expected = [(upload(n).id, n, upload(n).sha256) for n in (1, 2, 3)]
+        assert pages == [expected[:2], expected[2:]]
+        assert await records.count_stored(db) == 3
+
+    async def test_uploads_whose_file_is_lost_fail_and_others_do_not(self, db):
+        failed = upload(3, status=Status.FAILED, error=Failure(code="too_large", detail="first"))
+        await records.insert_uploads(db, [upload(1), upload(2), failed])
+        ids = [upload(1).id, failed.id, "unknown"]
+        assert await records.fail_uploads(db, ids, "lost", "the file is gone") == [upload(1).id]
+        assert await everything(db) == [
+            failed,
+            upload(2),
+            upload(1, status=Status.FAILED, error=Failure(code="lost", detail="the file is gone")),
+        ]
+
+    async def test_statuses_are_told_for_ids_of_all_sessions(self, db):
+        await records.insert_uploads(db, [upload(1), upload(2, "other")])
+        await records.delete_upload(db, "other", upload(2).id)
+        statuses = await records.statuses_of(db, [upload(1).id, upload(2).id, upload(3).id, '"', "'"])
+        assert statuses == {upload(1).id: "completed", upload(2).id: "deleted"}
+
+    # Sessions.
+
+    async def test_a_token_opens_its_session_until_that_expires(self, db):
+        await insert(db, session("mine"), session("other"))
+        assert await records.find_session_by_token(db, "token of mine", NOW) == session("mine").session
+        assert await opens(db, "token of mine", NOW + 999) == "mine"
+        assert await opens(db, "token of mine", NOW + 1000) is None
+        assert await opens(db, "no such token") is None
+
+    async def test_a_session_is_recorded_once(self, db):
+        await insert(db, session("mine"))
+        await insert(db, session("mine", expires_at=NOW + 5), session("other"))
+        assert await opens(db, "token of mine", NOW + 999) == "mine"
+        assert await opens(db, "token of other") == "other"
+
+    async def test_times_of_a_session_never_go_back(self, db):
+        await insert(db, session("mine"), session("other"))
+        await records.touch_sessions(db, [Seen("mine", NOW + 5, NOW + 2000), Seen("mine", NOW + 7, NOW + 1500)])
+        await records.touch_sessions(db, [Seen("mine", NOW + 6, NOW + 1000), Seen("unknown", NOW, NOW)])
+        found = await records.find_session(db, "mine")
+        assert (found.created_at, found.last_seen_at, found.expires_at) == (NOW, NOW + 7, NOW + 2000)
+        assert await opens(db, "token of other", NOW + 1000) is None
+
+    async def test_a_replaced_token_opens_nothing(self, db):
+        await insert(db, session("mine"))
+        assert await records.replace_token(db, "token of mine", "new", NOW)
+        assert not await records.replace_token(db, "token of mine", "newer", NOW)
+        assert not await records.replace_token(db, "new", "newer", NOW + 1000)
+        assert [await opens(db, token) for token in ("token of mine", "new", "newer")] == [None, "mine", None]
+
+    async def test_a_session_may_have_several_tokens(self, db):
+        await insert(db, session("mine"))
+        await records.insert_token(db, "second", "mine", NOW)
+        assert [await opens(db, token) for token in ("token of mine", "second")] == ["mine", "mine"]
+
+    async def test_an_ended_session_opens_to_nobody_and_keeps_its_records(self, db):
+        await insert(db, session("mine"), session("other"))
+        await records.insert_uploads(db, [upload(1)])
+        await records.insert_link_code(db, "code", "mine", NOW + 10)
+        for now_us in (NOW + 1, NOW + 2):
+            await db.transaction(lambda unit, now_us=now_us: records.end_session(unit, "mine", now_us))
+        assert await opens(db, "token of mine") is None
+        assert await records.take_link_code(db, "code", NOW) is None
+        assert await opens(db, "token of other") == "other"
+        assert (await records.find_session(db, "mine")).ended_at == NOW + 1
+        assert await everything(db) == [upload(1)]
+        await records.touch_sessions(db, [Seen("mine", NOW + 9, NOW + 9000)])
+        assert (await records.find_session(db, "mine")).expires_at == NOW + 1000
+
+    async def test_an_operator_sees_the_sessions_seen_last(self, db):
+        await insert(db, session("mine"), session("other"), session("third"))
+        await records.touch_sessions(db, [Seen("other", NOW + 9, NOW + 9), Seen("third", NOW + 8, NOW + 9)])
+        assert [each.id for each in await records.list_sessions(db, 2)] == ["other", "third"]
+        assert await records.find_session(db, "unknown") is None
+
+    # Linking.
+
+    async def test_a_link_code_opens_its_session_once(self, db):
+        await insert(db, session("mine"))
+        await records.insert_link_code(db, "code", "mine", NOW + 10)
+        assert await records.take_link_code(db, "other code", NOW) is None
+        assert await records.take_link_code(db, "code", NOW) == "mine"
+        assert await records.take_link_code(db, "code", NOW) is None
+
+    @pytest.mark.parametrize(("expires_at", "now_us"), [(NOW + 10, NOW + 10), (NOW + 9999, NOW + 1000)])
+    async def test_a_link_code_opens_nothing_when_it_or_its_session_is_over(self, db, expires_at, now_us):
+        await insert(db, session("mine"))
+        await records.insert_link_code(db, "code", "mine", expires_at)
+        assert await records.take_link_code(db, "code", now_us) is None
+
+    async def test_only_one_of_many_takes_a_code(self, db):
+        await insert(db, session("mine"))
+        await records.insert_link_code(db, "code", "mine", NOW + 10)
+        taken = await asyncio.gather(*(records.take_link_code(db, "code", NOW) for _ in range(10)))
+        assert sorted(taken, key=str) == [None] * 9 + ["mine"]
+
+    async def test_a_session_that_joins_another_brings_everything(self, db):
+        await insert(db, session("old"), session("mine"), session("other"))
+        await records.insert_uploads(db, [upload(1, "old"), upload(2, "mine"), upload(3, "other")])
+        await records.insert_link_code(db, "code", "old", NOW + 10)
+        assert await db.transaction(lambda unit: records.merge_sessions(unit, "old", "mine", NOW + 1))
+        assert await everything(db) == [upload(2), upload(1)]
+        assert await everything(db, "old") == []
+        assert await everything(db, "other") == [upload(3, "other")]
+        assert await opens(db, "token of old") == "mine"
+        assert await records.take_link_code(db, "code", NOW) == "mine"
+        old = await records.find_session(db, "old")
+        assert (old.ended_at, old.merged_into) == (NOW + 1, "mine")
+
+    async def test_an_upload_that_was_under_way_lands_where_its_session_went(self, db):
+        await insert(db, session("oldest"), session("old"), session("mine"))
+        await db.transaction(lambda unit: records.merge_sessions(unit, "oldest", "old", NOW))
+        await db.transaction(lambda unit: records.merge_sessions(unit, "old", "mine", NOW))
+        await records.insert_uploads(db, [upload(1, "oldest"), upload(2, "old"), upload(3, "unknown")])
+        assert await everything(db) == [upload(2), upload(1)]
+        assert await everything(db, "unknown") == [upload(3, "unknown")]
+
+    @pytest.mark.parametrize("pair", [("mine", "mine"), ("mine", "ended"), ("ended", "mine"), ("mine", "unknown")])
+    async def test_only_two_live_sessions_join(self, db, pair):
+        await insert(db, session("mine"), session("ended"))
+        await db.transaction(lambda unit: records.end_session(unit, "ended", NOW))
+        assert not await db.transaction(lambda unit: records.merge_sessions(unit, *pair, NOW))
+        assert await opens(db, "token of mine") == "mine"
+
+    async def test_an_expired_session_is_joined_by_none(self, db):
+        await insert(db, session("mine"), session("other", expires_at=NOW + 5))
+        assert not await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "other", NOW + 5))
+
+    async def test_of_two_sessions_that_join_each_other_at_once_one_lives_and_has_all(self, db):
+        await insert(db, session("a"), session("b"))
+        await records.insert_uploads(db, [upload(1, "a"), upload(2, "b")])
+        joined = await asyncio.gather(
+            db.transaction(lambda unit: records.merge_sessions(unit, "a", "b", NOW)),
+            db.transaction(lambda unit: records.merge_sessions(unit, "b", "a", NOW)),
+        )
+        assert sorted(joined) == [False, True]
+        [alive] = {await opens(db, "token of a"), await opens(db, "token of b")}
+        assert [each.size for each in await everything(db, alive)] == [2, 1]
+
+    async def test_no_upload_is_left_behind_by_sessions_that_join_meanwhile(self, db):
+        names = [f"session {n}" for n in range(6)]
+        await insert(db, *map(session, names))
+        chances = random.Random(3)
+
+        async def send(number):
+            await records.insert_uploads(
+                db, [upload(number, chances.choice(names)), upload(number + 500, chances.choice(names))]
+            )
+
+        async def join(name):
+            await db.transaction(lambda unit: records.merge_sessions(unit, name, names[0], NOW))
+
+        work = [send(number) for number in range(60)] + [join(name) for name in names[1:]]
+        chances.shuffle(work)
+        await asyncio.gather(*work)
+        assert len(await everything(db, names[0])) == 120
+
+    async def test_a_repair_moves_what_was_recorded_for_a_session_that_is_gone(self, db):
+        await insert(db, session("old"), session("mine"))
+        await records.insert_uploads(db, [upload(1, "old")])
+
+        async def end(unit):
+            await unit.run("end_merged_session", session_id="old", into_id="mine", now_us=NOW)
+
+        await db.transaction(end)
+        assert await records.move_merged_uploads(db) == 1
+        assert await everything(db) == [upload(1)]
+        assert await records.move_merged_uploads(db) == 0
+
+    # Sweeping.
+
+    async def test_expiry_ends_what_is_over_and_keeps_its_records(self, db):
+        await insert(db, session("mine"), session("over", expires_at=NOW + 5), session("ended"))
+        await records.insert_uploads(db, [upload(1, "over")])
+        for code, owner, expires_at in (("1", "mine", NOW + 9), ("2", "mine", NOW + 5), ("3", "over", NOW + 9)):
+            await records.insert_link_code(db, code, owner, expires_at)
+        await db.transaction(lambda unit: records.end_session(unit, "ended", NOW + 1))
+        assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 5)) == 1
+        assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 6)) == 0
+        assert [await opens(db, f"token of {name}") for name in ("mine", "over", "ended")] == ["mine", None, None]
+        assert (await records.find_session(db, "over")).ended_at == NOW + 5
+        assert (await records.find_session(db, "ended")).ended_at == NOW + 1
+        assert await everything(db, "over") == [upload(1, "over")]
+        assert [await records.take_link_code(db, code, NOW) for code in "123"] == ["mine", None, None]
+
+    async def test_only_sessions_that_nothing_refers_to_are_deleted(self, db):
+        names = ("live", "late", "empty", "sender", "old", "joined")
+        await insert(db, *map(session, names))
+        await records.insert_uploads(db, [upload(1, "sender")])
+
+        async def work(unit):
+            await records.merge_sessions(unit, "old", "joined", NOW + 1)
+            for name, ended_at in (("late", NOW + 9), ("empty", NOW + 1), ("sender", NOW + 1), ("joined", NOW + 1)):
+                await records.end_session(unit, name, ended_at)
+
+        await db.transaction(work)
+        # The one that joined another goes first; then nobody refers to the other any more.
+        assert await records.delete_empty_sessions(db, NOW + 9) == 2
+        assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender", "joined"]
+        assert await records.delete_empty_sessions(db, NOW + 9) == 1
+        assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender"]

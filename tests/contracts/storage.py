@@ -1,0 +1,387 @@
+"""What every storage backend must do. A backend's test is a class with two fixtures: `storage` and `small`."""
+
+import asyncio
+import hashlib
+import uuid
+
+import pytest
+
+from app.errors import StorageFull, Unavailable
+from app.storage import NotStored, Staged, Storage
+
+KiB, MiB = 1024, 1024 * 1024
+
+_KEY = "0193a1f0-0000-7000-8000-00000000000a"
+NOT_KEYS = [
+    "",
+    "ab",
+    "0" * 36,
+    _KEY.upper(),
+    _KEY + "\n",
+    _KEY[:-1] + "\0",
+    f"../{_KEY}",
+    f"{_KEY}/",
+    "../../etc/passwd",
+]
+
+# Below, at and above every size at which a backend could change its ways, with ends that fit no block.
+SIZES = [0, 1, 4095, 4096, 4097, 256 * KiB - 1, 256 * KiB, 256 * KiB + 1]
+SIZES += [MiB - 1, MiB, MiB + 1, MiB + 4096, 2 * MiB, 2 * MiB + 511, 3 * MiB + 4097]
+
+
+def new_key() -> str:
+    return str(uuid.uuid4())
+
+
+def content_of(size: int, seed: int = 1) -> bytes:
+    """Bytes of which no two stretches are the same, so that a lost or doubled block shows."""
+    return hashlib.shake_128(seed.to_bytes(8, "big")).digest(size)
+
+
+async def staged(storage: Storage, content: bytes, *, step: int = 64 * KiB, key: str | None = None, reservation=None):
+    """A finished staged file."""
+    file = storage.stage(key or new_key(), reservation)
+    await fill(file, content, step)
+    return file
+
+
+async def fill(file: Staged, content: bytes, step: int) -> None:
+    for at in range(0, len(content), step):
+        await file.write(content[at : at + step])
+    await file.finish()
+
+
+async def put(storage: Storage, content: bytes, **how) -> str:
+    file = await staged(storage, content, **how)
+    assert await storage.publish([file]) == {}
+    return file.key
+
+
+async def get(storage: Storage, key: str) -> bytes:
+    stored = await storage.open(key)
+    try:
+        return await stored.read(0, stored.size + 1)
+    finally:
+        await stored.close()
+
+
+async def keys(storage: Storage) -> list[str]:
+    return sorted([found.key async for slice_ in storage.walk(0) for found in slice_])
+
+
+class StorageContract:
+    """`storage` has room for everything here, `small` for a mebibyte."""
+
+    # --- publishing
+
+    @pytest.mark.parametrize("size", [10, 256 * KiB, 3 * MiB])
+    async def test_nothing_is_visible_before_it_is_published(self, storage, size):
+        file = await staged(storage, content_of(size))
+        assert await keys(storage) == []
+        assert await storage.missing([file.key]) == [file.key]
+        with pytest.raises(NotStored):
+            await storage.open(file.key)
+        assert await storage.publish([file]) == {}
+        assert await keys(storage) == [file.key]
+
+    @pytest.mark.parametrize("size", SIZES)
+    async def test_a_file_comes_out_as_it_went_in(self, storage, size):
+        content = content_of(size)
+        file = await staged(storage, content, step=100_003)
+        assert (file.size, file.sha256) == (size, hashlib.sha256(content).hexdigest())
+        assert await storage.publish([file]) == {}
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+        assert await get(storage, file.key) == content
+        assert await storage.digest(file.key) == (size, file.sha256)
+
+    @pytest.mark.parametrize("step", [1000, 256 * KiB, MiB, 3 * MiB])
+    async def test_where_the_blocks_are_cut_means_nothing(self, storage, step):
+        content = content_of(2 * MiB + 12345)
+        assert await get(storage, await put(storage, content, step=step)) == content
+
+    async def test_empty_blocks_are_passed_over(self, storage):
+        file = storage.stage(new_key())
+        for block in (b"", b"he", b"", b"llo", b""):
+            await file.write(block)
+        await file.finish()
+        assert await storage.publish([file]) == {}
+        assert await get(storage, file.key) == b"hello"
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
+    async def test_a_batch_is_published_as_a_whole(self, storage, count):
+        sizes = [size for _, size in zip(range(count), [0, 300 * KiB, *range(1, 2000, 20)], strict=False)]
+        files = [await staged(storage, content_of(size, seed)) for seed, size in enumerate(sizes)]
+        assert await storage.publish(files) == {}
+        assert await keys(storage) == sorted(file.key for file in files)
+        for seed, (file, size) in enumerate(zip(files, sizes, strict=True)):
+            assert await get(storage, file.key) == content_of(size, seed)
+
+    async def test_uploads_side_by_side_do_not_mix(self, storage):
+        contents = [content_of(size, seed) for seed, size in enumerate([10, 300 * KiB, 2 * MiB + 1] * 8)]
+        stored = await asyncio.gather(*(put(storage, content) for content in contents))
+        assert [await get(storage, key) for key in stored] == contents
+
+    @pytest.mark.parametrize("size", [10, 2 * MiB])
+    async def test_no_file_is_ever_replaced(self, storage, size):
+        first = await put(storage, b"first")
+        same = await staged(storage, content_of(size), key=first)
+        other = await staged(storage, b"other")
+        assert list(await storage.publish([same, other])) == [first]
+        assert await get(storage, first) == b"first"
+        assert await keys(storage) == sorted([first, other.key])
+
+    async def test_a_cancelled_caller_does_not_stop_a_publication(self, storage):
+        files = [await staged(storage, content_of(100, seed)) for seed in range(5)]
+        publishing = asyncio.create_task(storage.publish(files))
+        await asyncio.sleep(0)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        for file in files:
+            await file.abort()  # what a request does that is cancelled
+        assert await keys(storage) == sorted(file.key for file in files)
+
+    # --- giving up
+
+    @pytest.mark.parametrize("size", [0, 10, 300 * KiB, MiB])
+    async def test_an_aborted_file_leaves_nothing(self, small, size):
+        for _ in range(3):
+            file = small.stage(new_key())
+            await file.write(content_of(size))
+            await file.abort()
+            await file.abort()
+            assert await small.free_bytes() == MiB
+        assert await keys(small) == []
+
+    async def test_a_file_may_be_given_up_before_its_first_byte_and_after_its_last(self, storage):
+        await storage.stage(new_key()).abort()
+        await (await staged(storage, content_of(2 * MiB))).abort()
+        assert await keys(storage) == []
+
+    async def test_a_file_may_be_given_up_while_it_is_written(self, storage):
+        file = storage.stage(new_key())
+        writing = asyncio.create_task(file.write(content_of(8 * MiB)))
+        await asyncio.sleep(0)
+        await asyncio.gather(file.abort(), file.abort())
+        await asyncio.wait([writing])
+        assert await storage.publish([file]) != {}
+        assert await keys(storage) == []
+
+    async def test_what_has_ended_takes_no_more_bytes(self, storage):
+        for size in (10, 2 * MiB):
+            published = await staged(storage, content_of(size))
+            aborted = await staged(storage, content_of(size))
+            await storage.publish([published])
+            await aborted.abort()
+            for file in (published, aborted):
+                with pytest.raises(Unavailable):
+                    await file.write(b"more")
+            assert await get(storage, published.key) == content_of(size)
+
+    async def test_a_published_file_cannot_be_given_up(self, storage):
+        file = await staged(storage, b"kept")
+        await storage.publish([file])
+        await file.abort()
+        assert await get(storage, file.key) == b"kept"
+
+    async def test_what_was_given_up_is_not_published(self, storage):
+        given_up, kept = await staged(storage, b""), await staged(storage, b"kept")
+        await given_up.abort()
+        assert list(await storage.publish([given_up, kept])) == [given_up.key]
+        assert await keys(storage) == [kept.key]
+
+    async def test_closing_gives_up_what_is_on_its_way_in(self, storage):
+        small, large = storage.stage(new_key()), storage.stage(new_key())
+        await small.write(b"a")
+        await large.write(content_of(3 * MiB))
+        await storage.close()
+        await storage.close()
+        for file in (small, large):
+            with pytest.raises(Unavailable):
+                await file.write(b"more")
+            await file.abort()
+
+    # --- reading
+
+    @pytest.mark.parametrize("size", [100, 3 * MiB])
+    async def test_any_range_can_be_read(self, storage, size):
+        content = content_of(size)
+        stored = await storage.open(await put(storage, content))
+        assert stored.size == size
+        for offset, length in [
+            (0, 1),
+            (0, size),
+            (7, 50),
+            (size - 1, 1),
+            (size - 10, 100),
+            (size, 5),
+            (size + 5, 5),
+            (3, 0),
+        ]:
+            assert await stored.read(offset, length) == content[offset : offset + length]
+        await stored.close()
+        await stored.close()
+
+    @pytest.mark.parametrize("key", [str(uuid.UUID(int=7)), *NOT_KEYS])
+    async def test_what_is_not_there_is_not_stored(self, storage, key):
+        await put(storage, b"something else")
+        with pytest.raises(NotStored):
+            await storage.open(key)
+        with pytest.raises(NotStored):
+            await storage.digest(key)
+        assert await storage.missing([key]) == [key]
+
+    @pytest.mark.parametrize("key", NOT_KEYS)
+    async def test_only_a_key_can_be_staged_and_no_other_name_reaches_a_file(self, storage, key):
+        stored = await put(storage, b"kept")
+        with pytest.raises(ValueError, match="key"):
+            storage.stage(key)
+        await storage.remove([key])
+        await storage.set_aside([key])
+        assert await keys(storage) == [stored]
+
+    # --- removing
+
+    @pytest.mark.parametrize("size", [10, 3 * MiB])
+    async def test_what_is_removed_is_gone_but_can_still_be_read_by_whoever_has_it_open(self, storage, size):
+        content = content_of(size)
+        gone, kept = await put(storage, content), await put(storage, b"kept")
+        stored = await storage.open(gone)
+        await storage.remove([new_key(), gone, gone])
+        assert await keys(storage) == [kept]
+        with pytest.raises(NotStored):
+            await storage.open(gone)
+        assert await stored.read(1, size) == content[1:]
+        await stored.close()
+
+    async def test_what_is_set_aside_is_out_of_sight_until_its_time_is_over(self, storage):
+        aside, kept = await put(storage, b"aside"), await put(storage, b"kept")
+        await storage.set_aside([new_key(), aside])
+        assert await keys(storage) == [kept]
+        assert await storage.missing([aside, kept]) == [aside]
+        with pytest.raises(NotStored):
+            await storage.open(aside)
+        assert await storage.sweep(3600) == 0
+        assert await storage.sweep(0) == 1
+        assert await storage.sweep(0) == 0
+        assert await keys(storage) == [kept]
+
+    async def test_a_sweep_leaves_live_uploads_alone(self, storage):
+        small, large = await staged(storage, b"small"), await staged(storage, content_of(2 * MiB))
+        assert await storage.sweep(0) == 0
+        assert await storage.publish([small, large]) == {}
+        assert await get(storage, large.key) == content_of(2 * MiB)
+
+    # --- looking over everything
+
+    async def test_a_walk_meets_every_published_file_once(self, storage):
+        sizes = {await put(storage, content_of(size)): size for size in range(0, 600, 10)}
+        await staged(storage, b"not yet")
+        met = [found async for slice_ in storage.walk(0) for found in slice_]
+        assert {found.key: found.size for found in met} == sizes
+        assert len(met) == len(sizes)
+        assert all(found.settled for found in met)
+        assert not any([found.settled async for slice_ in storage.walk(3600) for found in slice_])
+
+    async def test_several_walks_at_once_meet_every_file_each(self, storage):
+        files = [await staged(storage, b"x", key=f"{number:08x}-0000-4000-8000-00000000000a") for number in range(500)]
+        assert await storage.publish(files) == {}
+        expected = sorted(file.key for file in files)
+        assert await asyncio.gather(*(keys(storage) for _ in range(6))) == [expected] * 6
+
+    async def test_files_may_come_and_go_during_a_walk(self, storage):
+        lasting = [await put(storage, b"lasting") for _ in range(20)]
+        going = [await put(storage, b"going") for _ in range(20)]
+        met = []
+        async for slice_ in storage.walk(0):
+            met += [found.key for found in slice_]
+            await storage.remove(going)
+            await put(storage, b"coming")
+        assert set(lasting) <= set(met)
+        assert len(met) == len(set(met))
+
+    async def test_missing_are_those_that_are_not_there(self, storage):
+        there, absent = await put(storage, b"there"), new_key()
+        assert await storage.missing([absent, there]) == [absent]
+        assert await storage.missing([]) == []
+        assert await storage.strays() == []
+
+    async def test_only_one_looks_over_everything_at_a_time(self, storage):
+        with storage.sole_sweeper() as first:
+            with storage.sole_sweeper() as second:
+                assert (first, second) == (True, False)
+            with storage.sole_sweeper() as third:
+                assert third is False
+        with storage.sole_sweeper() as fourth:
+            assert fourth is True
+
+    # --- space
+
+    async def test_promises_are_kept_apart_exactly(self, small):
+        first = small.reserve(600 * KiB)
+        with pytest.raises(StorageFull):
+            small.reserve(424 * KiB + 1)
+        second = small.reserve(424 * KiB)
+        with pytest.raises(StorageFull):
+            small.reserve(1)
+        second.release()
+        second.release()
+        third = small.reserve(424 * KiB)
+        first.release()
+        third.release()
+        small.reserve(MiB).release()
+
+    async def test_a_promise_shrinks_as_its_bytes_are_written(self, small):
+        reservation = small.reserve(600 * KiB)
+        file = await staged(small, content_of(400 * KiB), reservation=reservation)
+        small.reserve(424 * KiB).release()  # what the file has and what is promised to it make no more than 600 KiB
+        with pytest.raises(StorageFull):
+            small.reserve(424 * KiB + 1)
+        assert await small.publish([file]) == {}
+        reservation.release()
+        small.reserve(624 * KiB).release()
+        with pytest.raises(StorageFull):
+            small.reserve(624 * KiB + 1)
+
+    async def test_what_is_promised_to_one_upload_no_other_takes(self, small):
+        reservation = small.reserve(700 * KiB)
+        greedy = small.stage(new_key())
+        with pytest.raises(StorageFull):
+            await fill(greedy, content_of(600 * KiB), 200 * KiB)
+        await greedy.abort()
+        content = content_of(700 * KiB)
+        assert await get(small, await put(small, content, reservation=reservation)) == content
+
+    async def test_an_upload_may_go_beyond_its_promise_as_far_as_there_is_room(self, small):
+        reservation = small.reserve(100 * KiB)
+        await put(small, content_of(900 * KiB), reservation=reservation)
+        reservation.release()
+        small.reserve(124 * KiB).release()
+
+    @pytest.mark.parametrize("step", [1000, 256 * KiB, 2 * MiB])
+    async def test_a_full_store_refuses_one_upload_and_serves_the_others(self, small, step):
+        kept = await put(small, b"kept")
+        other = await staged(small, b"other")
+        file = small.stage(new_key())
+        with pytest.raises(StorageFull):
+            await fill(file, content_of(2 * MiB), step)
+        await file.abort()
+        assert await small.publish([other]) == {}
+        assert await get(small, await put(small, content_of(300 * KiB))) == content_of(300 * KiB)
+        assert await get(small, kept) == b"kept"
+        await small.test()
+
+    async def test_the_space_of_a_removed_file_can_be_used_again(self, small):
+        for _ in range(4):
+            await small.remove([await put(small, content_of(700 * KiB))])
+            small.reserve(MiB).release()
+
+    # --- the store itself
+
+    async def test_a_store_can_be_prepared_and_tested_again_while_it_is_used(self, storage):
+        kept = await put(storage, b"kept")
+        file = storage.stage(new_key())
+        await file.write(content_of(2 * MiB))
+        await asyncio.gather(*(storage.prepare() for _ in range(3)), *(storage.test() for _ in range(3)))
+        await file.finish()
+        assert await storage.publish([file]) == {}
+        assert await keys(storage) == sorted([kept, file.key])

@@ -1,0 +1,113 @@
+"""Migrations: each file once, by whoever comes first, whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.db import Db, migrate
+from app.db.migrate import pending
+from app.db.queries import Migration, migrations
+from app.errors import Unusable
+
+ROOT = Path(__file__).parents[2]
+NAMES = [migration.name for migration in migrations("sqlite")]
+
+# One process that opens the database, migrates it and says what it applied; told to, it dies at its
+# n-th statement without a word.
+PROCESS = """
+import asyncio, os, signal, sys
+from app.db import Db, Unit
+from app.db.migrate import migrate
+
+async def main(url, fatal):
+    execute, count = Unit.execute, 0
+    async def counted(unit, statement):
+        nonlocal count
+        count += 1
+        await execute(unit, statement)
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+    Unit.execute = counted
+    db = Db(url)
+    await db.open()
+    print(*await migrate(db, now_us=0))
+    await db.close()
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.fixture
+async def db(database_url):
+    db = Db(database_url)
+    await db.open()
+    yield db
+    await db.close()
+
+
+def process(url: str, fatal: int = 0) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", PROCESS, url, str(fatal)]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+async def test_a_new_database_gets_everything_once(db):
+    assert await pending(db) == NAMES
+    assert await migrate.migrate(db, now_us=1) == NAMES
+    assert await pending(db) == []
+    assert await migrate.migrate(db, now_us=2) == []
+    assert [row["name"] for row in await db.many("list_migrations")] == NAMES
+
+
+async def test_processes_that_start_at_once_apply_each_file_once(database_url):
+    processes = [process(database_url) for _ in range(4)]
+    outputs = [started.communicate(timeout=60)[0] for started in processes]
+    assert [started.returncode for started in processes] == [0] * 4
+    assert sorted(name for output in outputs for name in output.split()) == NAMES
+
+
+@pytest.mark.parametrize("fatal", [1, 4, len(migrations("sqlite")[0].statements)])
+async def test_a_process_that_dies_half_way_leaves_nothing_behind(database_url, fatal):
+    dead = process(database_url, fatal)
+    dead.communicate(timeout=60)
+    assert dead.returncode == -signal.SIGKILL
+    db = Db(database_url)
+    await db.open()
+    assert await pending(db) == NAMES
+    assert await migrate.migrate(db, now_us=0) == NAMES
+    await db.close()
+
+
+async def test_a_file_that_was_edited_after_it_was_applied_is_refused(db, monkeypatch):
+    await migrate.migrate(db, now_us=0)
+    first, *rest = migrations(db.dialect)
+    edited = (first._replace(text=first.text + "\n-- better"), *rest)
+    monkeypatch.setattr(migrate, "migrations", lambda dialect: edited)
+    for ask in (pending(db), migrate.migrate(db, now_us=0)):
+        with pytest.raises(Unusable, match=first.name):
+            await ask
+
+
+async def test_a_file_that_fails_leaves_the_ones_before_it(db, monkeypatch):
+    number = len(NAMES) + 1
+    bad = Migration(number, f"{number:04d}_bad.sql", "CREATE TABLE good (id TEXT);\nCREATE TABLE good (id TEXT);\n")
+    monkeypatch.setattr(migrate, "migrations", lambda dialect: (*migrations(dialect), bad))
+    for _ in range(2):
+        with pytest.raises(Exception, match="good"):
+            await migrate.migrate(db, now_us=0)
+        assert await pending(db) == [bad.name]
+
+
+async def test_a_database_that_is_ahead_of_the_code_is_no_obstacle(db, monkeypatch):
+    number = len(NAMES) + 1
+    newer = Migration(number, f"{number:04d}_newer.sql", "ALTER TABLE uploads ADD COLUMN colour TEXT;\n")
+    with monkeypatch.context() as later:
+        later.setattr(migrate, "migrations", lambda dialect: (*migrations(dialect), newer))
+        assert await migrate.migrate(db, now_us=0) == [*NAMES, newer.name]
+    assert await pending(db) == []
+    assert await migrate.migrate(db, now_us=0) == []

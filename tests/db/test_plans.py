@@ -1,0 +1,86 @@
+"""A page of history reads its rows in the order of the index, whatever else a session and a table hold."""
+
+import sqlite3
+
+import asyncpg
+import pytest
+
+from app import records
+from app.db import Db
+from app.db.migrate import migrate
+from app.db.queries import load
+from app.model import HistoryQuery, Position
+from tests.contracts.records import NOW, upload
+
+INDEX = "uploads_by_session_newest_first"
+PAGE = {"session_id": "session 1", "page_size": 51, **records._filters(HistoryQuery())}
+MIDDLE = Position(NOW + 700, "")
+ARGUMENTS = [
+    ("list_uploads", {**PAGE, **records._newest_first(HistoryQuery(), None)}),
+    ("list_uploads", {**PAGE, **records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
+    (
+        "list_uploads",
+        {**PAGE, **records._newest_first(HistoryQuery(), None), **records._filters(HistoryQuery(filename="9"))},
+    ),
+    ("list_uploads_oldest", {**PAGE, **records._oldest_first(HistoryQuery(), None)}),
+    ("list_uploads_oldest", {**PAGE, **records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
+]
+
+
+async def fill(url: str) -> None:
+    """Three sessions of a thousand uploads, and many of a few."""
+    db = Db(url)
+    await db.open()
+    await migrate(db, now_us=0)
+    for owner in range(3):
+        numbers = range(owner * 10_000, owner * 10_000 + 1000)
+        await records.insert_uploads(
+            db, [upload(n, f"session {owner}", created_at=NOW + n - owner * 10_000) for n in numbers]
+        )
+    await records.insert_uploads(db, [upload(n + 90_000, f"small session {n // 3}") for n in range(900)])
+    await db.close()
+
+
+async def test_sqlite_reads_a_page_in_the_order_of_the_index(tmp_path):
+    await fill(f"sqlite:///{tmp_path}/waybill.db")
+    connection = sqlite3.connect(tmp_path / "waybill.db")
+    for name, arguments in ARGUMENTS:
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {load('sqlite')[name].statement}", arguments)]
+        assert len(plan) == 1
+        assert plan[0].startswith(f"SEARCH uploads USING INDEX {INDEX} (session_id=? AND ")
+        assert "(created_at_us,id)" in plan[0]
+    connection.close()
+
+
+@pytest.fixture
+async def connection(postgres):
+    url = postgres.create_database()
+    await fill(url)
+    connection = await asyncpg.connect(url)
+    await connection.execute("ANALYZE")
+    yield connection
+    await connection.close()
+    postgres.drop_database(url)
+
+
+async def test_postgresql_reads_a_page_in_the_order_of_the_index(connection):
+    def in_order(plan):
+        text = "\n".join(row[0] for row in plan)
+        assert "Sort" not in text
+        assert "Bitmap" not in text
+        assert f"using {INDEX}" in text
+        assert "ROW(created_at_us, id)" in text.partition("Filter:")[0]
+
+    for number, (name, arguments) in enumerate(ARGUMENTS):
+        query = load("postgresql")[name]
+        values = [arguments[param] for param in query.order]
+        in_order(await connection.fetch(f"EXPLAIN {query.statement}", *values))
+        # asyncpg prepares: after some calls PostgreSQL may plan once for whatever values come.
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE generic_{number} AS {query.statement}")
+        in_order(await connection.fetch(f"EXPLAIN EXECUTE generic_{number}({', '.join(map(literal, values))})"))
+        await connection.execute("RESET plan_cache_mode")
+
+
+def literal(value: str | int | None) -> str:
+    return "NULL" if value is None else f"'{value}'"

@@ -1,0 +1,176 @@
+"""The service is told to stop: what was acknowledged is kept, nobody is waited for without end, and it says 0."""
+
+import asyncio
+import hashlib
+import signal
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from tests.postgres import Postgres
+from tests.service import HISTORY, UPLOADS, Cut, ask, service
+
+__all__ = ["service"]
+
+CLIENTS = 20
+LARGE = 600_000  # bytes; more than waits in memory
+
+
+@asynccontextmanager
+async def stalled_upload(port, headers):
+    """An upload that has begun and sends no more; gives the stream of its answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"PUT {UPLOADS}/stalled.bin HTTP/1.1\r\nHost: x\r\nContent-Length: {2 * LARGE}\r\n{lines}\r\n"
+    writer.write(head.encode() + bytes(LARGE))
+    await writer.drain()
+    try:
+        yield reader
+    finally:
+        writer.close()
+
+
+async def staged(running):
+    """Wait until something lies in staging."""
+    while not list((running.store / "staging").glob("*/*")):  # noqa: ASYNC110  # another process makes it
+        await asyncio.sleep(0.01)
+
+
+def records(running, headers):
+    with running.client(headers=headers) as client:
+        return {item["filename"]: item for item in client.get(HISTORY, params={"limit": 500}).json()["items"]}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_under_load_loses_nothing_that_was_acknowledged(service, database_url, workers):
+    running = service(database_url=database_url, workers=workers)
+    headers = running.session()
+    acknowledged = {}
+    enough = asyncio.Event()
+
+    async def upload(client):
+        """One file after the other until the service has gone."""
+        with suppress(Cut):
+            for number in range(10_000):
+                name = f"{client}-{number}"
+                answer = await ask(running.port, "PUT", f"{UPLOADS}/{name}", headers, name.encode() * 100)
+                if answer.status != 201:
+                    assert answer.json()["code"] == "unavailable"
+                    continue
+                acknowledged[name] = answer.json()["sha256"]
+                if len(acknowledged) >= 5 * CLIENTS:
+                    enough.set()
+
+    async def load():
+        async with asyncio.TaskGroup() as group:
+            for client in range(CLIENTS):
+                group.create_task(upload(client))
+            await enough.wait()
+            running.send(signal.SIGTERM)
+
+    asyncio.run(load())
+    assert running.wait() == 0
+    assert running.said("error") == []
+    assert list((running.store / "staging").iterdir()) == []
+    running.start()
+    listed = records(running, headers)
+    assert acknowledged.keys() <= listed.keys()
+    for name, item in listed.items():
+        assert (item["status"], item["sha256"]) == ("completed", hashlib.sha256(name.encode() * 100).hexdigest())
+
+
+def test_who_sends_no_more_is_told_and_not_waited_for(service):
+    running = service(shutdown_timeout="1s")
+    headers = running.session()
+
+    async def run():
+        async with stalled_upload(running.port, headers) as answer:
+            await staged(running)
+            running.send(signal.SIGTERM)
+            return (await answer.read()).decode()
+
+    text = asyncio.run(run())
+    assert running.wait() == 0
+    assert text.startswith("HTTP/1.1 503 ")
+    assert '"code":"unavailable"' in text
+    assert "retry-after: " in text.lower()
+    assert "x-request-id: " in text.lower()
+    assert "connection: close" in text.lower()
+    assert running.wait_for("stopped")
+    assert [event for event in running.events if "Traceback" in str(event)] == []
+    assert list((running.store / "staging").iterdir()) == []
+    running.start()
+    failed = records(running, headers)["stalled.bin"]
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "unavailable")
+
+
+def test_who_takes_nothing_is_not_waited_for(service):
+    """A download that its client does not read."""
+    running = service(shutdown_timeout="1s")
+    headers = running.session()
+    content = bytes(32 * 1024 * 1024)  # more than the sockets between hold
+
+    async def run():
+        made = await ask(running.port, "PUT", f"{UPLOADS}/large.bin", headers, content)
+        link = made.json()["links"]["content"]
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1)
+        writer.write(f"GET {link} HTTP/1.1\r\nHost: x\r\nCookie: {headers['Cookie']}\r\n\r\n".encode())
+        await writer.drain()
+        while not [fd for fd in running.open_files() if fd.parent.parent.name == "files"]:
+            await asyncio.sleep(0.01)
+        running.send(signal.SIGTERM)
+        status = await asyncio.to_thread(running.wait)
+        writer.close()
+        return status
+
+    assert asyncio.run(run()) == 0
+    assert [event for event in running.events if "Traceback" in str(event)] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)],
+)
+def test_a_second_signal_does_no_harm(service, first, second):
+    """A second SIGTERM changes nothing; a second Ctrl+C does not wait for clients. Either way it is an orderly end."""
+    running = service(shutdown_timeout="2s" if second is signal.SIGTERM else "1h")
+    headers = running.session()
+
+    async def run():
+        await ask(running.port, "PUT", f"{UPLOADS}/whole.bin", headers, b"whole")
+        async with stalled_upload(running.port, headers):
+            await staged(running)
+            running.send(first)
+            await asyncio.to_thread(running.wait_for, "Shutting down")
+            running.send(second)
+            return await asyncio.to_thread(running.wait)
+
+    assert asyncio.run(run()) == 0
+    assert list((running.store / "staging").iterdir()) == []
+    running.start()
+    assert records(running, headers)["whole.bin"]["status"] == "completed"
+
+
+@pytest.fixture(scope="module")
+def database():
+    """A server of our own: this one is hurt."""
+    server = Postgres()
+    yield server
+    server.close()
+
+
+def test_a_stop_ends_although_the_database_is_frozen(service, database):
+    running = service(database_url=database.create_database(), shutdown_timeout="1s")
+    headers = running.session()
+
+    async def run():
+        async with stalled_upload(running.port, headers):
+            await staged(running)
+            database.freeze()
+            running.send(signal.SIGTERM)
+            return await asyncio.to_thread(running.wait)
+
+    try:
+        assert asyncio.run(run()) in {0, 1}
+    finally:
+        database.thaw()

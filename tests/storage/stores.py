@@ -1,0 +1,92 @@
+"""Local stores for tests, file systems to put them on, and ways to make a system call late or wrong."""
+
+import asyncio
+import os
+import subprocess
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.storage.local import LocalStorage
+from tests.contracts.storage import new_key
+
+ROOT = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount")
+
+
+def local(root: Path, *, min_free: int = 0, durability: str = "full", owner: str | None = None) -> LocalStorage:
+    return LocalStorage(root, owner=owner or new_key(), min_free=min_free, durability=durability)
+
+
+def files_in(root: Path) -> list[str]:
+    """Every file below a store's root, its own files aside."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir() and path.parent != root)
+
+
+def descriptors() -> dict[str, str]:
+    """What this process has open, the event loop's own aside."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # the one that listed them
+    return found
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, root: Path, capacity: int, *, inodes: bool = True) -> None:
+    """Let the file system below `root` seem to hold `capacity` bytes, to the byte."""
+
+    def look(fd: int) -> os.statvfs_result:
+        used = sum((root / name).lstat().st_size for name in files_in(root))
+        free = capacity - used
+        return os.statvfs_result((1, 1, capacity, free, free, 1000, 10, 10 if inodes else 0, 0, 255))
+
+    monkeypatch.setattr(os, "fstatvfs", look)
+
+
+class Gate:
+    """A call that stops, in its thread, until it is let through.
+
+    >>> gate = Gate(monkeypatch, os, "fsync")
+    >>> await gate.reached()
+    >>> gate.open()
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner, name: str, *, when=lambda *arguments: True) -> None:
+        self._entered = threading.Event()
+        self._open = threading.Event()
+        real = getattr(owner, name)
+
+        def call(*arguments, **named):
+            if when(*arguments):
+                self._entered.set()
+                assert self._open.wait(30), "nobody opened the gate"
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, call)
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._entered.wait, 30), "nobody came to the gate"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@contextmanager
+def mounted(at: Path, *options: str, source: str = "tmpfs"):
+    """A file system at `at`, which is made if it is not there."""
+    at.mkdir(parents=True, exist_ok=True)
+    mount = subprocess.run(["mount", *options, source, str(at)], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"cannot mount here: {mount.stderr.strip()}")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+def tmpfs(at: Path, size: str, *options: str):
+    return mounted(at, "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]))

@@ -1,0 +1,135 @@
+"""Alive? Ready? And at what price."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.errors import StorageFull, Unavailable, Unusable
+from tests.asgi import Service
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHECKS = {"database", "schema", "store", "free_space"}
+
+
+@pytest.fixture(autouse=True)
+def anew(service: Service) -> None:
+    """No test sees what an earlier one was told."""
+    service.app.state.readiness = None
+
+
+async def test_a_process_that_serves_is_alive(service: Service) -> None:
+    answer = await service.client().get("/health/live")
+    assert (answer.status, answer.json()) == (200, {"status": "live"})
+    assert answer["cache-control"] == "no-store"
+    assert answer.all("set-cookie") == []
+
+
+async def test_a_sound_service_is_ready_and_leaves_nothing_behind(service: Service) -> None:
+    before = service.files()
+    answer = await service.client().get("/health/ready")
+    assert answer.status == 200
+    assert answer.json() == {"status": "ready", "failing": [], "checks": dict.fromkeys(CHECKS, "ok")}
+    assert answer["cache-control"] == "no-store"
+    assert service.files() == before
+    head = await service.client().request("HEAD", "/health/ready")
+    assert (head.status, head.body, head["content-length"]) == (200, b"", answer["content-length"])
+
+
+def raises(error: Exception) -> Any:
+    async def run(*arguments: Any) -> Any:
+        raise error
+
+    return run
+
+
+async def gives(value: Any) -> Any:
+    return value
+
+
+@pytest.mark.parametrize("failing", sorted(CHECKS))
+async def test_what_fails_is_named(service: Service, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    state = service.state
+    match failing:
+        case "database":
+            monkeypatch.setattr(state["db"], "ping", raises(Unavailable("the database does not answer")))
+        case "schema":
+            monkeypatch.setattr("app.web.health.migrate.pending", lambda db: gives(["0002"]))
+        case "store":
+            monkeypatch.setattr(state["storage"], "test", raises(StorageFull()))
+        case "free_space":
+            monkeypatch.setattr(state["storage"], "free_bytes", lambda: gives(0))
+    answer = await service.client().get("/health/ready")
+    assert answer.status == 503
+    report = answer.json()
+    assert (report["status"], report["failing"]) == ("not ready", [failing])
+    assert report["checks"].keys() == CHECKS
+    assert {name for name, result in report["checks"].items() if result != "ok"} == {failing}
+    assert (await service.client().get("/health/live")).status == 200
+
+
+async def test_an_edited_schema_is_a_check_that_fails(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.web.health.migrate.pending", raises(Unusable("0001 has been edited")))
+    answer = await service.client().get("/health/ready")
+    assert (answer.status, answer.json()["checks"]["schema"]) == (503, "0001 has been edited")
+
+
+async def test_a_store_without_a_limit_has_space(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.state["storage"], "free_bytes", lambda: gives(None))
+    assert (await service.client().get("/health/ready")).status == 200
+
+
+async def test_who_asks_often_costs_one_flush(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests, passes = 0, asyncio.Event()
+
+    async def test() -> None:
+        nonlocal tests
+        tests += 1
+        await passes.wait()
+
+    monkeypatch.setattr("app.web.health._SHARED_SECONDS", 3600.0)
+    monkeypatch.setattr(service.state["storage"], "test", test)
+    asked = [asyncio.create_task(service.client().get("/health/ready")) for _ in range(20)]
+    while not tests:
+        await asyncio.sleep(0)
+    asked[0].cancel()  # who goes takes nothing from the others
+    passes.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asked[0]
+    assert [(await each).status for each in asked[1:]] == [200] * 19
+    assert (await service.client().get("/health/ready")).status == 200
+    assert tests == 1
+    monkeypatch.setattr("app.web.health._SHARED_SECONDS", 0.0)  # its second has passed
+    assert (await service.client().get("/health/ready")).status == 200
+    assert tests == 2
+
+
+async def test_a_slow_check_is_waited_for_and_not_begun_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests, passes = 0, asyncio.Event()
+
+    async def test() -> None:
+        nonlocal tests
+        tests += 1
+        await passes.wait()
+
+    monkeypatch.setattr("app.web.health._SHARED_SECONDS", 0.0)
+    monkeypatch.setattr(service.state["storage"], "test", test)
+    asked = [asyncio.create_task(service.client().get("/health/ready")) for _ in range(3)]
+    while not tests:
+        await asyncio.sleep(0)
+    asked.append(asyncio.create_task(service.client().get("/health/ready")))
+    await asyncio.sleep(0)
+    passes.set()
+    assert [(await each).status for each in asked] == [200] * 4
+    assert tests == 1
+
+
+async def test_a_check_that_breaks_is_a_500_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.web.health._SHARED_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(service.state["storage"], "test", raises(RuntimeError("secret")))
+        (await service.client().get("/health/ready")).refused(500, "internal")
+    assert (await service.client().get("/health/ready")).status == 200
