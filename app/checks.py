@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from app.config import Settings
 from app.db import migrate
-from app.errors import Unusable, UploadError
+from app.errors import Unavailable, Unusable, UploadError
 from app.main import open_database, open_storage, secret_keys
 
 
@@ -62,6 +63,14 @@ async def _database(settings: Settings) -> str:
     try:
         await db.open()
         waiting = await migrate.pending(db)
+    except Unavailable as error:  # made for clients, whom the address does not concern
+        raise Unavailable(f"{_address(settings.database_url.get_secret_value())}: {error}") from error
     finally:
         await db.close()
     return f"{db.dialect} answers; " + (f"will be migrated: {', '.join(waiting)}" if waiting else "schema is current")
+
+
+def _address(url: str) -> str:
+    """Where the database is, without who asks and by which password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

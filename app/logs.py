@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -40,18 +41,21 @@ class _Lines:
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
-        self._lost = 0
+        self._lost = self._told = 0
         self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to write, if that has not begun yet."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="waybill-logs", daemon=True)
+            self._thread.start()
+            atexit.register(flush)
 
     def write(self, line: str) -> None:
         if self._waiting.qsize() >= MAX_WAITING:
             self._lost += 1
             return
         self._waiting.put(line)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="waybill-logs", daemon=True)
-            self._thread.start()
-            atexit.register(flush)
 
     def flush(self) -> None:
         """Nothing: the libraries call this after every line, and would wait."""
@@ -68,18 +72,20 @@ class _Lines:
             batch = [self._waiting.get()]
             if isinstance(batch[0], str):
                 time.sleep(_GATHER_SECONDS)  # under load one wake of this thread serves many lines
-            try:
+            with suppress(Empty):
                 while len(batch) < MAX_WAITING:
                     batch.append(self._waiting.get_nowait())
-            except Empty:
-                pass
             _write_all("".join(line for line in batch if isinstance(line, str)))
             for arrived in batch:
                 if isinstance(arrived, threading.Event):
                     arrived.set()
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                structlog.stdlib.get_logger("waybill").warning("log lines were lost: nobody read them", lines=lost)
+            self._tell_of_lost()
+
+    def _tell_of_lost(self) -> None:
+        lost = self._lost - self._told
+        if lost and self._waiting.qsize() < MAX_WAITING:
+            self._told += lost
+            structlog.stdlib.get_logger("waybill").warning("log lines were lost: nobody read them", lines=lost)
 
 
 def _write_all(text: str) -> None:
@@ -101,6 +107,7 @@ def flush(seconds: float = _LAST_SECONDS) -> None:
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
     """Send every log line of this process where and how the settings say."""
+    _LINES.start()
     stream: Any = _LINES
     renderer: Processor
     if log_format == "json":

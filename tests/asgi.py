@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import structlog
+
 from app.config import Settings
 from app.main import build
 from app.web.services import Services
@@ -31,6 +33,10 @@ SECRET_KEY = "a-key-for-tests-of-more-than-32-characters"
 _PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+# The renderer's own tracebacks show every local variable, and take half a second each.
+_RENDERER = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _RENDERER])
 
 
 def settings_in(directory: Path, database_url: str | None = None, **others: Any) -> Settings:

@@ -5,9 +5,11 @@ a test can stop, kill and freeze it as a bad night would.
 """
 
 import atexit
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -25,8 +27,15 @@ _OWNER = "waybill"
 _PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure
 
 # Ends the server with the signal it reads. However our own process ends, its end of this shell's
-# input closes, which reads as nothing; so no server is left behind.
-_WATCH = '"$@" & read -r signal; kill -"${signal:-QUIT}" $!; wait $!'
+# input closes, which reads as nothing; then no server is left behind, and no directory.
+_WATCH = """
+home=$1; shift
+"$@" &
+read -r signal
+kill -"${signal:-QUIT}" $!; kill -CONT $!
+wait $!
+[ "$signal" ] || rm -rf "$home"
+"""
 
 # What a test server saves on. fsync and full_page_writes stay on: the service refuses to run without them.
 _SETTINGS = {
@@ -34,6 +43,7 @@ _SETTINGS = {
     "unix_socket_directories": "",
     "max_connections": "60",
     "shared_buffers": "32MB",
+    "dynamic_shared_memory_type": "mmap",  # in the data directory, so that a crash leaves none behind
     "autovacuum": "off",
 }
 
@@ -76,7 +86,8 @@ class Postgres:
 
     def start(self) -> None:
         settings = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]
-        command = ["/bin/sh", "-c", _WATCH, "sh", str(self._programs / "postgres"), "-D", str(self._data), *settings]
+        server = [str(self._programs / "postgres"), "-D", str(self._data), *settings]
+        command = ["/bin/sh", "-c", _WATCH, "sh", str(self._home), *server]
         with (self._home / "log").open("ab") as log:
             self._watch = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", **_nobody()
@@ -94,20 +105,17 @@ class Postgres:
         if self._watch is None:
             return
         self.thaw()
-        self._watch.communicate(b"QUIT" if mode == "immediate" else b"INT", _PATIENCE)
+        self._watch.communicate(b"QUIT\n" if mode == "immediate" else b"INT\n", _PATIENCE)
         self._watch = None
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """Stop every process of the server where it stands: sockets stay open, nothing answers."""
-        for process in self._processes()[:1]:
-            process.suspend()  # the postmaster first, so that nothing new is born
-        for process in self._processes()[1:]:
-            process.suspend()
+        self._signal(signal.SIGSTOP, self._processes()[:1])  # the postmaster first, so that nothing new is born
+        self._signal(signal.SIGSTOP, self._processes()[1:])
 
     def thaw(self) -> None:
-        for process in self._processes():
-            process.resume()
+        self._signal(signal.SIGCONT, self._processes())
 
     def close(self) -> None:
         """End the server and remove what it left."""
@@ -130,6 +138,11 @@ class Postgres:
             return [postmaster, *postmaster.children(recursive=True)]
         except (psutil.NoSuchProcess, IndexError):
             return []
+
+    def _signal(self, number: signal.Signals, processes: list[psutil.Process]) -> None:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def _is_ready(self) -> bool:
         lines = self._pid_file()

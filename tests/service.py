@@ -10,6 +10,7 @@ What it logs is read as it comes, so a test waits for an event and never for a t
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,13 +41,25 @@ def environment(directory: Path, **settings: object) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), "PYTHONPATH": str(ROOT), **ours}
 
 
-class Service:
-    """`waybill serve` in `directory`. Every method returns when the deed is done; no process outlives `close`."""
+def changed(change: str, *arguments: str) -> list[str]:
+    """The command, run in a process in which `change` was run before."""
+    if not change:
+        return [*COMMAND, *arguments]
+    return [sys.executable, "-c", f"{change}\nfrom app.cli import main\nmain({list(arguments)!r})"]
 
-    def __init__(self, directory: Path, **settings: object) -> None:
+
+class Service:
+    """`waybill serve` in `directory`. Every method returns when the deed is done; no process outlives `close`.
+
+    `change` is Python that runs in its process first, to shorten a time that would be waited for.
+    """
+
+    def __init__(self, directory: Path, *, change: str = "", **settings: object) -> None:
         self.directory = directory
+        self.change = change
         self.store = directory / "waybill-data"
         self.settings = settings
+        self.lines: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +78,7 @@ class Service:
         self.url = running["event"].split()[3]
         self.wait_for("Application startup complete.", count=workers)
         if workers > 1:
-            self._children = psutil.Process(self.pid).children()
+            self.look_for_workers()
         while True:  # workers say that they are complete a moment before they listen
             with suppress(httpx.ConnectError):
                 assert httpx.get(f"{self.url}/health/live").status_code == 200
@@ -75,9 +88,9 @@ class Service:
         """Start it and do not wait."""
         assert self._process is None
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.events, self._said_all, self._children = [], False, []
+        self.lines, self.events, self._said_all, self._children = [], [], False, []
         self._process = subprocess.Popen(
-            [*COMMAND, "serve"],
+            changed(self.change, "serve"),
             cwd=self.directory,
             env=environment(self.directory, **self.settings),
             stdin=subprocess.DEVNULL,
@@ -90,12 +103,10 @@ class Service:
     def _read(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = {"event": line.decode(errors="replace").rstrip("\n"), "level": "none"}
+            text = line.decode(errors="replace")
             with self._news:
-                self.events.append(event)
+                self.lines.append(text)
+                self.events.append(_event(text))
                 self._news.notify_all()
         with self._news:
             self._said_all = True
@@ -110,6 +121,10 @@ class Service:
     def pids(self) -> list[int]:
         """The processes that serve: the one, or the workers."""
         return [child.pid for child in self._workers()] or [self.pid]
+
+    def look_for_workers(self) -> None:
+        """Learn anew which processes serve: one may have been replaced."""
+        self._children = psutil.Process(self.pid).children()
 
     def _workers(self) -> list[psutil.Process]:
         # Beside the workers a parent has a process that tracks what they share.
@@ -149,17 +164,24 @@ class Service:
                 self._children += psutil.Process(self.pid).children(recursive=True)
             self.kill()
 
+    def memory(self) -> int:
+        """Bytes of memory that its processes have now."""
+        return sum(psutil.Process(pid).memory_info().rss for pid in self.pids)
+
     def open_files(self) -> list[Path]:
         return [Path(file.path) for pid in self.pids for file in psutil.Process(pid).open_files()]
 
     # --- what it says
 
-    def wait_for(self, event: str, *, count: int = 1) -> dict[str, Any]:
-        """The `count`-th event since the start that begins so, once it has happened."""
+    def wait_for(self, event: str, *, count: int = 1, **fields: object) -> dict[str, Any]:
+        """The `count`-th event since the start that begins so and has these fields, once it has happened."""
         found: list[dict[str, Any]] = []
 
+        def meant(one: dict[str, Any]) -> bool:
+            return str(one["event"]).startswith(event) and one.items() >= fields.items()
+
         def happened() -> bool:
-            found[:] = [one for one in self.events if str(one["event"]).startswith(event)]
+            found[:] = filter(meant, self.events)
             return len(found) >= count or self._said_all
 
         with self._news:
@@ -188,6 +210,15 @@ class Service:
             answer = client.post("/api/session")
             assert answer.status_code == 200
             return {"Cookie": f"waybill_session={answer.cookies['waybill_session']}"}
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line of either format as an event; of a text, without its fields."""
+    if line.startswith("{"):
+        found: dict[str, Any] = json.loads(line)
+        return found
+    match = re.match(r"\S+Z (\w+) +(.*)", line)
+    return {"level": match[1], "event": match[2]} if match else {"level": "none", "event": line.rstrip("\n")}
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ Ids, tokens, codes, times and dates differ from run to run; everything else must
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.service import Service, service  # noqa: F401  # a fixture
+from tests.service import service
+
+__all__ = ["service"]
 
 README = Path(__file__).parent.parent / "README.md"
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -48,7 +49,7 @@ def settled(answer: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl: apt-get install curl")
-def test_every_command_of_the_readme_answers_as_it_says(service: Callable[..., Service], tmp_path: Path) -> None:
+def test_every_command_of_the_readme_answers_as_it_says(service, tmp_path):
     given = answers(service().url, tmp_path)
     for (command, expected), answer in zip(commands(), given, strict=True):
         assert settled(answer) == settled(expected), command

@@ -275,7 +275,7 @@ class Db(_Named):
             await self._driver.abandon(connection.raw_connection)
         # Made by hand: database.connection() belongs to the task that asks for it.
         connection = Connection(self._database, self._database._backend)
-        await _answered(self._driver, connection.__aenter__())
+        await _answered(self._driver, self._driver.connect(connection))
         self._open.add(connection)
         return connection
 

@@ -5,6 +5,8 @@ from asyncio import Future
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from databases.core import Connection
+
 from app.db.queries import Dialect, Query
 from app.errors import UploadError
 
@@ -26,6 +28,10 @@ class Driver(ABC):
     @abstractmethod
     def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
         """The keyword options with which `databases` opens connections."""
+
+    async def connect(self, connection: Connection) -> None:
+        """Open the connection, or leave nothing of it."""
+        await connection.__aenter__()
 
     @abstractmethod
     async def inspect(self, raw: Any) -> dict[str, str]:

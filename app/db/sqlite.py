@@ -1,13 +1,14 @@
 """SQLite: one file, many readers, one writer."""
 
 import asyncio
-import random
 import sqlite3
+import threading
 from asyncio import Future
 from collections.abc import Mapping
 from typing import Any, Final
 
 import aiosqlite
+from databases.core import Connection
 
 from app.db.driver import Driver, Row
 from app.db.queries import Query
@@ -33,15 +34,22 @@ class _Connection(sqlite3.Connection):
     """A connection that is durable from its first statement; none of this is kept in the file."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         try:
+            super().__init__(*args, **kwargs)
             self.row_factory = sqlite3.Row
             # In WAL mode anything less than FULL may forget the last commits at a power cut.
             self.execute("PRAGMA synchronous = FULL")
             self.execute("PRAGMA foreign_keys = ON")
-        except BaseException:
-            self.close()
-            raise
+        except sqlite3.Error as error:
+            raise _NotOpened(error) from error
+
+
+class _NotOpened(Exception):
+    """No connection came about, for that reason. The thread that was to serve it is about to end."""
+
+    def __init__(self, reason: sqlite3.Error) -> None:
+        super().__init__(str(reason))
+        self.reason, self.thread = reason, threading.current_thread()
 
 
 class SqliteDriver(Driver):
@@ -53,30 +61,26 @@ class SqliteDriver(Driver):
         # sleeps, with `Db` trying again until its own deadline, keep it at hand.
         return {"factory": _Connection, "timeout": min(timeout / 4, 1.0)}
 
+    async def connect(self, connection: Connection) -> None:
+        try:
+            await super().connect(connection)
+        except _NotOpened as error:
+            # aiosqlite leaves the thread to itself; it must not outlive an event loop that ends next.
+            await asyncio.to_thread(error.thread.join)
+            raise error.reason from None
+
     async def inspect(self, raw: aiosqlite.Connection) -> dict[str, str]:
         if sqlite3.sqlite_version_info < OLDEST_VERSION:
             raise Unusable(f"SQLite {sqlite3.sqlite_version} is too old, 3.38 or newer is needed")
-        journal = await self._write_ahead(raw)
+        # The file keeps this. Switching takes the file for itself for a moment and, when another
+        # process opens the same new file just then, fails at once; `Db` tries again.
+        journal = await _value(raw, "PRAGMA journal_mode = WAL")
         if journal != "wal":
             raise Unusable(f"the database file takes no write-ahead log, its journal mode stays {journal!r}")
         synchronous = await _value(raw, "PRAGMA synchronous")
         if synchronous != 2:
             raise Unusable(f"SQLite's synchronous is {synchronous}, 2 (FULL) is needed")
         return {"server": f"SQLite {sqlite3.sqlite_version}", "journal_mode": journal, "synchronous": "FULL"}
-
-    async def _write_ahead(self, raw: aiosqlite.Connection) -> str:
-        """Switch the file to a write-ahead log, which it then keeps. Bounded by the caller.
-
-        Switching takes the file for itself for a moment and does not wait when another process
-        opens the same new file just then, whatever the busy timeout says.
-        """
-        while True:
-            try:
-                return str(await _value(raw, "PRAGMA journal_mode = WAL"))
-            except sqlite3.OperationalError as error:
-                if not self.is_conflict(error):
-                    raise
-            await asyncio.sleep(random.uniform(0.005, 0.05))  # noqa: S311  # jitter, not a secret
 
     async def fetch(self, raw: aiosqlite.Connection, query: Query, arguments: Mapping[str, Any]) -> list[Row]:
         try:

@@ -12,6 +12,7 @@ import threading
 import time
 from functools import partial
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Final
 
 import structlog
@@ -70,7 +71,7 @@ def serve(settings: Settings) -> bool:
     try:
         if config.workers > 1:
             return _Workers(config, [config.bind_socket()]).serve()
-        server = uvicorn.Server(config)
+        server = _Server(config)
         for number in HANDLED_SIGNALS:
             # uvicorn raises what it caught once more when it has stopped, for whoever had the signal
             # before. That is this: a stop that was asked for and went well is a success.
@@ -93,8 +94,18 @@ class _Config(uvicorn.Config):
                 signal.signal(number, _exit)
 
 
-def _exit(number: int, frame: object) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with a second Ctrl+C that does what uvicorn says of it."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # uvicorn goes on waiting for the listening sockets, and they for every connection
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
 
 
 class _Workers(Multiprocess):

@@ -145,6 +145,14 @@ class RecordsContract:
         page = await records.list_uploads(db, "mine", HistoryQuery(order=order), after=between, page_size=9)
         assert [each.size for each in page.uploads] == ([1, 0] if order == "newest" else [2, 3])
 
+    @pytest.mark.parametrize("order", ["newest", "oldest"])
+    async def test_a_position_outside_of_what_is_asked_for_does_not_widen_it(self, db, order):
+        await records.insert_uploads(db, [upload(n) for n in range(6)])
+        query = HistoryQuery(order=order, from_us=NOW + 2, to_us=NOW + 4)
+        outside = Position(NOW + 5, "") if order == "newest" else Position(NOW, "")
+        page = await records.list_uploads(db, "mine", query, after=outside, page_size=9)
+        assert sorted(each.size for each in page.uploads) == [2, 3]
+
     # Filters.
 
     FILTERS = (
@@ -387,15 +395,18 @@ class RecordsContract:
         assert not await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "other", NOW + 5))
 
     async def test_of_two_sessions_that_join_each_other_at_once_one_lives_and_has_all(self, db):
-        await insert(db, session("a"), session("b"))
-        await records.insert_uploads(db, [upload(1, "a"), upload(2, "b")])
-        joined = await asyncio.gather(
-            db.transaction(lambda unit: records.merge_sessions(unit, "a", "b", NOW)),
-            db.transaction(lambda unit: records.merge_sessions(unit, "b", "a", NOW)),
-        )
-        assert sorted(joined) == [False, True]
-        [alive] = {await opens(db, "token of a"), await opens(db, "token of b")}
-        assert [each.size for each in await everything(db, alive)] == [2, 1]
+        await asyncio.gather(*(db.ping() for _ in range(8)))  # opens the connections, so that they do meet
+        for pair in range(0, 40, 2):
+            a, b = f"session {pair}", f"session {pair + 1}"
+            await insert(db, session(a), session(b))
+            await records.insert_uploads(db, [upload(pair, a), upload(pair + 1, b)])
+            joined = await asyncio.gather(
+                db.transaction(lambda unit, a=a, b=b: records.merge_sessions(unit, a, b, NOW)),
+                db.transaction(lambda unit, a=a, b=b: records.merge_sessions(unit, b, a, NOW)),
+            )
+            assert sorted(joined) == [False, True]
+            [alive] = {await opens(db, f"token of {a}"), await opens(db, f"token of {b}")}
+            assert [each.size for each in await everything(db, alive)] == [pair + 1, pair]
 
     async def test_no_upload_is_left_behind_by_sessions_that_join_meanwhile(self, db):
         names = [f"session {n}" for n in range(6)]

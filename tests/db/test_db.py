@@ -305,6 +305,30 @@ class TestDeadlines:
         await waiting
         assert await eventually(lambda: stored(hasty)) == {upload(2).id}
 
+    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+    async def test_writers_that_wait_for_each_other_leave_the_connections_to_readers(self, db):
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def work(unit):
+            begun.set()
+            await go_on.wait()
+
+        writers = [asyncio.create_task(db.transaction(work)) for _ in range(10)]
+        await begun.wait()
+        await asyncio.gather(*(db.ping() for _ in range(5)))
+        assert db.slots() == (2, 3)
+        go_on.set()
+        await asyncio.gather(*writers)
+
+    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+    async def test_a_new_file_that_another_process_holds_is_waited_for(self, database_url):
+        holder = await lock(database_url)
+        opening = asyncio.create_task(opened(database_url))
+        await asyncio.sleep(0.1)
+        assert not opening.done()
+        await unlock(holder)
+        await opening
+
     async def test_closing_does_not_wait_for_ever(self, database_url):
         db = await eventually(lambda: opened(database_url, timeout=0.5))
         begun = asyncio.Event()

@@ -1,5 +1,6 @@
 """Migrations: each file once, by whoever comes first, whole or not at all."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -62,6 +63,14 @@ async def test_a_new_database_gets_everything_once(db):
     assert await pending(db) == []
     assert await migrate.migrate(db, now_us=2) == []
     assert [row["name"] for row in await db.many("list_migrations")] == NAMES
+
+
+async def test_several_that_migrate_at_once_apply_each_file_once(database_url):
+    databases = [Db(database_url) for _ in range(4)]
+    await asyncio.gather(*(db.open() for db in databases))
+    applied = await asyncio.gather(*(migrate.migrate(db, now_us=0) for db in databases))
+    assert sorted(applied, key=len) == [[], [], [], NAMES]
+    await asyncio.gather(*(db.close() for db in databases))
 
 
 async def test_processes_that_start_at_once_apply_each_file_once(database_url):

@@ -75,6 +75,14 @@ async def test_a_server_that_stops_and_starts(server, mode):
         assert len(await everything(db)) == 8
 
 
+async def test_connections_that_are_known_to_be_lost_are_not_borrowed(server):
+    async with database(server) as db:
+        await asyncio.gather(*(db.ping() for _ in range(4)))
+        await asyncio.to_thread(server.stop, "fast")
+        await asyncio.to_thread(server.start)
+        await asyncio.gather(*(db.ping() for _ in range(4)))
+
+
 async def test_what_was_acknowledged_survives_crashes_under_load(server):
     async with database(server) as db:
         acknowledged, enough, stop = set(), asyncio.Event(), asyncio.Event()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,13 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount")
 
 def local(root: Path, *, min_free: int = 0, durability: str = "full", owner: str | None = None) -> LocalStorage:
     return LocalStorage(root, owner=owner or new_key(), min_free=min_free, durability=durability)
+
+
+@contextmanager
+def quick_directory():
+    """A directory in memory where there is one: for the many small trees of a property."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
+        yield Path(directory)
 
 
 def files_in(root: Path) -> list[str]:
@@ -90,3 +98,19 @@ def mounted(at: Path, *options: str, source: str = "tmpfs"):
 
 def tmpfs(at: Path, size: str, *options: str):
     return mounted(at, "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]))
+
+
+@contextmanager
+def thin_disk(at: Path):
+    """An ext4 file system that believes in 200 MiB, on a disk that has 24: what is written to it may get lost."""
+    with tmpfs(at / "disk", "24m") as disk:
+        image = disk / "image"
+        image.touch()
+        os.truncate(image, 200 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-J", "size=4", str(image)], check=True)
+        with mounted(at / "volume", "-o", "loop", source=str(image)) as root:
+            yield root
+
+
+def remount(at: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(at)], check=True)

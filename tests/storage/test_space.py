@@ -158,24 +158,25 @@ async def test_bytes_that_come_one_by_one_cost_no_more_memory_than_their_number(
 
 @pytest.mark.parametrize("size", [100, 200 * KiB, 3 * MiB])
 async def test_nothing_stays_accounted_for_however_uploads_end(tmp_path, monkeypatch, size):
-    limit(monkeypatch, tmp_path, 6 * MiB)
+    limit(monkeypatch, tmp_path, 10 * MiB)
     storage = local(tmp_path)
     await storage.prepare()
     one, two = storage.reserve(size), storage.reserve(size)
     published = await staged(storage, content_of(size), reservation=one)
     aborted = await staged(storage, content_of(size), reservation=two)
+    assert await storage.publish([published]) == {}
     refused = await staged(storage, content_of(size), key=published.key)
-    await storage.publish([published, refused])
+    assert await storage.publish([refused]) != {}
     await aborted.abort()
     full = storage.stage(new_key())
     with pytest.raises(StorageFull):
-        await fill(full, content_of(7 * MiB), MiB)
+        await fill(full, content_of(11 * MiB), MiB)
     await full.abort()
     one.release()
     two.release()
     assert (storage.space.reserved, storage.space.held) == (0, 0)
-    assert await storage.free_bytes() == 6 * MiB - size
-    storage.reserve(6 * MiB - size)
+    assert await storage.free_bytes() == 10 * MiB - size
+    storage.reserve(10 * MiB - size)
     assert files_in(tmp_path) == [f"files/{published.key[-2:]}/{published.key}"]
     await storage.close()
 

@@ -34,12 +34,6 @@ async def failures(client: Client) -> list[tuple[str, int, str]]:
     return [(item["filename"], item["size"], item["error"]["code"]) for item in items]
 
 
-def at_every_border(body: bytes) -> Iterator[list[bytes]]:
-    """The body cut into three chunks, in every way that matters to a form: at each byte of its first lines."""
-    for place in range(0, len(body), 7):
-        yield [body[:place], b"", body[place:]]
-
-
 @pytest.mark.parametrize("sent", [CONTENT[:9], CONTENT + b"!", b""], ids=["short", "long", "empty"])
 async def test_a_body_has_the_length_it_declares(service: Service, sent: bytes) -> None:
     client = service.client()
@@ -152,7 +146,7 @@ def end_window(pace: Any) -> None:
 @contextmanager
 def paces(patch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The pace of every body that begins meanwhile."""
-    found = []
+    found: list[Any] = []
 
     class Kept(PACE):
         def __init__(self, min_rate: int) -> None:
@@ -200,10 +194,10 @@ async def test_a_body_that_hardly_moves_is_too_slow(
 async def test_each_window_of_the_pace_counts_by_itself(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = b"x" * (1024 * 30)
 
-    async def body(windows: list[bytes]) -> AsyncIterator[bytes]:
+    async def body(windows: list[bytes], found: list[Any]) -> AsyncIterator[bytes]:
         for sent in windows:
             yield sent
-            end_window(pace)  # the client is waited for, and the window is over
+            end_window(found[0])  # the client is waited for, and the window is over
 
     for windows, status in (
         ([enough, enough], 201),
@@ -211,11 +205,7 @@ async def test_each_window_of_the_pace_counts_by_itself(service: Service, monkey
         ([enough[1:]], 408),
     ):
         with paces(monkeypatch) as found:
-            request = asyncio.ensure_future(service.client().put("f", body(windows)))
-            while not found:
-                await asyncio.sleep(0)
-            [pace] = found
-            assert (await request).status == status
+            assert (await service.client().put("f", body(windows, found))).status == status
 
 
 async def test_our_own_slowness_is_not_the_clients(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,9 +267,8 @@ async def test_a_service_that_stops_takes_nothing_new_and_finishes_what_it_has(t
         first = asyncio.create_task(client.put("first", body()))
         await waits.wait()
         stopping = asyncio.create_task(service.state["ingest"].close(60))
-        while (answer := await service.client().put("second", b"x")).status == 201:
-            await asyncio.sleep(0)  # until it has begun to stop
-        answer.refused(503, "unavailable")
+        await asyncio.sleep(0)  # it begins to stop
+        (await service.client().put("second", b"x")).refused(503, "unavailable")
         goes_on.set()
         assert (await first).status == 201
         await stopping

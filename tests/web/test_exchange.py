@@ -75,7 +75,7 @@ async def test_what_breaks_is_a_500_without_inner_detail(service: Service, monke
     assert (answered["request_id"], answered["status"], answered["code"]) == ("mine", 500, "internal")
 
 
-@pytest.mark.parametrize("place", ["begin", "write"])
+@pytest.mark.parametrize("place", ["begin", "write", "publish"])
 async def test_a_first_upload_that_breaks_is_in_the_history_of_the_session_it_began(
     service: Service, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -84,7 +84,7 @@ async def test_a_first_upload_that_breaks_is_in_the_history_of_the_session_it_be
     if place == "write":
         monkeypatch.setattr("app.ingest.Landing.write", fails)
     else:
-        monkeypatch.setattr(service.state["storage"], "stage", fails)
+        monkeypatch.setattr(service.state["storage"], "stage" if place == "begin" else "publish", fails)
     answer = await client.put("f", [b"ab", b"c"])
     monkeypatch.undo()
     answer.refused(500, "internal")

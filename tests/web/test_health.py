@@ -80,51 +80,50 @@ async def test_a_store_without_a_limit_has_space(service: Service, monkeypatch: 
     assert (await service.client().get("/health/ready")).status == 200
 
 
+class HeldTest:
+    """Stands in for the store's test: counts, and ends when it may."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.began, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.runs += 1
+        self.began.set()
+        await self.may_end.wait()
+
+
 async def test_who_asks_often_costs_one_flush(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    tests, passes = 0, asyncio.Event()
-
-    async def test() -> None:
-        nonlocal tests
-        tests += 1
-        await passes.wait()
-
+    test = HeldTest()
     monkeypatch.setattr("app.web.health._SHARED_SECONDS", 3600.0)
     monkeypatch.setattr(service.state["storage"], "test", test)
     asked = [asyncio.create_task(service.client().get("/health/ready")) for _ in range(20)]
-    while not tests:
-        await asyncio.sleep(0)
+    await test.began.wait()
     asked[0].cancel()  # who goes takes nothing from the others
-    passes.set()
+    test.may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await asked[0]
     assert [(await each).status for each in asked[1:]] == [200] * 19
     assert (await service.client().get("/health/ready")).status == 200
-    assert tests == 1
+    assert test.runs == 1
     monkeypatch.setattr("app.web.health._SHARED_SECONDS", 0.0)  # its second has passed
     assert (await service.client().get("/health/ready")).status == 200
-    assert tests == 2
+    assert test.runs == 2
 
 
 async def test_a_slow_check_is_waited_for_and_not_begun_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tests, passes = 0, asyncio.Event()
-
-    async def test() -> None:
-        nonlocal tests
-        tests += 1
-        await passes.wait()
-
+    test = HeldTest()
     monkeypatch.setattr("app.web.health._SHARED_SECONDS", 0.0)
     monkeypatch.setattr(service.state["storage"], "test", test)
-    asked = [asyncio.create_task(service.client().get("/health/ready")) for _ in range(3)]
-    while not tests:
-        await asyncio.sleep(0)
-    asked.append(asyncio.create_task(service.client().get("/health/ready")))
+    first = asyncio.create_task(service.client().get("/health/ready"))
+    await test.began.wait()
+    second = asyncio.create_task(service.client().get("/health/ready"))
     await asyncio.sleep(0)
-    passes.set()
-    assert [(await each).status for each in asked] == [200] * 4
-    assert tests == 1
+    test.may_end.set()
+    assert [(await first).status, (await second).status] == [200, 200]
+    assert test.runs == 1
 
 
 async def test_a_check_that_breaks_is_a_500_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,11 +59,21 @@ async def test_a_first_upload_starts_a_session(service: Service) -> None:
     assert await names(await started(service)) == []
 
 
-@pytest.mark.parametrize("request_", [("GET", SESSION), ("GET", HISTORY), ("DELETE", SESSION), ("POST", f"{SESSION}/rotate"),
-                                      ("POST", f"{SESSION}/link"), ("GET", f"{HISTORY}/summary")])  # fmt: skip
-async def test_nothing_but_an_upload_needs_no_session(service: Service, request_: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", SESSION),
+        ("DELETE", SESSION),
+        ("POST", f"{SESSION}/rotate"),
+        ("POST", f"{SESSION}/link"),
+        ("GET", HISTORY),
+        ("GET", f"{HISTORY}/summary"),
+        ("GET", f"{HISTORY}/0193a1f0-0000-7000-8000-000000000000"),
+    ],
+)
+async def test_what_shows_or_changes_a_session_needs_one(service: Service, method: str, target: str) -> None:
     client = service.client()
-    answer = await client.request(*request_)
+    answer = await client.request(method, target)
     answer.refused(401, "no_session")
     assert answer["www-authenticate"] == 'Bearer realm="waybill"'
     assert client.cookies == {}
@@ -522,7 +532,7 @@ async def test_the_database_being_away_is_not_taken_for_no_session(service: Serv
             raise Unavailable
 
         patch.setattr(service.state["db"], "one", away)
-        service.state["sessions"]._forget()
+        service.state["sessions"]._known.clear()
         answer = await client.put("a", b"x")
         answer.refused(503, "unavailable")
         assert answer.asked == 0

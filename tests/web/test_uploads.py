@@ -262,7 +262,9 @@ async def test_digest_fields_are_understood_or_refused_before_the_body(
 
 EARLY = {
     "a compressed body": ("PUT", "/a", {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
-    "a body that is compressed last": ("PUT", "/a", {"Content-Encoding": "identity, gzip"}, 415, "unsupported_media_type"),
+    "compressed last": ("PUT", "/a", {"Content-Encoding": "identity, gzip"}, 415, "unsupported_media_type"),
+    "compressed in a second line": (
+        "PUT", "/a", [("Content-Encoding", "identity"), ("Content-Encoding", "br")], 415, "unsupported_media_type"),
     "a compressed form": ("POST", "", {**FORM, "Content-Encoding": "br"}, 415, "unsupported_media_type"),
     "a fragment": ("PUT", "/a", {"Content-Range": "bytes 0-1/10"}, 400, "bad_request"),
     "an upgrade": ("PUT", "/a", {"Connection": "Upgrade", "Upgrade": "h2c"}, 400, "bad_request"),
@@ -271,7 +273,8 @@ EARLY = {
     "a part of a resumable upload": ("POST", "", {"Upload-Complete": "?0"}, 400, "bad_request"),
     "a part of a resumable upload, by PUT": ("PUT", "/a", {"Upload-Complete": "?0"}, 400, "bad_request"),
     "a form without a boundary": ("POST", "", {"Content-Type": "multipart/form-data"}, 400, "malformed_form"),
-    "an endless boundary": ("POST", "", {"Content-Type": f"multipart/form-data; boundary={'x' * 71}"}, 400, "malformed_form"),
+    "an endless boundary": (
+        "POST", "", {"Content-Type": f"multipart/form-data; boundary={'x' * 71}"}, 400, "malformed_form"),
     "a file over the limit": ("PUT", "/a", {"Content-Length": "1001"}, 413, "too_large"),
     "a request over the limit": ("PUT", "/a", {"Content-Length": "2001"}, 413, "request_too_large"),
     "a form over the limit": ("POST", "", {**FORM, "Content-Length": "2001"}, 413, "request_too_large"),
@@ -342,7 +345,8 @@ LATE: dict[str, tuple[list[bytes], dict[str, str], int, str, list[tuple[str, int
     "a form with a bad name behind a good file": (
         [form([("a", None, b"1"), ("b\0", None, b"2")])[0]], FORM, 400, "malformed_form", [("a", 1)]),
     "a form whose second name is broken UTF-8": (
-        [form([("a", None, b"1"), ("b?", None, b"2")])[0].replace(b"b?", b"b\xff")], FORM, 400, "bad_filename", [("a", 1)]),
+        [form([("a", None, b"1"), ("b?", None, b"2")])[0].replace(b"b?", b"b\xff")],
+        FORM, 400, "bad_filename", [("a", 1)]),
     "a field that is endless": (
         [form([("a", None, b"1"), (None, None, b"x" * 2000)])[0]], {**FORM, "Transfer-Encoding": "chunked"},
         413, "request_too_large", []),

@@ -1,0 +1,118 @@
+"""Two workers are one service: they show the same, end together, and one that dies is replaced."""
+
+import signal
+import socket
+import time
+from contextlib import ExitStack, closing, contextmanager
+
+import httpx
+import psutil
+import pytest
+
+from tests.service import HISTORY, PATIENCE, UPLOADS, Service, service
+
+__all__ = ["service"]
+
+ENDS_WITHIN = 5.0  # seconds; a second is promised, and this machine may be busy
+
+
+@contextmanager
+def one_client_each(running):
+    """For every worker a client whose one connection it holds."""
+    with ExitStack() as opened:
+        workers = [psutil.Process(pid) for pid in running.pids]
+        clients = []
+        for chosen in workers:
+            others = [worker for worker in workers if worker != chosen]
+            limits = httpx.Limits(max_connections=1, keepalive_expiry=PATIENCE)
+            client = opened.enter_context(running.client(limits=limits))
+            for other in others:
+                other.suspend()  # so that nobody else takes the connection
+            try:
+                assert client.get("/health/live").status_code == 200
+            finally:
+                for other in others:
+                    other.resume()
+            clients.append(client)
+        yield clients
+
+
+def test_what_one_worker_took_all_of_them_show(service, database_url):
+    running = service(workers=2, database_url=database_url)
+    headers = running.session()
+    with one_client_each(running) as clients:
+        for number in range(6):
+            sender, reader = clients[number % 2], clients[1 - number % 2]
+            content = bytes([number]) * (number * 100_000)
+            made = sender.put(f"{UPLOADS}/{number}.bin", content=content, headers=headers)
+            assert made.status_code == 201
+            pages = [client.get(HISTORY, headers=headers).json() for client in (reader, sender)]
+            assert pages[0]["items"] == pages[1]["items"]
+            assert len(pages[0]["items"]) == number + 1
+            assert pages[0]["items"][0] == made.json()
+            assert reader.get(made.json()["links"]["content"], headers=headers).content == content
+    assert running.stop() == 0
+
+
+def test_a_session_that_ends_on_one_worker_ends_on_the_other(service):
+    running = service(workers=2)
+    old = running.session()
+    with one_client_each(running) as (one, other):
+        assert other.get("/api/session", headers=old).status_code == 200
+        rotated = one.post("/api/session/rotate", headers=old)
+        new = {"Cookie": f"waybill_session={rotated.cookies['waybill_session']}"}
+        assert one.get("/api/session", headers=old).status_code == 401
+        wait_until_ended(other, old)
+        assert other.get("/api/session", headers=new).status_code == 200
+        assert one.delete("/api/session", headers=new).status_code == 204
+        assert one.get("/api/session", headers=new).status_code == 401
+        wait_until_ended(other, new)
+
+
+def wait_until_ended(client, headers):
+    client.cookies.clear()
+    deadline = time.monotonic() + ENDS_WITHIN
+    while client.get("/api/session", headers=headers).status_code != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_worker_that_was_killed_is_replaced_with_the_settings_that_were_checked(tmp_path):
+    """Settings come from the environment and from `.env`, which may be another by then."""
+    with closing(Service(tmp_path, workers=2)) as running:
+        (tmp_path / ".env").write_text("WAYBILL_MAX_FILE_SIZE=10\n")
+        running.start()
+        (tmp_path / ".env").write_text("nonsense\n")
+        killed, left = running.pids
+        psutil.Process(killed).kill()
+        running.wait_for("Application startup complete.", count=3)
+        running.look_for_workers()
+        assert left in running.pids
+        assert killed not in running.pids
+        with one_client_each(running) as clients:
+            for client in clients:
+                assert client.put(f"{UPLOADS}/a", content=b"0123456789").status_code == 201
+                assert client.put(f"{UPLOADS}/a", content=b"0123456789+").status_code == 413
+        assert running.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_all_workers_end_with_their_parent(service, number):
+    """Also with one that was killed: they would hold the port, and nobody would restart them."""
+    running = service(workers=2)
+    family = psutil.Process(running.pid).children()
+    assert running.stop(number) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    _, alive = psutil.wait_procs(family, PATIENCE)
+    assert alive == []
+    assert list((running.store / "staging").iterdir()) == []
+    with socket.create_server(("127.0.0.1", running.port)):
+        pass  # nobody holds the port
+
+
+def test_a_worker_that_hangs_does_not_keep_the_service_from_ending(service):
+    running = service(workers=2, shutdown_timeout="1s", change="from app import server\nserver.LAST_SECONDS = 0.1")
+    hanging = psutil.Process(running.pids[0])
+    hanging.suspend()
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+    assert not hanging.is_running()

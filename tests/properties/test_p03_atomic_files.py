@@ -1,0 +1,395 @@
+"""Property 3. A key is absent or holds a whole upload, whenever you look and however the upload ended."""
+
+import asyncio
+import errno
+import hashlib
+import os
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from app.errors import StorageFull, UploadError
+from app.storage import NotStored, blocks, kernel, space, staging
+from app.storage.local import LocalStorage
+from app.storage.memory import MemoryStorage
+from tests.contracts.storage import content_of, get, new_key
+from tests.storage.stores import quick_directory
+from tests.strategies import chunkings
+
+# As large files are made of blocks of a mebibyte, so here of a page: every way a file can take is then a short one.
+BLOCK = 4096
+HELD = 3000
+CAPACITY = 60_000
+
+contents = st.builds(content_of, st.integers(0, 200) | st.integers(HELD - 2, HELD + 2) | st.integers(0, 4 * BLOCK + 5))
+
+
+@contextmanager
+def small_blocks():
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(blocks, "BLOCK_BYTES", BLOCK))
+        stack.enter_context(patch.object(blocks, "_WRITEBACK_BYTES", 2 * BLOCK))
+        stack.enter_context(patch.object(staging, "HELD_BYTES", HELD))
+        stack.enter_context(patch.object(staging, "POOLED_BLOCKS", 4))
+        stack.enter_context(patch.object(space, "HELD_BYTES_IN_ALL", 2 * HELD))
+        yield
+
+
+class Watched:
+    """The system calls of the store: after each one somebody looks, and one of them may fail.
+
+    `look` is called after every call that can change what is seen. The `at`-th call raises
+    `error`, and with it all that follow if it `lasts`.
+    """
+
+    CALLS = (
+        (os, "open"),
+        (os, "write"),
+        (os, "fsync"),
+        (os, "unlink"),
+        (kernel, "syncfs"),
+        (kernel, "written_back"),
+        (kernel, "rename_new"),
+    )
+
+    def __init__(self, look, at: int | None, error: int, *, lasts: bool) -> None:
+        self._look = look
+        self._at = at
+        self._error = error
+        self._lasts = lasts
+        self._count = 0
+
+    @contextmanager
+    def watching(self):
+        with ExitStack() as stack:
+            for owner, name in self.CALLS:
+                stack.enter_context(patch.object(owner, name, self._watched(getattr(owner, name))))
+            yield
+
+    def _watched(self, real):
+        def call(*arguments, **named):
+            self._count += 1
+            if self._at is not None and (self._count == self._at or (self._lasts and self._count > self._at)):
+                raise OSError(self._error, os.strerror(self._error))
+            try:
+                return real(*arguments, **named)
+            finally:
+                self._look()
+
+        return call
+
+
+async def upload(storage, files: dict[str, list[bytes]], lost_after: int | None) -> set[str] | None:
+    """Send all files as one request does; the client may hang up. The keys that were acknowledged, None if refused."""
+    chunks_left = lost_after
+    batch = []
+    try:
+        for key, chunks in files.items():
+            file = storage.stage(key)
+            batch.append(file)
+            for chunk in chunks:
+                if chunks_left == 0:
+                    raise ConnectionResetError
+                await file.write(chunk)
+                chunks_left = None if chunks_left is None else chunks_left - 1
+            await file.finish()
+        refused = await storage.publish(batch)
+    except (UploadError, ConnectionResetError):
+        return None
+    finally:
+        for file in batch:
+            await file.abort()
+    return set(files) - set(refused)
+
+
+@given(
+    bodies=st.lists(contents, min_size=1, max_size=4),
+    data=st.data(),
+    lost_after=st.none() | st.integers(0, 12),
+    cancelled_after=st.none() | st.integers(0, 40),
+    failing=st.none() | st.integers(1, 30),
+    error=st.sampled_from([errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE]),
+    lasts=st.booleans(),
+    durability=st.sampled_from(["full", "fast"]),
+    direct=st.booleans(),
+)
+def test_an_upload_is_stored_whole_or_not_at_all(
+    bodies, data, lost_after, cancelled_after, failing, error, lasts, durability, direct
+):
+    whole = {new_key(): body for body in bodies}
+    files = {key: data.draw(chunkings(body)) for key, body in whole.items()}
+    with small_blocks(), quick_directory() as root:
+        paths = {key: root / "files" / key[-2:] / key for key in whole}
+
+        def look():
+            for key, path in paths.items():
+                try:
+                    found = path.read_bytes()
+                except FileNotFoundError:
+                    continue
+                assert found == whole[key], "a part of a file is visible"
+
+        async def main():
+            storage = LocalStorage(root, owner=new_key(), min_free=0, durability=durability)
+            await storage.prepare()
+            storage._staging.direct &= direct
+            with Watched(look, failing, error, lasts=lasts).watching():
+                uploading = asyncio.create_task(upload(storage, files, lost_after))
+                if cancelled_after is not None:
+                    for _ in range(cancelled_after):
+                        await asyncio.sleep(0)
+                    uploading.cancel()
+                [acknowledged] = await asyncio.gather(uploading, return_exceptions=True)
+            visible = {key for key, path in paths.items() if path.exists()}
+            assert (storage.space.held, storage.space.reserved) == (0, 0)
+            await storage.close()
+            return acknowledged, visible
+
+        acknowledged, visible = asyncio.run(main())
+        look()
+        if isinstance(acknowledged, asyncio.CancelledError):
+            return
+        if isinstance(acknowledged, BaseException):
+            raise acknowledged
+        if failing is None:
+            complete = lost_after is None or lost_after >= sum(map(len, files.values()))
+            assert acknowledged == (set(whole) if complete else None)
+        assert (acknowledged or set()) <= visible
+        if not lasts or failing is None:  # what cannot be removed any more is for the sweeper
+            assert visible <= (acknowledged or set()) or failing is not None
+        staged = [path for path in (root / "staging").rglob("*") if path.is_file()]
+        assert staged == [] or failing is not None
+
+
+# --- any sequence of events, against a plain dict
+
+
+class StorageMachine(RuleBasedStateMachine):
+    """What a store shows, whatever is done to it, is what a dict would show."""
+
+    uploads = Bundle("uploads")
+    finished = Bundle("finished")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.model: dict[str, bytes] = {}
+        self.aside: dict[str, bytes] = {}
+        self.expected: dict[object, bytearray] = {}
+        self.reservations: list = []
+        self.resources = ExitStack()
+
+    def make(self):
+        raise NotImplementedError
+
+    @initialize()
+    def open(self):
+        self.storage = self.make()
+        self.runner.run(self.storage.prepare())
+
+    def teardown(self):
+        if hasattr(self, "storage"):
+            self.runner.run(self.storage.close())
+        self.runner.close()
+        self.resources.close()
+
+    # --- uploads
+
+    @rule(target=uploads, promised=st.none() | st.integers(0, 3 * BLOCK))
+    def begin(self, promised):
+        reservation = None
+        if promised is not None:
+            try:
+                reservation = self.storage.reserve(promised)
+            except StorageFull:
+                return multiple()
+            self.reservations.append(reservation)
+        file = self.storage.stage(new_key(), reservation)
+        self.expected[file] = bytearray()
+        return file
+
+    @rule(target=uploads, file=consumes(uploads), block=contents)
+    def write(self, file, block):
+        try:
+            self.runner.run(file.write(block))
+        except StorageFull:
+            self.give_up(file)
+            return multiple()
+        self.expected[file] += block
+        return file
+
+    @rule(target=finished, file=consumes(uploads))
+    def finish(self, file):
+        try:
+            self.runner.run(file.finish())
+        except StorageFull:
+            self.give_up(file)
+            return multiple()
+        assert file.sha256 == hashlib.sha256(self.expected[file]).hexdigest()
+        assert file.size == len(self.expected[file])
+        return file
+
+    @rule(batch=st.lists(consumes(finished), max_size=5))
+    def publish(self, batch):
+        refused = self.runner.run(self.storage.publish(batch))
+        assert {type(error) for error in refused.values()} <= {StorageFull}
+        for file in batch:
+            content = bytes(self.expected.pop(file))
+            if file.key not in refused:
+                self.model[file.key] = content
+
+    @rule(file=consumes(finished))
+    def publish_and_go_away(self, file):
+        async def publish():
+            task = asyncio.create_task(self.storage.publish([file]))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            return await self.storage.missing([file.key])
+
+        content = bytes(self.expected.pop(file))
+        if not self.runner.run(publish()):
+            self.model[file.key] = content
+
+    @rule(file=consumes(uploads) | consumes(finished))
+    def give_up(self, file):
+        self.expected.pop(file, None)
+        self.runner.run(file.abort())
+        self.runner.run(file.abort())
+
+    @rule(file=consumes(uploads), block=contents, moments=st.integers(0, 10))
+    def give_up_while_writing(self, file, block, moments):
+        async def hang_up():
+            task = asyncio.create_task(file.write(block))
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+            await file.abort()
+
+        self.expected.pop(file)
+        self.runner.run(hang_up())
+
+    @precondition(lambda self: self.reservations)
+    @rule(data=st.data())
+    def release(self, data):
+        self.reservations.pop(data.draw(st.integers(0, len(self.reservations) - 1))).release()
+
+    # --- published files
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), start=st.integers(0, 5 * BLOCK), length=st.integers(0, 5 * BLOCK))
+    def read(self, data, start, length):
+        key = data.draw(st.sampled_from(sorted(self.model)))
+
+        async def read():
+            stored = await self.storage.open(key)
+            try:
+                return stored.size, await stored.read(start, length)
+            finally:
+                await stored.close()
+
+        content = self.model[key]
+        assert self.runner.run(read()) == (len(content), content[start : start + length])
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), aside=st.booleans())
+    def take_away(self, data, aside):
+        keys = data.draw(st.sets(st.sampled_from(sorted(self.model)), min_size=1))
+        self.runner.run((self.storage.set_aside if aside else self.storage.remove)([*keys, new_key()]))
+        for key in keys:
+            content = self.model.pop(key)
+            if aside:
+                self.aside[key] = content
+
+    @rule(everything=st.booleans())
+    def sweep(self, everything):
+        swept = self.runner.run(self.storage.sweep(0 if everything else 3600))
+        assert swept == (len(self.aside) if everything else 0)
+        if everything:
+            self.aside.clear()
+
+    @rule()
+    def test(self):
+        try:
+            self.runner.run(self.storage.test())
+        except StorageFull:
+            assert self.runner.run(self.storage.free_bytes()) < BLOCK
+
+    # --- what must hold after every step
+
+    @invariant()
+    def only_published_files_are_visible(self):
+        async def walked():
+            return [found async for found_there in self.storage.walk(0) for found in found_there]
+
+        if hasattr(self, "storage"):
+            found = self.runner.run(walked())
+            assert {file.key: file.size for file in found} == {key: len(body) for key, body in self.model.items()}
+            assert len(found) == len(self.model)
+
+    @invariant()
+    def every_file_is_whole(self):
+        for key, content in self.model.items():
+            assert self.runner.run(self.storage.digest(key)) == (len(content), hashlib.sha256(content).hexdigest())
+
+    @invariant()
+    def what_is_on_its_way_in_is_not_stored(self):
+        for file in self.expected:
+            with pytest.raises(NotStored):
+                self.runner.run(self.storage.open(file.key))
+
+
+class MemoryMachine(StorageMachine):
+    def make(self):
+        return MemoryStorage(CAPACITY)
+
+
+class LocalMachine(StorageMachine):
+    """The same on a directory, which is also left and found again, with a disk that seems to hold little."""
+
+    def make(self):
+        self.resources.enter_context(small_blocks())
+        self.root = self.resources.enter_context(quick_directory())
+        self.resources.enter_context(patch.object(os, "fstatvfs", self.look))
+        return LocalStorage(self.root, owner=new_key(), min_free=0)
+
+    def look(self, fd):
+        # Every name below was given by the store, so its files can be counted without asking each directory.
+        used = sum(
+            path.lstat().st_size for name in ("staging", "files", "trash") for path in (self.root / name).glob("*/*")
+        )
+        used += sum(path.lstat().st_size for path in (self.root / "trash").glob("*"))
+        return os.statvfs_result((1, 1, 0, 0, CAPACITY - used, 10, 10, 10, 0, 255))
+
+    @rule(files=st.lists(StorageMachine.finished, max_size=0))
+    def start_again(self, files):
+        """What was on its way in is gone, whatever else there was is there."""
+        self.runner.run(self.storage.close())
+        self.expected.clear()
+        self.reservations.clear()
+        self.storage = LocalStorage(self.root, owner=new_key(), min_free=0)
+        self.runner.run(self.storage.prepare())
+        assert os.listdir(self.root / "staging") == [self.storage._directories.owner]
+
+
+TestAnySequenceOnMemory = MemoryMachine.TestCase
+TestAnySequenceOnMemory.settings = settings(stateful_step_count=60)
+
+TestAnySequenceOnDisk = LocalMachine.TestCase
+TestAnySequenceOnDisk.settings = settings(stateful_step_count=20, suppress_health_check=list(HealthCheck))

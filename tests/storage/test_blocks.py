@@ -1,0 +1,198 @@
+"""Large files: in aligned blocks past the page cache where that is possible, and right in any case."""
+
+import errno
+import fcntl
+import hashlib
+import os
+
+import pytest
+
+from app.errors import Unavailable
+from app.storage import blocks, kernel
+from app.storage.blocks import BLOCK_BYTES, BlockPool, DigestingFile
+from app.storage.space import Space
+from app.storage.staging import POOLED_BLOCKS
+from tests.contracts.storage import MiB, content_of, fill, get, new_key, put
+from tests.storage.stores import files_in, local
+
+
+@pytest.fixture
+async def storage(tmp_path):
+    storage = local(tmp_path)
+    await storage.prepare()
+    yield storage
+    await storage.close()
+
+
+@pytest.fixture
+def direct_storage(storage):
+    if not storage._staging.direct:
+        pytest.skip("the file system of the tests takes no direct writes")
+    return storage
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens files of which every write is noted: whether it was direct, and how long."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    space = Space(0)
+    space.watch(fd)
+
+    def open_file(*, direct):
+        flags = os.O_CREAT | os.O_WRONLY | (os.O_DIRECT if direct else 0)
+        return DigestingFile(os.open(tmp_path / "file", flags), direct=direct, space=space, reservation=None)
+
+    yield open_file
+    os.close(fd)
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    real, noted = os.write, []
+
+    def write(fd, view):
+        noted.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), len(view)))
+        return real(fd, view)
+
+    monkeypatch.setattr(os, "write", write)
+    return noted
+
+
+def aligned(content: bytes) -> memoryview:
+    block = blocks.mmap.mmap(-1, max(1, len(content)))
+    block.write(content)
+    return memoryview(block)[: len(content)]
+
+
+def test_the_pool_lends_pairs_until_it_is_empty():
+    pool = BlockPool(5)
+    pairs = [pool.take_pair() for _ in range(3)]
+    assert pairs[2] is None
+    assert len({id(block) for pair in pairs[:2] for block in pair}) == 4
+    pool.give_back(pairs[0])
+    assert pool.take_pair() is not None
+    assert pool.take_pair() is None
+
+
+@pytest.mark.parametrize("tail", [0, 1, 511, 512, 4095])
+def test_only_an_unaligned_tail_passes_through_the_page_cache(tmp_path, opened, writes, tail):
+    content = content_of(2 * BLOCK_BYTES + tail)
+    with opened(direct=True) as file:
+        for at in range(0, len(content), BLOCK_BYTES):
+            file.write(aligned(content[at : at + BLOCK_BYTES]))
+        assert file.written == len(content)
+        assert file.digest.digest() == hashlib.sha256(content).digest()
+    assert (tmp_path / "file").read_bytes() == content
+    assert writes[:2] == [(True, BLOCK_BYTES)] * 2
+    assert writes[2:] == ([(False, tail)] if tail else [])
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("share", [0.5, 0.37, 0.001])
+def test_a_write_that_the_kernel_cuts_short_is_gone_on_with(tmp_path, opened, monkeypatch, direct, share):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, view: real(fd, view[: max(512, int(len(view) * share) // 512 * 512)]))
+    content = content_of(200_000)
+    with opened(direct=direct) as file:
+        file.write(aligned(content))
+        file.write(aligned(content[:5000]))
+        assert file.digest.digest() == hashlib.sha256(content + content[:5000]).digest()
+    assert (tmp_path / "file").read_bytes() == content + content[:5000]
+
+
+def test_a_closed_file_takes_nothing_more(opened):
+    file = opened(direct=False)
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.write(b"late")
+
+
+async def test_direct_writes_are_taken_where_the_file_system_has_them(direct_storage, writes):
+    await put(direct_storage, content_of(3 * MiB + 5))
+    assert writes == [(True, MiB)] * 3 + [(False, 5)]
+
+
+@pytest.mark.parametrize("at", ["open", "write"])
+async def test_a_file_system_that_refuses_direct_writes_gets_others(tmp_path, monkeypatch, at):
+    real_open, real_write = os.open, os.write
+
+    def no_direct_open(path, flags, mode=0o777, *, dir_fd=None):
+        if flags & os.O_DIRECT:
+            os.close(real_open(path, flags & ~os.O_DIRECT, mode, dir_fd=dir_fd))  # some leave the file behind
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_open(path, flags, mode, dir_fd=dir_fd)
+
+    def no_direct_write(fd, view):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_write(fd, view)
+
+    if at == "open":
+        monkeypatch.setattr(os, "open", no_direct_open)
+    else:
+        monkeypatch.setattr(os, "write", no_direct_write)
+    storage = local(tmp_path)
+    await storage.prepare()
+    assert files_in(tmp_path) == []
+    content = content_of(20 * MiB + 5)
+    assert await get(storage, await put(storage, content)) == content
+    await storage.close()
+
+
+async def test_an_empty_pool_changes_only_the_way(direct_storage, writes):
+    storage = direct_storage
+    files = []
+    for seed in range(POOLED_BLOCKS // 2 + 3):
+        file = storage.stage(new_key())
+        await file.write(content_of(300_000, seed))
+        files.append(file)
+    for seed, file in enumerate(files):
+        await file.write(content_of(2 * MiB, 1000 + seed))
+        await file.finish()
+    assert await storage.publish(files) == {}
+    for seed, file in enumerate(files):
+        assert await get(storage, file.key) == content_of(300_000, seed) + content_of(2 * MiB, 1000 + seed)
+    assert {direct for direct, size in writes if size == MiB} == {True}
+    assert [size for direct, size in writes if size == 2 * MiB] == [2 * MiB] * 3
+    writes.clear()
+    await put(storage, content_of(2 * MiB))
+    assert writes == [(True, MiB)] * 2  # the blocks are back
+
+
+async def test_no_block_is_lost_however_uploads_end(storage, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    for round_ in range(POOLED_BLOCKS):
+        file = storage.stage(new_key())
+        content = content_of(1000 * (round_ + 1) + 300_000)
+        if round_ % 4 == 3:
+            with monkeypatch.context() as broken:
+                broken.setattr(os, "write", full)
+                with pytest.raises(Unavailable):
+                    await fill(file, content, 200_000)
+                await file.abort()
+            await storage.test()
+            continue
+        await fill(file, content, 200_000)
+        if round_ % 4 == 2:
+            await file.abort()
+        else:
+            assert await storage.publish([file]) == {}
+    pool = storage._staging._pool
+    pairs = [pool.take_pair() for _ in range(POOLED_BLOCKS // 2)]
+    assert None not in pairs
+
+
+async def test_dirty_pages_never_pile_up(tmp_path, storage, monkeypatch):
+    """Without it a flush for somebody's small file would wait for all of the large one."""
+    storage._staging.direct = False
+    asked = []
+    monkeypatch.setattr(kernel, "start_writeback", lambda fd, offset, length: asked.append((offset, offset + length)))
+    await put(storage, content_of(40 * MiB))
+    assert len(asked) == 5
+    covered = 0
+    for start, stop in asked:
+        assert start <= covered
+        covered = max(covered, stop)
+    assert covered >= 40 * MiB

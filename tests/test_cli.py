@@ -1,0 +1,340 @@
+"""The command: what each part of it prints, in text and as JSON, and the status it ends with."""
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+from click.testing import CliRunner
+
+from app import cli, logs, verify
+from app.config import load
+from app.main import build, new_id
+from tests.service import HISTORY, PATIENCE, UPLOADS, environment
+
+NO_STORE = "waybill-data/files/00"
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """An empty directory and an environment without settings; and logging as it was, for the command sets it up."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("WAYBILL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("WAYBILL_MIN_FREE_SPACE", "0")
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, structlog.get_config()
+    for handler in before[0]:
+        root.removeHandler(handler)  # or they would be closed
+    yield
+    logs.flush(PATIENCE)
+    root.handlers[:], root.level = before[0], before[1]
+    structlog.configure(**before[2])
+
+
+@pytest.fixture
+def on_any_database(database_url, monkeypatch):
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", database_url)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+def printed(*arguments, status=0):
+    """What the command prints as JSON."""
+    done = run(*arguments, "--json")
+    assert done.exit_code == status, done.output
+    return json.loads(done.stdout)
+
+
+def upload(*names):
+    """Have files of these names uploaded in one session; its records, newest first."""
+
+    async def client():
+        app = build(load())
+        async with app.router.lifespan_context(app) as state:
+
+            async def serve(scope, receive, send):
+                await app({**scope, "state": dict(state)}, receive, send)
+
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(serve), base_url="http://x") as asking:
+                for name in names:
+                    made = await asking.put(f"{UPLOADS}/{name}", content=f"content of {name}".encode())
+                    assert made.status_code == 201
+                session = (await asking.get("/api/session")).json()["id"]
+                return session, (await asking.get(HISTORY)).json()["items"]
+
+    return asyncio.run(client())
+
+
+def stored(upload_id):
+    return Path(f"waybill-data/files/{upload_id[-2:]}/{upload_id}")
+
+
+class TestUsage:
+    def test_help_names_every_command(self):
+        done = run("--help")
+        assert done.exit_code == 0
+        for command in ("serve", "check", "migrate", "sweep", "verify", "history"):
+            assert f"\n  {command} " in done.stdout
+        assert list(Path().iterdir()) == []
+
+    @pytest.mark.parametrize("command", ["serve", "check", "migrate", "sweep", "verify", "history"])
+    def test_every_command_says_what_it_does(self, command):
+        done = run(command, "--help")
+        assert done.exit_code == 0
+        assert len(done.stdout.splitlines()[2].strip()) > 20
+        assert list(Path().iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "wrong", [["no-such-command"], ["check", "--no-such-option"], ["history", "--limit", "0"], ["serve", "more"]]
+    )
+    def test_what_is_not_understood_is_wrong_usage(self, wrong):
+        done = run(*wrong)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "Usage: " in done.stderr
+
+    @pytest.mark.parametrize("command", [[sys.executable, "-m", "app"], [Path(sys.executable).with_name("waybill")]])
+    def test_it_has_two_names(self, command):
+        done = subprocess.run([*command, "--version"], env=environment(Path()), capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "version 0.1.0" in done.stdout
+
+    def test_help_waits_for_nothing_that_it_does_not_need(self):
+        """Not for a database, a web framework or a validator."""
+        script = "import sys, app.cli; print([name for name in sys.argv[1:] if name in sys.modules])"
+        heavy = ["sqlalchemy", "pydantic", "starlette", "uvicorn", "structlog", "asyncio"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *heavy], env=environment(Path()), capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "[]\n"
+
+
+class TestConfiguration:
+    @pytest.mark.parametrize("command", ["serve", "check", "migrate", "sweep", "verify", "history"])
+    def test_every_problem_is_told_at_once(self, command, monkeypatch):
+        monkeypatch.setenv("WAYBILL_PORT", "many")
+        monkeypatch.setenv("WAYBILL_MAX_FILE_SIZE", "-1")
+        monkeypatch.setenv("WAYBILL_SECRET_KEYS", "tooshortbutsecret")
+        monkeypatch.setenv("WAYBILL_DATABSE_URL", "sqlite:///x.db")
+        done = run(command)
+        assert (done.exit_code, done.stdout) == (78, "")
+        first, *problems = done.stderr.splitlines()
+        assert first == "configuration is not usable:"
+        for name in ("PORT", "MAX_FILE_SIZE", "SECRET_KEYS", "DATABSE_URL"):
+            assert sum(f"WAYBILL_{name}" in problem for problem in problems) == 1
+        assert len(problems) == 4
+        assert "tooshortbutsecret" not in done.stderr
+        assert list(Path().iterdir()) == []
+
+
+class TestCheck:
+    def test_what_is_fit_is_said_to_be_so(self, on_any_database):
+        done = run("check")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+            "ok    storage",
+            "ok    secret keys",
+            "ok    database",
+        ]
+        assert "will be migrated: 0001_" in done.stdout
+        assert run("migrate").exit_code == 0
+        assert "schema is current" in run("check").stdout
+
+    def test_all_checks_are_tried_although_one_fails(self, monkeypatch, tmp_path):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("WAYBILL_STORAGE_DIR", str(tmp_path / "file"))
+        monkeypatch.setenv("WAYBILL_SECRET_KEYS", "k" * 40)
+        monkeypatch.setenv("WAYBILL_DATABASE_URL", f"sqlite:///{tmp_path}/w.db")
+        found = printed("check", status=78)
+        assert found["ok"] is False
+        assert [(check["name"], check["ok"], check["away"]) for check in found["checks"]] == [
+            ("storage", False, False),
+            ("secret keys", True, False),
+            ("database", True, False),
+        ]
+        assert str(tmp_path / "file") in found["checks"][0]["found"]
+        assert "FAIL  storage: " in run("check").stdout
+
+    def test_what_is_away_may_come_back(self, monkeypatch):
+        monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://waybill:topsecret@127.0.0.1:9/waybill")
+        done = run("check")
+        assert done.exit_code == 69
+        assert "FAIL  database: postgresql://127.0.0.1:9/waybill: " in done.stdout
+        assert "topsecret" not in done.output
+
+    def test_a_disk_without_space_is_told(self, monkeypatch):
+        monkeypatch.setenv("WAYBILL_MIN_FREE_SPACE", "8000000TiB")
+        done = run("check")
+        assert done.exit_code == 78
+        assert "FAIL  storage: " in done.stdout
+
+
+class TestMigrate:
+    def test_twice_is_once(self, on_any_database):
+        done = run("migrate")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert all(line.startswith("applied 0") for line in done.stdout.splitlines())
+        again = run("migrate")
+        assert (again.exit_code, again.stdout) == (0, "nothing to apply\n")
+
+    def test_as_json(self, on_any_database):
+        applied = printed("migrate")["applied"]
+        assert applied == sorted(applied)
+        assert applied[0].startswith("0001_")
+        assert printed("migrate") == {"applied": []}
+
+    def test_a_database_that_is_away(self, monkeypatch):
+        monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://waybill@127.0.0.1:9/waybill")
+        done = run("migrate")
+        assert (done.exit_code, done.stdout) == (69, "")
+        assert done.stderr.count("\n") == 1
+
+
+class TestSweep:
+    def test_what_was_found_and_done(self, on_any_database):
+        upload("a.txt", "b.txt")
+        done = run("sweep")
+        assert (done.exit_code, done.stderr) == (0, "")
+        found = dict(line.split(": ") for line in done.stdout.splitlines())
+        assert (found["files"], found["records"], found["staged removed"], found["stopped"]) == ("2", "2", "0", "-")
+
+    def test_what_crashes_left_goes(self):
+        upload("a.txt")
+        owner = Path("waybill-data/staging") / new_id()
+        owner.mkdir()
+        (owner / new_id()).write_text("half")
+        assert printed("sweep")["staged_removed"] == 1
+        assert list(Path("waybill-data/staging").iterdir()) == []
+
+    def test_what_is_lost_is_told(self, on_any_database):
+        _, items = upload("a.txt", "b.txt")
+        stored(items[0]["id"]).unlink()
+        found = printed("sweep")
+        assert (found["records_lost"], found["stopped"]) == (1, None)
+
+    def test_a_directory_of_another_database_is_left_alone(self, on_any_database):
+        _, items = upload(*(f"{number}.txt" for number in range(11)))
+        for item in items:
+            stored(item["id"]).unlink()
+        done = run("sweep")
+        assert done.exit_code == 1
+        assert "is this their directory?" in done.stdout
+
+
+class TestVerify:
+    def test_what_is_kept_is_what_was_sent(self, on_any_database):
+        upload("a.txt", "b.txt")
+        done = run("verify")
+        assert done.exit_code == 0
+        assert done.stdout == f"2 files, {2 * len('content of a.txt')} bytes read\nsound\n"
+        assert printed("verify") == {
+            "sound": True, "files": 2, "bytes": 32, "missing": [], "damaged": [], "without_record": [], "foreign": [],
+        }  # fmt: skip
+
+    def test_what_is_not_is_named(self, on_any_database, monkeypatch):
+        monkeypatch.setattr(verify, "_GRACE_SECONDS", -60.0)  # a new file without a record is not given time to get one
+        _, items = upload("flipped", "short", "long", "gone", "fine")
+        ids = {item["filename"]: item["id"] for item in items}
+        for path in map(stored, ids.values()):
+            path.chmod(0o600)
+        stored(ids["flipped"]).write_bytes(b"Content of flipped")
+        stored(ids["short"]).write_bytes(b"content of shor")
+        stored(ids["long"]).write_bytes(b"content of long ")
+        stored(ids["gone"]).unlink()
+        extra, stray = new_id(), "what is\nthis"
+        stored(extra).write_bytes(b"nobody's")
+        Path(NO_STORE, stray).write_bytes(b"")
+        found = printed("verify", status=1)
+        assert found["sound"] is False
+        assert found["files"] == 4
+        assert found["missing"] == [ids["gone"]]
+        assert sorted(found["damaged"]) == sorted([ids["flipped"], ids["short"], ids["long"]])
+        assert found["without_record"] == [extra]
+        assert found["foreign"] == [f"files/00/{stray}"]
+        done = run("verify")
+        assert done.exit_code == 1
+        assert done.stdout.endswith("NOT sound\n")
+        assert f"missing: {ids['gone']}\n" in done.stdout
+        assert f"damaged: {ids['flipped']}\n" in done.stdout
+        assert f"without record: {extra}\n" in done.stdout
+        assert "foreign: files/00/what is\\nthis\n" in done.stdout
+
+
+class TestHistory:
+    def test_sessions_and_what_they_sent(self, on_any_database):
+        first, items = upload("a.txt", "b.txt")
+        second, _ = upload("c.txt")
+        done = run("history")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert sorted(line.split()[0] for line in done.stdout.splitlines()) == sorted([first, second])
+        assert all(line.endswith("  open") for line in done.stdout.splitlines())
+        done = run("history", first)
+        assert (done.exit_code, done.stderr) == (0, "")
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert lines == [[item["created_at"], "completed", "16", item["id"], item["filename"]] for item in items]
+        assert len(run("history", first, "--limit", "1").stdout.splitlines()) == 1
+
+    def test_as_json(self, on_any_database):
+        session, items = upload("a.txt", "b.txt")
+        [listed] = printed("history")["items"]
+        assert (listed["id"], listed["ended_at"], listed["merged_into"]) == (session, None, None)
+        assert printed("history", session) == {"session": listed, "items": items, "skipped": 0}
+
+    @pytest.mark.parametrize("session", ["nobody", new_id(), "", "\udcff", "a\nb"])
+    def test_a_session_that_is_none(self, session, on_any_database):
+        assert run("migrate").exit_code == 0
+        done = run("history", session)
+        assert (done.exit_code, done.stdout, done.stderr) == (1, "", "there is no such session\n")
+
+    def test_a_name_moves_no_cursor(self):
+        session, [item] = upload("%C3%BCn%E2%80%A8x")
+        assert item["filename"] == "ün\u2028x"
+        assert run("history", session).stdout.endswith("  ün\\u2028x\n")
+
+    def test_broken_rows_are_counted(self):
+        session, items = upload("a.txt", "b.txt")
+        with closing(sqlite3.connect("waybill-data/waybill.db")) as db:
+            db.execute("PRAGMA ignore_check_constraints = ON")
+            db.execute("UPDATE uploads SET filename = 'a/b' WHERE id = ?", [items[0]["id"]])
+            db.commit()
+        done = run("history", session)
+        assert (done.exit_code, len(done.stdout.splitlines())) == (0, 1)
+        assert "1 broken rows left out" in done.stderr
+        assert printed("history", session)["skipped"] == 1
+
+    @pytest.mark.parametrize("command", ["history", "verify"])
+    def test_a_database_without_tables_is_told_what_to_do(self, command, on_any_database):
+        done = run(command)
+        assert (done.exit_code, done.stdout) == (78, "")
+        assert "waybill migrate" in done.stderr
+
+
+class TestStandardFiles:
+    def test_a_reader_that_leaves_early_is_no_error_of_ours(self):
+        upload(*(f"{number}.txt" for number in range(20)))
+        session = printed("history")["items"][0]["id"]
+        line = f"{sys.executable} -m app history {session} | head -n 1"
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], env=environment(Path()), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert len(done.stdout.splitlines()) == 1
+        assert "Traceback" not in done.stderr
+
+    def test_closed_ones_are_no_error(self):
+        """Nor does the database's file take the place of one, and receive what is printed."""
+        line = f"{sys.executable} -m app migrate 0<&- 1>&- 2>&-; {sys.executable} -m app migrate"
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], env=environment(Path()), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "nothing to apply\n", "")

@@ -1,0 +1,698 @@
+"""Who may see what: tokens open sessions, for as long as both live, and nothing else does."""
+
+import asyncio
+import hashlib
+from contextlib import nullcontext, suppress
+from itertools import count
+
+import pytest
+
+from app import records
+from app.db import Db, Unit
+from app.errors import AmbiguousSession, Forbidden, StorageFull, Unavailable
+from app.model import HistoryQuery, Protocol, Status, Upload
+from app.sessions import KNOWN_SECONDS, LINK_CODE_SECONDS, SEEN_EVERY_US, Sessions
+from app.signing import Signer
+from tests.unreliable import NOW, Time, ids, opened
+
+KEY, OTHER_KEY = "k" * 32, "o" * 32
+DAY = 86_400
+MAX_AGE = 30 * DAY
+
+
+@pytest.fixture
+async def db(database_url):
+    db = await opened(database_url)
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+def world(db):
+    return World(db)
+
+
+@pytest.fixture
+def sessions(world):
+    return world.worker()
+
+
+@pytest.fixture
+def clock(world):
+    return world.clock
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The names of all queries that are asked."""
+    names = []
+    for kind in (Db, Unit):
+        rows = kind._rows
+
+        def listen(self, name, how, params, rows=rows):
+            names.append(name)
+            return rows(self, name, how, params)
+
+        monkeypatch.setattr(kind, "_rows", listen)
+    return names
+
+
+class World:
+    """One database, and as many workers as a test wants."""
+
+    def __init__(self, db):
+        self.db = db
+        self.clock = Time()
+        self.new_id = ids()
+        self.numbers = count(1)
+
+    def worker(self, *, keys=(KEY,), clock=None, max_age=MAX_AGE):
+        return Sessions(
+            self.db,
+            Signer(keys, "session"),
+            max_age_us=max_age * 1_000_000,
+            now_us=clock or self.clock,
+            new_id=self.new_id,
+            new_secret=lambda: f"secret{next(self.numbers)}",
+            new_code=lambda: f"ABCD-EFGH-{next(self.numbers):04}",
+        )
+
+    async def upload(self, session_id):
+        """Record an upload as the publisher does; its id."""
+        upload = Upload(
+            id=self.new_id(),
+            session_id=session_id,
+            filename="a",
+            content_type=None,
+            size=1,
+            sha256="0" * 64,
+            status=Status.COMPLETED,
+            protocol=Protocol.RAW,
+            created_at=NOW,
+            completed_at=NOW,
+            error=None,
+        )
+        await records.insert_uploads(self.db, [upload])
+        return upload.id
+
+    async def history(self, session_id):
+        page = await records.list_uploads(self.db, session_id, HistoryQuery(order="oldest"), after=None, page_size=500)
+        return [upload.id for upload in page.uploads]
+
+
+async def start(sessions):
+    """A new browser: what its session is, and the text that it carries."""
+    arrival, token = sessions.begin()
+    await sessions.save(arrival)
+    return arrival.session, sessions.text_of(token)
+
+
+async def who(sessions, *texts):
+    """The id of the session that these texts open, or None."""
+    recognised = await sessions.recognise(texts)
+    return recognised.session.id if recognised else None
+
+
+async def rotated(sessions, text):
+    return sessions.text_of(await sessions.rotate(await sessions.recognise([text])))
+
+
+async def joined(sessions, text, code):
+    """Join with what `text` opens, if it opens anything; the new text."""
+    recognised = await sessions.recognise([text]) if text else None
+    return sessions.text_of(await sessions.join(recognised, code))
+
+
+async def code_for(sessions, text):
+    recognised = await sessions.recognise([text])
+    code, _ = await sessions.link(recognised.session)
+    return code
+
+
+class TestTokens:
+    async def test_a_token_opens_its_session(self, sessions):
+        session, text = await start(sessions)
+        recognised = await sessions.recognise([text])
+        assert recognised.session == session
+        assert sessions.text_of(recognised.token) == text
+        assert sessions.max_age_seconds == MAX_AGE
+
+    async def test_one_that_was_never_recorded_opens_nothing(self, sessions):
+        _, token = sessions.begin()
+        assert await who(sessions, sessions.text_of(token)) is None
+
+    async def test_the_database_cannot_give_a_token_away(self, sessions, db):
+        """It holds the hash alone."""
+        arrival, token = sessions.begin()
+        await sessions.save(arrival)
+        assert arrival.token_hash == hashlib.sha256(token.secret.encode()).hexdigest()
+        for stolen in (arrival.token_hash, sessions.text_of(token._replace(secret=arrival.token_hash))):
+            assert await who(sessions, stolen) is None
+
+    async def test_what_is_no_token_is_no_session(self, sessions):
+        _, text = await start(sessions)
+        secret, given_at, signature = text.split(".")
+        for broken in (
+            "", ".", "..", "...", " ", text[:-1], text + "=", text + "A", " " + text, text.upper(), text.swapcase(),
+            secret, f"{secret}.{given_at}", f"{secret}.{given_at}.", f"{secret}..{signature}",
+            f".{given_at}.{signature}", f"{secret}.{int(given_at) + 1}.{signature}",
+            text.replace("-", "+").replace("_", "/") + "!",
+            f"{text}ü", "ü", "\ud800", "\x00", "x" * 10_000, f"{text}\n", f"{text}.{signature}",
+        ):  # fmt: skip
+            assert await who(sessions, broken) is None, broken
+
+    async def test_text_signed_for_another_purpose_or_with_another_key_is_no_token(self, sessions):
+        session, text = await start(sessions)
+        inner = text.rpartition(".")[0]
+        assert text == Signer([KEY], "session").sign(inner)
+        assert await who(sessions, Signer([KEY], "session").sign(inner)) == session.id
+        assert await who(sessions, Signer([KEY], "cursor").sign(inner)) is None
+        assert await who(sessions, Signer([OTHER_KEY], "session").sign(inner)) is None
+
+    async def test_a_new_key_ends_no_session_and_without_the_old_one_they_end(self, world):
+        before, during, after = (
+            world.worker(keys=[KEY]),
+            world.worker(keys=[OTHER_KEY, KEY]),
+            world.worker(keys=[OTHER_KEY]),
+        )
+        session, old = await start(before)
+        recognised = await during.recognise([old])
+        assert recognised.session == session
+        new = during.text_of(recognised.token)
+        assert (await who(after, old), await who(after, new)) == (None, session.id)
+        assert await who(before, new) is None
+
+    async def test_two_texts_of_one_session_are_one(self, sessions):
+        session, text = await start(sessions)
+        other = await joined(sessions, "", await code_for(sessions, text))
+        assert await who(sessions, text, other, text) == session.id
+
+    async def test_two_different_sessions_are_ambiguous(self, sessions):
+        (_, text), (_, other) = await start(sessions), await start(sessions)
+        with pytest.raises(AmbiguousSession):
+            await sessions.recognise([text, other])
+
+    async def test_the_valid_one_wins_over_broken_and_dead_ones(self, sessions):
+        session, text = await start(sessions)
+        ended, dead = await start(sessions)
+        await sessions.end(ended)
+        for texts in ([dead, text], [text, dead], ["broken", text, "x.y.z"]):
+            assert await who(sessions, *texts) == session.id
+
+    async def test_of_very_many_texts_only_the_first_are_looked_at(self, sessions, asked):
+        texts = [(await start(sessions))[1] for _ in range(20)]
+        asked.clear()
+        with pytest.raises(AmbiguousSession):
+            await sessions.recognise(texts)
+        assert len(asked) == 8
+
+
+@pytest.fixture
+def standing_still(monkeypatch):
+    """The event loop's clock, which a test moves: `standing_still(seconds)`."""
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    now = [loop.time()]
+    monkeypatch.setattr(loop, "time", lambda: now[0])
+
+    def pass_by(seconds):
+        now[0] += seconds
+
+    return pass_by
+
+
+class TestWhatIsKnown:
+    async def test_those_who_ask_at_once_ask_once(self, sessions, asked):
+        session, text = await start(sessions)
+        asked.clear()
+        assert await asyncio.gather(*(who(sessions, text) for _ in range(6))) == [session.id] * 6
+        assert asked == ["find_session_by_token"]
+
+    async def test_it_is_the_token_that_is_known_and_not_its_text(self, sessions, asked, clock):
+        session, text = await start(sessions)
+        recognised = await sessions.recognise([text])
+        clock.pass_by(seconds=5)
+        renewed = sessions.text_of(sessions.renewed(recognised.token))
+        assert renewed != text
+        asked.clear()
+        assert await who(sessions, renewed) == session.id
+        assert asked == []
+
+    async def test_for_a_second_another_worker_is_trusted(self, world, standing_still):
+        mine, other = world.worker(), world.worker()
+        session, text = await start(mine)
+        assert await who(other, text) == session.id
+        await mine.end(session)
+        assert await who(mine, text) is None
+        assert await who(other, text) == session.id
+        standing_still(KNOWN_SECONDS)
+        assert await who(other, text) is None
+
+    async def test_what_opened_nothing_is_asked_again_after_a_second_too(self, world, standing_still):
+        arrival, token = (sessions := world.worker()).begin()
+        text = sessions.text_of(token)
+        assert await who(sessions, text) is None
+        await sessions.save(arrival)
+        standing_still(KNOWN_SECONDS)
+        assert await who(sessions, text) == arrival.session.id
+
+    @pytest.mark.parametrize("change", ["end", "rotate", "join"])
+    @pytest.mark.parametrize("fails", [None, "lost"])
+    async def test_what_this_worker_changed_it_knows_at_once(self, world, sessions, standing_still, change, fails):
+        session, text = await start(sessions)
+        _, target = await start(sessions)
+        code = await code_for(sessions, target)
+        recognised = await sessions.recognise([text])
+        world.db.fails = [fails]
+        with pytest.raises(Unavailable) if fails else nullcontext():
+            await {
+                "end": lambda: sessions.end(session),
+                "rotate": lambda: sessions.rotate(recognised),
+                "join": lambda: sessions.join(recognised, code),
+            }[change]()
+        assert await who(sessions, text) is None
+
+    async def test_also_when_it_was_cancelled_over_it(self, sessions, db, standing_still):
+        session, text = await start(sessions)
+        assert await who(sessions, text) == session.id
+        ending = asyncio.create_task(sessions.end(session))
+        db.gate.close()
+        await db.gate.reached.wait()
+        db.gate.open()
+        await asyncio.sleep(0)
+        ending.cancel()
+        with suppress(asyncio.CancelledError):
+            await ending
+        recorded = await records.find_session(db, session.id)
+        assert (await who(sessions, text) is None) == (recorded.ended_at is not None)
+
+    async def test_an_expired_session_is_not_known_any_more(self, sessions, clock, standing_still):
+        session, text = await start(sessions)
+        assert await who(sessions, text) == session.id
+        clock.pass_by(seconds=MAX_AGE)
+        assert await who(sessions, text) is None
+
+    async def test_a_failure_is_told_to_all_who_wait_and_not_remembered(self, sessions, monkeypatch):
+        session, text = await start(sessions)
+
+        async def fails(*arguments):
+            raise Unavailable
+
+        with monkeypatch.context() as broken:
+            broken.setattr(records, "find_session_by_token", fails)
+            results = await asyncio.gather(*(who(sessions, text) for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [Unavailable] * 3
+        assert await who(sessions, text) == session.id
+
+    async def test_one_who_leaves_does_not_take_the_answer_along(self, sessions, monkeypatch):
+        session, text = await start(sessions)
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        find = records.find_session_by_token
+
+        async def slow(*arguments):
+            begun.set()
+            await go_on.wait()
+            return await find(*arguments)
+
+        monkeypatch.setattr(records, "find_session_by_token", slow)
+        first, *others = [asyncio.create_task(who(sessions, text)) for _ in range(3)]
+        await begun.wait()
+        first.cancel()
+        with suppress(asyncio.CancelledError):
+            await first
+        go_on.set()
+        assert await asyncio.gather(*others) == [session.id] * 2
+
+    async def test_a_lookup_that_everybody_left_ends_quietly(self, sessions, monkeypatch):
+        _, text = await start(sessions)
+        failed = asyncio.Event()
+
+        async def fails(*arguments):
+            await asyncio.sleep(0)
+            failed.set()
+            raise Unavailable
+
+        with monkeypatch.context() as broken:
+            broken.setattr(records, "find_session_by_token", fails)
+            waiting = asyncio.create_task(who(sessions, text))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with suppress(asyncio.CancelledError):
+                await waiting
+            await failed.wait()
+
+    async def test_only_so_many_are_known(self, sessions, monkeypatch):
+        monkeypatch.setattr("app.sessions._KNOWN_AT_MOST", 3)
+        started = [await start(sessions) for _ in range(6)]
+        for session, text in started + started:
+            assert await who(sessions, text) == session.id
+        assert len(sessions._known) == 3
+
+
+class TestLastSeen:
+    async def test_a_session_that_is_used_lives_on(self, sessions, db, clock):
+        session, text = await start(sessions)
+        for _ in range(3):
+            clock.pass_by(seconds=MAX_AGE - 1)
+            assert await who(sessions, text) == session.id
+            await sessions.flush_seen()
+        recorded = await records.find_session(db, session.id)
+        assert recorded.last_seen_at == clock()
+        assert recorded.expires_at == clock() + MAX_AGE * 1_000_000
+        clock.pass_by(seconds=MAX_AGE)
+        assert await who(sessions, text) is None
+
+    async def test_nobody_waits_for_it_and_it_is_written_once_for_all(self, sessions, asked, clock):
+        started = [await start(sessions) for _ in range(30)]
+        clock.pass_by(seconds=SEEN_EVERY_US / 1_000_000)
+        asked.clear()
+        for _ in range(3):
+            for session, text in started:
+                assert await who(sessions, text) == session.id
+        assert set(asked) == {"find_session_by_token"}
+        asked.clear()
+        await sessions.flush_seen()
+        await sessions.flush_seen()
+        assert asked == ["touch_sessions"]
+
+    async def test_once_a_minute_is_often_enough(self, sessions, asked, clock):
+        session, text = await start(sessions)
+        clock.pass_by(seconds=SEEN_EVERY_US / 1_000_000 - 1)
+        assert await who(sessions, text) == session.id
+        asked.clear()
+        await sessions.flush_seen()
+        assert asked == []
+        clock.pass_by(seconds=1)
+        for _ in range(3):
+            assert await who(sessions, text) == session.id
+            await sessions.flush_seen()
+        assert asked.count("touch_sessions") == 1
+
+    async def test_what_could_not_be_written_is_written_with_the_next_ones(self, sessions, db, clock):
+        session, text = await start(sessions)
+        other, other_text = await start(sessions)
+        clock.pass_by(seconds=100)
+        assert await who(sessions, text) == session.id
+        db.fails = ["away"]
+        with pytest.raises(Unavailable):
+            await sessions.flush_seen()
+        clock.pass_by(seconds=100)
+        assert await who(sessions, other_text) == other.id
+        await sessions.flush_seen()
+        seen = {each.id: each.last_seen_at for each in await records.list_sessions(db, 9)}
+        assert seen == {session.id: NOW + 100_000_000, other.id: NOW + 200_000_000}
+
+    async def test_writing_it_down_goes_on_whatever_happens(self, sessions, monkeypatch):
+        monkeypatch.setattr("app.sessions.FLUSH_SECONDS", 0)
+        failures = [Unavailable(), StorageFull(), KeyError("a fault of ours")]
+        written = asyncio.Event()
+
+        async def flush():
+            if failures:
+                raise failures.pop()
+            written.set()
+
+        monkeypatch.setattr(sessions, "flush_seen", flush)
+        keeping = asyncio.create_task(sessions.keep_seen())
+        await written.wait()
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+
+    async def test_an_ended_session_does_not_come_back_through_it(self, sessions, db, clock):
+        session, text = await start(sessions)
+        clock.pass_by(seconds=100)
+        assert await who(sessions, text) == session.id
+        await sessions.end(session)
+        await sessions.flush_seen()
+        assert (await records.find_session(db, session.id)).last_seen_at == NOW
+        assert await who(sessions, text) is None
+
+
+class TestRenewal:
+    async def test_a_token_is_given_out_anew_long_before_its_cookie_ends(self, sessions, clock):
+        session, text = await start(sessions)
+        recognised = await sessions.recognise([text])
+        clock.pass_by(seconds=DAY)
+        assert not sessions.is_stale(recognised.token)
+        clock.pass_by(seconds=1)
+        assert sessions.is_stale(recognised.token)
+        renewed = sessions.renewed(recognised.token)
+        assert not sessions.is_stale(renewed)
+        assert await who(sessions, sessions.text_of(renewed), text) == session.id
+
+    @pytest.mark.parametrize("skew", [-300, 300])
+    async def test_workers_whose_clocks_differ_agree(self, world, skew):
+        mine, other = world.worker(), world.worker(clock=Time(NOW + skew * 1_000_000))
+        for here, there in ((mine, other), (other, mine)):
+            session, text = await start(here)
+            recognised = await there.recognise([text])
+            assert recognised.session == session
+            assert not there.is_stale(recognised.token)
+            await there.flush_seen()
+            code = await code_for(here, text)
+            assert await who(there, await joined(there, "", code)) == session.id
+            new = await rotated(there, text)
+            assert (await who(here, new), await who(there, text)) == (session.id, None)
+            recorded = await records.find_session(world.db, session.id)
+            assert recorded.last_seen_at >= session.last_seen_at
+
+
+class TestRotating:
+    async def test_the_new_token_opens_the_session_and_the_old_one_nothing(self, sessions, clock):
+        session, old = await start(sessions)
+        new = await rotated(sessions, old)
+        assert (await who(sessions, old), await who(sessions, new)) == (None, session.id)
+
+    async def test_also_not_when_it_was_given_out_anew(self, sessions, clock):
+        _, old = await start(sessions)
+        recognised = await sessions.recognise([old])
+        await rotated(sessions, old)
+        clock.pass_by(seconds=DAY)
+        assert await who(sessions, sessions.text_of(sessions.renewed(recognised.token))) is None
+
+    async def test_other_browsers_keep_theirs(self, sessions):
+        session, text = await start(sessions)
+        other = await joined(sessions, "", await code_for(sessions, text))
+        await rotated(sessions, text)
+        assert await who(sessions, other) == session.id
+
+    async def test_of_several_at_once_one_wins(self, sessions):
+        session, text = await start(sessions)
+        recognised = await sessions.recognise([text])
+        results = await asyncio.gather(*(sessions.rotate(recognised) for _ in range(5)), return_exceptions=True)
+        [won] = [sessions.text_of(result) for result in results if not isinstance(result, Exception)]
+        assert [type(result) for result in results if isinstance(result, Exception)] == [Forbidden] * 4
+        assert (await who(sessions, won), await who(sessions, text)) == (session.id, None)
+
+
+class TestEnding:
+    async def test_it_ends_for_every_browser_and_the_records_stay(self, world, sessions):
+        session, text = await start(sessions)
+        other = await joined(sessions, "", await code_for(sessions, text))
+        code = await code_for(sessions, text)
+        upload = await world.upload(session.id)
+        await sessions.end(session)
+        assert (await who(sessions, text), await who(sessions, other)) == (None, None)
+        with pytest.raises(Forbidden):
+            await sessions.join(None, code)
+        assert await world.history(session.id) == [upload]
+
+    async def test_twice_is_once(self, sessions, db, clock):
+        session, _ = await start(sessions)
+        await sessions.end(session)
+        clock.pass_by(seconds=5)
+        await sessions.end(session)
+        assert (await records.find_session(db, session.id)).ended_at == NOW
+
+
+class TestJoining:
+    async def test_two_browsers_share_one_session_and_one_history(self, world, sessions):
+        session, text = await start(sessions)
+        own, own_text = await start(sessions)
+        uploads = [await world.upload(session.id), await world.upload(own.id)]
+        new_text = await joined(sessions, own_text, await code_for(sessions, text))
+        assert (await who(sessions, text), await who(sessions, new_text)) == (session.id, session.id)
+        assert await who(sessions, own_text) is None
+        assert (await world.history(session.id), await world.history(own.id)) == (uploads, [])
+        assert (await records.find_session(world.db, own.id)).merged_into == session.id
+
+    async def test_one_without_a_session_joins_too(self, sessions):
+        session, text = await start(sessions)
+        assert await who(sessions, await joined(sessions, "", await code_for(sessions, text))) == session.id
+        assert await who(sessions, text) == session.id
+
+    async def test_a_code_is_as_people_type_it(self, sessions):
+        session, text = await start(sessions)
+        for typed in (str.lower, lambda code: code.replace("-", ""), lambda code: f"  {code.replace('-', ' ')}\n"):
+            new = await joined(sessions, "", typed(await code_for(sessions, text)))
+            assert await who(sessions, new) == session.id
+
+    @pytest.mark.parametrize("code", ["", "ABCD", "----", "\ud800", "\x00", "x" * 100_000])
+    async def test_a_code_that_is_none_is_refused(self, sessions, code):
+        _, text = await start(sessions)
+        await code_for(sessions, text)
+        with pytest.raises(Forbidden):
+            await sessions.join(None, code)
+
+    async def test_a_code_works_once(self, sessions):
+        session, text = await start(sessions)
+        code = await code_for(sessions, text)
+        results = await asyncio.gather(*(sessions.join(None, code) for _ in range(5)), return_exceptions=True)
+        [won] = [sessions.text_of(result) for result in results if not isinstance(result, Exception)]
+        assert [type(result) for result in results if isinstance(result, Exception)] == [Forbidden] * 4
+        assert await who(sessions, won) == session.id
+        with pytest.raises(Forbidden):
+            await sessions.join(None, code)
+
+    async def test_a_code_works_for_ten_minutes(self, sessions, clock):
+        session, text = await start(sessions)
+        recognised = await sessions.recognise([text])
+        code, expires_at = await sessions.link(recognised.session)
+        late, _ = await sessions.link(recognised.session)
+        clock.pass_by(seconds=LINK_CODE_SECONDS - 1)
+        assert await who(sessions, await joined(sessions, "", code)) == session.id
+        clock.pass_by(seconds=1)
+        assert clock() == expires_at
+        with pytest.raises(Forbidden):
+            await sessions.join(None, late)
+
+    async def test_a_refused_code_changes_nothing(self, world, sessions):
+        own, own_text = await start(sessions)
+        upload = await world.upload(own.id)
+        with pytest.raises(Forbidden):
+            await joined(sessions, own_text, "WRONG")
+        assert await who(sessions, own_text) == own.id
+        assert await world.history(own.id) == [upload]
+
+    async def test_with_its_own_code_a_session_stays_what_it_is(self, world, sessions):
+        session, text = await start(sessions)
+        upload = await world.upload(session.id)
+        new = await joined(sessions, text, await code_for(sessions, text))
+        assert (await who(sessions, new), await who(sessions, text)) == (session.id, None)
+        assert await world.history(session.id) == [upload]
+
+    async def test_all_browsers_of_a_session_move_with_it(self, sessions):
+        session, text = await start(sessions)
+        own, own_text = await start(sessions)
+        second = await joined(sessions, "", await code_for(sessions, own_text))
+        assert await who(sessions, second) == own.id
+        await joined(sessions, own_text, await code_for(sessions, text))
+        assert await who(sessions, second) == session.id
+
+    async def test_codes_of_a_session_move_with_it(self, sessions):
+        session, text = await start(sessions)
+        _, own_text = await start(sessions)
+        code = await code_for(sessions, own_text)
+        await joined(sessions, own_text, await code_for(sessions, text))
+        assert await who(sessions, await joined(sessions, "", code)) == session.id
+
+    async def test_chains_end_in_one_session_also_for_what_is_under_way(self, world, sessions):
+        """First joins second, second joins third, while an upload of the first is still on its way in."""
+        (first, first_text), (second, second_text), (third, third_text) = [await start(sessions) for _ in range(3)]
+        uploads = [await world.upload(each.id) for each in (first, second, third)]
+        first_text = await joined(sessions, first_text, await code_for(sessions, second_text))
+        uploads.append(await world.upload(first.id))
+        await joined(sessions, second_text, await code_for(sessions, third_text))
+        uploads += [await world.upload(first.id), await world.upload(second.id)]
+        assert await world.history(third.id) == uploads
+        assert (await world.history(first.id), await world.history(second.id)) == ([], [])
+        assert (await who(sessions, first_text), await who(sessions, third_text)) == (third.id, third.id)
+
+    async def test_a_session_that_has_just_expired_or_ended_joins_as_a_new_browser(self, world, sessions, clock):
+        """Its uploads stay where they are: nobody who sends a dead token may take them along."""
+        session, text = await start(sessions)
+        for dies in ("ends", "expires"):
+            own, own_text = await start(sessions)
+            await world.upload(own.id)
+            recognised = await sessions.recognise([own_text])
+            if dies == "ends":
+                await sessions.end(own)
+            else:
+                clock.pass_by(seconds=MAX_AGE - 1)
+                assert await who(sessions, text) == session.id
+                await sessions.flush_seen()
+                clock.pass_by(seconds=1)
+            token = await sessions.join(recognised, await code_for(sessions, text))
+            assert await who(sessions, sessions.text_of(token)) == session.id
+            assert len(await world.history(own.id)) == 1
+        assert await world.history(session.id) == []
+
+    async def test_a_session_that_ended_is_not_joined_and_nothing_is_lost(self, world, sessions):
+        session, text = await start(sessions)
+        own, own_text = await start(sessions)
+        upload = await world.upload(own.id)
+        code = await code_for(sessions, text)
+        recognised = await sessions.recognise([own_text])
+        await sessions.end(session)
+        with pytest.raises(Forbidden):
+            await sessions.join(recognised, code)
+        assert await who(sessions, own_text) == own.id
+        assert await world.history(own.id) == [upload]
+
+    async def test_nor_when_it_ends_at_that_very_moment(self, world, sessions, monkeypatch):
+        session, text = await start(sessions)
+        own, own_text = await start(sessions)
+        code = await code_for(sessions, text)
+        recognised = await sessions.recognise([own_text])
+        take = records.take_link_code
+
+        async def end_then(unit, *arguments):
+            taken = await take(unit, *arguments)
+            await records.end_session(unit, session.id, NOW)
+            return taken
+
+        with monkeypatch.context() as moment:
+            moment.setattr(records, "take_link_code", end_then)
+            for joining in (recognised, None):
+                with pytest.raises(Forbidden):
+                    await sessions.join(joining, code)
+        assert await who(sessions, own_text) == own.id
+
+    async def test_one_that_has_joined_another_meanwhile_takes_all_along(self, world, sessions):
+        """What was recognised is a moment old; what counts is whose the token is now."""
+        (own, own_text), (_, second_text), (third, third_text) = [await start(sessions) for _ in range(3)]
+        upload = await world.upload(own.id)
+        sister = await joined(sessions, "", await code_for(sessions, own_text))
+        recognised = await sessions.recognise([sister])
+        await joined(sessions, own_text, await code_for(sessions, second_text))
+        token = await sessions.join(recognised, await code_for(sessions, third_text))
+        assert await who(sessions, sessions.text_of(token)) == third.id
+        assert await who(sessions, second_text) == third.id
+        assert await world.history(third.id) == [upload]
+
+    async def test_two_that_join_each_other_at_once_end_up_together(self, world, sessions):
+        for _ in range(2):
+            (first, first_text), (second, second_text) = [await start(sessions) for _ in range(2)]
+            uploads = [await world.upload(first.id), await world.upload(second.id)]
+            to_first, to_second = await code_for(sessions, first_text), await code_for(sessions, second_text)
+            results = await asyncio.gather(
+                joined(sessions, first_text, to_second), joined(sessions, second_text, to_first), return_exceptions=True
+            )
+            assert {type(result) for result in results} <= {str, Forbidden}
+            olds = (first_text, second_text)
+            news = [old if isinstance(new, Forbidden) else new for old, new in zip(olds, results, strict=True)]
+            [together] = {await who(sessions, text) for text in news}
+            assert sorted(await world.history(together)) == sorted(uploads)
+
+    async def test_browsers_of_one_session_that_join_at_once_all_arrive(self, world, sessions):
+        for _ in range(5):
+            session, text = await start(sessions)
+            own, own_text = await start(sessions)
+            browsers = [own_text] + [await joined(sessions, "", await code_for(sessions, own_text)) for _ in range(2)]
+            upload = await world.upload(own.id)
+            codes = [await code_for(sessions, text) for _ in browsers]
+            joins = [joined(sessions, browser, code) for browser, code in zip(browsers, codes, strict=True)]
+            for new in await asyncio.gather(*joins):
+                assert await who(sessions, new) == session.id
+            assert await world.history(session.id) == [upload]
+
+    async def test_uploads_that_are_recorded_while_a_session_joins_are_never_left_behind(self, world, sessions):
+        for _ in range(10):
+            session, text = await start(sessions)
+            own, own_text = await start(sessions)
+            code = await code_for(sessions, text)
+            recognised = await sessions.recognise([own_text])
+            _, *uploads = await asyncio.gather(
+                sessions.join(recognised, code), *(world.upload(own.id) for _ in range(10))
+            )
+            assert sorted(await world.history(session.id)) == sorted(uploads)

@@ -1,0 +1,98 @@
+"""Work that must not be left half-way is waited for, whatever happens to whoever waits."""
+
+import asyncio
+
+import pytest
+
+from app.tasks import to_the_end
+
+
+class Work:
+    """Work that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended = False
+
+    async def run(self) -> str:
+        try:
+            return await self.end
+        finally:
+            self.ended = True
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_the_result_is_the_works():
+    work = Work()
+    work.end.set_result("done")
+    assert await to_the_end(work.run()) == "done"
+
+
+async def test_the_error_is_the_works():
+    work = Work()
+    work.end.set_exception(OSError("broken"))
+    with pytest.raises(OSError, match="broken"):
+        await to_the_end(work.run())
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("outcome", ["result", "error"])
+async def test_a_cancellation_is_raised_when_the_work_has_ended_and_not_before(times, outcome):
+    work = Work()
+    waiting = asyncio.create_task(to_the_end(work.run()))
+    await settle()
+    for _ in range(times):
+        waiting.cancel()
+        await settle()
+        assert not waiting.done()
+        assert not work.ended
+    if outcome == "result":
+        work.end.set_result("done")
+    else:
+        work.end.set_exception(OSError("nobody is told: no warning of a forgotten exception either"))
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert work.ended
+
+
+async def test_a_deadline_of_the_caller_counts_when_the_work_has_ended():
+    work = Work()
+
+    async def late() -> None:
+        async with asyncio.timeout(0):
+            await to_the_end(work.run())
+
+    waiting = asyncio.create_task(late())
+    await settle()
+    assert not waiting.done()
+    work.end.set_result("done")
+    with pytest.raises(TimeoutError):
+        await waiting
+    assert work.ended
+
+
+async def test_several_may_wait_for_the_same_work():
+    work = Work()
+    running = asyncio.ensure_future(work.run())
+    waiting = [asyncio.create_task(to_the_end(running)) for _ in range(3)]
+    await settle()
+    waiting[0].cancel()
+    await settle()
+    work.end.set_result("done")
+    await asyncio.wait(waiting)
+    assert waiting[0].cancelled()
+    assert [task.result() for task in waiting[1:]] == ["done", "done"]
+
+
+async def test_work_that_is_cancelled_itself_is_cancelled_for_who_waits():
+    work = Work()
+    running = asyncio.ensure_future(work.run())
+    waiting = asyncio.create_task(to_the_end(running))
+    await settle()
+    running.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
