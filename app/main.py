@@ -211,7 +211,7 @@ def build(settings: Settings) -> Starlette:
             yield state
         log.info("stopped")
 
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=[
@@ -224,3 +224,5 @@ def build(settings: Settings) -> Starlette:
         ],
         exception_handlers={UploadError: refused, HTTPException: refused_by_framework},
     )
+    app.router.redirect_slashes = False  # the redirect would lead wherever the client's own Host says
+    return app

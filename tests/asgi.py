@@ -115,6 +115,8 @@ class Answer:
     def refused(self, status: int, code: str) -> dict[str, Any]:
         """The problem document, after a look at whether it is one: this status, this code, and whole."""
         assert self.status == status, (self.status, self.body)
+        assert self.complete
+        assert self.broken is None
         problem = self.json()
         assert problem["code"] == code, problem
         assert self["content-type"] == "application/problem+json"

@@ -42,11 +42,11 @@ class Staged(Protocol):
     async def write(self, block: bytes) -> None:
         """Take the next bytes. They may be kept in memory until the file is published.
 
-        Raises StorageFull, TooLarge or Unavailable; Unavailable also when the file has ended.
+        Raises StorageFull, TooLarge or Unavailable, the last also when the file has ended.
         """
 
     async def finish(self) -> None:
-        """No more bytes come; from here on `sha256` is known."""
+        """No more bytes come; from here on `sha256` is known. Raises what `write` raises."""
 
     @property
     def sha256(self) -> str:

@@ -7,10 +7,9 @@ import asyncio
 import errno
 import mmap
 import os
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
 
@@ -24,7 +23,7 @@ from app.storage.space import Reserved, Space
 from app.storage.staging import LocalStaged, Staging
 from app.storage.stored import LocalStored, digest_stored, open_stored
 from app.storage.threads import in_thread
-from app.storage.trust import Trust, reason
+from app.storage.trust import FULL, Trust, reason
 from app.tasks import to_the_end
 
 log = structlog.stdlib.get_logger("waybill.storage")
@@ -49,30 +48,30 @@ class LocalStorage:
         self._durable = durability == "full"
         self._trust = Trust()
         self._threads = ThreadPoolExecutor(8, "waybill-files")
-        # One: an error that syncfs tells must reach the batch that it is about.
+        # One thread: an error that syncfs tells must reach the batch that it is about.
         self._publishing = ThreadPoolExecutor(1, "waybill-publish")
+        # One thread, and its own: tests of a disk that hangs wait for each other and for nobody's upload.
+        self._testing = ThreadPoolExecutor(1, "waybill-test")
         self._staging = Staging(self._directories, self.space, self._trust, self._threads)
-        self._preparing = threading.RLock()
         self._closed = False
 
     async def prepare(self) -> None:
-        await to_the_end(in_thread(self._threads, self._prepare))
+        await to_the_end(in_thread(self._testing, self._prepare))
 
     def _prepare(self) -> None:
-        with self._preparing:
-            opened = False
-            try:
-                opened = self._directories.open()
-                self.space.watch(self._directories.root_fd)
-                self._staging.direct = self._takes_direct_writes()
-                self._test()
-            except StorageFull:
-                log.warning("no space is left above the floor; uploads are refused until there is")
-            except (OSError, Unavailable) as error:
-                if opened:
-                    self._directories.close()
-                what = reason(error) if isinstance(error, OSError) else error
-                raise Unusable(f"{self._directories.root} cannot be used: {what}") from error
+        opened = False
+        try:
+            opened = self._directories.open()
+            self.space.watch(self._directories.root_fd)
+            self._staging.direct = self._takes_direct_writes()
+            self._test()
+        except StorageFull:
+            log.warning("no space is left above the floor; uploads are refused until there is")
+        except (OSError, Unavailable) as error:
+            if opened:
+                self._directories.close()
+            what = reason(error) if isinstance(error, OSError) else error
+            raise Unusable(f"{self._directories.root} cannot be used: {what}") from error
 
     def _takes_direct_writes(self) -> bool:
         """Whether large files may go past the page cache; some file systems refuse only the write itself."""
@@ -80,7 +79,7 @@ class LocalStorage:
             with self._scratch("direct", direct=True) as file, mmap.mmap(-1, ALIGNMENT) as block:
                 os.write(file.fileno(), block)
         except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT}:
+            if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP, *FULL}:
                 raise
             log.info("large files go through the page cache", reason=reason(error))
             return False
@@ -97,42 +96,46 @@ class LocalStorage:
             self._staging.unlink(name)
 
     async def close(self) -> None:
-        """Give up what is still on its way in, wait for the threads, and let go of the directories."""
         self._closed = True
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
         for staged in list(self._staging.live):
             await staged.abort()
 
         def run() -> None:
-            self._threads.shutdown()
-            self._publishing.shutdown()
-            self._directories.close()
+            for threads in (self._threads, self._publishing, self._testing):
+                threads.shutdown()
+            self._directories.close()  # and not before: a descriptor may be in use
 
-        await to_the_end(asyncio.to_thread(run))
+        await asyncio.to_thread(run)
 
     # --- space and trust
 
     def reserve(self, size: int) -> Reservation:
-        return self.space.reserve(size)
+        with self._asked("reserve"):
+            return self.space.reserve(size)
 
     async def free_bytes(self) -> int | None:
-        return self.space.free_bytes()
+        with self._asked("free_bytes"):
+            return self.space.free_bytes()
 
     async def test(self) -> None:
-        await to_the_end(in_thread(self._threads, self._test))
+        with self._asked("test"):
+            await to_the_end(in_thread(self._testing, self._test))
 
     def _test(self) -> None:
-        with self._preparing:
-            fault = self._trust.fault
-            try:
-                if fault is not None:
-                    # What the kernel has yet to tell about the old fault is told here, not to the next batch.
-                    kernel.syncfs(self._directories.root_fd)
-                self._try_out()
-            except OSError as error:
-                if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                    raise StorageFull from error
-                raise Unavailable(f"the store failed its test: {reason(error)}") from error
-            self._trust.restore(fault)
+        fault = self._trust.fault
+        try:
+            if fault is not None:
+                # What the kernel has yet to tell about the old fault is told here, not to the next batch.
+                kernel.syncfs(self._directories.root_fd)
+            self._try_out()
+        except OSError as error:
+            if error.errno in FULL:
+                raise StorageFull from error
+            raise Unavailable(f"the store failed its test: {reason(error)}") from error
+        self._trust.restore(fault)
 
     def _try_out(self) -> None:
         """Do once what every upload relies on; nothing of it stays."""
@@ -151,19 +154,19 @@ class LocalStorage:
     # --- staging and publishing
 
     def stage(self, key: str, reservation: Reservation | None = None) -> LocalStaged:
-        if self._closed:
-            raise Unavailable
         assert reservation is None or isinstance(reservation, Reserved)
-        return self._staging.stage(key, reservation)
+        with self._asked("stage"):
+            return self._staging.stage(key, reservation)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
-        staged_here = cast("Sequence[LocalStaged]", batch)  # by `stage`
-        refused: dict[str, UploadError] = {staged.key: Unavailable() for staged in staged_here if staged.ended}
-        live = [staged for staged in staged_here if not staged.ended]
-        publishing = asyncio.ensure_future(self._publish_and_forget(live))
-        for staged in live:
-            staged.end_with(publishing)
-        refused.update(await to_the_end(publishing))
+        files = cast("Sequence[LocalStaged]", batch)  # by `stage`
+        refused: dict[str, UploadError] = {staged.key: Unavailable() for staged in files if staged.ended}
+        live = [staged for staged in files if not staged.ended]
+        if live:
+            publishing = asyncio.ensure_future(self._publish_and_forget(live))
+            for staged in live:
+                staged.end_with(publishing)
+            refused.update(await to_the_end(publishing))
         return refused
 
     async def _publish_and_forget(self, batch: Sequence[LocalStaged]) -> Mapping[str, UploadError]:
@@ -276,14 +279,26 @@ class LocalStorage:
         stale = await self._ask(self._directories.remove_stale)
         return stale + await self._ask(self._directories.empty_trash, keep_aside_seconds)
 
-    def sole_sweeper(self) -> AbstractContextManager[bool]:
-        return self._directories.sole_sweeper()
+    @contextmanager
+    def sole_sweeper(self) -> Iterator[bool]:
+        with ExitStack() as stack:
+            with self._asked("sole_sweeper"):
+                alone = stack.enter_context(self._directories.sole_sweeper())
+            yield alone
 
     async def _ask(self, work: Callable[..., T], *arguments: object) -> T:
-        try:
+        with self._asked(work.__name__):
             return await to_the_end(in_thread(self._threads, work, *arguments))
+
+    @contextmanager
+    def _asked(self, what: str) -> Iterator[None]:
+        """Raise Unavailable for an I/O error, and when the store is closed."""
+        if self._closed:
+            raise Unavailable
+        try:
+            yield
         except OSError as error:
-            log.error("the store could not be asked", work=work.__name__, error=reason(error))
+            log.error("the store could not be asked", what=what, error=reason(error))
             raise Unavailable from error
 
 

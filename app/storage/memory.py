@@ -42,7 +42,8 @@ class MemoryStaged:
         self._digest.update(block)
 
     async def finish(self) -> None:
-        return
+        if self.ended:
+            raise Unavailable
 
     @property
     def sha256(self) -> str:

@@ -79,8 +79,7 @@ class LocalStaged:
         self._ending: asyncio.Future[Any] | None = None
 
     async def write(self, block: bytes) -> None:
-        if self._ending is not None:
-            raise Unavailable  # given up by somebody else: the store is closing
+        self._require()
         self.size += len(block)
         if self._writer is None and self.size <= HELD_BYTES and self._staging.space.hold(len(block)):
             self._held += block
@@ -108,12 +107,17 @@ class LocalStaged:
         return self._file
 
     async def finish(self) -> None:
+        self._require()
         if self._writer is not None:
             async with self._writing:
                 try:
                     await self._writer.finish()
                 except OSError as error:
                     raise self._staging.trust.refusal(error, self.key, self.size) from error
+
+    def _require(self) -> None:
+        if self._ending is not None:
+            raise Unavailable  # given up by somebody else: the store is closing
 
     @property
     def sha256(self) -> str:

@@ -10,7 +10,7 @@ from app.errors import StorageFull, TooLarge, Unavailable, UploadError
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _OUT_OF: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -40,7 +40,7 @@ class Trust:
         if not isinstance(error, OSError):
             log.error("an upload met a fault of the service", key=key, exc_info=error)
             return Unavailable()
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return StorageFull()
         if error.errno == errno.EFBIG:
             return TooLarge(size, size - 1)

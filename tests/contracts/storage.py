@@ -175,6 +175,8 @@ class StorageContract:
             for file in (published, aborted):
                 with pytest.raises(Unavailable):
                     await file.write(b"more")
+                with pytest.raises(Unavailable):
+                    await file.finish()
             assert await get(storage, published.key) == content_of(size)
 
     async def test_a_published_file_cannot_be_given_up(self, storage):
@@ -198,7 +200,10 @@ class StorageContract:
         for file in (small, large):
             with pytest.raises(Unavailable):
                 await file.write(b"more")
+            with pytest.raises(Unavailable):
+                await file.finish()
             await file.abort()
+            assert list(await storage.publish([file])) == [file.key]
 
     # --- reading
 

@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing, contextmanager
 
 import httpx
 import psutil
-import pytest
 
 from tests.service import HISTORY, PATIENCE, UPLOADS, Service, service
 
@@ -51,7 +50,10 @@ def test_what_one_worker_took_all_of_them_show(service, database_url):
             assert len(pages[0]["items"]) == number + 1
             assert pages[0]["items"][0] == made.json()
             assert reader.get(made.json()["links"]["content"], headers=headers).content == content
+    family = psutil.Process(running.pid).children()
     assert running.stop() == 0
+    assert len([event for event in running.events if event["event"] == "stopped"]) == 2
+    have_ended(running, family)
 
 
 def test_a_session_that_ends_on_one_worker_ends_on_the_other(service):
@@ -96,12 +98,15 @@ def test_a_worker_that_was_killed_is_replaced_with_the_settings_that_were_checke
         assert running.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_all_workers_end_with_their_parent(service, number):
-    """Also with one that was killed: they would hold the port, and nobody would restart them."""
+def test_workers_whose_parent_was_killed_end_too(service):
+    """They would hold the port, and nobody would restart them."""
     running = service(workers=2)
     family = psutil.Process(running.pid).children()
-    assert running.stop(number) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    assert running.stop(signal.SIGKILL) == -signal.SIGKILL
+    have_ended(running, family)
+
+
+def have_ended(running, family):
     _, alive = psutil.wait_procs(family, PATIENCE)
     assert alive == []
     assert list((running.store / "staging").iterdir()) == []

@@ -190,6 +190,19 @@ async def test_a_body_that_hardly_moves_is_too_slow(
     assert service.staged() == []
 
 
+async def test_a_stop_at_the_same_moment_is_still_a_stop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        request.cancel()
+        end_window(found[0])
+        await asyncio.Event().wait()
+
+    with paces(monkeypatch) as found:
+        request = asyncio.create_task(service.client().put("f", body()))
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
 @pytest.mark.usefixtures("no_linger")
 async def test_each_window_of_the_pace_counts_by_itself(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = b"x" * (1024 * 30)

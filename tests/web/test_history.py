@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -193,6 +194,20 @@ async def test_bounds_are_exact_to_the_microsecond(client: Client, everything: l
         for order in ("newest", "oldest"):
             for query in ({"from": at, "order": order}, {"to": at, "order": order}):
                 assert await walk(client, {**query, "limit": "2"}) == expected(everything, query)
+
+
+async def test_a_date_is_midnight_utc_wherever_the_machine_stands(
+    client: Client, everything: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Pacific/Kiritimati")  # noon in London is the next day there
+            time.tzset()
+            assert await walk(client, {"from": "2026-03-01", "to": "2026-03-02"}) == everything
+            assert await walk(client, {"from": "2026-03-02"}) == []
+            assert await walk(client, {"to": "2026-03-01"}) == []
+    finally:
+        time.tzset()
 
 
 def times() -> st.SearchStrategy[str]:

@@ -48,6 +48,7 @@ async def test_a_method_that_is_not_possible_is_told_all_that_are(service: Servi
         "/api/",
         "/nowhere",
         "/api/nowhere",
+        "/api/session/",
         "/api/ingestion/files",
         "/api/ingestion/files/a/b",
         "/health",

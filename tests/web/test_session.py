@@ -187,6 +187,8 @@ async def test_of_cookie_and_bearer_the_valid_one_wins_and_two_sessions_are_ambi
     ask = service.client().request
     assert (await ask("GET", HISTORY, headers=bearer(first))).json()["items"][0]["filename"] == "one"
     for headers in (
+        [("Authorization", f"bearer {first}")],
+        [("Authorization", f"BEARER   {first} ")],
         [("Authorization", f"Bearer {first}"), ("Cookie", f"{COOKIE}=broken")],
         [("Authorization", "Bearer broken"), ("Cookie", f"{COOKIE}={first}")],
         [("Authorization", f"bearer  {first}"), ("Cookie", f"{COOKIE}={first}")],
@@ -476,6 +478,7 @@ ALLOWED = [
     {"Origin": OWN},
     {"Origin": "http://WAYBILL.test"},
     {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://waybill.test"},  # a proxy took the TLS off
     {"Sec-Fetch-Site": "none"},
     {"Sec-Fetch-Site": "same-origin", "Origin": OWN, "Sec-Fetch-Mode": "navigate"},
     {"Origin": "https://friend.test"},

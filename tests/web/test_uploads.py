@@ -377,6 +377,18 @@ async def test_a_request_lands_whole_or_not_at_all(tmp_path: Path, database_url:
             (await client.get(f"/api/ingestion/files/{item['id']}")).refused(404, "not_found")
 
 
+async def test_a_request_may_be_as_long_as_allowed_and_no_longer(tmp_path: Path) -> None:
+    async with serving(settings_in(tmp_path, max_file_size=10, max_request_size=len(THREE))) as service:
+        client = service.client()
+        for headers in (FORM, {**FORM, "Transfer-Encoding": "chunked"}):
+            assert (await client.post(UPLOADS, THREE, headers=headers)).status == 201
+            answer = await client.post(UPLOADS, [THREE, b"\n"], headers=headers)
+            answer.refused(413, "request_too_large")
+        for headers in ({}, {"Transfer-Encoding": "chunked"}):
+            assert (await client.put("a", b"x" * 10, headers=headers)).status == 201
+            (await client.put("a", b"x" * 11, headers=headers)).refused(413, "too_large")
+
+
 async def test_what_was_passed_and_what_is_allowed_stand_in_the_problem(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path, **SMALL)) as service:
         client = service.client()
