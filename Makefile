@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST ?= -n 2
+BENCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check properties constraints
+.PHONY: help run test check properties bench constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 properties: $(VENV)/.test ## Try the properties on many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties
 
+bench: $(VENV)/.bench ## Measure Waybill beside its peers (bench/README.md); BENCH=--quick for ten minutes
+	$(BIN)/python -m bench $(BENCH)
+
 constraints: ## Write constraints.txt anew from the newest versions that pyproject.toml allows
 	rm -rf $(VENV)/fresh
 	$(PYTHON) -m venv $(VENV)/fresh
@@ -47,6 +51,10 @@ $(BIN)/pip:
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable .
 	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[bench]'
+	touch $@ $(VENV)/.run
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[test]'

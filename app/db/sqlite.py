@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from asyncio import Future
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import aiosqlite
@@ -41,6 +42,8 @@ class _Connection(sqlite3.Connection):
             self.execute("PRAGMA synchronous = FULL")
             self.execute("PRAGMA foreign_keys = ON")
         except sqlite3.Error as error:
+            with suppress(sqlite3.Error):  # it may not even have been opened
+                self.close()
             raise _NotOpened(error) from error
 
 
