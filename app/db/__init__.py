@@ -9,6 +9,7 @@ in a task of its own that no cancellation reaches and that ends by its own deadl
 import asyncio
 import logging
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, nullcontext, suppress
 from typing import Any, Final, Protocol, TypeVar
@@ -51,13 +52,13 @@ class Asks(Protocol):
     async def run(self, name: str, /, **params: Any) -> None: ...
 
 
-class _Named:
+class _Named(ABC):
     """Asks by name; subclasses say how a query is asked."""
 
     _queries: Mapping[str, queries.Query]
 
-    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
-        raise NotImplementedError
+    @abstractmethod
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]: ...
 
     async def one(self, name: str, /, **params: Any) -> Row | None:
         """The row of a query of kind :one, or None."""
