@@ -102,12 +102,9 @@ class _Landing:
         if not self.done.done():  # else its request was cancelled; the outcome is in the history
             self.done.set_result(self.uploads)
 
-    def refuse(self, error: Exception) -> None:
+    def refuse(self, refusal: UploadError) -> None:
         if not self.done.done():
-            if not isinstance(error, UploadError):
-                cause, error = error, Internal()
-                error.__cause__ = cause
-            self.done.set_exception(error)
+            self.done.set_exception(refusal)
 
 
 class _Stage:
@@ -147,9 +144,9 @@ class _Stage:
                 try:
                     await self._work(batch)
                 except Exception as error:
-                    log.exception("a batch failed through a fault of ours", landings=len(batch))
+                    refusal = _told(error)
                     for landing in batch:
-                        landing.refuse(error)
+                        landing.refuse(refusal)
             if not self._closing:
                 self._soon.clear()
 
@@ -239,12 +236,10 @@ class Publisher:
 
     async def _publish(self, batch: list[_Landing]) -> None:
         files = [file for landing in batch for file in landing.files]
-        refused: dict[str, Exception] = {}
         try:
-            refused.update(await self._storage.publish([file.staged for file in files]))
+            refused = await self._storage.publish([file.staged for file in files])
         except Exception as error:
-            log.exception("publishing a batch failed", files=len(files))
-            refused = dict.fromkeys([file.id for file in files], error)
+            refused = dict.fromkeys([file.id for file in files], _told(error))
         published_at = self._now_us()
         for landing in batch:
             try:
@@ -254,7 +249,7 @@ class Publisher:
                 landing.uploads = [file.completed(published_at) for file in landing.files]
             except Exception as error:
                 await self._take_back([upload_id for upload_id in landing.ids if upload_id not in refused])
-                landing.refuse(error)
+                landing.refuse(_told(error))
             else:
                 self._recording.put(landing)
 
@@ -288,10 +283,11 @@ class Publisher:
                 await self._record(batch[:middle])
                 await self._record(batch[middle:])
                 return
-            log.error("the database refused uploads", uploads=len(batch), reason=repr(error))
+            log.error("the database refused uploads", uploads=sum(len(each.uploads) for each in batch))
+            refusal = _told(error)
             for landing in batch:
                 await self._take_back(landing.ids)
-                landing.refuse(error)
+                landing.refuse(refusal)
         else:
             for landing in batch:
                 landing.landed()
@@ -358,6 +354,16 @@ class Publisher:
             except Exception:
                 log.exception("what was in doubt could not be settled; the sweeper will find the files", uploads=ids)
             del self._in_doubt[: len(batch)]
+
+
+def _told(error: Exception) -> UploadError:
+    """The refusal that a failure amounts to. What is ours to fix goes to the log, once for all whom it hits."""
+    if isinstance(error, UploadError):
+        return error
+    log.error("uploads failed through a fault of ours", exc_info=error)
+    refusal = Internal()
+    refusal.__cause__ = error
+    return refusal
 
 
 def _insert(

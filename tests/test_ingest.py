@@ -23,7 +23,7 @@ from app.publish import OutcomeUnknown, Publisher
 from app.records import NewSession
 from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStaged
-from tests.unreliable import NOW, Interrupted, Store, ids, opened, ticking
+from tests.unreliable import NOW, Interrupted, Store, coming, ids, opened, ticking
 
 LIMITS = Limits(file_bytes=1000, files=3, requests_at_once=2)
 EMPTY = hashlib.sha256().hexdigest()
@@ -278,7 +278,7 @@ class TestAdmission:
             with pytest.raises(Unavailable, match="away"):
                 await world.request(declared=10).__aenter__()
             db.away = False
-            await world.store.removed.wait()
+            await coming(world.store.removed)
             await world.send(("b", 2))
             assert await world.outcome() == [("a", 1, "unavailable"), ("b", 2, "completed")]
             world.assert_nothing_is_left_behind()

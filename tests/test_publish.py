@@ -1,7 +1,9 @@
 """What is finished together lands together: files first, then rows, and nothing in between is ever lost."""
 
 import asyncio
+import os
 import sqlite3
+from itertools import groupby
 
 import asyncpg
 import pytest
@@ -11,7 +13,9 @@ from app.errors import Internal, StorageFull, Unavailable
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
 from app.publish import MAX_BATCH_FILES, Incoming, OutcomeUnknown, Publisher
 from app.records import NewSession
-from tests.unreliable import NOW, Database, Store, Time, ids, opened, until
+from app.storage import kernel
+from app.storage.local import LocalStorage
+from tests.unreliable import NOW, Database, Store, Time, coming, ids, opened, until
 
 
 @pytest.fixture
@@ -90,6 +94,34 @@ class TestOrder:
         assert uploads == await world.rows()
         assert await world.statuses() == [(1, "completed"), (2, "completed")]
 
+    @pytest.mark.parametrize("sizes", [[10], [10] * 5, [700_000], [0, 10, 700_000, 3_000_000]])
+    async def test_on_disk_data_is_durable_before_its_name_and_names_before_their_rows(
+        self, db, tmp_path, monkeypatch, story, sizes
+    ):
+        storage = LocalStorage(tmp_path / "store", owner=ids()(), min_free=0)
+        await storage.prepare()
+        world = World(storage, db)
+
+        def noting(call, meaning):
+            def noted(*arguments, **options):
+                result = call(*arguments, **options)
+                story.append(meaning)
+                return result
+
+            return noted
+
+        monkeypatch.setattr(os, "write", noting(os.write, "written"))
+        monkeypatch.setattr(os, "fsync", noting(os.fsync, "flushed"))
+        monkeypatch.setattr(kernel, "syncfs", noting(kernel.syncfs, "flushed"))
+        monkeypatch.setattr(kernel, "rename_new", noting(kernel.rename_new, "renamed"))
+        async with world.publisher() as publisher:
+            await publisher.land(await world.files(*sizes), None)
+            story.append("told")
+        monkeypatch.undo()
+        order = [event for event, _ in groupby(story)]
+        assert order == ["written", "flushed", "renamed", "flushed", "committed", "told"]
+        await storage.close()
+
     async def test_the_time_of_completion_is_that_of_publishing_and_never_before_the_beginning(self, world):
         async with world.publisher() as publisher:
             files = await world.files(1)
@@ -105,7 +137,7 @@ class TestOrder:
         world.store.gate.close()
         async with world.publisher() as publisher:
             first = await begun(publisher.land(await world.files(1), None))
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             others = await begun(*[publisher.land(await world.files(n, n), None) for n in (2, 3, 4)])
             world.store.gate.open()
             await asyncio.gather(*first, *others)
@@ -115,7 +147,7 @@ class TestOrder:
         async with world.publisher() as publisher:
             world.db.gate.close()
             first = await begun(publisher.land(await world.files(1), None))
-            await world.db.gate.reached.wait()
+            await coming(world.db.gate.reached)
             [second] = await begun(publisher.land(await world.files(2), None))
             await until(lambda: story == ["published", "published"])
             assert not second.done()
@@ -127,7 +159,7 @@ class TestOrder:
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(publisher.land(await world.files(0), None))
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             for number in range(3):
                 tasks += await begun(publisher.land(await world.files(*[number] * 100), None))
             world.store.gate.open()
@@ -140,7 +172,7 @@ class TestOrder:
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(publisher.land(await world.files(0), None))
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             tasks += await begun(*[publisher.land(await world.files(1), None) for _ in range(MAX_BATCH_FILES + 5)])
             world.store.gate.open()
             await asyncio.gather(*tasks)
@@ -153,7 +185,7 @@ class TestRefusedFiles:
         world.store.gate.close()
         async with world.publisher() as publisher:
             first = await begun(publisher.land(await world.files(1), None))
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             others = await begun(
                 publisher.land(await world.files(2, 13, 3), None),
                 publisher.land(await world.files(4, 5), None),
@@ -218,7 +250,7 @@ class TestRefusedRows:
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(publisher.land(await world.files(0), arrival("session 0")))
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             for n in range(1, 9):
                 files = await world.files(n, filename="bad" if n == 6 else "good")
                 tasks += await begun(publisher.land(files, arrival(f"session {n}")))
@@ -308,7 +340,7 @@ class TestOutage:
             with pytest.raises(OutcomeUnknown):
                 await publisher.land(await world.files(1, 2), arrival("new"))
             world.db.away = False
-            await world.store.removed.wait()
+            await coming(world.store.removed)
             publisher.check()
             assert await world.statuses() == [(1, "failed"), (2, "failed")]
             await publisher.land(await world.files(1, 2), None)  # as the client was told, it tries again
@@ -335,7 +367,7 @@ class TestOutage:
             other = await insert.of(database_url, file.completed(NOW))
             world.db.away = False
             world.db.gate.close()
-            await world.db.gate.reached.wait()
+            await coming(world.db.gate.reached)
             world.db.gate.open()
             await other.is_waited_for()
             await other.end(ends_with)
@@ -411,7 +443,7 @@ class TestOutage:
             with pytest.raises(OutcomeUnknown):
                 await publisher.land(await world.files(1), None)
             world.db.away = False
-            await world.store.removed.wait()
+            await coming(world.store.removed)
         assert await world.statuses() == [(1, "failed")]
 
 
@@ -474,7 +506,7 @@ class TestCallersThatLeave:
             [gone, stays] = await begun(
                 publisher.land(await world.files(1), None), publisher.land(await world.files(2), None)
             )
-            await gate.reached.wait()
+            await coming(gate.reached)
             gone.cancel()
             await asyncio.sleep(0)
             gate.open()
@@ -489,7 +521,7 @@ class TestCallersThatLeave:
             [gone, stays] = await begun(
                 publisher.land(await world.files(1), None), publisher.land(await world.files(2), None)
             )
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             gone.cancel()
             await asyncio.sleep(0)
             world.store.gate.open()
@@ -502,7 +534,7 @@ class TestClosing:
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(*[publisher.land(await world.files(n), None) for n in (1, 2)])
-            await world.store.gate.reached.wait()
+            await coming(world.store.gate.reached)
             tasks += await begun(*[publisher.land(await world.files(n), None) for n in (3, 4)])
             asyncio.get_running_loop().call_soon(world.store.gate.open)
         assert [sizes(task.result()) for task in tasks] == [[1], [2], [3], [4]]
@@ -533,8 +565,8 @@ class TestClosing:
                 await leave.wait()
 
         serving = asyncio.create_task(serve())
-        await inside.wait()
-        await world.store.gate.reached.wait()
+        await coming(inside)
+        await coming(world.store.gate.reached)
         leave.set()
         await asyncio.sleep(0)
         for _ in range(2):

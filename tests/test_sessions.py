@@ -1,6 +1,7 @@
 """Who may see what: tokens open sessions, for as long as both live, and nothing else does."""
 
 import asyncio
+import gc
 import hashlib
 from contextlib import nullcontext, suppress
 from itertools import count
@@ -13,7 +14,7 @@ from app.errors import AmbiguousSession, Forbidden, StorageFull, Unavailable
 from app.model import HistoryQuery, Protocol, Status, Upload
 from app.sessions import KNOWN_SECONDS, LINK_CODE_SECONDS, SEEN_EVERY_US, Sessions
 from app.signing import Signer
-from tests.unreliable import NOW, Time, ids, opened
+from tests.unreliable import NOW, Time, coming, ids, opened
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 DAY = 86_400
@@ -208,9 +209,9 @@ class TestTokens:
 
 
 @pytest.fixture
-def standing_still(monkeypatch):
+async def standing_still(monkeypatch):
     """The event loop's clock, which a test moves: `standing_still(seconds)`."""
-    loop = asyncio.get_event_loop_policy().get_event_loop()
+    loop = asyncio.get_running_loop()
     now = [loop.time()]
     monkeypatch.setattr(loop, "time", lambda: now[0])
 
@@ -276,7 +277,7 @@ class TestWhatIsKnown:
         assert await who(sessions, text) == session.id
         ending = asyncio.create_task(sessions.end(session))
         db.gate.close()
-        await db.gate.reached.wait()
+        await coming(db.gate.reached)
         db.gate.open()
         await asyncio.sleep(0)
         ending.cancel()
@@ -315,7 +316,7 @@ class TestWhatIsKnown:
 
         monkeypatch.setattr(records, "find_session_by_token", slow)
         first, *others = [asyncio.create_task(who(sessions, text)) for _ in range(3)]
-        await begun.wait()
+        await coming(begun)
         first.cancel()
         with suppress(asyncio.CancelledError):
             await first
@@ -324,21 +325,28 @@ class TestWhatIsKnown:
 
     async def test_a_lookup_that_everybody_left_ends_quietly(self, sessions, monkeypatch):
         _, text = await start(sessions)
-        failed = asyncio.Event()
+        begun, go_on, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        complaints = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
 
         async def fails(*arguments):
-            await asyncio.sleep(0)
+            begun.set()
+            await go_on.wait()
             failed.set()
             raise Unavailable
 
         with monkeypatch.context() as broken:
             broken.setattr(records, "find_session_by_token", fails)
             waiting = asyncio.create_task(who(sessions, text))
-            await asyncio.sleep(0)
+            await coming(begun)
             waiting.cancel()
             with suppress(asyncio.CancelledError):
                 await waiting
-            await failed.wait()
+            go_on.set()
+            await coming(failed)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert complaints == []
 
     async def test_only_so_many_are_known(self, sessions, monkeypatch):
         monkeypatch.setattr("app.sessions._KNOWN_AT_MOST", 3)
@@ -413,7 +421,7 @@ class TestLastSeen:
 
         monkeypatch.setattr(sessions, "flush_seen", flush)
         keeping = asyncio.create_task(sessions.keep_seen())
-        await written.wait()
+        await coming(written)
         keeping.cancel()
         with suppress(asyncio.CancelledError):
             await keeping

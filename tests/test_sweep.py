@@ -15,7 +15,7 @@ from app.records import NewSession
 from app.storage.local import LocalStorage
 from app.sweep import EMPTY_SESSION_US, Sweeper, too_many
 from app.verify import verify
-from tests.unreliable import NOW, Store, Time, opened, ticking
+from tests.unreliable import NOW, Store, Time, coming, opened, ticking
 
 HOUR = 3600
 
@@ -107,7 +107,7 @@ class TestFiles:
             staged = store.stage(key(2))
             file = Incoming(key(2), "mine", "a", "a/b", Protocol.RAW, NOW, staged)
             landing = asyncio.create_task(publisher.land([file], None))
-            await db.gate.reached.wait()
+            await coming(db.gate.reached)
             assert await files(store) == [1, 2]
             await Sweeper(store, Sideways(db), now_us=lambda: NOW).once()
             assert await files(store) == [1, 2]
@@ -366,7 +366,7 @@ class TestSweepers:
                 return 0
 
         running = asyncio.create_task(sweeper(Flaky(), db).run(0))
-        await swept.wait()
+        await coming(swept)
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running

@@ -185,6 +185,12 @@ class Interrupted:
                 error = thrown
 
 
+async def coming(event: asyncio.Event) -> None:
+    """Wait for an event that must come."""
+    async with asyncio.timeout(60):
+        await event.wait()
+
+
 async def until(so: Callable[[], bool | Awaitable[bool]]) -> None:
     """Let the others run until something is so that no event tells of."""
     async with asyncio.timeout(60):

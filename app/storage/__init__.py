@@ -42,7 +42,7 @@ class Staged(Protocol):
     async def write(self, block: bytes) -> None:
         """Take the next bytes. They may be kept in memory until the file is published.
 
-        Raises StorageFull, TooLarge or Unavailable, the last also when the file has ended.
+        Raises StorageFull, TooLarge or Unavailable, the last also when the file is finished or has ended.
         """
 
     async def finish(self) -> None:

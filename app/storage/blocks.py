@@ -65,12 +65,12 @@ class DigestingFile(io.FileIO):
         view = memoryview(block)
         with self._busy:
             fd = self.fileno()
-            self._space.begin_write(len(view), self._reservation)
+            claimed = self._space.begin_write(len(view), self._reservation)
             try:
                 self.digest.update(view)
                 self._write_all(fd, view)
             finally:
-                self._space.end_write(len(view))
+                self._space.end_write(claimed)
         return len(view)
 
     def close(self) -> None:

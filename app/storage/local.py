@@ -150,6 +150,7 @@ class LocalStorage:
                 os.fsync(shard_fd)
             finally:
                 self._directories.remove(name)
+            os.fsync(shard_fd)  # or a power cut brings it back, as a file without a record
 
     # --- staging and publishing
 
@@ -160,11 +161,15 @@ class LocalStorage:
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         files = cast("Sequence[LocalStaged]", batch)  # by `stage`
-        refused: dict[str, UploadError] = {staged.key: Unavailable() for staged in files if staged.ended}
-        live = [staged for staged in files if not staged.ended]
-        if live:
-            publishing = asyncio.ensure_future(self._publish_and_forget(live))
-            for staged in live:
+        whole = [staged for staged in files if staged.finished and not staged.ended]
+        refused: dict[str, UploadError] = {}
+        if len(whole) < len(files):
+            for staged in set(files).difference(whole):
+                refused[staged.key] = Unavailable()
+                await staged.abort()
+        if whole:
+            publishing = asyncio.ensure_future(self._publish_and_forget(whole))
+            for staged in whole:
                 staged.end_with(publishing)
             refused.update(await to_the_end(publishing))
         return refused

@@ -26,6 +26,7 @@ class MemoryStaged:
     def __init__(self, storage: "MemoryStorage", key: str, reservation: _Reserved | None) -> None:
         self.key = key
         self.size = 0
+        self.finished = False
         self.ended = False
         self._storage = storage
         self._reservation = reservation
@@ -34,15 +35,18 @@ class MemoryStaged:
         storage.staged.add(self)
 
     async def write(self, block: bytes) -> None:
-        if self.ended:
-            raise Unavailable
+        self._require()
         self.size += len(block)
         self._storage.take(len(block), self._reservation)
         self._content += block
         self._digest.update(block)
 
     async def finish(self) -> None:
-        if self.ended:
+        self._require()
+        self.finished = True
+
+    def _require(self) -> None:
+        if self.finished or self.ended:
             raise Unavailable
 
     @property
@@ -117,7 +121,7 @@ class MemoryStorage:
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         refused: dict[str, UploadError] = {}
         for staged in cast("Sequence[MemoryStaged]", batch):  # by `stage`
-            if staged.ended or staged.key in self._files:
+            if not staged.finished or staged.ended or staged.key in self._files:
                 refused[staged.key] = Unavailable()
                 await staged.abort()
             else:

@@ -79,23 +79,24 @@ class Space:
 
     # --- in threads
 
-    def begin_write(self, size: int, reservation: Reserved | None) -> None:
-        """Claim room for one write, or raise ENOSPC as a full disk would."""
+    def begin_write(self, size: int, reservation: Reserved | None) -> int:
+        """Claim room for one write, or raise ENOSPC as a full disk would; what it returns is for `end_write`."""
         with self._lock:
             state = os.fstatvfs(self._root_fd)
             room = self._above_floor(state) - self._writing
+            claimed = -(-size // state.f_frsize) * state.f_frsize  # whole blocks
             promised = min(size, reservation.left) if reservation else 0
-            blocks = -(-size // state.f_frsize) * state.f_frsize
-            if size and (blocks > room or (size > promised and blocks - promised > room - self.reserved)):
+            if claimed > max(0, room) or (size > promised and claimed - promised > room - self.reserved):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if reservation:
                 reservation.left -= promised
             self.reserved -= promised
-            self._writing += size
+            self._writing += claimed
+            return claimed
 
-    def end_write(self, size: int) -> None:
+    def end_write(self, claimed: int) -> None:
         with self._lock:
-            self._writing -= size
+            self._writing -= claimed
 
     def _above_floor(self, state: os.statvfs_result) -> int:
         return state.f_bavail * state.f_frsize - self._min_free

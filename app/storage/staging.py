@@ -63,11 +63,12 @@ class Staging:
 
 
 class LocalStaged:
-    """One staged file. `named` is true from its rename on."""
+    """One staged file. `finished` is true once all its bytes are in it, `named` from its rename on."""
 
     def __init__(self, staging: Staging, key: str, reservation: Reserved | None) -> None:
         self.key = key
         self.size = 0
+        self.finished = False
         self.named = False
         self._staging = staging
         self._reservation = reservation
@@ -114,9 +115,12 @@ class LocalStaged:
                     await self._writer.finish()
                 except OSError as error:
                     raise self._staging.trust.refusal(error, self.key, self.size) from error
+        if self._file is not None and self._file.written != self.size:
+            raise Unavailable  # an error was passed over: bytes are missing
+        self.finished = True
 
     def _require(self) -> None:
-        if self._ending is not None:
+        if self.finished or self.ended:
             raise Unavailable  # given up by somebody else: the store is closing
 
     @property
@@ -129,7 +133,10 @@ class LocalStaged:
     async def abort(self) -> None:
         if self._ending is None:
             self._ending = asyncio.ensure_future(self._abort())
-        await to_the_end(self._ending)
+        if not self._ending.done():
+            await to_the_end(asyncio.wait((self._ending,)))
+        if not self._ending.cancelled():  # as a whole event loop is at its end; the thread goes on
+            self._ending.result()
 
     async def _abort(self) -> None:
         async with self._writing:
@@ -163,13 +170,10 @@ class LocalStaged:
 
     def to_disk(self) -> None:
         """Have every byte in a file of this staged name."""
-        file = self._file
-        if file is None:
+        if self._file is None:
             file = self._create(direct=False)
             file.write(self._held)
             self._sha256 = file.digest.hexdigest()
-        if file.written != self.size:
-            raise RuntimeError(f"{file.written} of {self.size} bytes were written")  # an error was passed over
 
     def flush(self) -> None:
         os.fsync(self._descriptor())

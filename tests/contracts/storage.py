@@ -130,6 +130,21 @@ class StorageContract:
         assert await get(storage, first) == b"first"
         assert await keys(storage) == sorted([first, other.key])
 
+    @pytest.mark.parametrize("size", [0, 10, 3 * MiB + 1])
+    async def test_what_is_not_finished_is_not_published(self, storage, size):
+        unfinished, finished = storage.stage(new_key()), await staged(storage, b"finished")
+        await unfinished.write(content_of(size))
+        assert list(await storage.publish([unfinished, finished])) == [unfinished.key]
+        assert await keys(storage) == [finished.key]
+
+    async def test_what_is_finished_takes_no_more_bytes(self, storage):
+        for size in (10, 2 * MiB):
+            file = await staged(storage, content_of(size))
+            with pytest.raises(Unavailable):
+                await file.write(b"more")
+            assert await storage.publish([file]) == {}
+            assert await get(storage, file.key) == content_of(size)
+
     async def test_a_cancelled_caller_does_not_stop_a_publication(self, storage):
         files = [await staged(storage, content_of(100, seed)) for seed in range(5)]
         publishing = asyncio.create_task(storage.publish(files))

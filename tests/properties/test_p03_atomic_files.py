@@ -5,6 +5,9 @@ import errno
 import hashlib
 import os
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -57,12 +60,24 @@ def small_world():
         yield
 
 
-class Watched:
-    """The system calls of the store: after each one somebody looks, and one of them may fail.
+class Fault(NamedTuple):
+    """The `at`-th system call of an upload fails, and with it all that follow if it `lasts`."""
 
-    `look` is called after every call that can change what is seen. The `at`-th call raises
-    `error`, and with it all that follow if it `lasts`.
-    """
+    at: int
+    number: int
+    lasts: bool
+
+
+faults = st.builds(
+    Fault,
+    st.integers(1, 8) | st.integers(1, 25),
+    st.sampled_from([errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE]),
+    st.booleans(),
+)
+
+
+class World:
+    """One request's upload to a directory, while somebody looks after each system call of the store."""
 
     CALLS = (
         (os, "open"),
@@ -74,15 +89,29 @@ class Watched:
         (kernel, "rename_new"),
     )
 
-    def __init__(self, look, at: int | None, error: int, *, lasts: bool) -> None:
-        self._look = look
-        self._at = at
-        self._error = error
-        self._lasts = lasts
-        self._count = 0
+    def __init__(self, root: Path, whole: dict[str, bytes], fault: Fault | None = None) -> None:
+        self._root = root
+        self._whole = whole
+        self._fault = fault
+        self._calls = 0
+        self.partial: list[str] = []
+
+    def look(self) -> None:
+        for key, content in self._whole.items():
+            if self.visible(key) and self._path(key).read_bytes() != content:
+                self.partial.append(key)
+
+    def visible(self, key: str) -> bool:
+        return self._path(key).exists()
+
+    def _path(self, key: str) -> Path:
+        return self._root / "files" / key[-2:] / key
+
+    def staged(self) -> list[Path]:
+        return [path for path in (self._root / "staging").rglob("*") if path.is_file()]
 
     @contextmanager
-    def watching(self):
+    def watched(self):
         with ExitStack() as stack:
             for owner, name in self.CALLS:
                 stack.enter_context(patch.object(owner, name, self._watched(getattr(owner, name))))
@@ -90,37 +119,58 @@ class Watched:
 
     def _watched(self, real):
         def call(*arguments, **named):
-            self._count += 1
-            if self._at is not None and (self._count == self._at or (self._lasts and self._count > self._at)):
-                raise OSError(self._error, os.strerror(self._error))
+            self._calls += 1
+            fault = self._fault
+            if fault and (self._calls == fault.at or (fault.lasts and self._calls > fault.at)):
+                raise OSError(fault.number, os.strerror(fault.number))
             try:
                 return real(*arguments, **named)
             finally:
-                self._look()
+                self.look()
 
         return call
 
+    async def upload(self, request, *, owner: str, durability: str, direct: bool, cancelled_after: int | None = None):
+        """Let `request` upload to a store in this world, and give what it returned or raised."""
+        storage = LocalStorage(self._root, owner=owner, min_free=0, durability=durability)
+        await storage.prepare()
+        storage._staging.direct &= direct
+        with self.watched():
+            uploading = asyncio.create_task(request(storage))
+            if cancelled_after is not None:
+                for _ in range(cancelled_after):
+                    await asyncio.sleep(0)
+                uploading.cancel()
+            [end] = await asyncio.gather(uploading, return_exceptions=True)
+        assert (storage.space.held, storage.space.reserved) == (0, 0)
+        assert storage._staging.live == set()
+        self.look()
+        assert self.partial == []
+        visible = {key for key in self._whole if self.visible(key)}
+        await storage.close()
+        if isinstance(end, BaseException) and not isinstance(end, asyncio.CancelledError):
+            raise end
+        return end, visible
 
-async def upload(storage, files: dict[str, list[bytes]], lost_after: int | None) -> set[str] | None:
-    """Send all files as one request does; the client may hang up. The keys that were acknowledged, None if refused."""
-    chunks_left = lost_after
-    batch = []
+
+async def send(storage, files: dict[str, list[bytes]], *, lost_after: int | None = None) -> set[str]:
+    """Upload all files as one request does; the client may hang up. The keys that are acknowledged."""
+    batch, taken = [], 0
     try:
         for key, chunks in files.items():
             file = storage.stage(key)
             batch.append(file)
             for chunk in chunks:
-                if chunks_left == 0:
-                    raise ConnectionResetError
+                if taken == lost_after:
+                    return set()
                 await file.write(chunk)
-                chunks_left = None if chunks_left is None else chunks_left - 1
+                taken += 1
             await file.finish()
-        refused = await storage.publish(batch)
-    except (UploadError, ConnectionResetError):
-        return None
+        return files.keys() - (await storage.publish(batch)).keys()
+    except UploadError:
+        return set()
     finally:
         await to_the_end(give_up(batch))
-    return set(files) - set(refused)
 
 
 async def give_up(batch) -> None:
@@ -128,63 +178,42 @@ async def give_up(batch) -> None:
         await file.abort()
 
 
-@given(
-    whole=st.dictionaries(keys, contents, min_size=1, max_size=4),
-    owner=keys,
-    data=st.data(),
-    lost_after=st.none() | st.integers(0, 12),
-    cancelled_after=st.none() | st.integers(0, 40),
-    failing=st.none() | st.integers(1, 30),
-    error=st.sampled_from([errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE]),
-    lasts=st.booleans(),
-    durability=st.sampled_from(["full", "fast"]),
-    direct=st.booleans(),
-)
-def test_an_upload_is_stored_whole_or_not_at_all(
-    whole, owner, data, lost_after, cancelled_after, failing, error, lasts, durability, direct
-):
+ways = {"owner": keys, "durability": st.sampled_from(["full", "fast"]), "direct": st.booleans()}
+bodies = st.dictionaries(keys, contents, min_size=1, max_size=4)
+
+
+@given(whole=bodies, data=st.data(), lost_after=st.none() | st.integers(0, 12), ways=st.fixed_dictionaries(ways))
+def test_an_upload_is_stored_whole_or_not_at_all(whole, data, lost_after, ways):
     files = {key: data.draw(chunkings(body)) for key, body in whole.items()}
     with small_world(), quick_directory() as root:
-        paths = {key: root / "files" / key[-2:] / key for key in whole}
+        world = World(root, whole)
+        request = partial(send, files=files, lost_after=lost_after)
+        acknowledged, visible = asyncio.run(world.upload(request, **ways))
+        complete = lost_after is None or lost_after >= sum(map(len, files.values()))
+        assert acknowledged == visible == (whole.keys() if complete else set())
+        assert world.staged() == []
 
-        def look():
-            for key, path in paths.items():
-                try:
-                    found = path.read_bytes()
-                except FileNotFoundError:
-                    continue
-                assert found == whole[key], "a part of a file is visible"
 
-        async def main():
-            storage = LocalStorage(root, owner=owner, min_free=0, durability=durability)
-            await storage.prepare()
-            storage._staging.direct &= direct
-            with Watched(look, failing, error, lasts=lasts).watching():
-                uploading = asyncio.create_task(upload(storage, files, lost_after))
-                if cancelled_after is not None:
-                    for _ in range(cancelled_after):
-                        await asyncio.sleep(0)
-                    uploading.cancel()
-                [acknowledged] = await asyncio.gather(uploading, return_exceptions=True)
-            visible = {key for key, path in paths.items() if path.exists()}
-            assert (storage.space.held, storage.space.reserved) == (0, 0)
-            await storage.close()
-            return acknowledged, visible
+@given(whole=bodies, moments=st.integers(0, 40), ways=st.fixed_dictionaries(ways))
+def test_an_upload_that_is_cancelled_is_stored_whole_or_not_at_all(whole, moments, ways):
+    files = {key: [body[:100], body[100:]] for key, body in whole.items()}
+    with small_world(), quick_directory() as root:
+        world = World(root, whole)
+        end, visible = asyncio.run(world.upload(partial(send, files=files), cancelled_after=moments, **ways))
+        assert visible in (set(), whole.keys())
+        assert isinstance(end, asyncio.CancelledError) or end == visible
+        assert world.staged() == []
 
-        acknowledged, visible = asyncio.run(main())
-        look()
-        if isinstance(acknowledged, asyncio.CancelledError):
-            return
-        if isinstance(acknowledged, BaseException):
-            raise acknowledged
-        if failing is None:
-            complete = lost_after is None or lost_after >= sum(map(len, files.values()))
-            assert acknowledged == (set(whole) if complete else None)
-        if failing is None or not lasts:
-            assert visible == (acknowledged or set())
-        else:  # what cannot be removed any more is for the sweeper
-            assert visible >= (acknowledged or set())
-        assert failing is not None or [path for path in (root / "staging").rglob("*") if path.is_file()] == []
+
+@given(whole=bodies, fault=faults, ways=st.fixed_dictionaries(ways))
+def test_an_upload_that_meets_a_fault_is_stored_whole_or_not_at_all(whole, fault, ways):
+    files = {key: [body[:100], body[100:]] for key, body in whole.items()}
+    with small_world(), quick_directory() as root:
+        world = World(root, whole, fault)
+        acknowledged, visible = asyncio.run(world.upload(partial(send, files=files), **ways))
+        assert visible >= acknowledged
+        if not fault.lasts:  # if it does, a refused file cannot be removed any more either: the sweeper will
+            assert visible == acknowledged
 
 
 # --- any sequence of events, against a plain dict

@@ -18,7 +18,9 @@ from tests.strategies import chunkings, filenames, form
 UPLOADS = "/api/ingestion/uploads"
 LIMIT = 300
 content_types = st.sampled_from(["text/plain", "image/svg+xml; charset=utf-8", "application/octet-stream"])
-contents = st.binary(max_size=LIMIT + 20)
+contents = st.binary(max_size=20) | st.builds(
+    lambda size, octet: bytes([octet]) * size, st.integers(0, LIMIT + 20), st.integers(0, 255)
+)
 
 
 @pytest.fixture

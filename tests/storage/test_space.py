@@ -81,14 +81,16 @@ def test_writes_at_the_same_moment_cannot_pass_the_floor_together(disk):
 
 
 def test_a_write_takes_whole_blocks_of_the_disk(disk):
-    disk.block, disk.free = 100, 200
-    space = Space(min_free=0)
+    disk.block, disk.free = 100, 1000
+    space = Space(min_free=450)
+    claims = [space.begin_write(101, None), space.begin_write(1, None), space.begin_write(200, None)]
+    assert claims == [200, 100, 200]
     with pytest.raises(OSError, match="No space"):
-        space.begin_write(201, None)
-    space.begin_write(101, None)
-    with pytest.raises(OSError, match="No space"):
-        space.begin_write(100, None)
-    space.begin_write(0, None)
+        space.begin_write(1, None)
+    assert space.begin_write(0, None) == 0
+    for claimed in claims:
+        space.end_write(claimed)
+    assert space.begin_write(500, None) == 500
 
 
 def test_a_promise_is_kept_to_whom_it_was_given(disk):

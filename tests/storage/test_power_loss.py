@@ -1,0 +1,108 @@
+"""What was published survives a power cut, whole; what was not is absent or whole, at whatever step the power went."""
+
+import asyncio
+import fcntl
+import os
+import struct
+import subprocess
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import pytest
+
+from app.storage import kernel
+from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
+from tests.storage.stores import local, mounted, needs_root
+
+pytestmark = needs_root
+
+_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN: every later call fails, and what was not flushed is never written
+_WITHOUT_FLUSH = struct.pack("I", 2)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk with an ext4 file system; yields what mounts it."""
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 128 * MiB)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+
+    @contextmanager
+    def mount():
+        with mounted(tmp_path / "volume", "-o", "loop", source=str(image)) as root:
+            yield root
+
+    return mount
+
+
+def cut_power(root) -> None:
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SHUTDOWN, _WITHOUT_FLUSH)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def power_cut_before(call: int, root):
+    """Cut the power before the n-th system call that writes; yields the number of calls that were made."""
+    made = [0]
+
+    def counted(real):
+        def counting(*arguments, **named):
+            made[0] += 1
+            if made[0] == call:
+                cut_power(root)
+            return real(*arguments, **named)
+
+        return counting
+
+    with ExitStack() as stack:
+        for owner, name in [(os, "open"), (os, "write"), (os, "fsync"), (kernel, "syncfs"), (kernel, "rename_new")]:
+            stack.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
+        yield made
+
+
+async def publish(root, contents: dict[str, bytes], *, before_call: int) -> tuple[set[str], bool]:
+    """Publish a batch, with a power cut on the way or right behind it. Which were acknowledged; was it behind?"""
+    storage = local(root / "store")
+    await storage.prepare()
+    files = [await staged(storage, content, key=key) for key, content in contents.items()]
+    with power_cut_before(before_call, root) as made:
+        refused = await storage.publish(files)
+    behind = made[0] < before_call
+    if behind:
+        cut_power(root)
+    await storage.close()
+    return contents.keys() - refused.keys(), behind
+
+
+@pytest.mark.parametrize("sizes", [[10], [2 * MiB + 5], [10, 2 * MiB], [0, 10, 300_000, 2 * MiB, 5]])
+def test_an_acknowledged_file_survives_and_no_part_of_a_file_appears(disk, sizes):
+    before_call, behind = 1, False
+    expected: dict[str, bytes] = {}
+    while not behind:
+        contents = {new_key(): content_of(size, before_call) for size in sizes}
+        with disk() as root:
+            acknowledged, behind = asyncio.run(publish(root, contents, before_call=before_call))
+        with disk() as root:
+            found = asyncio.run(everything(root))
+        expected |= {key: contents[key] for key in acknowledged}
+        assert expected.items() <= found.items()
+        assert all(content == contents.get(key, expected.get(key)) for key, content in found.items())
+        expected = found
+        before_call += 1
+    assert acknowledged == contents.keys()
+    assert before_call > 4
+
+
+async def everything(root) -> dict[str, bytes]:
+    """All that a service finds which starts after the cut. What was staged is swept."""
+    storage = local(root / "store")
+    await storage.prepare()
+    await storage.sweep(0)
+    assert os.listdir(root / "store" / "staging") == [storage._directories.owner]
+    found = {key: await get(storage, key) for key in await keys(storage)}
+    await storage.close()
+    return found
