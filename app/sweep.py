@@ -65,6 +65,10 @@ class Sweeper:
         """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next."""
         while True:
             try:
+                await self._storage.test()  # a store that had a fault is trusted again when it passes
+            except UploadError as error:
+                log.warning("the store fails its test", reason=str(error))
+            try:
                 await self.once()
             except UploadError as error:
                 log.warning("the sweep could not be finished", reason=str(error))

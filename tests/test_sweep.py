@@ -1,6 +1,8 @@
 """What crashes and walk-aways leave is found, and nothing that somebody could miss is ever destroyed."""
 
 import asyncio
+import errno
+import os
 import shutil
 import uuid
 from contextlib import asynccontextmanager, suppress
@@ -105,6 +107,7 @@ class TestFiles:
         async with Publisher(store, db, now_us=ticking()) as publisher:
             db.gate.close()
             staged = store.stage(key(2))
+            await staged.finish()
             file = Incoming(key(2), "mine", "a", "a/b", Protocol.RAW, NOW, staged)
             landing = asyncio.create_task(publisher.land([file], None))
             await coming(db.gate.reached)
@@ -376,3 +379,33 @@ class TestSweepers:
             "staged_removed": 0, "files": 0, "files_set_aside": 0, "files_removed": 0, "records": 0, "records_lost": 0,
             "sessions_ended": 0, "stopped": None,
         }  # fmt: skip
+
+
+async def test_trust_in_the_store_comes_back_by_itself(db, tmp_path, monkeypatch):
+    """A fault of the disk closes the store to uploads; nobody may be asking whether it is ready."""
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = LocalStorage(tmp_path / "store", owner=str(uuid.uuid4()), min_free=0)
+    await store.prepare()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fails)
+        staged = store.stage(key(1))
+        await staged.finish()
+        assert isinstance((await store.publish([staged]))[key(1)], Unavailable)
+    with pytest.raises(Unavailable):
+        store.stage(key(2))
+    sweeping = asyncio.create_task(sweeper(store, db).run(3600))
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await store.stage(key(2)).abort()
+                    return
+                except Unavailable:
+                    await asyncio.sleep(0.01)
+    finally:
+        sweeping.cancel()
+        await asyncio.wait((sweeping,))
+        await store.close()
