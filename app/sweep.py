@@ -1,7 +1,7 @@
 """What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -62,19 +62,23 @@ class Sweeper:
         self._grace_seconds = grace_seconds
 
     async def run(self, interval_seconds: float) -> None:
-        """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next."""
+        """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next.
+
+        The store is tested each time but the first, when it has just been: one that had a
+        fault is trusted again when it passes, also when nobody asks whether it is ready.
+        """
         while True:
-            try:
-                await self._storage.test()  # a store that had a fault is trusted again when it passes
-            except UploadError as error:
-                log.warning("the store fails its test", reason=str(error))
-            try:
-                await self.once()
-            except UploadError as error:
-                log.warning("the sweep could not be finished", reason=str(error))
-            except Exception:
-                log.exception("the sweep failed")
+            await self._attempt(self.once(), "the sweep could not be finished")
             await asyncio.sleep(interval_seconds)
+            await self._attempt(self._storage.test(), "the store fails its test")
+
+    async def _attempt(self, work: Awaitable[object], otherwise: str) -> None:
+        try:
+            await work
+        except UploadError as error:
+            log.warning(otherwise, reason=str(error))
+        except Exception:
+            log.exception(otherwise)
 
     async def once(self) -> Swept:
         """Sweep staging, files, rows and sessions; all but the last only if nobody else is at it."""
