@@ -140,15 +140,15 @@ def _cookies(connection: HTTPConnection[Any]) -> Iterator[str]:
     for header in connection.headers.getlist("cookie"):
         for pair in header.split(";"):
             name, _, value = pair.partition("=")
-            if name.strip() == COOKIE:
-                yield value.strip().strip('"')
+            if name.strip(" \t") == COOKIE:
+                yield value.strip(" \t").strip('"')
 
 
 def _bearers(connection: HTTPConnection[Any]) -> Iterator[str]:
     for header in connection.headers.getlist("authorization"):
         scheme, _, token = header.partition(" ")
         if scheme.lower() == "bearer":
-            yield token.strip()
+            yield token.strip(" \t")
 
 
 def caller_of(request: Request[Any]) -> Caller:
