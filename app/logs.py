@@ -120,7 +120,7 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         processors=[*_SHARED, exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(stream),
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(

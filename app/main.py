@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import structlog
 import uuid_utils
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from app.config import Settings
 from app.db import Db, migrate
@@ -27,7 +27,6 @@ from app.storage import Storage
 from app.storage.local import LocalStorage
 from app.sweep import Sweeper
 from app.web.exchange import ExchangeMiddleware
-from app.web.problems import refused, refused_by_framework
 from app.web.routes import routes
 from app.web.services import Services
 from app.web.session import SessionMiddleware
@@ -201,6 +200,16 @@ async def _last_seen(sessions: Sessions) -> None:
         log.warning("when sessions were last seen could not be written", reason=str(error))
 
 
+class _Application(Starlette):
+    """Starlette with our middleware alone: ExchangeMiddleware answers for whatever goes wrong beneath it."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = self.router
+        for factory, positional, named in reversed(self.user_middleware):
+            app = factory(app, *positional, **named)
+        return app
+
+
 def build(settings: Settings) -> Starlette:
     """The service. Nothing is opened before its lifespan starts."""
 
@@ -211,7 +220,7 @@ def build(settings: Settings) -> Starlette:
             yield state
         log.info("stopped")
 
-    app = Starlette(
+    app = _Application(
         routes=routes,
         lifespan=lifespan,
         middleware=[
@@ -222,7 +231,6 @@ def build(settings: Settings) -> Starlette:
                 always_secure=settings.secure_cookies == "always",
             ),
         ],
-        exception_handlers={UploadError: refused, HTTPException: refused_by_framework},
     )
     app.router.redirect_slashes = False  # the redirect would lead wherever the client's own Host says
     return app

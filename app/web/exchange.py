@@ -1,7 +1,7 @@
 """One request and its answer: the id they share, the log line they leave, and a clean end.
 
-Outermost middleware. What is not a refusal becomes a 500 here, and an answer that comes
-before the end of the body ends the connection in a way that lets the client read it.
+Outermost middleware. Every refusal becomes its problem document here, what is none a 500, and an
+answer that comes before the end of the body ends the connection in a way that lets the client read it.
 """
 
 import asyncio
@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
-from starlette.requests import HTTPConnection
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import Internal
+from app.errors import Internal, UploadError
 from app.protocols.headers import request_id
-from app.web.problems import problem
+from app.web.problems import problem, refusal_of
+from app.web.request import Headers
 
 log = structlog.stdlib.get_logger("waybill.web")
 
@@ -30,17 +31,17 @@ class Exchange:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, new_id: Callable[[], str]) -> None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.id = request_id(headers.get(b"x-request-id", b"").decode("latin-1")) or new_id()
+        headers = self.headers = Headers(scope["headers"])
+        self.id = request_id(headers.get("x-request-id", "")) or new_id()
         self.notes: dict[str, Any] = {}
         self.more_headers: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple
         self.status = 0
         self.received = 0
         self._receive = receive
         self._send = send
-        length = headers.get(b"content-length")
-        self._body_ended = b"transfer-encoding" not in headers and (length is None or length.strip(b"0") == b"")
-        self._may_hold_back = b"expect" in headers
+        length = headers.get("content-length")
+        self._body_ended = "transfer-encoding" not in headers and (length is None or length.strip("0") == "")
+        self._may_hold_back = "expect" in headers
         self._unread = False
 
     async def receive(self) -> Message:
@@ -60,12 +61,17 @@ class Exchange:
             headers = [*message.get("headers", ()), *self.more_headers(), (b"x-request-id", self.id.encode("ascii"))]
             if self._unread:
                 headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
+            message = {"type": "http.response.start", "status": self.status, "headers": headers}
         elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+
+    async def refuse(self, refusal: UploadError, scope: Scope) -> None:
+        """Answer with the refusal's problem document."""
+        self.notes["code"] = refusal.code
+        await problem(refusal, self.id)(scope, self.receive, self.send)
 
     async def _linger(self) -> None:
         """Read on for a moment after an early answer.
@@ -97,23 +103,26 @@ class ExchangeMiddleware:
             await self._app(scope, receive, send)
             return
         exchange = scope["exchange"] = Exchange(scope, receive, send, self._new_id)
-        # As it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line.
-        path = scope["raw_path"].decode("ascii", "backslashreplace")
         began = self._stopwatch()
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except Exception:
-            log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=path)
+        except (UploadError, HTTPException) as error:
+            refusal = refusal_of(error, scope)
             if exchange.status:
+                _log_failure(exchange, scope)
                 raise  # the answer has begun and cannot be taken back: the server cuts the connection
-            exchange.notes["code"] = Internal.code
-            await problem(Internal(), exchange.id)(scope, exchange.receive, exchange.send)
+            await exchange.refuse(refusal, scope)
+        except Exception:
+            _log_failure(exchange, scope)
+            if exchange.status:
+                raise
+            await exchange.refuse(Internal(), scope)
         finally:
             log.info(
                 "answered",
                 request_id=exchange.id,
                 method=scope["method"],
-                path=path,
+                path=_path(scope),
                 status=exchange.status,
                 received=exchange.received,
                 ms=round((self._stopwatch() - began) * 1000, 1),
@@ -121,6 +130,16 @@ class ExchangeMiddleware:
             )
 
 
-def exchange_of(connection: HTTPConnection[Any]) -> Exchange:
-    exchange: Exchange = connection.scope["exchange"]
+def _log_failure(exchange: Exchange, scope: Scope) -> None:
+    log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=_path(scope))
+
+
+def _path(scope: Scope) -> str:
+    """As it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line."""
+    path: str = scope["raw_path"].decode("ascii", "backslashreplace")
+    return path
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    exchange: Exchange = scope["exchange"]
     return exchange

@@ -1,12 +1,10 @@
 """Refusal → problem document (RFC 9457), in one place."""
 
-from typing import Any
-
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.errors import BadRequest, MethodNotAllowed, NotFound, UploadError
 
@@ -25,25 +23,18 @@ def problem(error: UploadError, request_id: str) -> Response:
     return Response(to_json(document), error.status, error.headers, "application/problem+json")
 
 
-async def refused(request: Request[Any], error: Exception) -> Response:
-    """Every refusal leaves here."""
-    assert isinstance(error, UploadError)
-    exchange = request.scope["exchange"]
-    exchange.notes["code"] = error.code
-    return problem(error, exchange.id)
-
-
-async def refused_by_framework(request: Request[Any], error: Exception) -> Response:
-    """What Starlette refuses by itself: unknown paths and methods."""
-    assert isinstance(error, HTTPException)
+def refusal_of(error: UploadError | HTTPException, scope: Scope) -> UploadError:
+    """The refusal that leaves the service; what Starlette refuses by itself is an unknown path or method."""
+    if isinstance(error, UploadError):
+        return error
     if error.status_code == 404:
-        return await refused(request, NotFound())
+        return NotFound()
     if error.status_code == 405:
-        return await refused(request, MethodNotAllowed(request.method, ", ".join(_methods_here(request))))
-    return await refused(request, BadRequest("the request cannot be understood"))
+        return MethodNotAllowed(scope["method"], ", ".join(_methods_here(scope)))
+    return BadRequest("the request cannot be understood")
 
 
-def _methods_here(request: Request[Any]) -> list[str]:
+def _methods_here(scope: Scope) -> list[str]:
     """All methods of this path. Several routes may share it, and each knows only its own."""
-    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    routes = [route for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE]
     return sorted({method for route in routes for method in route.methods or ()})

@@ -1,9 +1,19 @@
 """Every URL the service answers. Read this first."""
 
+from typing import Any
+
+from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.routing import Route
 
 from app.web import files, health, history, session, uploads
+from app.web.request import Handler
+
+
+class Route(routing.Route):
+    """A URL, who answers, and to which methods."""
+
+    def __init__(self, path: str, handle: Any, *, methods: list[str]) -> None:
+        super().__init__(path, Handler(handle), methods=methods)
 
 
 class _Rest(PathConvertor):

@@ -6,18 +6,18 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import records
-from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
+from app.errors import BadRequest, CrossOrigin, NoSession
 from app.ingest import Visitor
 from app.model import Session, rfc3339
 from app.sessions import Recognised, Sessions, Token
 from app.web.body import Body
 from app.web.exchange import exchange_of
-from app.web.problems import problem
+from app.web.request import Headers
 from app.web.services import Services
 
 COOKIE: Final = "waybill_session"
@@ -85,35 +85,29 @@ class SessionMiddleware:
         if scope["type"] != "http" or not scope["path"].startswith("/api/"):
             await self._app(scope, receive, send)
             return
-        connection = HTTPConnection[Any](scope)
-        exchange = exchange_of(connection)
+        exchange = exchange_of(scope)
+        headers = exchange.headers
         sessions: Sessions = scope["state"]["sessions"]
-        try:
-            cookies = list(_cookies(connection))
-            # A cross-site form brings no SameSite cookie, yet its answer could put a new one over the browser's own.
-            navigates = connection.headers.get("sec-fetch-mode") == "navigate"
-            if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
-                self._refuse_other_sites(connection)
-            recognised = await sessions.recognise([*_bearers(connection), *cookies])
-        except UploadError as error:
-            exchange.notes["code"] = error.code
-            await problem(error, exchange.id)(scope, receive, send)
-            return
+        cookies = list(_cookies(headers))
+        # A cross-site form brings no SameSite cookie, yet its answer could put a new one over the browser's own.
+        navigates = headers.get("sec-fetch-mode") == "navigate"
+        if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
+            self._refuse_other_sites(headers, scope["scheme"])
+        recognised = await sessions.recognise([*_bearers(headers), *cookies])
         caller = scope["caller"] = Caller(sessions, recognised)
         secure = self._always_secure or scope["scheme"] == "https"
         exchange.more_headers = lambda: _set_cookie(sessions, caller.cookie_token(), secure=secure)
         await self._app(scope, receive, send)
 
-    def _refuse_other_sites(self, connection: HTTPConnection[Any]) -> None:
+    def _refuse_other_sites(self, headers: Headers, scheme: str) -> None:
         """A page of another site may not use this browser's cookie to change anything."""
-        headers = connection.headers
         origin = headers.get("origin")
         if origin in self._allowed_origins:
             return
         site = headers.get("sec-fetch-site")
         if site in {"same-origin", "none"}:
             return
-        own = f"{connection.scope['scheme']}://{headers.get('host', '')}"
+        own = f"{scheme}://{headers.get('host', '')}"
         if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):
             raise CrossOrigin
 
@@ -135,17 +129,17 @@ def _same_origin(origin: str, own: str) -> bool:
         return False
 
 
-def _cookies(connection: HTTPConnection[Any]) -> Iterator[str]:
+def _cookies(headers: Headers) -> Iterator[str]:
     """Every session cookie of the request: a request may carry several of one name."""
-    for header in connection.headers.getlist("cookie"):
+    for header in headers.getlist("cookie"):
         for pair in header.split(";"):
             name, _, value = pair.partition("=")
             if name.strip(" \t") == COOKIE:
                 yield value.strip(" \t").strip('"')
 
 
-def _bearers(connection: HTTPConnection[Any]) -> Iterator[str]:
-    for header in connection.headers.getlist("authorization"):
+def _bearers(headers: Headers) -> Iterator[str]:
+    for header in headers.getlist("authorization"):
         scheme, _, token = header.partition(" ")
         if scheme.lower() == "bearer":
             yield token.strip(" \t")

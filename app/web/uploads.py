@@ -130,7 +130,7 @@ def _refuse_other_protocols(request: Request[Any]) -> None:
 
 
 def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Response:
-    exchange_of(request).notes["uploads"] = [upload.id for upload in uploads]
+    exchange_of(request.scope).notes["uploads"] = [upload.id for upload in uploads]
     headers = {}
     if len(uploads) == 1:
         headers["Location"] = uploads[0].links.self
