@@ -73,6 +73,10 @@ class Exchange:
         self.notes["code"] = refusal.code
         await problem(refusal, self.id)(scope, self.receive, self.send)
 
+    def end(self) -> None:
+        """Let go of the server's side, which holds the scope, which holds this: such a circle only the collector opens."""
+        del self._receive, self._send
+
     async def _linger(self) -> None:
         """Read on for a moment after an early answer.
 
@@ -128,6 +132,7 @@ class ExchangeMiddleware:
                 ms=round((self._stopwatch() - began) * 1000, 1),
                 **exchange.notes,
             )
+            exchange.end()
 
 
 def _log_failure(exchange: Exchange, scope: Scope) -> None:
