@@ -144,7 +144,7 @@ class Sessions:
             if len(self._known) > _KNOWN_AT_MOST:
                 self._known.popitem(last=False)
         try:
-            session = await asyncio.shield(known.found)
+            session = known.found.result() if known.found.done() else await asyncio.shield(known.found)
         except BaseException:
             self._known.pop(token_hash, None)
             raise

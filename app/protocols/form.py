@@ -7,8 +7,7 @@ form (RFC 7578, and what browsers, curl and other clients make of it) and refuse
 import base64
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from multipart import MultipartError, PushMultipartParser
 
@@ -25,8 +24,7 @@ _KNOWN_HEADERS = frozenset({"Content-Disposition", "Content-Type", "Content-Tran
 _IDENTITY_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
 
-@dataclass(frozen=True, slots=True)
-class PartBegin:
+class PartBegin(NamedTuple):
     """A part begins: a file under its clean name, or a plain field when `filename` is None."""
 
     filename: str | None
@@ -34,15 +32,13 @@ class PartBegin:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class PartData:
+class PartData(NamedTuple):
     """The next bytes of the part; never none."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PartEnd:
+class PartEnd(NamedTuple):
     """The part is complete: its closing boundary was seen."""
 
 

@@ -40,6 +40,9 @@ _M_MMAP_THRESHOLD: Final = -3
 _MMAP_BYTES: Final = 32 * 1024 * 1024
 _TRIM_BYTES: Final = 64 * 1024 * 1024
 _GARBAGE_THRESHOLD: Final = 50_000
+# A thread that publishes a batch takes the interpreter back after each system call, a few times a file. By default it
+# would wait 5 ms each time while the event loop is busy, and everybody's answer with it.
+_SWITCH_SECONDS: Final = 0.0005
 _ADDRESS_CHARACTERS: Final = 45  # the longest IPv6 address; a proxy may pass on anything
 
 
@@ -218,6 +221,7 @@ class Served:
         async def send_without_text(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 collect_rarely()
+                sys.setswitchinterval(_SWITCH_SECONDS)
             await send({"type": message["type"]})
 
         try:

@@ -113,8 +113,11 @@ class LocalStorage:
     # --- space and trust
 
     def reserve(self, size: int) -> Reservation:
-        with self._asked("reserve"):
+        self._require()
+        try:
             return self.space.reserve(size)
+        except OSError as error:
+            raise _unanswered("reserve", error) from error
 
     async def free_bytes(self) -> int | None:
         with self._asked("free_bytes"):
@@ -156,8 +159,8 @@ class LocalStorage:
 
     def stage(self, key: str, reservation: Reservation | None = None) -> LocalStaged:
         assert reservation is None or isinstance(reservation, Reserved)
-        with self._asked("stage"):
-            return self._staging.stage(key, reservation)
+        self._require()
+        return self._staging.stage(key, reservation)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         files = cast("Sequence[LocalStaged]", batch)  # by `stage`
@@ -298,13 +301,20 @@ class LocalStorage:
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
         """Raise Unavailable for an I/O error, and when the store is closed."""
-        if self._closed:
-            raise Unavailable
+        self._require()
         try:
             yield
         except OSError as error:
-            log.error("the store could not be asked", what=what, error=reason(error))
-            raise Unavailable from error
+            raise _unanswered(what, error) from error
+
+    def _require(self) -> None:
+        if self._closed:
+            raise Unavailable
+
+
+def _unanswered(what: str, error: OSError) -> Unavailable:
+    log.error("the store could not be asked", what=what, error=reason(error))
+    return Unavailable()
 
 
 def _for_each(step: Callable[[str], None], keys: Sequence[str]) -> None:

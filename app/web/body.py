@@ -76,6 +76,8 @@ class Body:
 
 
 def _tokens(values: list[str]) -> set[str]:
+    if not values:
+        return set()
     return {token for value in values for element in value.split(",") if (token := element.strip(" \t").lower())}
 
 

@@ -93,8 +93,8 @@ class SessionMiddleware:
         navigates = headers.get("sec-fetch-mode") == "navigate"
         if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
             self._refuse_other_sites(headers, scope["scheme"])
-        recognised = await sessions.recognise([*_bearers(headers), *cookies])
-        caller = scope["caller"] = Caller(sessions, recognised)
+        caller = Caller(sessions, await sessions.recognise([*_bearers(headers), *cookies]))
+        scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
         exchange.more_headers = lambda: _set_cookie(sessions, caller.cookie_token(), secure=secure)
         await self._app(scope, receive, send)

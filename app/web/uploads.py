@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.errors import BadRequest, NotFound, TooLarge
 from app.model import Protocol, Upload
-from app.protocols.form import FormDecoder, PartBegin, PartData, PartEnd
+from app.protocols.form import FormDecoder, PartBegin, PartData
 from app.protocols.headers import content_type, digest_field, disposition_filename, repr_digests, safe_filename
 from app.web.body import Body
 from app.web.exchange import exchange_of
@@ -65,13 +65,15 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
         async with landing:
             async for block in body:
                 for event in decoder.feed(block):
-                    match event:
-                        case PartBegin(filename=str(filename), content_type=kind):
-                            await landing.begin_file(filename, kind)
-                        case PartData(data) if landing.receiving:
-                            await landing.write(data)
-                        case PartEnd() if landing.receiving:
-                            await landing.end_file()  # plain fields between files are ignored
+                    if isinstance(event, PartBegin):
+                        if event.filename is not None:
+                            await landing.begin_file(event.filename, event.content_type)
+                    elif not landing.receiving:
+                        continue  # a plain field: ignored
+                    elif isinstance(event, PartData):
+                        await landing.write(event.data)
+                    else:
+                        await landing.end_file()
             decoder.finish()
             uploads = await landing.publish()
     return _created(request, uploads, to_json({"items": uploads}))
@@ -133,7 +135,7 @@ def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Respo
     exchange_of(request.scope).notes["uploads"] = [upload.id for upload in uploads]
     headers = {}
     if len(uploads) == 1:
-        headers["Location"] = uploads[0].links.self
+        headers["Location"] = uploads[0].links["self"]
         if uploads[0].sha256 is not None:
             headers["Repr-Digest"] = digest_field(uploads[0].sha256)
     return Response(body, 201, headers, _JSON)
