@@ -42,7 +42,6 @@ OWNERS = {
     "http_sf": {"protocols"},
     "httptools": {"server"},
     "itsdangerous": {"signing"},
-    "multipart": {"protocols"},
     "pydantic_settings": {"config"},
     "sqlalchemy": {"db"},
     "sqlite3": {"db"},

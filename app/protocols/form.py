@@ -1,15 +1,13 @@
 """Form bodies, `multipart/form-data`, as events.
 
-The push parser of the `multipart` package finds the parts; this module decides what is a
-form (RFC 7578, and what browsers, curl and other clients make of it) and refuses the rest.
+What is a form is decided here as RFC 7578 has it, and as browsers, curl and other clients make
+of it. All else is refused; nothing is read leniently, since two readers could read it differently.
 """
 
 import base64
 import re
 from collections.abc import Iterator
-from typing import Final, NamedTuple
-
-from multipart import MultipartError, PushMultipartParser
+from typing import Final, Literal, NamedTuple
 
 from app.errors import BadRequest, MalformedForm, RequestTooLarge, TooManyFiles, UnsupportedMediaType
 from app.protocols.headers import UNNAMED, content_type, extended_value, parameters, safe_filename, unquoted
@@ -19,8 +17,15 @@ MAX_PART_HEADERS: Final = 8
 MAX_PART_HEADER_BYTES: Final = 4096
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_HEADER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*+")
-_KNOWN_HEADERS = frozenset({"Content-Disposition", "Content-Type", "Content-Transfer-Encoding"})
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):([\t\x20-\x7e\x80-\xff]*+)")
+_MAX_HEAD_BYTES = MAX_PART_HEADERS * (MAX_PART_HEADER_BYTES + 2)
+_ENCODING, _DISPOSITION, _TYPE, _LENGTH = (
+    b"content-transfer-encoding",
+    b"content-disposition",
+    b"content-type",
+    b"content-length",
+)
+_KNOWN_HEADERS = frozenset({_ENCODING, _DISPOSITION, _TYPE, _LENGTH})
 _IDENTITY_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
 
@@ -65,22 +70,14 @@ class FormDecoder:
             UnsupportedMediaType: it is not `multipart/form-data`.
             MalformedForm: it has no boundary of 1 to 70 characters as RFC 2046 wants it.
         """
-        boundary = _boundary(content_type)
-        self._first = b"--" + boundary
-        self._parser = _Parser(
-            boundary,
-            max_header_count=MAX_PART_HEADERS,
-            max_header_size=MAX_PART_HEADER_BYTES + 1,  # it counts the CR of a line cut before its LF
-            header_charset="latin-1",  # only names must be UTF-8, and who reads them checks it
-            # Its strict mode refuses a sound body whose last CRLF comes in a block of its own.
-            strict=False,
-        )
+        self._delimiter = b"\r\n--" + _boundary(content_type)
         self._max_parts = max_parts
         self._max_field_bytes = max_field_bytes
+        self._place: Literal["preamble", "boundary", "head", "content", "epilogue", "refused"] = "preamble"
+        self._kept = b""  # what was fed and cannot be understood without what follows
         self._parts = 0
-        self._before: bytes | None = b""  # what came so far of the preamble; None behind it
-        self._unnamed: _Part | None = None  # a part with `filename=""` of which no byte has come yet
-        self._field_bytes_left: int | None = None  # None in a file
+        self._part: _Part | None = None
+        self._part_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events in the next block of the body. Take them all before the next block.
@@ -91,37 +88,71 @@ class FormDecoder:
             TooManyFiles: there are more parts than allowed.
             RequestTooLarge: a plain field is larger than allowed.
         """
-        if self._before is not None:
-            data = self._behind_preamble(self._before + data)
-        if not data:  # to the parser it would mean the end
-            return
-        try:
-            for found in self._parser.parse(data):
-                if isinstance(found, bytes):
-                    if self._unnamed is not None:
-                        yield self._unnamed.begin(UNNAMED)
-                        self._unnamed = None
-                    if self._field_bytes_left is not None:
-                        self._field_bytes_left -= len(found)
-                        if self._field_bytes_left < 0:
-                            raise RequestTooLarge(self._max_field_bytes + 1, self._max_field_bytes)
-                    yield PartData(found)
-                elif found is not None:
-                    self._parts += 1
-                    if self._parts > self._max_parts:
-                        raise TooManyFiles(self._parts, self._max_parts)
-                    self._field_bytes_left = self._max_field_bytes if found.filename is None else None
-                    if found.filename == "":
-                        self._unnamed = found
-                    else:
-                        yield found.begin(found.filename)
+        place, self._place = self._place, "refused"  # unless all goes well
+        if self._kept:
+            data = self._kept + data
+        at = 0
+        while True:
+            if place == "content":
+                part = self._part
+                assert part is not None
+                end = self._find(data, at)
+                stop = self._undecided(data, at) if end < 0 else end
+                if stop > at:
+                    if part.filename == "" and not self._part_bytes:
+                        yield part.begin(UNNAMED)
+                    self._part_bytes += stop - at
+                    if part.filename is None and self._part_bytes > self._max_field_bytes:
+                        raise RequestTooLarge(self._max_field_bytes + 1, self._max_field_bytes)
+                    yield PartData(data[at:stop] if at or stop < len(data) else data)
+                if end < 0:
+                    at = stop
+                    break
+                if part.length is not None and part.length != str(self._part_bytes):
+                    raise MalformedForm("a part has another length than its Content-Length says")
+                if part.filename == "" and not self._part_bytes:
+                    yield part.begin(None)
+                yield _END
+                at = end + len(self._delimiter)
+                place = "boundary"
+            elif place == "boundary":
+                behind = data[at : at + 2]
+                if behind == b"\r\n":
+                    place = "head"
+                elif behind == b"--":
+                    place = "epilogue"
+                elif len(behind) == 2:
+                    raise MalformedForm("something else than a line end stands behind a boundary")
                 else:
-                    if self._unnamed is not None:
-                        yield self._unnamed.begin(None)
-                        self._unnamed = None
-                    yield PartEnd()
-        except MultipartError as error:
-            raise MalformedForm(f"the body breaks the grammar of forms: {error}") from error
+                    break
+                at += 2
+            elif place == "head":
+                end = data.find(b"\r\n\r\n", at)
+                if end < 0:
+                    if len(data) - at > _MAX_HEAD_BYTES:
+                        raise MalformedForm(f"the headers of a part have more than {_MAX_HEAD_BYTES} bytes")
+                    break
+                self._part, self._part_bytes = _Part(data[at:end]), 0
+                self._parts += 1
+                if self._parts > self._max_parts:
+                    raise TooManyFiles(self._parts, self._max_parts)
+                if self._part.filename != "":
+                    yield self._part.begin(self._part.filename)
+                at = end + 4
+                place = "content"
+            elif place == "preamble":
+                at = self._behind_preamble(data)
+                if at < 0:
+                    at = 0
+                    break
+                place = "boundary"
+            elif place == "epilogue":
+                at = len(data)
+                break
+            else:
+                raise MalformedForm("the form was refused before")
+        self._kept = data[at:]
+        self._place = place
 
     def finish(self) -> None:
         """The body has ended.
@@ -129,61 +160,49 @@ class FormDecoder:
         Raises:
             MalformedForm: its closing boundary was not seen.
         """
-        try:
-            self._parser.close()
-        except MultipartError as error:
-            raise MalformedForm("the body ends before its closing boundary") from error
+        if self._place != "epilogue":
+            raise MalformedForm("the body ends before its closing boundary")
 
-    def _behind_preamble(self, seen: bytes) -> bytes:
-        """The body from its first boundary on; nothing while that has yet to come.
+    def _behind_preamble(self, seen: bytes) -> int:
+        """Where the first boundary ends; -1 while that has yet to come. It may stand at the very start."""
+        first = self._delimiter[2:]
+        at = 0 if seen.startswith(first) else seen.find(self._delimiter, 0, MAX_PREAMBLE_BYTES + len(first)) + 2
+        if at == 1:
+            if len(seen) >= MAX_PREAMBLE_BYTES + len(first):
+                raise MalformedForm(f"the boundary does not occur in the first {MAX_PREAMBLE_BYTES} bytes")
+            return -1
+        return at + len(first)
 
-        The parser would skip a preamble of any length, and reads it differently as it is cut.
-        """
-        at = 0
-        if not seen.startswith(self._first):
-            at = seen.find(b"\r\n" + self._first, 0, MAX_PREAMBLE_BYTES + len(self._first)) + 2
-            if at == 1:
-                if len(seen) >= MAX_PREAMBLE_BYTES + len(self._first):
-                    raise MalformedForm(f"the boundary does not occur in the first {MAX_PREAMBLE_BYTES} bytes")
-                self._before = seen
-                return b""
-        self._before = None
-        return seen[at:]
+    def _find(self, data: bytes, at: int) -> int:
+        """Where the next delimiter begins, or -1."""
+        # From its end a block is searched twice as fast, and hardly any has more than one.
+        last = data.rfind(self._delimiter, at)
+        if last < 0 or data.rfind(self._delimiter, at, last) < 0:
+            return last
+        return data.find(self._delimiter, at)
+
+    def _undecided(self, data: bytes, at: int) -> int:
+        """Where what may be the beginning of a delimiter stands at the end of `data`."""
+        start = data.rfind(b"\r", max(at, len(data) - len(self._delimiter) + 1))
+        return start if start >= 0 and self._delimiter.startswith(data[start:]) else len(data)
 
 
-class _Parser(PushMultipartParser):  # type: ignore[misc]  # the package carries no types
-    """The package's parser, with part headers read our way."""
-
-    def _on_segment_headerline(self, line: bytes) -> None:
-        # Strict, since what the parser lets pass here (lone CR and LF, folded lines) it reads differently as it is cut.
-        if len(line) > MAX_PART_HEADER_BYTES or _HEADER_LINE.fullmatch(line) is None:
-            raise MalformedForm(f"a part's header is one line, name: value, of at most {MAX_PART_HEADER_BYTES} bytes")
-        super()._on_segment_headerline(line)
-
-    def _create_segment(self, headerlist: list[tuple[str, str]]) -> "_Part":
-        return _Part(headerlist)
+_END: Final = PartEnd()
 
 
 class _Part:
-    """A part's headers, understood. The parser keeps its count of the part's bytes here."""
+    """A part's headers, understood."""
 
-    __slots__ = ("bytes_received", "complete", "content_type", "filename", "name")
+    __slots__ = ("content_type", "filename", "length", "name")
 
-    def __init__(self, headers: list[tuple[str, str]]) -> None:
-        self.bytes_received = 0
-        self.complete = False
-        known: dict[str, str] = {}
-        for name, value in headers:
-            if name in _KNOWN_HEADERS:
-                if name in known:
-                    raise MalformedForm(f"a part has more than one {name}")
-                known[name] = value
-        if known.get("Content-Transfer-Encoding", "binary").strip(" \t").lower() not in _IDENTITY_ENCODINGS:
+    def __init__(self, head: bytes) -> None:
+        known = _known_headers(head)
+        if _ENCODING in known and known[_ENCODING].strip(" \t").lower() not in _IDENTITY_ENCODINGS:
             raise MalformedForm("a part has a Content-Transfer-Encoding; its bytes must come as they are")
-        if "Content-Disposition" not in known:
+        if _DISPOSITION not in known:
             raise MalformedForm("a part has no Content-Disposition")
         try:
-            kind, found = parameters(known["Content-Disposition"])
+            kind, found = parameters(known[_DISPOSITION])
             self.filename = _filename(found)
             self.name = _form_value(found.get("name", '""')).decode()
         except BadRequest as error:
@@ -192,10 +211,29 @@ class _Part:
             raise MalformedForm("a part's name must be well-formed UTF-8") from None
         if kind != "form-data" or not self.name:
             raise MalformedForm('a part\'s Content-Disposition must be form-data with a name="…" that is not empty')
-        self.content_type = content_type(known.get("Content-Type"))
+        self.content_type = content_type(known.get(_TYPE))
+        self.length = known.get(_LENGTH)
 
     def begin(self, filename: str | None) -> PartBegin:
         return PartBegin(filename, self.content_type, self.name)
+
+
+def _known_headers(head: bytes) -> dict[bytes, str]:
+    """The headers of a part that mean something here; names in lower case, values as latin-1 text."""
+    lines = head.split(b"\r\n")
+    if len(lines) > MAX_PART_HEADERS:
+        raise MalformedForm(f"a part has more than {MAX_PART_HEADERS} headers")
+    known: dict[bytes, str] = {}
+    for line in lines:
+        found = _HEADER_LINE.fullmatch(line)
+        if found is None or len(line) > MAX_PART_HEADER_BYTES:
+            raise MalformedForm(f"a part's header is one line, name: value, of at most {MAX_PART_HEADER_BYTES} bytes")
+        name = found[1].lower()
+        if name in _KNOWN_HEADERS:
+            if name in known:
+                raise MalformedForm(f"a part has more than one {name.decode().title()}")
+            known[name] = found[2].decode("latin-1").lstrip(" \t")
+    return known
 
 
 def _filename(found: dict[str, str]) -> str | None:
