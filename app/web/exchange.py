@@ -74,7 +74,7 @@ class Exchange:
         await problem(refusal, self.id)(scope, self.receive, self.send)
 
     def end(self) -> None:
-        """Let go of the server's side, which holds the scope, which holds this: such a circle only the collector opens."""
+        """Let go of the server's side. It holds the scope, which holds this: a circle for the collector."""
         del self._receive, self._send
 
     async def _linger(self) -> None:
