@@ -6,12 +6,15 @@ not body; one reading of what the request is, or none; and refusals in the servi
 
 import asyncio
 from typing import Final
+from urllib.parse import unquote
 
+import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import BadRequest
 from app.main import new_id
+from app.server.cycle import Cycle
 from app.web.problems import problem
 
 log = structlog.stdlib.get_logger("waybill.server")
@@ -28,13 +31,16 @@ class Connection(HttpToolsProtocol):
 
     A head that is not complete after `HEAD_SECONDS`, or a client that takes nothing of its answer
     for `STALLED_SECONDS`, ends the connection. `HEAD_BYTES` bounds a head, and what comes beside
-    a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
+    a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body. What is left of a body of
+    known length goes past the parser when it is more than `STRAIGHT_BYTES`.
     """
 
     HEAD_SECONDS = 10.0
     HEAD_BYTES = 64 * 1024
     BESIDE_BODY = 16
     STALLED_SECONDS = 300.0
+    STRAIGHT_BYTES = 64 * 1024
+    cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -42,6 +48,8 @@ class Connection(HttpToolsProtocol):
         self._within = False
         self._body_bytes = 0
         self._other_bytes = 0
+        self._length: int | None = None
+        self._straight = 0
         self._refusal: str | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
@@ -53,12 +61,18 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._straight:
+            data = self._take_straight(data)
+            if not data:
+                return
         self._within = True
         body_bytes = self._body_bytes
         super().data_received(data)
         if self.transport.is_closing():
             return
         if self._within:  # all of it belongs to one message
+            if self._length is not None and self._length - self._body_bytes > self.STRAIGHT_BYTES:
+                self._straight = self._length - self._body_bytes
             self._other_bytes += len(data) - (self._body_bytes - body_bytes)
             if self._other_bytes > self.HEAD_BYTES + self.BESIDE_BODY * self._body_bytes:
                 self._refusal = f"more than {self.HEAD_BYTES} bytes of the request are neither file nor field"
@@ -66,6 +80,18 @@ class Connection(HttpToolsProtocol):
                 return
         if self._in_head and self._late is None and (self.cycle is None or self.cycle.response_complete):
             self._late = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
+
+    def _take_straight(self, data: bytes) -> bytes:
+        """The rest of a long body goes on as it comes; the parser would copy it. What is behind it is returned."""
+        count = min(len(data), self._straight)
+        self._straight -= count
+        if not self.cycle.response_complete:
+            self.cycle.take(data[:count])
+        if not self._straight:
+            self.parser = httptools.HttpRequestParser(self)  # the one before still waits for what passed it by
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.on_message_complete()
+        return data[count:]
 
     # Callbacks of the parser; it takes what they raise for a malformed request.
 
@@ -89,10 +115,39 @@ class Connection(HttpToolsProtocol):
         except _Refused as refused:
             self._refusal = str(refused)
             raise
-        super().on_headers_complete()
-        if self.parser.should_upgrade():
-            # The parser stops here and takes no second request; so the client must not send one.
-            self.cycle.keep_alive = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Hand the request to the application, or put it behind those that were sent before it."""
+        upgrades = self.parser.should_upgrade()
+        version = self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"] = url.path
+        self.scope["query_string"] = url.query or b""
+        before = self.cycle
+        self.cycle = Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            # Asked for an upgrade the parser stops and takes no second request: the client must not send one.
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not upgrades,
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
@@ -101,9 +156,12 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.HEAD_BYTES:
             raise _Refused(f"the head of the request has more than {self.HEAD_BYTES} bytes")
         hosts = transfers = 0
+        self._length = None
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
+            elif name == b"content-length":
+                self._length = int(value)  # one, and a number: the parser has seen to that
             elif name == b"transfer-encoding":
                 transfers += 1
                 if version == "1.0" or transfers > 1 or value.strip().lower() != b"chunked":
@@ -113,7 +171,8 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
-        super().on_body(body)
+        if not self.cycle.response_complete:
+            self.cycle.take(body)
 
     def on_message_complete(self) -> None:
         self._within = False
