@@ -3,12 +3,16 @@
 import errno
 import os
 import threading
+import time
 from typing import Final
 
 from app.errors import StorageFull
 
 HELD_BYTES_IN_ALL: Final = 64 * 1024 * 1024
 """Memory for files that are still small enough to wait for their batch there."""
+_PLENTY: Final = 1024 * 1024 * 1024
+_PLENTY_SECONDS: Final = 0.05
+"""With so much to spare, no disk takes in so short a time what would bring it near the floor: no need to look again."""
 
 
 class Reserved:
@@ -36,6 +40,9 @@ class Space:
         self._root_fd = -1
         self._lock = threading.Lock()
         self._writing = 0
+        self._seen: os.statvfs_result | None = None
+        self._seen_room = 0
+        self._seen_until = 0.0
         self.reserved = 0
         self.held = 0
 
@@ -48,7 +55,8 @@ class Space:
     def reserve(self, size: int) -> Reserved:
         """Promise `size` bytes; raises StorageFull when they are not there."""
         with self._lock:
-            if self._free() - self._writing - self.reserved < size:
+            state, room = self._look(size)
+            if room - self.reserved < size or _is_without_inodes(state):
                 raise StorageFull
             self.reserved += size
         return Reserved(self, size)
@@ -61,11 +69,8 @@ class Space:
 
     def free_bytes(self) -> int:
         """Bytes above the floor; 0 when no file can be made."""
-        return max(0, self._free())
-
-    def _free(self) -> int:
         state = os.fstatvfs(self._root_fd)
-        return 0 if state.f_files and not state.f_favail else self._above_floor(state)
+        return 0 if _is_without_inodes(state) else max(0, self._above_floor(state))
 
     def hold(self, size: int) -> bool:
         """Take memory for a small file; False when all of it is in use."""
@@ -82,8 +87,7 @@ class Space:
     def begin_write(self, size: int, reservation: Reserved | None) -> int:
         """Claim room for one write, or raise ENOSPC as a full disk would; what it returns is for `end_write`."""
         with self._lock:
-            state = os.fstatvfs(self._root_fd)
-            room = self._above_floor(state) - self._writing
+            state, room = self._look(size)
             claimed = -(-size // state.f_frsize) * state.f_frsize  # whole blocks
             promised = min(size, reservation.left) if reservation else 0
             if claimed > max(0, room) or (size > promised and claimed - promised > room - self.reserved):
@@ -92,11 +96,28 @@ class Space:
                 reservation.left -= promised
             self.reserved -= promised
             self._writing += claimed
+            self._seen_room -= claimed
             return claimed
 
     def end_write(self, claimed: int) -> None:
         with self._lock:
             self._writing -= claimed
 
+    # --- under the lock
+
+    def _look(self, size: int) -> tuple[os.statvfs_result, int]:
+        """The file system, and the bytes above the floor that nobody writes; as seen just now where that will do."""
+        spare = self._seen_room - self.reserved - size
+        if self._seen is not None and spare > _PLENTY and time.monotonic() < self._seen_until:
+            return self._seen, self._seen_room
+        self._seen = os.fstatvfs(self._root_fd)
+        self._seen_room = self._above_floor(self._seen) - self._writing
+        self._seen_until = time.monotonic() + _PLENTY_SECONDS
+        return self._seen, self._seen_room
+
     def _above_floor(self, state: os.statvfs_result) -> int:
         return state.f_bavail * state.f_frsize - self._min_free
+
+
+def _is_without_inodes(state: os.statvfs_result) -> bool:
+    return bool(state.f_files) and not state.f_favail

@@ -35,12 +35,16 @@ class Headers(SearchedHeaders):
 
 
 class Request(StarletteRequest[Any]):
-    """Starlette's request with the headers that its Exchange has sorted already."""
+    """Starlette's request, with the headers that its Exchange has sorted and the lifespan's state as it is."""
 
     @property
     def headers(self) -> SearchedHeaders:
         headers: Headers = self.scope["exchange"].headers
         return headers
+
+    @property
+    def state(self) -> Any:
+        return self.scope["state"]
 
 
 class Handler:

@@ -11,6 +11,8 @@ from app.storage.space import HELD_BYTES_IN_ALL, Space
 from tests.contracts.storage import KiB, MiB, content_of, fill, keys, new_key, put, staged
 from tests.storage.stores import files_in, limit, local, needs_root, tmpfs
 
+GiB = 1024 * MiB
+
 
 @pytest.fixture
 def disk(monkeypatch):
@@ -91,6 +93,33 @@ def test_a_write_takes_whole_blocks_of_the_disk(disk):
     for claimed in claims:
         space.end_write(claimed)
     assert space.begin_write(500, None) == 500
+
+
+def test_a_disk_with_plenty_of_space_is_not_asked_for_every_file(disk, monkeypatch):
+    looks = []
+    look = disk.look
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: (looks.append(fd), look(fd))[1])
+    disk.free = 3 * GiB
+    space = Space(min_free=GiB // 2)
+    for _ in range(10):
+        space.end_write(space.begin_write(KiB, space.reserve(KiB)))
+    assert len(looks) == 1
+    disk.free = GiB // 2
+    space.reserve(GiB)  # it was there a moment ago
+    for _ in range(2):
+        with pytest.raises(StorageFull):
+            space.reserve(GiB)  # so near the floor nothing is taken for granted
+    assert len(looks) == 3
+
+
+def test_what_was_written_since_the_last_look_counts(disk):
+    disk.free = 3 * GiB
+    space = Space(min_free=0)
+    for _ in range(2):
+        space.end_write(space.begin_write(GiB, None))
+    disk.free = GiB
+    with pytest.raises(OSError, match="No space"):
+        space.begin_write(GiB + 1, None)
 
 
 def test_a_promise_is_kept_to_whom_it_was_given(disk):
