@@ -5,19 +5,20 @@
 -- One page of a session's uploads, newest first, from just before (before_us, before_id) back to from_us.
 -- statuses is a JSON array: a status is asked for when it stands there in quotes. Inside coalesce PostgreSQL
 -- does not guess how few rows the filters leave; it would guess so few that it sorts the session for each page.
+-- The pattern stands alone, because SQLite's index answers it: a row that does not fit is never fetched.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
 FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) < (:before_us, :before_id)
   AND created_at_us >= :from_us
+  AND coalesce(CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\', FALSE)
   AND coalesce(
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
       AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
-      AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\'),
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
       FALSE)
 ORDER BY created_at_us DESC, id DESC
 LIMIT :page_size;
@@ -31,13 +32,13 @@ FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) > (:after_us, :after_id)
   AND created_at_us <= :until_us
+  AND coalesce(CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\', FALSE)
   AND coalesce(
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
       AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
-      AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\'),
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
       FALSE)
 ORDER BY created_at_us, id
 LIMIT :page_size;
