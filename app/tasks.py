@@ -15,14 +15,17 @@ async def to_the_end(work: Awaitable[T]) -> T:
     cancelled call does not learn the outcome. `work` needs its own bound in time.
     """
     running = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError as error:
+        if running.cancelled():
+            raise
+        cancelled = error
     while not running.done():
         try:
             await asyncio.wait((running,))
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled is not None:
-        if not running.cancelled():
-            running.exception()  # fetched, so that asyncio does not report it as forgotten
-        raise cancelled
-    return running.result()
+    if not running.cancelled():
+        running.exception()  # fetched, so that asyncio does not report it as forgotten
+    raise cancelled
