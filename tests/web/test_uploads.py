@@ -412,7 +412,8 @@ async def test_a_disk_that_is_too_small_refuses_before_the_body(tmp_path: Path) 
 async def test_a_full_disk_refuses_a_body_of_unknown_length(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path)) as service:
         client = service.client()
-        service.state["storage"].space._min_free = 2**62  # the floor rises while the service runs
+        space = service.state["storage"].space
+        space._min_free, space._seen = 2**62, None  # the floor rises while the service runs
         answer = await client.put("a", [b"x"] * 3, headers={"Transfer-Encoding": "chunked"})
         answer.refused(507, "storage_full")
         assert service.files() == {}
