@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 import click
 
+from bench import growth as growing
 from bench import history, plot, report, work
 from bench.downloads import download
 from bench.generator import Generator
@@ -39,16 +40,25 @@ def _cache() -> Path:
 @click.option("--quick", is_flag=True, help="Smaller counts; the whole in ten minutes.")
 @click.option("--only", metavar="WORK,…", default="", help="Only these works: W1 to W5, D1, H1.")
 @click.option("--peers", metavar="PEER,…", default="", help="Only these, and Waybill, to which all is compared.")
+@click.option("--growth", is_flag=True, help="Instead: how cost grows with sizes, clients and counts.")
 @click.option("--repeats", type=click.IntRange(1), help="How often everything is done. [default: 5; 2 if quick]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results"), show_default=True,
               help="Directory for table.md, plot.svg and results.json.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), help="Directory for the data. [default: in the cache]")
 @click.option("--cache", type=click.Path(path_type=Path), default=_cache, help="Directory for what is installed.")
-def main(quick: bool, only: str, peers: str, repeats: int | None, out: Path, data: Path | None, cache: Path) -> None:
+def main(
+    quick: bool, only: str, peers: str, growth: bool, repeats: int | None, out: Path, data: Path | None, cache: Path
+) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is taken down
-    repeats = repeats or (2 if quick else 5)
-    works = [each for each in (work.QUICK if quick else work.FULL) if not only or _asked(each.name, only)]
-    with_history = not only or _asked(_HISTORY, only)
+    repeats = repeats or (2 if quick or growth else 5)
+    if growth:
+        only, peers = "", peers or ",".join(growing.PEERS)
+    works = (
+        list(growing.WORKS)
+        if growth
+        else [each for each in (work.QUICK if quick else work.FULL) if not only or _asked(each.name, only)]
+    )
+    with_history = not growth and (not only or _asked(_HISTORY, only))
     if only and (unknown := set(only.split(",")) - {each.name.split()[0] for each in work.FULL} - {_HISTORY}):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: there are W1 to W5, D1 and H1", param_hint="--only")
     chosen = _chosen(peers)
@@ -84,7 +94,8 @@ def main(quick: bool, only: str, peers: str, repeats: int | None, out: Path, dat
         finally:  # what was seen until an interruption is worth keeping
             results.save(out / "results.json")
             (out / "table.md").write_text(report.markdown(results))
-            (out / report.PLOT).write_text(plot.svg(results))
+            titles = {peer.name: peer.title for peer in taking_part}
+            (out / report.PLOT).write_text(growing.svg(results, titles) if growth else plot.svg(results))
     click.echo((out / "table.md").read_text())
     _say(f"written: {out}/table.md, {out}/{report.PLOT}, {out}/results.json")
 

@@ -27,6 +27,16 @@ text { font: 12px system-ui, sans-serif; fill: #24292f; } .work { font-size: 15p
 }
 """
 
+PALETTE: Final = (
+    _STYLE
+    + """
+.title { font-weight: 600; } .grid { stroke: #d0d7de; stroke-width: 0.5; } .line { fill: none; stroke-width: 2; }
+.p0 { stroke: #0b7a75; } .p1 { stroke: #c2571a; } .p2 { stroke: #6f5bb5; } .dot { fill: #ffffff; stroke-width: 1.5; }
+@media (prefers-color-scheme: dark) { .grid { stroke: #30363d; } .dot { fill: #0d1117; } }
+"""
+)
+"""For lines: the style of the bars, and three colours that differ also in grey."""
+
 
 class Side(NamedTuple):
     """One column of bars: what is shown, and whether more of it is better."""
