@@ -53,7 +53,7 @@ class Ingest:
         self._publisher = publisher
         self._now_us = now_us
         self._new_id = new_id
-        self._live: set[Landing] = set()
+        self._live: set[object] = set()
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,9 +79,9 @@ class Ingest:
         except TimeoutError:
             log.warning("uploads are still under way at the end of the grace", uploads=len(self._live))
 
-    # What follows is for Landing.
+    # What follows is for Landing, and for whoever else receives bytes.
 
-    def admit(self, landing: "Landing", declared: int | None) -> Reservation | None:
+    def admit(self, landing: object, declared: int | None) -> Reservation | None:
         if self._closing:
             raise Unavailable("the service is stopping", retry_after=5)
         if len(self._live) >= self.limits.requests_at_once:
@@ -92,7 +92,7 @@ class Ingest:
         self._idle.clear()
         return reservation
 
-    def dismiss(self, landing: "Landing") -> None:
+    def dismiss(self, landing: object) -> None:
         self._live.discard(landing)
         if not self._live:
             self._idle.set()
@@ -185,7 +185,7 @@ class Landing:
         self._expected = sha256
         self._files.append(self._current)
 
-    async def write(self, block: bytes) -> None:
+    async def write(self, block: bytes | memoryview) -> None:
         """Take the next bytes of the file that was begun; raises TooLarge, StorageFull, Unavailable."""
         assert self._current is not None
         staged = self._current.staged

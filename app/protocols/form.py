@@ -38,9 +38,9 @@ class PartBegin(NamedTuple):
 
 
 class PartData(NamedTuple):
-    """The next bytes of the part; never none."""
+    """The next bytes of the part; never none. They may be a view of the block that was fed."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 class PartEnd(NamedTuple):
@@ -104,7 +104,7 @@ class FormDecoder:
                     self._part_bytes += stop - at
                     if part.filename is None and self._part_bytes > self._max_field_bytes:
                         raise RequestTooLarge(self._max_field_bytes + 1, self._max_field_bytes)
-                    yield PartData(data[at:stop] if at or stop < len(data) else data)
+                    yield PartData(_part_of(data, at, stop))
                 if end < 0:
                     at = stop
                     break
@@ -188,6 +188,13 @@ class FormDecoder:
 
 
 _END: Final = PartEnd()
+
+
+def _part_of(data: bytes, start: int, stop: int) -> bytes | memoryview:
+    """These bytes, without a copy if they are most of the block: a view keeps all of it in memory."""
+    if stop - start == len(data):
+        return data
+    return memoryview(data)[start:stop] if stop - start > len(data) // 2 else data[start:stop]
 
 
 class _Part:

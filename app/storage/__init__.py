@@ -1,7 +1,8 @@
 """Where bytes live: the contract that every backend keeps.
 
 A *staged* file is received but not visible. Publishing gives it its key, whole and
-durable; from then on it never changes. Refusals are `errors.StorageFull` (no room above
+durable; from then on it never changes. A *partial* file is staged too, but comes in several
+requests and stays when its process ends. Refusals are `errors.StorageFull` (no room above
 the floor of free space), `errors.TooLarge` (the file system cannot hold such a file) and
 `errors.Unavailable` (the store cannot be used or trusted now); any method that waits may
 raise the last.
@@ -26,6 +27,10 @@ class NotStored(Exception):
     """The key holds no whole file: it is absent, or what lies there is not a regular file."""
 
 
+class InUse(Exception):
+    """Somebody, perhaps another process, has the partial file open and may still write into it."""
+
+
 class Reservation(Protocol):
     """Space promised to one request for bytes that are still to come; it shrinks as they are written."""
 
@@ -39,7 +44,7 @@ class Staged(Protocol):
     key: str
     size: int
 
-    async def write(self, block: bytes) -> None:
+    async def write(self, block: bytes | memoryview) -> None:
         """Take the next bytes. They may be kept in memory until the file is published.
 
         Raises StorageFull, TooLarge or Unavailable, the last also when the file is finished or has ended.
@@ -59,6 +64,38 @@ class Staged(Protocol):
         """
 
 
+class Mark(NamedTuple):
+    """A place in a partial file; with `digest_state` the digest of what lies before can be taken up there."""
+
+    offset: int
+    digest_state: str | None = None
+
+
+class Partial(Staged, Protocol):
+    """A file that comes in several requests, open for appending. One call at a time, but for `detach`.
+
+    It outlives this object and its process: only publishing ends it, or `Storage.remove_partials`.
+    What has a mark, and no more than that, is sure to be there when it is opened again. After
+    an error nothing but `detach` helps; the file can then be opened again at its last mark.
+    """
+
+    async def checkpoint(self) -> Mark:
+        """Make all bytes written so far durable; after a `write` that was cancelled, as many as it took.
+
+        `size` is the mark's offset then. Raises what `write` raises.
+        """
+
+    async def back_to(self, mark: Mark) -> None:
+        """Give up every byte behind the mark, which this object returned or began with. Raises what `write` raises."""
+
+    async def detach(self) -> None:
+        """Let go of the file, for somebody else to open, and wait for whatever is under way.
+
+        What has no mark may stay or not. Harmless when repeated, and once the file is being
+        published. `abort` does the same.
+        """
+
+
 class Stored(Protocol):
     """A published file, open for reading."""
 
@@ -74,6 +111,15 @@ class Found(NamedTuple):
     """What a walk met under a key. `settled` is true once it is as old as the grace that was asked for."""
 
     key: str
+    size: int
+    settled: bool
+
+
+class FoundPartial(NamedTuple):
+    """A partial file, open or not. `settled` is true once nobody has changed it for the grace that was asked for."""
+
+    key: str
+    fence: int
     size: int
     settled: bool
 
@@ -100,16 +146,51 @@ class Storage(Protocol):
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         """Give every finished file of the batch its key, durably.
 
-        Returns the files it refused, by key; of those nothing is left. All others are
-        there whole, and their bytes and names would survive a power cut. No file is ever
-        replaced. A cancelled caller does not stop it.
+        Returns the files it refused, by key; of those nothing is left, but a partial file
+        stays what it was and is let go. All others are there whole, and their bytes and
+        names would survive a power cut. No file is ever replaced. A cancelled caller does
+        not stop it.
         """
+
+    async def partial(self, key: str, fence: int, mark: Mark, reservation: Reservation | None = None) -> Partial:
+        """Open the partial file that is named by `key` and `fence`, for appending at the mark.
+
+        It is made when the mark stands at 0 and there is none. What lies behind the mark is
+        cut off. Raises NotStored when the file is absent or ends before the mark, InUse when
+        somebody has it open, ValueError when `key` is none, and Unavailable as `stage` does.
+        """
+
+    async def assemble(
+        self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None
+    ) -> Mark:
+        """Make a partial file from other ones, each up to its mark, in this order; all of it is durable then.
+
+        The others stay, and may be in use. What lay under the name is replaced. A part whose
+        mark stands at 0 needs no file. Raises NotStored when a part is absent or ends before
+        its mark, and what `Staged.write` raises; nothing is left then. A cancelled caller
+        stops it.
+        """
+
+    async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
+        """Remove partial files, given as key and fence; absent ones are passed over.
+
+        Who has one open may go on, but what it writes is lost, and publishing refuses it.
+        """
+
+    def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
+        """Every partial file, in slices."""
 
     async def open(self, key: str) -> Stored:
         """Open a published file; raises NotStored."""
 
     async def digest(self, key: str) -> tuple[int, str]:
         """Size and SHA-256 of what is stored under the key now, read from the store; raises NotStored."""
+
+    async def make_durable(self, key: str) -> None:
+        """Make sure of a published file, bytes and name, that a process left before `publish` told so.
+
+        Raises NotStored.
+        """
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Remove published files; absent ones are passed over."""

@@ -13,7 +13,7 @@ import mmap
 import os
 import threading
 from concurrent.futures import Executor
-from typing import Final
+from typing import Final, Protocol
 
 from aiofiles.threadpool import wrap
 
@@ -24,6 +24,12 @@ from app.tasks import to_the_end
 BLOCK_BYTES: Final = 1024 * 1024
 ALIGNMENT: Final = 4096
 _WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+
+
+class Digest(Protocol):
+    def update(self, block: memoryview | bytes | bytearray, /) -> object: ...
+
+    def hexdigest(self) -> str: ...
 
 
 class BlockPool:
@@ -59,7 +65,7 @@ class DigestingFile(io.FileIO):
         self._space = space
         self._reservation = reservation
         self.written = 0
-        self.digest = hashlib.sha256()
+        self.digest: Digest = hashlib.sha256()
 
     def write(self, block: "memoryview | bytes | bytearray") -> int:  # type: ignore[override]  # FileIO takes any buffer
         view = memoryview(block)
@@ -91,9 +97,12 @@ class DigestingFile(io.FileIO):
                     self.leave_direct()
             count = os.write(fd, piece)
             view = view[count:]
-            if not self._direct and (self.written + count) // _WRITEBACK_BYTES > self.written // _WRITEBACK_BYTES:
-                self._keep_dirty_pages_few()
-            self.written += count
+            self._wrote(count)
+
+    def _wrote(self, count: int) -> None:
+        if not self._direct and (self.written + count) // _WRITEBACK_BYTES > self.written // _WRITEBACK_BYTES:
+            self._keep_dirty_pages_few()
+        self.written += count
 
     def leave_direct(self) -> None:
         """Write through the page cache from here on; pieces need no alignment then."""
@@ -125,10 +134,11 @@ class BlockWriter:
         self._pair = pair
         self._filling = memoryview(pair[0]) if pair else memoryview(b"")
         self._spare = memoryview(pair[1]) if pair else memoryview(b"")
-        self._filled = 0
+        # A block lies in memory as it will in the file, which may begin it elsewhere than at its start.
+        self._begun = self._filled = file.written % ALIGNMENT
         self._behind: asyncio.Task[int] | None = None
 
-    async def write(self, piece: bytes | bytearray) -> None:
+    async def write(self, piece: bytes | bytearray | memoryview) -> None:
         if self._pair is None:
             await to_the_end(self._file.write(piece))
             return
@@ -141,11 +151,15 @@ class BlockWriter:
             if self._filled == BLOCK_BYTES:
                 await self._turn()
 
-    async def finish(self) -> None:
-        """Write what is left; all bytes are in the file and in its digest when this returns."""
-        if self._filled:
+    async def flush(self) -> None:
+        """Write what is there; all bytes are in the file and in its digest when this returns."""
+        if self._filled > self._begun:
             await self._turn()
         await self._wait_behind()
+
+    async def finish(self) -> None:
+        """Write what is left, the last."""
+        await self.flush()
         self._release()
 
     async def settle(self) -> None:
@@ -159,10 +173,10 @@ class BlockWriter:
 
     async def _turn(self) -> None:
         await self._wait_behind()
-        full = self._filling[: self._filled]
+        full = self._filling[self._begun : self._filled]
         self._behind = asyncio.ensure_future(self._file.write(full))
         self._filling, self._spare = self._spare, self._filling
-        self._filled = 0
+        self._begun = self._filled = self._filled % ALIGNMENT
 
     async def _wait_behind(self) -> None:
         if self._behind is not None:

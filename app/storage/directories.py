@@ -1,6 +1,7 @@
 """The tree of the local store: made, checked, opened once, and cleared of what crashes leave.
 
     staging/<owner>/<key>     received, not visible; one directory a process, held by a lock
+    partial/<key>.<fence>     received in part, not visible; of any process, who writes it holds a lock on it
     files/<last two>/<key>    published
     trash/<key>               set aside, to be rescued for days
 
@@ -11,6 +12,7 @@ descriptors, so no name and no link leads out of the root.
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,17 +22,24 @@ from typing import Final
 import structlog
 
 from app.errors import Unusable
-from app.storage import Found, is_key, kernel
+from app.storage import Found, FoundPartial, is_key, kernel
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
 SHARDS: Final = [f"{number:02x}" for number in range(256)]
+_PARTIAL = re.compile(r"([0-9a-f-]{36})\.(0|[1-9][0-9]{0,18})", re.ASCII)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def shard_of(key: str) -> str:
     """Keys begin with the time and end with chance: the end spreads them evenly."""
     return key[-2:]
+
+
+def partial_name(key: str, fence: int) -> str:
+    if not is_key(key) or fence < 0:
+        raise ValueError("a partial file is named by a UUID in canonical text and a number")
+    return f"{key}.{fence}"
 
 
 class Directories:
@@ -41,7 +50,7 @@ class Directories:
             raise ValueError("an owner is a UUID in canonical text")
         self.root = root
         self.owner = owner
-        self.root_fd = self.own_fd = -1
+        self.root_fd = self.own_fd = self.partial_fd = -1
         self._staging_fd = self._files_fd = self._trash_fd = -1
         self._shard_fds: dict[str, int] = {}
         self._open: list[int] = []
@@ -68,6 +77,7 @@ class Directories:
             raise Unusable(f"{error.filename or self.root} cannot be used: {error.strerror}") from error
         _check_writable(self.root, self.root_fd)
         self._staging_fd = self._enter("staging", self.root_fd, self.root)
+        self.partial_fd = self._enter("partial", self.root_fd, self.root)
         self._files_fd = self._enter("files", self.root_fd, self.root)
         self._trash_fd = self._enter("trash", self.root_fd, self.root)
         for shard in SHARDS:
@@ -131,7 +141,7 @@ class Directories:
                 log.warning("staged files are left for the sweeper", error=error.strerror)
         while self._open:
             os.close(self._open.pop())
-        self.root_fd = self.own_fd = self._staging_fd = self._files_fd = self._trash_fd = -1
+        self.root_fd = self.own_fd = self.partial_fd = self._staging_fd = self._files_fd = self._trash_fd = -1
         self._shard_fds.clear()
 
     def shard_fd(self, key: str) -> int:
@@ -160,6 +170,23 @@ class Directories:
             found.append(Found(name, state.st_size, state.st_ctime <= before))
         return found
 
+    def partials(self) -> list[tuple[str, int]]:
+        """Key and fence of every partial file."""
+        with _listing(self.partial_fd) as entries:
+            names = [_PARTIAL.fullmatch(entry.name) for entry in entries if entry.is_file(follow_symlinks=False)]
+        return [(name[1], int(name[2])) for name in names if name and is_key(name[1])]
+
+    def found_partials(self, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
+        """Those of the partial files that are still there; the ones not changed since `before` are settled."""
+        found = []
+        for key, fence in names:
+            try:
+                state = os.stat(partial_name(key, fence), dir_fd=self.partial_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # published or removed since it was listed
+            found.append(FoundPartial(key, fence, state.st_size, state.st_ctime <= before))
+        return found
+
     def strays(self) -> list[str]:
         """Names among the published files that are none: foreign ones, and what is no regular file."""
         return [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
@@ -183,7 +210,7 @@ class Directories:
         try:
             return stat.S_ISREG(os.stat(key, dir_fd=shard_fd, follow_symlinks=False).st_mode)
         except FileNotFoundError:
-            _require(shard_fd)
+            require(shard_fd)
             return False
 
     @contextmanager
@@ -208,6 +235,11 @@ class Directories:
         if is_key(key):
             with suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(key, dir_fd=self.shard_fd(key))
+
+    def remove_partial(self, name: str) -> None:
+        """Remove a partial file; an absent one is passed over."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.partial_fd)
 
     def set_aside(self, key: str) -> None:
         """Move a published file to the trash; an absent one is passed over."""
@@ -275,7 +307,7 @@ class Directories:
 @contextmanager
 def _listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
     """What lies in the directory. Opened anew: listings of one descriptor share its position."""
-    _require(directory)
+    require(directory)
     fd = os.open(".", _DIRECTORY, dir_fd=directory)
     try:
         with os.scandir(fd) as entries:
@@ -284,7 +316,7 @@ def _listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
         os.close(fd)
 
 
-def _require(directory: int) -> None:
+def require(directory: int) -> None:
     """Raise FileNotFoundError if the directory itself was removed: that it looks empty says nothing about files."""
     if os.fstat(directory).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -16,12 +16,14 @@ from typing import Final, Literal, TypeVar, cast
 import structlog
 
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
-from app.storage import Found, Reservation, Staged, kernel
+from app.storage import Found, FoundPartial, Mark, Reservation, Staged, kernel, running_digest
+from app.storage.assembly import assemble
 from app.storage.blocks import ALIGNMENT, DigestingFile
-from app.storage.directories import SHARDS, Directories
+from app.storage.directories import SHARDS, Directories, partial_name
+from app.storage.partial import LocalPartial
 from app.storage.space import Reserved, Space
 from app.storage.staging import LocalStaged, Staging
-from app.storage.stored import LocalStored, digest_stored, open_stored
+from app.storage.stored import LocalStored, digest_stored, make_durable, open_stored
 from app.storage.threads import in_thread
 from app.storage.trust import FULL, Trust, reason
 from app.tasks import to_the_end
@@ -31,28 +33,31 @@ T = TypeVar("T")
 
 FLUSH_EACH: Final = 2
 """Up to so many files of a batch are flushed one by one; above, one flush of the file system is cheaper."""
+_SLICE: Final = 1000
 
 
 class LocalStorage:
     """The local directory.
 
-    `min_free` bytes of its file system are never used. With `durability="fast"` publishing
-    flushes nothing: files are still whole or absent after a crash of the service, not after
-    a power cut. `owner`, a key, names this process's staging directory and is held by a
-    lock for life, so that nobody sweeps it.
+    `min_free` bytes of its file system are never used. With `durability="fast"` nothing is
+    flushed: files are still whole or absent after a crash of the service, and partial files
+    keep what has a mark, but not so after a power cut. `owner`, a key, names this process's
+    staging directory and is held by a lock for life, so that nobody sweeps it.
     """
 
     def __init__(self, root: Path, *, owner: str, min_free: int, durability: Literal["full", "fast"] = "full") -> None:
         self.space = Space(min_free)
         self._directories = Directories(root, owner)
-        self._durable = durability == "full"
         self._trust = Trust()
         self._threads = ThreadPoolExecutor(8, "waybill-files")
         # One thread: an error that syncfs tells must reach the batch that it is about.
         self._publishing = ThreadPoolExecutor(1, "waybill-publish")
         # One thread, and its own: tests of a disk that hangs wait for each other and for nobody's upload.
         self._testing = ThreadPoolExecutor(1, "waybill-test")
-        self._staging = Staging(self._directories, self.space, self._trust, self._threads)
+        # Few, and their own: copying takes long, and nobody's blocks wait for it.
+        self._copying = ThreadPoolExecutor(2, "waybill-copy")
+        durable = durability == "full"
+        self._staging = Staging(self._directories, self.space, self._trust, self._threads, durable=durable)
         self._closed = False
 
     async def prepare(self) -> None:
@@ -97,6 +102,7 @@ class LocalStorage:
 
     async def close(self) -> None:
         self._closed = True
+        self._staging.closing.set()
         await to_the_end(self._close())
 
     async def _close(self) -> None:
@@ -104,7 +110,7 @@ class LocalStorage:
             await staged.abort()
 
         def run() -> None:
-            for threads in (self._threads, self._publishing, self._testing):
+            for threads in (self._threads, self._publishing, self._testing, self._copying):
                 threads.shutdown()
             self._directories.close()  # and not before: a descriptor may be in use
 
@@ -192,10 +198,10 @@ class LocalStorage:
         """
         refused: dict[str, UploadError] = {}
         written = self._each(batch, LocalStaged.to_disk, refused)
-        if written and self._durable:
+        if written and self._staging.durable:
             written = self._together(written, self._flush_data, refused)
         renamed = self._each(written, self._rename, refused)
-        if renamed and self._durable:
+        if renamed and self._staging.durable:
             renamed = self._together(renamed, self._flush_names, refused)
         self._each(renamed, LocalStaged.close, refused)
         return refused
@@ -231,12 +237,12 @@ class LocalStorage:
 
     def _refuse(self, staged: LocalStaged, error: Exception, refused: dict[str, UploadError]) -> None:
         refused[staged.key] = self._trust.refusal(error, staged.key, staged.size)
-        staged.discard()
         if staged.named:  # under a name that it did not get, another file may lie
             try:
-                self._directories.remove(staged.key)
+                staged.lose_name()
             except OSError as problem:
-                log.error("a refused file could not be removed", key=staged.key, error=reason(problem))
+                log.error("a refused file keeps its name", key=staged.key, error=reason(problem))
+        staged.discard()
 
     def _flush_data(self, batch: Sequence[LocalStaged]) -> None:
         if len(batch) > FLUSH_EACH:
@@ -248,8 +254,7 @@ class LocalStorage:
                 staged.flush()
 
     def _rename(self, staged: LocalStaged) -> None:
-        self._directories.publish(staged.key)
-        staged.named = True
+        staged.take_name()
 
     def _flush_names(self, batch: Sequence[LocalStaged]) -> None:
         if len(batch) > FLUSH_EACH:
@@ -258,6 +263,42 @@ class LocalStorage:
             for shard_fd in {self._directories.shard_fd(staged.key) for staged in batch}:
                 os.fsync(shard_fd)
 
+    # --- partial files
+
+    async def partial(self, key: str, fence: int, mark: Mark, reservation: Reservation | None = None) -> LocalPartial:
+        assert reservation is None or isinstance(reservation, Reserved)
+        self._trust.require()
+        partial = LocalPartial(self._staging, key, fence, reservation)
+        at_hand = running_digest.resumed(mark.digest_state, mark.offset) is not None
+        with self._asked("partial"):
+            self._staging.live.add(partial)
+            try:
+                await partial.open(mark, self._threads if at_hand else self._copying)
+            except BaseException:
+                await partial.detach()
+                raise
+        return partial
+
+    async def assemble(
+        self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None
+    ) -> Mark:
+        assert reservation is None or isinstance(reservation, Reserved)
+        self._trust.require()
+        with self._asked("assemble"):
+            try:
+                return await assemble(self._staging, self._copying, (key, fence), parts, reservation)
+            except OSError as error:
+                raise self._trust.refusal(error, key, sum(mark.offset for _, _, mark in parts)) from error
+
+    async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
+        await self._ask(_for_each, self._directories.remove_partial, [partial_name(*name) for name in names])
+
+    async def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
+        before = await self._ask(self._directories.now) - grace_seconds
+        names = await self._ask(self._directories.partials)
+        for at in range(0, len(names), _SLICE):
+            yield await self._ask(self._directories.found_partials, names[at : at + _SLICE], before)
+
     # --- published files
 
     async def open(self, key: str) -> LocalStored:
@@ -265,6 +306,14 @@ class LocalStorage:
 
     async def digest(self, key: str) -> tuple[int, str]:
         return await self._ask(digest_stored, key, self._directories)
+
+    async def make_durable(self, key: str) -> None:
+        try:
+            await self._ask(make_durable, key, self._directories, self._staging.durable)
+        except Unavailable as error:
+            if isinstance(error.__cause__, OSError):
+                raise self._trust.refusal(error.__cause__, key, 0) from error
+            raise
 
     async def remove(self, keys: Sequence[str]) -> None:
         await self._ask(_for_each, self._directories.remove, keys)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from app.errors import StorageFull, Unavailable, UploadError
-from app.storage import Found, NotStored, Reservation, Staged, is_key
+from app.storage import Found, FoundPartial, InUse, Mark, NotStored, Reservation, Staged, is_key, running_digest
 
 
 class _Reserved:
@@ -30,11 +30,11 @@ class MemoryStaged:
         self.ended = False
         self._storage = storage
         self._reservation = reservation
-        self._digest = hashlib.sha256()
+        self._digest = running_digest.begun()
         self._content = bytearray()
         storage.staged.add(self)
 
-    async def write(self, block: bytes) -> None:
+    async def write(self, block: bytes | memoryview) -> None:
         self._require()
         self.size += len(block)
         self._storage.take(len(block), self._reservation)
@@ -63,6 +63,68 @@ class MemoryStaged:
         return bytes(self._content)
 
 
+class MemoryPartial(MemoryStaged):
+    """What has no mark is lost when it is let go."""
+
+    def __init__(
+        self, storage: "MemoryStorage", name: tuple[str, int], mark: Mark, reservation: _Reserved | None
+    ) -> None:
+        super().__init__(storage, name[0], reservation)
+        self.name = name
+        self._kept = storage.partial_files.setdefault(name, bytearray())
+        storage.give_back(len(self._kept) - mark.offset)
+        del self._kept[mark.offset :]
+        self._content += self._kept
+        self._digest = _digest_of(self._content)
+        self._broken = False
+        self.size = mark.offset
+
+    async def write(self, block: bytes | memoryview) -> None:
+        try:
+            await super().write(block)
+        except UploadError:
+            self._broken = True
+            raise
+
+    def _require(self) -> None:
+        super()._require()
+        if self._broken:
+            raise Unavailable
+
+    @property
+    def there(self) -> bool:
+        """Whether nobody has removed it meanwhile."""
+        return self._storage.partial_files.get(self.name) is self._kept
+
+    async def checkpoint(self) -> Mark:
+        self._require()
+        self.size = len(self._content)
+        if self.there:
+            self._kept += self._content[len(self._kept) :]
+        return Mark(self.size, self._digest.state())
+
+    async def back_to(self, mark: Mark) -> None:
+        self._require()
+        self._storage.give_back(len(self._content) - mark.offset)
+        del self._content[mark.offset :]
+        if self.there:
+            del self._kept[mark.offset :]
+        self._digest = _digest_of(self._content)
+        self.size = mark.offset
+
+    async def detach(self) -> None:
+        if not self.ended:
+            self._storage.give_back(len(self.end()) - len(self._kept))
+
+    abort = detach
+
+
+def _digest_of(content: bytearray) -> running_digest.RunningDigest:
+    digest = running_digest.begun()
+    digest.update(content)
+    return digest
+
+
 class MemoryStored:
     def __init__(self, content: bytes) -> None:
         self.size = len(content)
@@ -75,6 +137,11 @@ class MemoryStored:
         return
 
 
+def _require_key(key: str) -> None:
+    if not is_key(key):
+        raise ValueError("a key is a UUID in canonical text")
+
+
 class MemoryStorage:
     """At most `capacity` bytes, staged and published together."""
 
@@ -82,6 +149,7 @@ class MemoryStorage:
         self._free = capacity
         self._files: dict[str, bytes] = {}
         self._aside: dict[str, bytes] = {}
+        self.partial_files: dict[tuple[str, int], bytearray] = {}
         self._being_swept = False
         self.staged: set[MemoryStaged] = set()
         self.reserved = 0
@@ -113,20 +181,58 @@ class MemoryStorage:
         return _Reserved(self, size)
 
     def stage(self, key: str, reservation: Reservation | None = None) -> MemoryStaged:
-        if not is_key(key):
-            raise ValueError("a key is a UUID in canonical text")
+        _require_key(key)
         assert reservation is None or isinstance(reservation, _Reserved)
         return MemoryStaged(self, key, reservation)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         refused: dict[str, UploadError] = {}
         for staged in cast("Sequence[MemoryStaged]", batch):  # by `stage`
-            if not staged.finished or staged.ended or staged.key in self._files:
+            removed = isinstance(staged, MemoryPartial) and not staged.there
+            if not staged.finished or staged.ended or staged.key in self._files or removed:
                 refused[staged.key] = Unavailable()
                 await staged.abort()
             else:
                 self._files[staged.key] = staged.end()
+                if isinstance(staged, MemoryPartial):
+                    del self.partial_files[staged.name]
         return refused
+
+    async def partial(self, key: str, fence: int, mark: Mark, reservation: Reservation | None = None) -> MemoryPartial:
+        _require_key(key)
+        assert reservation is None or isinstance(reservation, _Reserved)
+        name = key, fence
+        if len(self.partial_files.get(name, b"")) < mark.offset:
+            raise NotStored(key)
+        if any(isinstance(staged, MemoryPartial) and staged.name == name for staged in self.staged):
+            raise InUse(key)
+        return MemoryPartial(self, name, mark, reservation)
+
+    async def assemble(
+        self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None
+    ) -> Mark:
+        _require_key(key)
+        content = bytearray()
+        for part_key, part_fence, mark in parts:
+            part = self.partial_files.get((part_key, part_fence), b"")
+            if len(part) < mark.offset:
+                raise NotStored(part_key)
+            content += part[: mark.offset]
+        assert reservation is None or isinstance(reservation, _Reserved)
+        await self.remove_partials([(key, fence)])
+        self.take(len(content), reservation)
+        self.partial_files[key, fence] = content
+        return Mark(len(content), _digest_of(content).state())
+
+    async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
+        for name in names:
+            self.give_back(len(self.partial_files.pop(name, b"")))
+
+    async def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
+        yield [
+            FoundPartial(key, fence, len(content), grace_seconds == 0)
+            for (key, fence), content in self.partial_files.items()
+        ]
 
     async def open(self, key: str) -> MemoryStored:
         if key not in self._files:
@@ -137,6 +243,10 @@ class MemoryStorage:
         if key not in self._files:
             raise NotStored(key)
         return len(self._files[key]), hashlib.sha256(self._files[key]).hexdigest()
+
+    async def make_durable(self, key: str) -> None:
+        if key not in self._files:
+            raise NotStored(key)
 
     async def remove(self, keys: Sequence[str]) -> None:
         for key in keys:

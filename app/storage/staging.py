@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import threading
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any, Final
@@ -11,7 +12,7 @@ import structlog
 
 from app.errors import Unavailable
 from app.storage import is_key, kernel
-from app.storage.blocks import BlockPool, BlockWriter, DigestingFile
+from app.storage.blocks import BlockPool, BlockWriter, Digest, DigestingFile
 from app.storage.directories import Directories
 from app.storage.space import Reserved, Space
 from app.storage.threads import in_thread
@@ -23,19 +24,27 @@ log = structlog.stdlib.get_logger("waybill.storage")
 HELD_BYTES: Final = 256 * 1024
 """A file up to this size stays in memory until its batch is published: a thread hop costs more than it."""
 POOLED_BLOCKS: Final = 32
-_FILE_MODE: Final = 0o440
+_SMALL_BLOCK: Final = 4096
+FILE_MODE: Final = 0o440
 
 
 class Staging:
-    """What staged files share: a directory, blocks to write with, threads to write in. `live` are those not ended."""
+    """What staged files share: directories, blocks to write with, threads to write in. `live` are those not ended.
 
-    def __init__(self, directories: Directories, space: Space, trust: Trust, threads: Executor) -> None:
+    `closing` is set when the store is about to close: what takes long leaves off then.
+    """
+
+    def __init__(
+        self, directories: Directories, space: Space, trust: Trust, threads: Executor, *, durable: bool
+    ) -> None:
+        self.directories = directories
+        self.durable = durable
+        self.closing = threading.Event()
         self.space = space
         self.trust = trust
         self.threads = threads
         self.direct = False
         self.live: set[LocalStaged] = set()
-        self._directories = directories
         self._pool = BlockPool(POOLED_BLOCKS)
 
     def stage(self, key: str, reservation: Reserved | None) -> "LocalStaged":
@@ -48,7 +57,7 @@ class Staging:
 
     def create(self, name: str, reservation: Reserved | None, *, direct: bool) -> DigestingFile:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
-        fd = os.open(name, flags, _FILE_MODE, dir_fd=self._directories.own_fd)
+        fd = os.open(name, flags, FILE_MODE, dir_fd=self.directories.own_fd)
         return DigestingFile(fd, direct=direct, space=self.space, reservation=reservation)
 
     def writer(self, file: DigestingFile) -> BlockWriter:
@@ -59,7 +68,30 @@ class Staging:
 
     def unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._directories.own_fd)
+            os.unlink(name, dir_fd=self.directories.own_fd)
+
+
+class Held:
+    """Bytes in memory, in the blocks in which they came; small ones are joined, so that they stay few."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes | bytearray | memoryview] = []
+        self.size = 0
+
+    def add(self, block: bytes | memoryview) -> None:
+        self.size += len(block)
+        if len(block) >= _SMALL_BLOCK:
+            self.blocks.append(block)
+        elif self.blocks and isinstance(self.blocks[-1], bytearray):
+            self.blocks[-1] += block
+        else:
+            self.blocks.append(bytearray(block))
+
+    def digest(self) -> Digest:
+        digest = hashlib.sha256()
+        for block in self.blocks:
+            digest.update(block)
+        return digest
 
 
 class LocalStaged:
@@ -72,18 +104,19 @@ class LocalStaged:
         self.named = False
         self._staging = staging
         self._reservation = reservation
-        self._held = bytearray()
+        self._held = Held()
         self._file: DigestingFile | None = None
         self._writer: BlockWriter | None = None
         self._writing = asyncio.Lock()
         self._sha256: str | None = None
         self._ending: asyncio.Future[Any] | None = None
 
-    async def write(self, block: bytes) -> None:
+    async def write(self, block: bytes | memoryview) -> None:
         self._require()
         self.size += len(block)
-        if self._writer is None and self.size <= HELD_BYTES and self._staging.space.hold(len(block)):
-            self._held += block
+        held = self._held.size + len(block)
+        if self._writer is None and held <= HELD_BYTES and self._staging.space.hold(len(block)):
+            self._held.add(block)
             return
         async with self._writing:
             try:
@@ -99,7 +132,8 @@ class LocalStaged:
         await to_the_end(in_thread(self._staging.threads, self._create, self._staging.direct))
         assert self._file is not None
         self._writer = self._staging.writer(self._file)
-        await self._writer.write(self._held)
+        for block in self._held.blocks:
+            await self._writer.write(block)
         self._let_go()
 
     def _create(self, direct: bool) -> DigestingFile:
@@ -126,7 +160,7 @@ class LocalStaged:
     @property
     def sha256(self) -> str:
         if self._sha256 is None:
-            digest = hashlib.sha256(self._held) if self._file is None else self._file.digest
+            digest = self._held.digest() if self._file is None else self._file.digest
             self._sha256 = digest.hexdigest()
         return self._sha256
 
@@ -163,8 +197,8 @@ class LocalStaged:
         self._staging.live.discard(self)
 
     def _let_go(self) -> None:
-        self._staging.space.let_go(len(self._held))
-        self._held = bytearray()
+        self._staging.space.let_go(self._held.size)
+        self._held = Held()
 
     # --- in the batch's thread
 
@@ -172,8 +206,18 @@ class LocalStaged:
         """Have every byte in a file of this staged name."""
         if self._file is None:
             file = self._create(direct=False)
-            file.write(self._held)
+            for block in self._held.blocks:
+                file.write(block)
             self._sha256 = file.digest.hexdigest()
+
+    def take_name(self) -> None:
+        """Lie under the key among the published files."""
+        self._staging.directories.publish(self.key)
+        self.named = True
+
+    def lose_name(self) -> None:
+        """Undo `take_name`."""
+        self._staging.directories.remove(self.key)
 
     def flush(self) -> None:
         os.fsync(self._descriptor())

@@ -12,6 +12,7 @@ import structlog
 from app.errors import Unavailable
 from app.storage import NotStored, is_key
 from app.storage.directories import Directories
+from app.storage.staging import FILE_MODE
 from app.storage.threads import in_thread
 from app.storage.trust import reason
 from app.tasks import to_the_end
@@ -69,6 +70,18 @@ def digest_stored(key: str, directories: Directories) -> tuple[int, str]:
             size += len(block)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # nobody asked for it to be cached
     return size, digest.hexdigest()
+
+
+def make_durable(key: str, directories: Directories, durable: bool) -> None:
+    """Do what may be missing of a publication that nobody saw the end of; raises NotStored, or OSError."""
+    fd = _open(key, directories)
+    try:
+        os.fchmod(fd, FILE_MODE)
+        if durable:
+            os.fsync(fd)
+            os.fsync(directories.shard_fd(key))
+    finally:
+        os.close(fd)
 
 
 def _open(key: str, directories: Directories) -> int:

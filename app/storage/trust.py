@@ -37,6 +37,8 @@ class Trust:
         A full disk, a file beyond what the file system holds, and the lack of descriptors
         concern this upload alone; any other I/O error ends the trust in the store.
         """
+        if isinstance(error, UploadError):
+            return error
         if not isinstance(error, OSError):
             log.error("an upload met a fault of the service", key=key, exc_info=error)
             return Unavailable()

@@ -259,6 +259,15 @@ class StorageContract:
         await storage.set_aside([key])
         assert await keys(storage) == [stored]
 
+    @pytest.mark.parametrize("size", [0, 10, 3 * MiB])
+    async def test_what_somebody_else_published_can_be_made_sure_of(self, storage, size):
+        key = await put(storage, content_of(size))
+        await storage.make_durable(key)
+        assert await get(storage, key) == content_of(size)
+        for absent in (new_key(), *NOT_KEYS):
+            with pytest.raises(NotStored):
+                await storage.make_durable(absent)
+
     # --- removing
 
     @pytest.mark.parametrize("size", [10, 3 * MiB])

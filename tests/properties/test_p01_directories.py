@@ -13,7 +13,7 @@ from tests.contracts.storage import get, new_key, put
 from tests.storage.stores import quick_directory
 
 SHARDS = [f"files/{number:02x}" for number in range(256)]
-TREE = ["files", *SHARDS, "staging", "trash"]
+TREE = ["files", *SHARDS, "partial", "staging", "trash"]
 
 names = st.text("abcé .-_", min_size=1, max_size=12).filter(lambda name: name.strip(". "))
 roots = st.lists(names, min_size=1, max_size=4).map(lambda parts: Path(*parts))

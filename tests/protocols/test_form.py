@@ -26,8 +26,8 @@ def read(chunks, content_type=B, **limits):
             for event in decoder.feed(chunk):
                 if isinstance(event, PartData):
                     assert event.data
-                    if isinstance(events[-1], PartData):
-                        event = PartData(events.pop().data + event.data)
+                    before = events.pop().data if isinstance(events[-1], PartData) else b""
+                    event = PartData(bytes(before) + bytes(event.data))
                 events.append(event)
         decoder.finish()
     except UploadError as error:

@@ -46,7 +46,7 @@ async def refusal(root) -> str:
 async def test_the_tree_is_made_for_this_user_alone(tmp_path):
     storage = await prepared(tmp_path / "new" / "store")
     root = tmp_path / "new" / "store"
-    assert sorted(os.listdir(root)) == ["files", "staging", "trash"]
+    assert sorted(os.listdir(root)) == ["files", "partial", "staging", "trash"]
     assert sorted(os.listdir(root / "files")) == SHARDS
     for directory in [tmp_path / "new", root, *(path for path in root.rglob("*") if path.is_dir())]:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -82,7 +82,7 @@ def test_an_owner_is_a_key(tmp_path):
 # --- refused
 
 
-@pytest.mark.parametrize("name", ["staging", "files", "trash", "files/7f"])
+@pytest.mark.parametrize("name", ["staging", "partial", "files", "trash", "files/7f"])
 async def test_a_link_in_the_tree_is_refused(tmp_path, name):
     (tmp_path / "elsewhere").mkdir()
     root = tmp_path / "store"
@@ -95,7 +95,7 @@ async def test_a_link_in_the_tree_is_refused(tmp_path, name):
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
-@pytest.mark.parametrize("name", ["staging", "files", "trash", "files/7f"])
+@pytest.mark.parametrize("name", ["staging", "partial", "files", "trash", "files/7f"])
 async def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
@@ -120,7 +120,7 @@ async def test_the_root_itself_may_be_a_link(tmp_path):
 
 
 @needs_root
-@pytest.mark.parametrize("name", ["staging", "files", "trash", "files/00"])
+@pytest.mark.parametrize("name", ["staging", "partial", "files", "trash", "files/00"])
 async def test_another_file_system_in_the_tree_is_refused(tmp_path, name):
     with tmpfs(tmp_path / name, "1m"):
         assert (await refusal(tmp_path)).startswith(f"{tmp_path / name} lies on another file system than {tmp_path}; ")
@@ -190,7 +190,7 @@ def test_an_ordinary_user_can_use_a_store(tmp_path):
     assert as_ordinary_user(tmp_path, "deeply/nested/store").startswith("usable ")
 
 
-@pytest.mark.parametrize("name", ["staging", "files", "trash", "files/00", "files/ff"])
+@pytest.mark.parametrize("name", ["staging", "partial", "files", "trash", "files/00", "files/ff"])
 @pytest.mark.parametrize("mode", [0o500, 0o600, 0o300, 0o000])
 def test_a_directory_that_this_user_cannot_use_is_named(tmp_path, name, mode):
     hand_over(tmp_path, tmp_path / "files", tmp_path / name)

@@ -3,11 +3,13 @@
 import pytest
 
 from app.errors import Unavailable
+from app.storage import Mark
+from tests.contracts.partial import PartialContract, found
 from tests.contracts.storage import MiB, StorageContract, keys, new_key, put
 from tests.storage.stores import limit, local
 
 
-class TestLocalStorage(StorageContract):
+class TestLocalStorage(StorageContract, PartialContract):
     @pytest.fixture
     async def storage(self, tmp_path):
         storage = local(tmp_path / "store")
@@ -29,6 +31,8 @@ class TestLocalStorage(StorageContract):
         key = await put(storage, b"kept")
         await storage.close()
         asked = [storage.open(key), storage.digest(key), storage.remove([key]), storage.set_aside([key]), keys(storage)]
+        asked += [storage.make_durable(key), storage.partial(key, 1, Mark(0)), storage.assemble(key, 1, [])]
+        asked += [storage.remove_partials([(key, 1)]), found(storage)]
         asked += [storage.missing([key]), storage.strays(), storage.sweep(0), storage.free_bytes(), storage.test()]
         for ask in asked:
             with pytest.raises(Unavailable):

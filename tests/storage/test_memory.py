@@ -3,10 +3,11 @@
 import pytest
 
 from app.storage.memory import MemoryStorage
+from tests.contracts.partial import PartialContract
 from tests.contracts.storage import MiB, StorageContract
 
 
-class TestMemoryStorage(StorageContract):
+class TestMemoryStorage(StorageContract, PartialContract):
     @pytest.fixture
     def storage(self):
         return MemoryStorage()

@@ -5,12 +5,14 @@ import fcntl
 import os
 import struct
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from unittest.mock import patch
 
 import pytest
 
-from app.storage import kernel
+from app.errors import Unavailable
+from app.storage import Mark, kernel
+from tests.contracts.partial import append, complete
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
 from tests.storage.stores import local, mounted, needs_root
 
@@ -59,7 +61,14 @@ def power_cut_before(call: int, root):
         return counting
 
     with ExitStack() as stack:
-        for owner, name in [(os, "open"), (os, "write"), (os, "fsync"), (kernel, "syncfs"), (kernel, "rename_new")]:
+        for owner, name in [
+            (os, "open"),
+            (os, "write"),
+            (os, "fsync"),
+            (os, "ftruncate"),
+            (kernel, "syncfs"),
+            (kernel, "rename_new"),
+        ]:
             stack.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
         yield made
 
@@ -95,6 +104,58 @@ def test_an_acknowledged_file_survives_and_no_part_of_a_file_appears(disk, sizes
         before_call += 1
     assert acknowledged == contents.keys()
     assert before_call > 4
+
+
+async def send(root, key: str, pieces: list[bytes], *, before_call: int) -> tuple[list[tuple[int, Mark]], bool]:
+    """Send a file in several requests, with a power cut on the way or right behind. Which marks were given, by fence?
+
+    It is taken over once; the first bytes of every request are given up again.
+    """
+    storage = local(root / "store")
+    await storage.prepare()
+    given = [(1, Mark(0))]
+    with power_cut_before(before_call, root) as made, suppress(Unavailable):
+        for piece in pieces:
+            fence, mark = given[-1]
+            partial = await storage.partial(key, fence, mark)
+            await append(partial, b"given up" + piece)
+            await partial.back_to(mark)
+            await append(partial, piece)
+            given.append((fence, await partial.checkpoint()))
+            await partial.detach()
+        given.append((2, await storage.assemble(key, 2, [(key, *given[-1])])))
+    behind = made[0] < before_call
+    if behind:
+        cut_power(root)
+    await storage.close()
+    return given, behind
+
+
+@pytest.mark.parametrize("sizes", [[10], [5, 2 * MiB + 5, 4096], [MiB, 300_000]])
+def test_bytes_that_have_a_mark_survive_and_no_partial_file_is_seen(disk, sizes):
+    before_call, behind = 1, False
+    while not behind:
+        key, pieces = new_key(), [content_of(size, before_call + seed) for seed, size in enumerate(sizes)]
+        with disk() as root:
+            given, behind = asyncio.run(send(root, key, pieces, before_call=before_call))
+        with disk() as root:
+            content = asyncio.run(publish_what_is_left(root, key, *given[-1]))
+        assert content == b"".join(pieces)[: given[-1][1].offset]
+        before_call += 1
+    assert content == b"".join(pieces)
+    assert given[-1][0] == 2
+    assert before_call > 10
+
+
+async def publish_what_is_left(root, key: str, fence: int, mark: Mark) -> bytes:
+    """What a service that starts after the cut makes of the last mark."""
+    storage = local(root / "store")
+    await storage.prepare()
+    assert await storage.missing([key]) == [key]
+    assert await storage.strays() == []
+    content = await complete(storage, key, fence, mark)
+    await storage.close()
+    return content
 
 
 async def everything(root) -> dict[str, bytes]:

@@ -182,7 +182,7 @@ async def test_bytes_that_come_one_by_one_cost_no_more_memory_than_their_number(
         await file.write(b"ab")
         await file.write(b"")
     assert storage.space.held == 10_000
-    assert len(file._held) == 10_000
+    assert [len(block) for block in file._held.blocks] == [10_000]
     await file.abort()
     await storage.close()
 
