@@ -1,6 +1,8 @@
 """Every refusal, one class each. `code` and `status` are API and never change once released."""
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_REGISTRY: Final = "https://iana.org/assignments/http-problem-types#"
 
 
 class UploadError(Exception):
@@ -14,6 +16,8 @@ class UploadError(Exception):
     code: ClassVar[str]
     status: ClassVar[int]
     title: ClassVar[str]
+    registered: ClassVar[str | None] = None
+    """The problem type that a standard gives to this refusal; where there is none, `code` makes our own."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -63,6 +67,10 @@ class DigestMismatch(UploadError):
         self.members = {"algorithm": "sha-256", "expected": expected, "actual": actual}
 
 
+class ChunkDigestMismatch(DigestMismatch):
+    """It is that of one request of several: none of its bytes counts, and the upload can go on."""
+
+
 class IncompleteBody(UploadError):
     code, status, title = "incomplete_body", 400, "The body is not as long as was declared"
 
@@ -70,6 +78,17 @@ class IncompleteBody(UploadError):
         whole = "the declared end" if declared is None else f"the declared {declared} bytes"
         super().__init__(f"received {received} bytes, the body did not reach {whole}")
         self.members = {"received": received} if declared is None else {"received": received, "declared": declared}
+
+
+class InconsistentUploadLength(UploadError):
+    """An upload has one length, however often and in whatever way it is told."""
+
+    code, status, title = "inconsistent_upload_length", 400, "The request tells another length than the upload has"
+    registered = f"{_REGISTRY}inconsistent-upload-length"
+
+    def __init__(self, known: int, given: int) -> None:
+        super().__init__(f"the upload has {known} bytes by what was said before, and {given} by this")
+        self.members = {"known": known, "given": given}
 
 
 class AmbiguousSession(UploadError):
@@ -121,6 +140,38 @@ class TooSlow(UploadError):
         self.members = {"limit": rate}
 
 
+class OffsetMismatch(UploadError):
+    code, status, title = "offset_mismatch", 409, "The upload is at another offset"
+    registered = f"{_REGISTRY}mismatching-upload-offset"
+
+    def __init__(self, expected: int, provided: int) -> None:
+        super().__init__(f"the upload goes on at byte {expected}, and the request begins at byte {provided}")
+        self.expected = expected
+        self.members = {"expected-offset": expected, "provided-offset": provided}  # names that the type prescribes
+
+
+class InProgress(UploadError):
+    code, status, title = "in_progress", 409, "Another request is at work on this upload"
+
+    def __init__(self, detail: str = "a newer request took the upload over; ask for its offset and go on") -> None:
+        super().__init__(detail)
+
+
+class Gone(UploadError):
+    code, status, title = "gone", 410, "This upload has ended"
+
+    def __init__(self, detail: str = "the upload was cancelled, failed or ran out of time; begin a new one") -> None:
+        super().__init__(detail)
+
+
+class UnsupportedVersion(UploadError):
+    code, status, title = "unsupported_version", 412, "This version of the protocol is not spoken here"
+
+    def __init__(self, spoken: str) -> None:
+        super().__init__(f"tus is spoken here in version {spoken}; Tus-Resumable must say so")
+        self.headers = {"Tus-Version": spoken}
+
+
 class PreconditionFailed(UploadError):
     code, status, title = "precondition_failed", 412, "A condition of the request does not hold"
 
@@ -164,6 +215,16 @@ class RangeNotSatisfiable(UploadError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the file has {size} bytes")
         self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+class ChecksumMismatch(UploadError):
+    """The bytes of one tus request arrived altered; none of them counts. The status is the protocol's own."""
+
+    code, status, title = "checksum_mismatch", 460, "The bytes do not have the checksum of the request"
+
+    def __init__(self, algorithm: str, expected: str, actual: str) -> None:
+        super().__init__("the checksum of the received bytes differs from the one declared; send them again")
+        self.members = {"algorithm": algorithm, "expected": expected, "actual": actual}
 
 
 class Internal(UploadError):

@@ -7,6 +7,7 @@ Sizes are bytes. Digests are SHA-256, lower-case hex.
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -224,6 +225,55 @@ class Session(BaseModel):
     created_at: Timestamp
     last_seen_at: Timestamp
     expires_at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """An upload that comes in several requests, as the database knows it. Times are microseconds.
+
+    `offset` bytes are durable, in the file that `upload_id` and `file_fence` name, and have
+    the running digest `digest_state`. `metadata` and `concat` are the headers as they came.
+    A part only serves those that are made of parts; `parts` are the key hashes of these.
+    """
+
+    key_hash: str
+    upload_id: str
+    session_id: str
+    protocol: Protocol
+    filename: str
+    content_type: str
+    created_at: int
+    length: int | None
+    offset: int
+    digest_state: str | None
+    metadata: str | None
+    concat: str | None
+    is_part: bool
+    parts: tuple[str, ...] | None
+    expected_sha256: str | None
+    file_fence: int
+    fence: int
+    """Counts the requests that wanted it; `holder` is the number of the one that may append."""
+    holder: int | None
+    expires_at: int
+    last_expires_at: int
+    ended_as: Literal["completed", "cancelled", "expired", "failed"] | None
+    upload: Upload | None
+    """The record in history; a part has none."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its bytes are there."""
+        return self.offset == self.length
+
+    @property
+    def is_final(self) -> bool:
+        return self.parts is not None
+
+    @property
+    def completed(self) -> bool:
+        """Whether it is an upload like any other now."""
+        return self.upload is not None and self.upload.status in {Status.COMPLETED, Status.DELETED}
 
 
 class Position(NamedTuple):

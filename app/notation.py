@@ -38,6 +38,7 @@ _SHORTEST, _LONGEST = timedelta(seconds=1), timedelta(days=36_500)  # a century 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?=[a-z]){_LABEL}")  # ends in a letter's label: no address
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f-\xa0#\ud800-\udfff]")
+_OLDEST_INTEROP: Final = 5  # before it, fields had other names and meanings
 _SSL_MODES = ("true", "false", "disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ORDINALS = ("first", "second", "third")
 _POSTGRESQL = "postgresql://user:password@host/database"
@@ -86,6 +87,13 @@ def _duration(value: object) -> timedelta:
     return duration
 
 
+def _yes_or_no(value: object) -> bool:
+    words = {"true": True, "false": False, True: True, False: False}
+    if not isinstance(value, str | bool) or value not in words:
+        raise ValueError("expected true or false")
+    return words[value]
+
+
 def _parted(value: object) -> tuple[int | None, str]:
     """The number and the unit of `10MiB`; no number when it is not written exactly so."""
     if type(value) is int:  # not bool, which is one too
@@ -107,6 +115,14 @@ def _entries(value: object) -> tuple[str, ...]:
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not all(isinstance(e, str) for e in entries):
         raise ValueError("expected a list of texts")
     return tuple(entries)
+
+
+def _versions(value: object) -> tuple[int, ...]:
+    entries = [str(entry) if type(entry) is int else entry for entry in value] if isinstance(value, tuple) else value
+    numbers = [number if not unit else None for number, unit in map(_parted, _entries(entries))]
+    if not all(number is not None and _OLDEST_INTEROP <= number < 100 for number in numbers):
+        raise ValueError(f"expected versions from {_OLDEST_INTEROP} on, such as 6, 10")
+    return tuple(number for number in numbers if number is not None)
 
 
 def _directory(value: object) -> Path:
@@ -236,6 +252,8 @@ Size = Annotated[int, _size(least=0)]
 SizeAboveZero = Annotated[int, _size(least=1)]
 """Bytes."""
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
+Versions = Annotated[tuple[int, ...], BeforeValidator(_versions)]
 Directory = Annotated[Path, BeforeValidator(_directory)]
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 """Secret for its password. sqlite with a file, or postgresql with a host and a database."""

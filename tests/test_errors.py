@@ -1,5 +1,6 @@
 """Codes are API: once released they mean the same for ever."""
 
+import json
 import re
 
 import pytest
@@ -9,14 +10,20 @@ from app.errors import (
     AmbiguousSession,
     BadCursor,
     BadQuery,
+    ChecksumMismatch,
+    ChunkDigestMismatch,
     CrossOrigin,
     DigestMismatch,
+    Gone,
     IncompleteBody,
+    InconsistentUploadLength,
+    InProgress,
     Internal,
     MethodNotAllowed,
     NoFile,
     NoSession,
     NotFound,
+    OffsetMismatch,
     PreconditionFailed,
     RangeNotSatisfiable,
     RequestTooLarge,
@@ -25,9 +32,11 @@ from app.errors import (
     TooManyFiles,
     TooSlow,
     Unavailable,
+    UnsupportedVersion,
     UploadError,
     problem_codes,
 )
+from app.web.problems import problem
 
 RELEASED = {
     "ambiguous_session": 400,
@@ -37,6 +46,7 @@ RELEASED = {
     "bad_request": 400,
     "digest_mismatch": 400,
     "incomplete_body": 400,
+    "inconsistent_upload_length": 400,
     "malformed_form": 400,
     "no_file": 400,
     "no_session": 401,
@@ -45,22 +55,29 @@ RELEASED = {
     "not_found": 404,
     "method_not_allowed": 405,
     "too_slow": 408,
+    "in_progress": 409,
+    "offset_mismatch": 409,
+    "gone": 410,
     "precondition_failed": 412,
+    "unsupported_version": 412,
     "request_too_large": 413,
     "too_large": 413,
     "too_many_files": 413,
     "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
+    "checksum_mismatch": 460,
     "internal": 500,
     "unavailable": 503,
     "storage_full": 507,
 }
 
 EXAMPLES = [
-    AmbiguousSession(), BadCursor(), BadQuery("limit", "1 to 500"), CrossOrigin(), DigestMismatch("a", "b"),
-    IncompleteBody(5, 10), IncompleteBody(5, None), Internal(), MethodNotAllowed("PUT", "GET, HEAD"), NoFile(),
-    NoSession(), NotFound(), PreconditionFailed(), RangeNotSatisfiable(5), RequestTooLarge(11, 10), StorageFull(),
-    TooLarge(11, 10), TooManyFiles(11, 10), TooSlow(30, 1024), Unavailable(), publish.OutcomeUnknown(),
+    AmbiguousSession(), BadCursor(), BadQuery("limit", "1 to 500"), ChecksumMismatch("sha1", "a", "b"),
+    ChunkDigestMismatch("a", "b"), CrossOrigin(), DigestMismatch("a", "b"), Gone(), IncompleteBody(5, 10),
+    IncompleteBody(5, None), InconsistentUploadLength(5, 6), InProgress(), Internal(),
+    MethodNotAllowed("PUT", "GET, HEAD"), NoFile(), NoSession(), NotFound(), OffsetMismatch(5, 6), PreconditionFailed(),
+    RangeNotSatisfiable(5), RequestTooLarge(11, 10), StorageFull(), TooLarge(11, 10), TooManyFiles(11, 10),
+    TooSlow(30, 1024), Unavailable(), UnsupportedVersion("1.0.0"), publish.OutcomeUnknown(),
 ]  # fmt: skip
 
 
@@ -74,6 +91,7 @@ def test_a_new_code_is_released_on_purpose():
 
 def test_a_code_is_that_of_the_refusal_and_not_of_a_kind_of_it():
     assert problem_codes()["unavailable"] is Unavailable
+    assert problem_codes()["digest_mismatch"] is DigestMismatch
 
 
 def test_every_code_has_a_title_of_its_own():
@@ -108,6 +126,24 @@ def test_what_the_protocols_ask_for_is_said():
     assert NoSession().headers["WWW-Authenticate"].startswith("Bearer")
     assert MethodNotAllowed("PUT", "GET, HEAD").headers == {"Allow": "GET, HEAD"}
     assert RangeNotSatisfiable(5).headers == {"Content-Range": "bytes */5"}
+    assert UnsupportedVersion("1.0.0").headers == {"Tus-Version": "1.0.0"}
+    assert OffsetMismatch(5, 6).members == {"expected-offset": 5, "provided-offset": 6}
+    base = "https://iana.org/assignments/http-problem-types#"
+    assert OffsetMismatch.registered == f"{base}mismatching-upload-offset"
+    assert InconsistentUploadLength.registered == f"{base}inconsistent-upload-length"
+    assert {kind.registered for kind in problem_codes().values()} == {
+        None, OffsetMismatch.registered, InconsistentUploadLength.registered,
+    }  # fmt: skip
+
+
+def test_a_type_that_a_standard_gives_goes_before_our_own():
+    def sent(error):
+        return json.loads(problem(error, "r").body)
+
+    mismatch = sent(OffsetMismatch(5, 6))
+    assert mismatch["type"] == "https://iana.org/assignments/http-problem-types#mismatching-upload-offset"
+    assert (mismatch["code"], mismatch["expected-offset"], mismatch["provided-offset"]) == ("offset_mismatch", 5, 6)
+    assert sent(InProgress())["type"] == "urn:waybill:problem:in_progress"
 
 
 def test_refusals_share_nothing_with_each_other():

@@ -12,7 +12,7 @@ from app.errors import BadRequest, MethodNotAllowed, NotFound, UploadError
 def problem(error: UploadError, request_id: str) -> Response:
     """The refusal as `application/problem+json`; `members` are the numbers and names it speaks of."""
     document = {
-        "type": f"urn:waybill:problem:{error.code}",
+        "type": error.registered or f"urn:waybill:problem:{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": str(error),

@@ -1,0 +1,244 @@
+"""What a request of a resumable upload asks for, and what its answer says: the words both protocols share.
+
+A resource is one upload that comes in several requests, under a URL of its own. Offsets and
+lengths are bytes, times are microseconds since 1970 UTC, digests are as they were sent.
+"""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from app.errors import BadRequest, ChecksumMismatch, ChunkDigestMismatch, UploadError
+from app.model import MAX_SIZE
+
+_WHOLE = re.compile(r"[0-9]{1,19}")
+
+
+class Headers(Protocol):
+    """The headers of a request: names in any case, values as text whose bytes were decoded as latin-1."""
+
+    def getlist(self, key: str) -> list[str]: ...
+
+
+class Hasher(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
+class _Crc32:
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._sum = zlib.crc32(data, self._sum)
+
+    def digest(self) -> bytes:
+        return self._sum.to_bytes(4, "big")
+
+
+# These find accidents on the way; nobody's safety rests on them.
+_HASHERS: Final[dict[str, Callable[[], Hasher]]] = {
+    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
+    "sha256": hashlib.sha256,
+    "sha512": hashlib.sha512,
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc32": _Crc32,
+}
+ALGORITHMS: Final = tuple(_HASHERS)
+DIGEST_BYTES: Final = {name: len(hasher().digest()) for name, hasher in _HASHERS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The digest that the bytes of one request must have, or none of them counts.
+
+    `algorithm` is one of ALGORITHMS, `mismatch` the refusal of the protocol it came by.
+    """
+
+    algorithm: str
+    digest: bytes
+    mismatch: Callable[[str, str, str], UploadError]
+
+    def hasher(self) -> Hasher:
+        """A new hash for the bytes of the request."""
+        return _HASHERS[self.algorithm]()
+
+    def check(self, hasher: Hasher) -> None:
+        """Compare with what arrived.
+
+        Raises:
+            ChecksumMismatch, ChunkDigestMismatch: it is something else.
+        """
+        actual = hasher.digest()
+        if actual != self.digest:
+            raise self.mismatch(self.algorithm, self.digest.hex(), actual.hex())
+
+    @classmethod
+    def of_chunk(cls, algorithm: str, digest: bytes) -> "Checksum":
+        """As tus has it: a mismatch is 460."""
+        return cls(algorithm, digest, ChecksumMismatch)
+
+    @classmethod
+    def of_content(cls, sha256: str) -> "Checksum":
+        """As Content-Digest has it (RFC 9530), given in hex: a mismatch is 400."""
+        return cls("sha256", bytes.fromhex(sha256), lambda _, expected, actual: ChunkDigestMismatch(expected, actual))
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Begin an upload. What the request's body holds, if it `brings_bytes`, is the beginning of the file.
+
+    `ends` says whether the file ends with this request; None when the length alone tells.
+    `filename` is clean, None when the request names none; `metadata` and `concat` are raw.
+    `sha256` is what the whole file must have, in hex; `checksum` what this body must have.
+    A part `is_part`: it serves a later Concatenate and is no upload of its own.
+    """
+
+    length: int | None
+    ends: bool | None
+    filename: str | None
+    content_type: str
+    metadata: str | None = None
+    concat: str | None = None
+    is_part: bool = False
+    brings_bytes: bool = False
+    checksum: Checksum | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenate:
+    """Make an upload of others, its parts, in this order. `keys` are theirs; one may stand there several times."""
+
+    keys: tuple[str, ...]
+    filename: str | None
+    content_type: str
+    metadata: str | None
+    concat: str
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Add the body to what is there up to `offset`.
+
+    `length` is the file's, as far as this request tells it; `ends` as in Create.
+    """
+
+    offset: int
+    length: int | None = None
+    ends: bool | None = None
+    checksum: Checksum | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Say how far the upload is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget the upload."""
+
+
+Intent = Create | Concatenate | Append | Ask | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is true of a resource when its answer is made, at `at_us`.
+
+    `location` is its URL. `offset` is None while parts are still awaited. `record` is the URL
+    of the upload's record, `sha256` the digest of the finished file; both None if there is none.
+    `metadata` and `concat` are as the client sent them.
+    """
+
+    location: str
+    offset: int | None
+    length: int | None
+    completed: bool
+    at_us: int
+    expires_at_us: int | None = None
+    metadata: str | None = None
+    concat: str | None = None
+    record: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is allowed: bytes of a file, bytes of one request, seconds a new resource lives. None is no limit."""
+
+    file_bytes: int = MAX_SIZE
+    request_bytes: int | None = None
+    idle_seconds: int | None = None
+
+
+HeaderPairs = list[tuple[str, str]]
+
+
+class Answer(NamedTuple):
+    """A status and headers; `with_record` when the upload's record is the body, otherwise there is none."""
+
+    status: int
+    headers: HeaderPairs
+    with_record: bool = False
+
+
+class Speaker(Protocol):
+    """One request and its answer, in one protocol's words."""
+
+    def read(self) -> Intent:
+        """What the request asks for, by its headers alone. Raises an UploadError for what it may not ask."""
+        ...
+
+    def answer(self, intent: Intent, state: State) -> Answer:
+        """The answer to an intent that was met; `state` is what it led to."""
+        ...
+
+    def refusal(self, error: UploadError, *, location: str | None = None) -> HeaderPairs:
+        """The headers that a refusal carries beside its own; `location` when a resource was made all the same."""
+        ...
+
+    @property
+    def hears_interim(self) -> bool:
+        """Whether this client learns where a new resource is before its body has come, by `interim`."""
+        ...
+
+    def interim(self, state: State) -> Answer | None:
+        """The interim response that tells where a new resource is, None if this client waits for none."""
+        ...
+
+    def progress(self, offset: int) -> Answer | None:
+        """The interim response that tells what is durable, None if this client waits for none."""
+        ...
+
+
+def single(headers: Headers, name: str) -> str | None:
+    """A header that may stand only once, since two could mean two things to two readers; None when it is absent.
+
+    Raises:
+        BadRequest: it stands there several times.
+    """
+    values = headers.getlist(name)
+    if len(values) > 1:
+        raise BadRequest(f"the request has more than one {name.title()}")
+    return values[0].strip(" \t") if values else None
+
+
+def media_type(headers: Headers) -> str:
+    """The Content-Type in lower case and without parameters, which some clients cannot help adding; `""` for none."""
+    return (single(headers, "content-type") or "").partition(";")[0].strip(" \t").lower()
+
+
+def whole_number(name: str, text: str) -> int:
+    """A header's number, in digits alone.
+
+    Raises:
+        BadRequest: it is something else, or above 2**63 - 1.
+    """
+    if _WHOLE.fullmatch(text) is None or int(text) > MAX_SIZE:
+        raise BadRequest(f"{name} must be a whole number, at most {MAX_SIZE}")
+    return int(text)
