@@ -149,12 +149,12 @@ async def migrate_(as_json: bool) -> int:
 async def sweep(as_json: bool) -> int:
     """Remove what crashes and walk-aways left, once, as the service does on a schedule."""
     from app.db import migrate
-    from app.main import now_us
-    from app.sweep import Sweeper
+    from app.main import now_us, receiving
 
     async with _stores(migrated=False) as (storage, db):
         await migrate.migrate(db, now_us=now_us())
-        swept = await Sweeper(storage, db, now_us=now_us).once()
+        async with receiving(_settings(), storage, db) as ways_in:
+            swept = await ways_in.sweeper.once()
     if as_json:
         _print(swept.as_dict())
     else:

@@ -28,6 +28,8 @@ from app.notation import (
     Proxies,
     Size,
     SizeAboveZero,
+    Versions,
+    YesOrNo,
     one_of,
     whole_number,
 )
@@ -83,6 +85,22 @@ class Settings(BaseSettings):
         4000, description="Most uploads that each worker receives at the same time."
     )
     min_upload_rate: Size = Field(KiB, description="Slowest accepted body, in bytes a second; 0 accepts any.")
+    upload_idle_time: Duration = Field(
+        timedelta(days=1), description="How long an unfinished resumable upload is kept to which no bytes come."
+    )
+    upload_max_time: Duration = Field(
+        default_factory=lambda given: max(given["upload_idle_time"], timedelta(days=7)),
+        description="How long it is kept in all, no less than without bytes. Default: 7d, or as long as that.",
+    )
+    interop_versions: Versions = Field(
+        (5, 6, 8, 9, 10),
+        description="Interop versions whose clients are told while they send, by a 104, where to resume.",
+    )
+    interim_responses: YesOrNo = Field(
+        True,
+        description="true: a client learns early, by a status 104, where it can resume; false: a proxy in front, such "
+        "as nginx, does not pass that on.",
+    )
 
     # Who is believed.
     secret_keys: Keys = Field(
@@ -91,11 +109,15 @@ class Settings(BaseSettings):
         "Default: one that is made once and kept in secret.key in the storage directory.",
     )
     session_max_age: Duration = Field(timedelta(days=30), description="How long a session lives that is not used.")
+    upload_url_needs_session: YesOrNo = Field(
+        False,
+        description="true: the URL of a resumable upload opens it for its own session alone; false: for its holder.",
+    )
     secure_cookies: Annotated[SecureCookies, one_of(SecureCookies)] = Field(
         "auto", description="auto: a cookie is Secure if its request came over HTTPS; always: it is."
     )
     allowed_origins: Origins = Field(
-        (), description="Other sites whose pages may use a session, as scheme://host[:port]."
+        (), description="Other sites whose pages may use this service, as scheme://host[:port]."
     )
     trusted_proxies: Proxies = Field(
         (), description="Addresses or networks whose X-Forwarded headers are believed; * for everyone's."
@@ -122,6 +144,13 @@ class Settings(BaseSettings):
         if size < largest:
             raise ValueError(f"expected no less than {PREFIX}MAX_FILE_SIZE, {largest} bytes")
         return size
+
+    @field_validator("upload_max_time")
+    @classmethod
+    def _outlasts_idleness(cls, time: timedelta, others: ValidationInfo) -> timedelta:
+        if time < others.data.get("upload_idle_time", time):
+            raise ValueError(f"expected no less than {PREFIX}UPLOAD_IDLE_TIME")
+        return time
 
     @classmethod
     def settings_customise_sources(

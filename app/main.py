@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -21,11 +22,13 @@ from app.db import Db, migrate
 from app.errors import Unusable, UploadError
 from app.ingest import Ingest, Limits
 from app.publish import Publisher
+from app.resume import Resumes
 from app.sessions import Sessions
 from app.signing import Signer
 from app.storage import Storage
 from app.storage.local import LocalStorage
 from app.sweep import Sweeper
+from app.web.cors import CorsMiddleware
 from app.web.exchange import ExchangeMiddleware
 from app.web.routes import routes
 from app.web.services import Services
@@ -35,6 +38,7 @@ log = structlog.stdlib.get_logger("waybill")
 
 _MICROSECOND = timedelta(microseconds=1)
 _CLEANING_SECONDS = 5.0  # the server has waited for the requests and ended the rest: they have this long to clean up
+_LETTING_GO_SECONDS = 2.0  # before that, to write down how far resumable uploads have come
 _CODE_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: none that looks like another
 
 
@@ -45,6 +49,11 @@ def now_us() -> int:
 def new_id() -> str:
     """A UUIDv7: sortable by time, 74 bits of chance."""
     return str(uuid_utils.uuid7())
+
+
+def new_key() -> str:
+    """128 bits of chance, as a URL can hold them: who has this has the upload it stands for."""
+    return secrets.token_urlsafe(16)
 
 
 def new_code() -> str:
@@ -140,6 +149,46 @@ async def stores(settings: Settings) -> AsyncIterator[tuple[Storage, Db]]:
         yield storage, db
 
 
+class Receiving(NamedTuple):
+    """What takes files in, and what looks after those that were left."""
+
+    ingest: Ingest
+    resumes: Resumes
+    sweeper: Sweeper
+
+
+@asynccontextmanager
+async def receiving(settings: Settings, storage: Storage, db: Db) -> AsyncIterator[Receiving]:
+    """The ways in, open; in the end what is under way has some seconds to come to its own."""
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us))
+        ingest = Ingest(
+            storage,
+            publisher,
+            limits=Limits(
+                file_bytes=settings.max_file_size,
+                files=settings.max_files_per_request,
+                requests_at_once=settings.max_concurrent_uploads,
+            ),
+            now_us=now_us,
+            new_id=new_id,
+        )
+        stack.push_async_callback(ingest.close, _CLEANING_SECONDS)
+        resumes = Resumes(
+            storage,
+            db,
+            publisher,
+            ingest,
+            idle_us=settings.upload_idle_time // _MICROSECOND,
+            cap_us=settings.upload_max_time // _MICROSECOND,
+            now_us=now_us,
+            new_id=new_id,
+            new_key=new_key,
+        )
+        stack.push_async_callback(resumes.close, _LETTING_GO_SECONDS)
+        yield Receiving(ingest, resumes, Sweeper(storage, db, resumables=resumes.sweep, now_us=now_us))
+
+
 @asynccontextmanager
 async def services(settings: Settings) -> AsyncIterator[Services]:
     """Everything that handlers need, opened in order and closed in the opposite one.
@@ -156,24 +205,11 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
             max_age_us=settings.session_max_age // _MICROSECOND,
             now_us=now_us,
             new_id=new_id,
-            new_secret=lambda: secrets.token_urlsafe(16),
+            new_secret=new_key,
             new_code=new_code,
         )
         stack.push_async_callback(_last_seen, sessions)
-        publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us))
-        ingest = Ingest(
-            storage,
-            publisher,
-            limits=Limits(
-                file_bytes=settings.max_file_size,
-                files=settings.max_files_per_request,
-                requests_at_once=settings.max_concurrent_uploads,
-            ),
-            now_us=now_us,
-            new_id=new_id,
-        )
-        stack.push_async_callback(ingest.close, _CLEANING_SECONDS)
-        sweeper = Sweeper(storage, db, now_us=now_us)
+        ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db))
         for work in (sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds())):
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield Services(
@@ -181,8 +217,10 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
             storage=storage,
             db=db,
             ingest=ingest,
+            resumes=resumes,
             sessions=sessions,
             cursors=Signer(keys, "cursor"),
+            now_us=now_us,
         )
 
 
@@ -220,16 +258,14 @@ def build(settings: Settings) -> Starlette:
             yield state
         log.info("stopped")
 
+    origins = frozenset(settings.allowed_origins)
     app = _Application(
         routes=routes,
         lifespan=lifespan,
         middleware=[
             Middleware(ExchangeMiddleware, new_id=new_id, stopwatch=time.perf_counter),
-            Middleware(
-                SessionMiddleware,
-                allowed_origins=frozenset(settings.allowed_origins),
-                always_secure=settings.secure_cookies == "always",
-            ),
+            *([Middleware(CorsMiddleware, allowed_origins=origins)] if origins else []),
+            Middleware(SessionMiddleware, allowed_origins=origins, always_secure=settings.secure_cookies == "always"),
         ],
     )
     app.router.redirect_slashes = False  # the redirect would lead wherever the client's own Host says

@@ -55,6 +55,8 @@ class Incoming:
     protocol: Protocol
     created_at: int
     staged: Staged
+    stays: bool = False
+    """It came in several requests and has its record already: whatever its landing meets, it can be landed again."""
 
     def completed(self, at: int) -> Upload:
         return self._upload(Status.COMPLETED, sha256=self.staged.sha256, completed_at=max(at, self.created_at))
@@ -96,7 +98,12 @@ class _Landing:
 
     @property
     def ids(self) -> list[str]:
-        return [file.id for file in self.files]
+        """Those of the files that go when they do not land."""
+        return [file.id for file in self.files if not file.stays]
+
+    @property
+    def stays(self) -> bool:
+        return any(file.stays for file in self.files)
 
     def landed(self) -> None:
         if not self.done.done():  # else its request was cancelled; the outcome is in the history
@@ -270,7 +277,7 @@ class Publisher:
         except Unavailable as error:
             # The files stay: the rows may be there after all.
             log.error("the database is away; the outcome is open", uploads=sum(len(each.uploads) for each in batch))
-            self._in_doubt += batch
+            self._in_doubt += [landing for landing in batch if not landing.stays]
             self._away.set()
             for landing in batch:
                 unknown = OutcomeUnknown()

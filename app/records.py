@@ -59,7 +59,7 @@ class SessionRecord(Session):
 
 
 async def insert_uploads(asks: Asks, uploads: Sequence[Upload]) -> None:
-    """Record uploads; those that are recorded already stay as they are.
+    """Record uploads; those that are recorded already stay as they are, but for those still on their way in.
 
     An upload whose session has joined another one meanwhile is recorded for that one.
     """
@@ -234,6 +234,8 @@ async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) ->
         return False
     await unit.run("end_merged_session", session_id=from_id, into_id=into_id, now_us=now_us)
     await unit.run("repoint_merged_sessions", from_id=from_id, into_id=into_id)
+    # In the order in which an append changes the two, so that neither deadlocks the other.
+    await unit.run("move_resumables", from_id=from_id, into_id=into_id)
     await unit.run("move_uploads", from_id=from_id, into_id=into_id)
     await unit.run("move_tokens", from_id=from_id, into_id=into_id)
     await unit.run("move_link_codes", from_id=from_id, into_id=into_id)
@@ -242,6 +244,7 @@ async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) ->
 
 async def move_merged_uploads(asks: Asks) -> int:
     """A repair: uploads that are recorded for a session which has joined another follow it; how many."""
+    await asks.many("move_merged_resumables")
     return len(await asks.many("move_merged_uploads"))
 
 

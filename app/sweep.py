@@ -1,9 +1,9 @@
 """What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -35,6 +35,15 @@ def too_many(found: int, of: int) -> bool:
     return found > max(10, of // 1000) or 0 < found == of
 
 
+class SweptResumables(NamedTuple):
+    """What was done about uploads that come in several requests."""
+
+    expired: int = 0
+    completed: int = 0
+    files_removed: int = 0
+    forgotten: int = 0
+
+
 @dataclass(slots=True)
 class Swept:
     """What one sweep found and did. `stopped` says why it left files or rows alone."""
@@ -46,6 +55,9 @@ class Swept:
     records: int = 0
     records_lost: int = 0
     sessions_ended: int = 0
+    uploads_expired: int = 0
+    uploads_completed: int = 0
+    partials_removed: int = 0
     stopped: str | None = None
 
     def as_dict(self) -> dict[str, int | str | None]:
@@ -53,11 +65,24 @@ class Swept:
 
 
 class Sweeper:
-    """Sweep once, or every so often. `grace_seconds` is for files that may still get their row."""
+    """Sweep once, or every so often.
 
-    def __init__(self, storage: Storage, db: Db, *, now_us: Clock, grace_seconds: float = GRACE_SECONDS) -> None:
+    `grace_seconds` is for files that may still get their row. `resumables` sweeps uploads that
+    come in several requests.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        *,
+        resumables: Callable[[], Awaitable[SweptResumables]] | None = None,
+        now_us: Clock,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
         self._storage = storage
         self._db = db
+        self._resumables = resumables
         self._now_us = now_us
         self._grace_seconds = grace_seconds
 
@@ -87,6 +112,10 @@ class Sweeper:
             if alone:
                 # What frees space comes first: on a full disk the database takes no change.
                 swept.staged_removed = await self._storage.sweep(KEEP_ASIDE_SECONDS)
+                if self._resumables is not None:
+                    done = await self._resumables()
+                    swept.uploads_expired, swept.uploads_completed = done.expired, done.completed
+                    swept.partials_removed = done.files_removed
                 await self._sweep_files(swept)
                 if swept.stopped is None:
                     await self._sweep_rows(swept)

@@ -16,6 +16,9 @@ log = structlog.stdlib.get_logger("waybill.verify")
 
 _AT_ONCE: Final = 500
 _GRACE_SECONDS: Final = 60.0  # a batch may be between its files and its rows
+# After a crash between the two, the file of a resumable upload has a record that is not complete yet; the next sweep
+# completes it.
+_OWNING: Final = {Status.COMPLETED, Status.UPLOADING, Status.PROCESSING}
 
 
 @dataclass(slots=True)
@@ -68,6 +71,6 @@ async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lamb
         keys = [file.key for file in files if file.settled]
         statuses = await records.statuses_of(db, keys)
         gone = await storage.missing([key for key in keys if statuses.get(key) == Status.DELETED])
-        found.without_record += [key for key in keys if statuses.get(key) != Status.COMPLETED and key not in gone]
+        found.without_record += [key for key in keys if statuses.get(key) not in _OWNING and key not in gone]
     found.foreign = await storage.strays()
     return found

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 import structlog
 
 from app.config import Settings
+from app.errors import problem_codes
 from app.main import build
 from app.web.services import Services
 
@@ -93,6 +94,8 @@ class Answer:
     """Whether the answer came to its end."""
     heard: bool = True
     """Whether the client was still there at the end."""
+    interim: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    """What was said before the answer, each as status and headers."""
     broken: BaseException | None = None
     """What the application raised after its answer had begun; a server would cut the connection."""
 
@@ -120,7 +123,7 @@ class Answer:
         problem = self.json()
         assert problem["code"] == code, problem
         assert self["content-type"] == "application/problem+json"
-        assert problem["type"] == f"urn:waybill:problem:{code}"
+        assert problem["type"] == (problem_codes()[code].registered or f"urn:waybill:problem:{code}")
         assert problem["status"] == status
         assert problem["request_id"] == self["x-request-id"]
         assert problem["title"]
@@ -220,6 +223,7 @@ class Client:
         }
         exchange = _Exchange(method, chunks, hang_up_after, stop_listening_after, receive)
         answer = exchange.answer
+        scope["extensions"] = {"waybill.interim": exchange.say_before}
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._service.app(scope, exchange.receive, exchange.send)
@@ -364,6 +368,11 @@ class _Exchange:
             self._over.set()
         elif self._stop_listening_after is not None and len(answer.blocks) >= self._stop_listening_after:
             self._hang_up()
+
+    def say_before(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if not 100 < status < 200 or self.answer.status:
+            raise _ServerError("what comes before the answer is an interim response")
+        self.answer.interim.append((status, {name.decode(): value.decode() for name, value in headers}))
 
     def check_length(self) -> None:
         answer = self.answer

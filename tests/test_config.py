@@ -56,6 +56,14 @@ UNDERSTOOD = [
     ("max_concurrent_uploads", "17", 17),
     ("min_upload_rate", "0", 0),
     ("min_upload_rate", "64KB", 64_000),
+    ("upload_idle_time", "1h", timedelta(hours=1)),
+    ("upload_max_time", "1d", timedelta(days=1)),
+    ("interop_versions", "", ()),
+    ("interop_versions", "6, 10", (6, 10)),
+    ("interop_versions", '["11"]', (11,)),
+    ("interim_responses", "false", False),
+    ("upload_url_needs_session", "true", True),
+    ("upload_url_needs_session", "false", False),
     ("secure_cookies", "always", "always"),
     ("allowed_origins", "", ()),
     ("allowed_origins", "https://example.com", ("https://example.com",)),
@@ -93,6 +101,11 @@ REFUSED = [
     ("max_files_per_request", ["0", "many"], "expected a whole number from 1"),
     ("max_concurrent_uploads", ["0", "4e3"], "expected a whole number from 1"),
     ("min_upload_rate", ["1KiB/s", "slow"], "expected a size, or 0"),
+    ("upload_idle_time", ["1", "0s", "8d1h"], "expected a duration"),
+    ("upload_max_time", ["1h", "ever"], "expected"),
+    ("interop_versions", ["4", "latest", "6;10", "100", "6,,10", "06", "6KiB", "[6]", "-6"], "expected"),
+    ("interim_responses", ["off"], "expected true or false"),
+    ("upload_url_needs_session", ["", "True", "1", "yes"], "expected true or false"),
     ("secure_cookies", ["true", "never"], "expected auto or always"),
     (
         "allowed_origins",
@@ -251,6 +264,16 @@ def test_the_largest_request_follows_the_largest_file():
     assert load({"WAYBILL_MAX_FILE_SIZE": "1MiB", "WAYBILL_MAX_REQUEST_SIZE": "1MiB"}).max_request_size == 1024**2
     [line] = refusals({"WAYBILL_MAX_FILE_SIZE": "1MiB", "WAYBILL_MAX_REQUEST_SIZE": "1MB"})
     assert line == "WAYBILL_MAX_REQUEST_SIZE is '1MB', expected no less than WAYBILL_MAX_FILE_SIZE, 1048576 bytes"
+
+
+def test_an_upload_may_not_be_idle_for_longer_than_it_may_be():
+    settings = load({"WAYBILL_UPLOAD_IDLE_TIME": "7d", "WAYBILL_UPLOAD_MAX_TIME": "7d"})
+    assert settings.upload_idle_time == settings.upload_max_time
+    assert refusals({"WAYBILL_UPLOAD_IDLE_TIME": "8d", "WAYBILL_UPLOAD_MAX_TIME": "7d"}) == [
+        "WAYBILL_UPLOAD_MAX_TIME is '7d', expected no less than WAYBILL_UPLOAD_IDLE_TIME"
+    ]
+    assert load({"WAYBILL_UPLOAD_IDLE_TIME": "8d"}).upload_max_time == timedelta(days=8)
+    assert Settings().upload_max_time == timedelta(days=7)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DIFFERS = {
     r'(?<="next_cursor": ")[^"]+': "<cursor>",
     r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
+    r"(?<=/api/ingestion/uploads/)[A-Za-z0-9_-]{22}": "<key>",
     r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z": "<time>",
     r"\w{3}, \d{2} \w{3} \d{4} \d{2}:\d{2}:\d{2} GMT": "<date>",
 }

@@ -36,6 +36,13 @@ def impatient(tmp_path_factory):
         yield running.start()
 
 
+@pytest.fixture(scope="module")
+def offering(tmp_path_factory):
+    """One that offers to resume in two interop versions."""
+    with closing(Service(tmp_path_factory.mktemp("offering"), interop_versions="6,10")) as running:
+        yield running.start()
+
+
 def connect(running):
     return socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE)
 
@@ -294,3 +301,73 @@ class TestProxies:
 
     def test_nobody_else_is(self, running):
         assert self.who(running, client="192.0.2.1", scheme="https") == ("127.0.0.1", False)
+
+
+class TestInterim:
+    """104, which tells a client while it sends where it could go on."""
+
+    DONE = b"Content-Length: 5\r\nUpload-Complete: ?1\r\n"
+    LAST = b"Connection: close\r\n\r\n"
+
+    def responses(self, received):
+        """Every response, the interim ones too."""
+        found = []
+        while received:
+            response = understood(received)
+            found.append(response[:3])
+            received = response[3]
+        return found
+
+    def version(self, number):
+        return f"Upload-Draft-Interop-Version: {number}\r\n".encode()
+
+    @pytest.mark.parametrize("number", [6, 10])
+    def test_it_comes_before_the_body_does(self, offering, number):
+        with connect(offering) as connection:
+            connection.sendall(PUT + self.DONE + self.version(number) + self.LAST)
+            received = connection.recv(65536)
+            while b"\r\n\r\n" not in received:
+                received += connection.recv(65536)
+            assert received.startswith(b"HTTP/1.1 104 Upload Resumption Supported\r\n")
+            [(_, headers, _)] = self.responses(received)
+            assert headers["upload-draft-interop-version"] == str(number)
+            assert "max-size=" in headers["upload-limit"]
+            connection.sendall(b"hel")
+        with offering.client() as client:  # it went away, and knows where it can go on
+            url = headers["location"]
+            asked = client.head(url)
+            assert asked.headers["upload-complete"] == "?0"
+            offset = int(asked.headers["upload-offset"])
+            fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(offset)}
+            answer = client.patch(url, headers={**fields, "Upload-Complete": "?1"}, content=b"hello"[offset:])
+            assert answer.status_code == 201
+            assert (answer.json()["size"], answer.json()["filename"]) == (5, "a.bin")
+
+    def test_it_does_not_stand_for_100_continue(self, offering):
+        head = PUT + self.DONE + self.version(6) + b"Expect: 100-continue\r\n" + self.LAST
+        responses = self.responses(said_to(offering, head, b"hello"))
+        assert [status for status, _, _ in responses] == [104, 100, 201]
+        assert responses[2][1]["upload-complete"] == "?1"
+
+    @pytest.mark.parametrize("number", [8, 77])
+    def test_who_speaks_another_version_is_not_told(self, offering, number):
+        [(status, headers, _)] = self.responses(
+            said_to(offering, PUT + self.DONE + self.version(number) + self.LAST, b"hello")
+        )
+        assert (status, headers["upload-complete"]) == (201, "?1")
+
+    def test_nor_is_who_speaks_none_or_offers_nothing(self, offering):
+        for fields in (self.DONE, b"Content-Length: 5\r\n" + self.version(6)):
+            [(status, _, _)] = self.responses(said_to(offering, PUT + fields + self.LAST, b"hello"))
+            assert status == 201
+
+    def test_nor_is_who_would_take_it_for_the_answer(self, offering):
+        head = (PUT + self.DONE + self.version(6) + self.LAST).replace(b"HTTP/1.1", b"HTTP/1.0")
+        assert [status for status, _, _ in self.responses(said_to(offering, head, b"hello"))] == [201]
+
+    def test_it_can_be_turned_off(self, service):
+        running = service(interim_responses="false")
+        [(status, headers, _)] = self.responses(
+            said_to(running, PUT + self.DONE + self.version(6) + self.LAST, b"hello")
+        )
+        assert (status, headers["upload-complete"]) == (201, "?1")

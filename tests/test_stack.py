@@ -105,6 +105,9 @@ class TestSettings:
         wanted = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
         assert set(re.findall(r"^#?(\w+)=$", example, re.MULTILINE)) == wanted
 
+    def test_nothing_is_sent_that_the_proxy_would_take_for_the_answer(self):
+        assert settings_of_the_stack().interim_responses is False
+
     def test_no_password_stands_in_the_repository(self):
         for text in [SERVICES["waybill"]["environment"]["WAYBILL_DATABASE_URL"],
                      SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]]:  # fmt: skip

@@ -16,6 +16,7 @@ from app.errors import BadRequest
 from app.main import new_id
 from app.server.cycle import Cycle
 from app.web.problems import problem
+from app.web.resumable import INTERIM
 
 log = structlog.stdlib.get_logger("waybill.server")
 
@@ -143,6 +144,8 @@ class Connection(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive() and not upgrades,
             on_response=self.on_response_complete,
         )
+        if version == "1.1":  # an older client would take it for the answer
+            self.scope["extensions"] = {INTERIM: self.cycle.say_before}  # type: ignore[dict-item]  # any object will do there
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:

@@ -1,5 +1,6 @@
 """One request and its answer, as the server sees them: what uvicorn does, in fewer steps and copies."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -7,6 +8,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 _TOGETHER_BYTES: Final = 64 * 1024
 _NO_BODY: Final = {204, 304}
+_INTERIM_PHRASES: Final = {104: b"Upload Resumption Supported"}
 _CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t\r\n"))
 
 
@@ -29,6 +31,13 @@ class Cycle(RequestResponseCycle):
         if self._waiting > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         self.message_event.set()
+
+    def say_before(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write an interim response (RFC 9110 §15.2), unless the answer has begun or the client does not read."""
+        if self.response_started or self.disconnected or self.flow.write_paused or self.transport.is_closing():
+            return
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _INTERIM_PHRASES.get(status, b""), lines))
 
     async def receive(self) -> Any:
         if self.waiting_for_100_continue and not self.transport.is_closing():
@@ -107,6 +116,7 @@ class Cycle(RequestResponseCycle):
             if self.expected_content_length:
                 raise RuntimeError("an answer is shorter than its Content-Length")
             self.response_complete = True
+            self.scope.pop("extensions", None)  # with `say_before`, through which the scope would hold itself
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()

@@ -21,6 +21,8 @@ log = structlog.stdlib.get_logger("waybill.web")
 
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _LINGER_SECONDS: Final = 2.0
+_KEYS: Final = "/api/ingestion/uploads/"
+_SHOWN_OF_KEY: Final = 6
 
 
 class Exchange:
@@ -126,7 +128,7 @@ class ExchangeMiddleware:
                 "answered",
                 request_id=exchange.id,
                 method=scope["method"],
-                path=_path(scope),
+                path=_shown_path(scope),
                 status=exchange.status,
                 received=exchange.received,
                 ms=round((self._stopwatch() - began) * 1000, 1),
@@ -136,12 +138,17 @@ class ExchangeMiddleware:
 
 
 def _log_failure(exchange: Exchange, scope: Scope) -> None:
-    log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=_path(scope))
+    log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=_shown_path(scope))
 
 
-def _path(scope: Scope) -> str:
-    """As it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line."""
+def _shown_path(scope: Scope) -> str:
+    """The path as it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line.
+
+    Of a resumable upload's key, which opens it, only the beginning.
+    """
     path: str = scope["raw_path"].decode("ascii", "backslashreplace")
+    if path.startswith(_KEYS) and scope["method"] != "PUT":
+        return f"{path[: len(_KEYS) + _SHOWN_OF_KEY]}..."
     return path
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import files, health, history, session, uploads
+from app.web import files, health, history, resumable, session
 from app.web.request import Handler
 
 
@@ -25,10 +25,14 @@ class _Rest(PathConvertor):
 register_url_convertor("rest", _Rest())
 
 routes = [
-    # Send files in one request.
-    Route("/api/ingestion/uploads", uploads.post, methods=["POST"]),
-    Route("/api/ingestion/uploads", uploads.options, methods=["OPTIONS"]),
-    Route("/api/ingestion/uploads/{filename:rest}", uploads.put_file, methods=["PUT"]),
+    # Send files, each in one request or in several: the request's headers say which.
+    Route("/api/ingestion/uploads", resumable.post, methods=["POST"]),
+    Route("/api/ingestion/uploads", resumable.options, methods=["OPTIONS"]),
+    Route("/api/ingestion/uploads/", resumable.post, methods=["POST"]),  # clients of tus are often given it like this
+    Route("/api/ingestion/uploads/{filename:rest}", resumable.put, methods=["PUT"]),
+    # Go on with one, by the URL it was given.
+    Route("/api/ingestion/uploads/{key}", resumable.resource, methods=["GET", "PATCH", "POST", "DELETE"]),
+    Route("/api/ingestion/uploads/{key}", resumable.options, methods=["OPTIONS"]),
     # Ask what was sent.
     Route("/api/ingestion/history", history.list_page, methods=["GET"]),
     Route("/api/ingestion/history/summary", history.summarize, methods=["GET"]),

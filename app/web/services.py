@@ -5,6 +5,8 @@ from typing import TypedDict
 from app.config import Settings
 from app.db import Db
 from app.ingest import Ingest
+from app.model import Clock
+from app.resume import Resumes
 from app.sessions import Sessions
 from app.signing import Signer
 from app.storage import Storage
@@ -15,5 +17,7 @@ class Services(TypedDict):
     storage: Storage
     db: Db
     ingest: Ingest
+    resumes: Resumes
     sessions: Sessions
     cursors: Signer
+    now_us: Clock

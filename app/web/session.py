@@ -96,7 +96,8 @@ class SessionMiddleware:
         caller = Caller(sessions, await sessions.recognise([*_bearers(headers), *cookies]))
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
-        exchange.more_headers = lambda: _set_cookie(sessions, caller.cookie_token(), secure=secure)
+        others = exchange.more_headers
+        exchange.more_headers = lambda: (*others(), *_set_cookie(sessions, caller.cookie_token(), secure=secure))
         await self._app(scope, receive, send)
 
     def _refuse_other_sites(self, headers: Headers, scheme: str) -> None:

@@ -24,7 +24,6 @@ MAX_FIELDS: Final = 1000
 
 async def post(request: Request[Services]) -> Response:
     """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
-    _refuse_other_protocols(request)
     kind = _single(request, "content-type") or ""
     if kind.partition(";")[0].strip().lower() == "multipart/form-data":
         most = request.state["settings"].max_files_per_request + MAX_FIELDS
@@ -36,14 +35,18 @@ async def post(request: Request[Services]) -> Response:
 
 async def put_file(request: Request[Services]) -> Response:
     """PUT /api/ingestion/uploads/{filename}: the body is the file."""
-    _refuse_other_protocols(request)
     if "content-range" in request.headers:
         raise BadRequest("a Content-Range makes the body a fragment; send the whole file")
+    return await _receive_raw(request, filename_of(request))
+
+
+def filename_of(request: Request[Any]) -> str:
+    """The clean name that the path of a PUT gives its file."""
     # From the raw path: the decoded one has lost what was not UTF-8.
     _, here, raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())
     if not here:
         raise NotFound  # the letters of our own path were escaped; nobody does, and where the name begins is unsure
-    return await _receive_raw(request, safe_filename(unquote_to_bytes(raw_name)))
+    return safe_filename(unquote_to_bytes(raw_name))
 
 
 async def options(request: Request[Services]) -> Response:
@@ -58,7 +61,7 @@ async def options(request: Request[Services]) -> Response:
 
 
 async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Response:
-    with _body_of(request) as body:
+    with body_of(request) as body:
         landing = request.state["ingest"].request(
             visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared
         )
@@ -82,7 +85,13 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
 async def _receive_raw(request: Request[Services], filename: str) -> Response:
     expected = _declared_digest(request)
     kind = content_type(_single(request, "content-type"))
-    with _body_of(request) as body:
+    upload = await receive(request, filename, kind, sha256=expected)
+    return _created(request, [upload], upload.as_json())
+
+
+async def receive(request: Request[Services], filename: str, kind: str, *, sha256: str | None) -> Upload:
+    """Take the body as a file, which must have that digest if one is given."""
+    with body_of(request) as body:
         limit = request.state["settings"].max_file_size
         if body.declared is not None and body.declared > limit:
             raise TooLarge(body.declared, limit)
@@ -90,15 +99,16 @@ async def _receive_raw(request: Request[Services], filename: str) -> Response:
             visitor=caller_of(request).visitor(), protocol=Protocol.RAW, declared=body.declared
         )
         async with landing:
-            await landing.begin_file(filename, kind, sha256=expected)
+            await landing.begin_file(filename, kind, sha256=sha256)
             async for block in body:
                 await landing.write(block)
             await landing.end_file()
-            uploads = await landing.publish()
-    return _created(request, uploads, uploads[0].as_json())
+            [upload] = await landing.publish()
+    return upload
 
 
-def _body_of(request: Request[Services]) -> Body:
+def body_of(request: Request[Services]) -> Body:
+    """The request's body under the service's bounds; see Body for what it refuses."""
     settings = request.state["settings"]
     return Body(request, limit=settings.max_request_size, min_rate=settings.min_upload_rate)
 
@@ -121,14 +131,6 @@ def _declared_digest(request: Request[Any]) -> str | None:
     if len(declared) > 1:
         raise BadRequest("Repr-Digest and Content-Digest name different digests for the same bytes")
     return declared.pop() if declared else None
-
-
-def _refuse_other_protocols(request: Request[Any]) -> None:
-    """A client that means a part of a file must never be told that it is the whole."""
-    if "tus-resumable" in request.headers:
-        raise BadRequest("tus is not spoken here; send the file in one request")
-    if request.headers.get("upload-complete", "?1").strip() != "?1":
-        raise BadRequest("a file cannot be sent in several requests here; send it in one")
 
 
 def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Response:

@@ -98,6 +98,22 @@ WHERE session_id = :session_id
 GROUP BY status
 ORDER BY status;
 
+-- name: advance_upload :run
+-- params: upload_id, size_bytes, status
+-- More of an upload that comes in several requests is there, or it is being put together.
+UPDATE uploads
+SET size_bytes = :size_bytes, status = :status
+WHERE id = :upload_id
+  AND status IN ('uploading', 'processing');
+
+-- name: end_upload :run
+-- params: upload_id, status, error_code?, error_detail?
+-- An upload that came in several requests will never be complete.
+UPDATE uploads
+SET status = :status, error_code = CAST(:error_code AS TEXT), error_detail = CAST(:error_detail AS TEXT)
+WHERE id = :upload_id
+  AND status IN ('uploading', 'processing');
+
 -- name: delete_upload :one
 -- params: session_id, upload_id
 -- The bytes of a completed upload are gone, or about to go; its record stays. No row: nothing to delete.

@@ -3,14 +3,15 @@
 import asyncio
 import random
 import uuid
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from app import records
+from app import records, resources
 from app.db import Db
 from app.errors import NotFound
-from app.model import MAX_SIZE, Failure, HistoryQuery, Position, Protocol, Session, Status, Upload, folded
+from app.model import MAX_SIZE, Failure, HistoryQuery, Position, Protocol, Resource, Session, Status, Upload, folded
 from app.records import NewSession, Seen
 
 NOW = 1_700_000_000_000_000
@@ -41,6 +42,41 @@ def session(session_id: str, *, expires_at: int = NOW + 1000) -> NewSession:
 
 async def insert(db: Db, *arrivals: NewSession) -> None:
     await db.transaction(lambda unit: records.insert_sessions(unit, arrivals))
+
+
+def resource(number: int, **changes) -> Resource:
+    """A resumable upload of which nothing has come yet."""
+    coming = upload(number, size=0, sha256=None, status=Status.UPLOADING, protocol=Protocol.TUS, completed_at=None)
+    fields = {
+        "key_hash": f"{number:064x}",
+        "upload_id": coming.id,
+        "session_id": "mine",
+        "protocol": Protocol.TUS,
+        "filename": coming.filename,
+        "content_type": "text/plain",
+        "created_at": coming.created_at,
+        "length": None,
+        "offset": 0,
+        "digest_state": None,
+        "metadata": None,
+        "concat": None,
+        "is_part": False,
+        "parts": None,
+        "expected_sha256": None,
+        "file_fence": 0,
+        "fence": 0,
+        "holder": None,
+        "expires_at": NOW + 5,
+        "last_expires_at": NOW + 9,
+        "ended_as": None,
+        "upload": coming,
+    }
+    return Resource(**{**fields, **changes})
+
+
+async def inserted(db: Db, new: Resource) -> str:
+    await db.transaction(lambda unit: resources.insert(unit, new, None))
+    return new.key_hash
 
 
 async def everything(db: Db, session_id: str = "mine", query: HistoryQuery | None = None, page_size: int = 500):
@@ -83,6 +119,35 @@ class RecordsContract:
         await records.insert_uploads(db, [upload(1)])
         await records.insert_uploads(db, [upload(1, filename="other.txt"), upload(2)])
         assert await everything(db) == [upload(2), upload(1)]
+
+    async def test_an_upload_on_its_way_in_arrives_or_fails_once(self, db):
+        coming = {"size": 0, "sha256": None, "completed_at": None, "protocol": Protocol.TUS}
+        failed = {
+            "status": Status.FAILED,
+            "error": Failure(code="gone", detail=""),
+            "sha256": None,
+            "completed_at": None,
+        }
+        waiting = [
+            upload(number, status=status, **coming)
+            for number, status in ((1, Status.UPLOADING), (2, Status.PROCESSING), (3, Status.UPLOADING))
+        ]
+        await records.insert_uploads(db, waiting)
+        arrived = [
+            upload(1, protocol=Protocol.TUS),
+            upload(2, protocol=Protocol.TUS),
+            upload(3, **{**coming, **failed}),
+        ]
+        for _ in range(2):
+            await records.insert_uploads(db, arrived)
+            assert await everything(db) == arrived[::-1]
+            await records.insert_uploads(db, [upload(number, **failed) for number in (1, 2)] + [upload(3)])
+            await records.insert_uploads(db, waiting)
+
+    async def test_an_upload_that_arrives_stays_with_the_session_that_has_it(self, db):
+        await records.insert_uploads(db, [upload(1, "joined", status=Status.UPLOADING, sha256=None, completed_at=None)])
+        await records.insert_uploads(db, [upload(1, "mine")])
+        assert await everything(db, "joined") == [upload(1, "joined")]
 
     async def test_a_batch_may_be_empty(self, db):
         await records.insert_uploads(db, [])
@@ -470,3 +535,81 @@ class RecordsContract:
         assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender", "joined"]
         assert await records.delete_empty_sessions(db, NOW + 9) == 1
         assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender"]
+
+    # Uploads that come in several requests.
+
+    async def test_a_resumable_upload_comes_back_as_it_was_recorded(self, db):
+        part = resource(1, is_part=True, upload=None, length=5, metadata="filename YQ==, empty")
+        final = resource(2, parts=(part.key_hash,), concat="final;/a /b", expected_sha256="0" * 64)
+        for _ in range(2):
+            for each in (part, final):
+                await db.transaction(lambda unit, each=each: resources.insert(unit, each, None))
+        assert [await resources.find(db, each.key_hash) for each in (part, final)] == [part, final]
+        assert await resources.list_these(db, [part.key_hash, "unknown"]) == {part.key_hash: part}
+        assert await resources.list_waiting(db, part) == [final]
+        assert await resources.list_waiting(db, final) == []
+        assert await resources.find(db, "unknown") is None
+        assert await everything(db) == [final.upload]
+
+    async def test_the_newest_holds_it_once_the_one_before_lets_go(self, db):
+        key_hash = await inserted(db, resource(1))
+        assert await resources.claim(db, key_hash, holds=True) == (1, 1)
+        assert await resources.claim(db, key_hash, holds=True) == (2, 1)
+        assert await resources.claim(db, key_hash, holds=False) == (3, 1)
+        assert not await resources.pass_on(db, key_hash, 2, holds=True)
+        await resources.release(db, key_hash, 2)
+        assert (await resources.find(db, key_hash)).holder == 1
+        assert await resources.pass_on(db, key_hash, 3, holds=True)
+        assert (await resources.find(db, key_hash)).holder == 3
+        await resources.release(db, key_hash, 3)
+        assert (await resources.find(db, key_hash)).holder is None
+        assert await resources.claim(db, "unknown", holds=True) is None
+
+    async def test_only_who_holds_it_commits(self, db):
+        key_hash = await inserted(db, resource(1, length=9))
+        await resources.claim(db, key_hash, holds=True)
+        found = await resources.find(db, key_hash)
+        further = replace(found, offset=4, digest_state="state", file_fence=1, expires_at=NOW + 7)
+
+        async def commit(held_by):
+            return await db.transaction(lambda unit: resources.commit(unit, further, held_by))
+
+        assert not await commit(2)
+        assert await resources.find(db, key_hash) == found
+        assert await commit(1)
+        grown = found.upload.model_copy(update={"size": 4})
+        assert await resources.find(db, key_hash) == replace(further, upload=grown)
+        assert await everything(db) == [grown]
+
+    async def test_an_upload_ends_once_but_a_completed_one_can_be_cancelled(self, db):
+        key_hash = await inserted(db, resource(1))
+
+        async def end(ended_as, error=None, due_us=MAX_SIZE):
+            found = await resources.find(db, key_hash)
+            return await db.transaction(
+                lambda unit: resources.end(
+                    unit, found, ended_as, remembered_until_us=NOW + 9, error=error, due_us=due_us
+                )
+            )
+
+        await resources.claim(db, key_hash, holds=True)
+        assert not await end("expired", due_us=NOW)
+        assert await end("completed")
+        assert not await end("failed", Failure(code="lost", detail=""))
+        assert await end("cancelled", Failure(code="gone", detail=""))
+        found = await resources.find(db, key_hash)
+        assert (found.ended_as, found.holder, found.expires_at) == ("cancelled", None, NOW + 9)
+        assert await resources.claim(db, key_hash, holds=True) is None
+        assert await resources.list_files(db, [found.upload_id, "unknown"]) == {
+            found.upload_id: resources.FileOf(found.upload_id, None, found.fence)
+        }
+        assert await resources.forget_ended(db, NOW + 8) == 0
+        assert await resources.forget_ended(db, NOW + 9) == 1
+        assert await resources.find(db, key_hash) is None
+
+    async def test_resumable_uploads_follow_a_session_that_joins_another(self, db):
+        await insert(db, session("mine"), session("into"))
+        early = await inserted(db, resource(1))
+        await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "into", NOW))
+        late = await inserted(db, resource(2))
+        assert {(await resources.find(db, each)).session_id for each in (early, late)} == {"into"}

@@ -42,6 +42,10 @@ def lists(entries):
 # For each setting: texts with what they mean, and texts that mean nothing.
 SIZE = sizes, misshapen | sizes.map(lambda pair: pair[0] + "s")
 DURATION = durations, misshapen | st.sampled_from(["0s", "1m", "30", "36501d"])
+BOOLEAN = (
+    st.booleans().map(lambda value: (str(value).lower(), value)),
+    misshapen | st.sampled_from(["yes", "True", "1"]),
+)
 SETTINGS = {
     "storage_dir": (paths.map(lambda path: (path, Path(path))), st.sampled_from(["", "~/a", " /a", "a\nb", "\udcff"])),
     "database_url": (
@@ -69,6 +73,14 @@ SETTINGS = {
     "max_files_per_request": whole(1, 100_000),
     "max_concurrent_uploads": whole(1, 1_000_000),
     "min_upload_rate": SIZE,
+    "upload_idle_time": DURATION,
+    "upload_max_time": DURATION,
+    "interop_versions": (
+        st.lists(st.integers(5, 99), max_size=3).map(lambda chosen: (", ".join(map(str, chosen)), tuple(chosen))),
+        st.sampled_from(["4", "100", "6,", "6;10", "x", "[6]", "06", "-6"]),
+    ),
+    "interim_responses": BOOLEAN,
+    "upload_url_needs_session": BOOLEAN,
     "session_max_age": DURATION,
     "secure_cookies": words("auto", "always"),
     "allowed_origins": (
@@ -106,6 +118,9 @@ def environments(draw):
     largest = meant.get("max_file_size", 5 * 1024**3)
     if "WAYBILL_MAX_FILE_SIZE" not in bad and meant.get("max_request_size", largest) < largest:
         bad.add("WAYBILL_MAX_REQUEST_SIZE")
+    idle = meant.get("upload_idle_time", timedelta(days=1))
+    if "WAYBILL_UPLOAD_IDLE_TIME" not in bad and meant.get("upload_max_time", idle) < idle:
+        bad.add("WAYBILL_UPLOAD_MAX_TIME")
     return environ, meant, bad
 
 
@@ -123,7 +138,7 @@ def test_an_environment_gives_settings_or_one_refusal_that_names_each_bad_settin
         assert not bad
         for name, value in meant.items():
             assert revealed(getattr(settings, name)) == value
-        for name in SETTINGS.keys() - meant.keys() - {"database_url", "max_request_size"}:
+        for name in SETTINGS.keys() - meant.keys() - {"database_url", "max_request_size", "upload_max_time"}:
             assert getattr(settings, name) == getattr(Settings(), name)
 
 

@@ -44,7 +44,7 @@ async def test_both_dialects_have_the_same_schema_however_often_they_migrate(fil
         schemas += [sqlite_schema(files), await postgresql_schema(server)]
     assert schemas[0] == schemas[1] == schemas[2] == schemas[3]
     tables, constraints, indexes = schemas[0]
-    assert set(tables) == {"uploads", "sessions", "session_tokens", "link_codes", "schema_migrations"}
+    assert set(tables) == {"uploads", "resumables", "sessions", "session_tokens", "link_codes", "schema_migrations"}
     assert len(constraints) > len(tables)
     assert indexes
 
@@ -96,7 +96,7 @@ def plain(sql):
     """An index's statement without what only one of the databases writes into it, or has a use for."""
     sql = re.sub(r"USING btree |public\.|, filename_folded(?=\)$)", "", sql)
     columns, _, condition = sql.partition(" WHERE ")
-    return columns, condition.strip("()")
+    return columns, re.sub(r"[()]", "", condition)
 
 
 SQL_TEXT = st.sampled_from(["", "x", "a" * 36, "a" * 64, str(uuid.UUID(int=1)), "é" * 64])

@@ -10,7 +10,7 @@ ID = "0193a1f0-0000-7000-8000-000000000000"
 
 METHODS = {
     "/api/ingestion/uploads": {"OPTIONS", "POST"},
-    "/api/ingestion/uploads/a.txt": {"PUT"},
+    "/api/ingestion/uploads/a.txt": {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"},
     "/api/ingestion/uploads/a/b": {"PUT"},
     "/api/ingestion/history": {"GET", "HEAD"},
     "/api/ingestion/history/summary": {"GET", "HEAD"},

@@ -2,9 +2,10 @@
 
 -- name: insert_uploads :run
 -- params: rows
--- Add a batch, given as one JSON array of row objects; what is already there stays as it is. An upload
--- whose session has meanwhile joined another one is recorded for that one. FOR KEY SHARE: a session that
--- is joining another one just now is waited for, and waits for us, so that no upload is left behind.
+-- Add a batch, given as one JSON array of row objects; what is already there stays as it is, but one that
+-- was on its way in has arrived, or failed. An upload whose session has meanwhile joined another one is
+-- recorded for that one. FOR KEY SHARE: a session that is joining another one just now is waited for, and
+-- waits for us, so that no upload is left behind.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
                      error_code, error_detail, created_at_us, completed_at_us)
 SELECT r.id,
@@ -16,7 +17,11 @@ FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
     size_bytes BIGINT, sha256 TEXT, status TEXT, protocol TEXT, error_code TEXT, error_detail TEXT,
     created_at_us BIGINT, completed_at_us BIGINT
 )
-ON CONFLICT (id) DO NOTHING;
+ON CONFLICT (id) DO UPDATE
+SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = excluded.status,
+    error_code = excluded.error_code, error_detail = excluded.error_detail,
+    completed_at_us = excluded.completed_at_us
+WHERE uploads.status IN ('uploading', 'processing');
 
 -- name: list_statuses :many
 -- params: ids

@@ -2,9 +2,9 @@
 
 -- name: insert_uploads :run
 -- params: rows
--- Add a batch, given as one JSON array of row objects; what is already there stays as it is. An upload
--- whose session has meanwhile joined another one is recorded for that one.
--- The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
+-- Add a batch, given as one JSON array of row objects; what is already there stays as it is, but one that
+-- was on its way in has arrived, or failed. An upload whose session has meanwhile joined another one is
+-- recorded for that one. The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
                      error_code, error_detail, created_at_us, completed_at_us)
 SELECT value ->> 'id',
@@ -14,7 +14,11 @@ SELECT value ->> 'id',
        value ->> 'created_at_us', value ->> 'completed_at_us'
 FROM json_each(:rows)
 WHERE TRUE
-ON CONFLICT (id) DO NOTHING;
+ON CONFLICT (id) DO UPDATE
+SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = excluded.status,
+    error_code = excluded.error_code, error_detail = excluded.error_detail,
+    completed_at_us = excluded.completed_at_us
+WHERE uploads.status IN ('uploading', 'processing');
 
 -- name: list_statuses :many
 -- params: ids

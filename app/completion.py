@@ -1,0 +1,394 @@
+"""What is whole becomes an upload like any other: published, recorded, and once only.
+
+    row whole → file published → record completed → row ended
+
+A row is whole when its offset is its length; only then may its file be published, so
+whoever publishes it publishes the same bytes. Each step can be repeated by anybody, after a
+crash too: by the next request that asks, or by the sweep. Who has the file open is at it;
+the others wait for that.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, Final, Literal, NoReturn
+
+import structlog
+
+from app import resources
+from app.db import Db, Unit
+from app.errors import DigestMismatch, Gone, StorageFull, TooLarge, Unavailable, UploadError
+from app.model import Clock, Failure, Resource, Status, Upload
+from app.publish import Incoming, Publisher
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
+from app.turns import Superseded, Turns
+
+log = structlog.stdlib.get_logger("waybill.completion")
+
+REMEMBERED_US: Final = 7 * 86_400_000_000
+"""So long an upload that has ended is remembered, for clients that missed the answer."""
+_PATIENCE_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.05
+_LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are missing")
+
+
+class Completions:
+    """Complete uploads, each once at a time in this process."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        publisher: Publisher,
+        turns: Turns,
+        *,
+        file_bytes: int,
+        idle_us: int,
+        now_us: Clock,
+    ) -> None:
+        self._storage = storage
+        self._db = db
+        self._publisher = publisher
+        self._turns = turns
+        self._file_bytes = file_bytes
+        self._idle_us = idle_us
+        self._now_us = now_us
+        self._running: dict[str, asyncio.Task[Resource]] = {}
+
+    def begin(self, resource: Resource) -> "asyncio.Task[Resource]":
+        """Complete what is whole; put together what has all its parts, and leave alone what waits for some."""
+        running = self._running.get(resource.key_hash)
+        if running is not None:
+            return running
+        return self._start(resource, self._complete(resource) if resource.whole else self._assemble(resource))
+
+    async def of(self, resource: Resource) -> Resource:
+        """The same, awaited.
+
+        Raises:
+            Unavailable: it takes its time; it goes on.
+            UploadError: it failed, for now or for good.
+        """
+        task = self.begin(resource)
+        await asyncio.wait((task,), timeout=_PATIENCE_SECONDS)
+        if not task.done():
+            raise Unavailable("the upload is being completed; ask again")
+        return task.result()
+
+    async def part_is_whole(self, part: Resource) -> None:
+        """Complete what waited for this part only; that is not waited for."""
+        try:
+            for waiting in await resources.list_waiting(self._db, part):
+                self.begin(waiting)
+        except UploadError as error:
+            log.warning("what waits for a part is completed later", upload=part.upload_id, reason=str(error))
+
+    async def last_bytes(self, resource: Resource, held_by: int, partial: Partial) -> Resource:
+        """Commit the `resource` that has just become whole, and complete it. A cancelled caller does not stop that.
+
+        Raises:
+            Superseded: somebody else holds it now.
+            UploadError: it failed, for now or for good.
+        """
+        task = self._start(resource, self._commit_and_publish(resource, held_by, partial))
+        await asyncio.wait((task,))
+        return task.result()
+
+    async def close(self, grace_seconds: float) -> None:
+        """Wait for what is under way, but no longer than the grace."""
+        if self._running:
+            _, late = await asyncio.wait(self._running.values(), timeout=grace_seconds)
+            if late:
+                log.warning("uploads are still being completed at the end of the grace", uploads=len(late))
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    def _start(self, resource: Resource, work: Coroutine[Any, Any, Resource]) -> "asyncio.Task[Resource]":
+        task = asyncio.create_task(work, name=f"waybill-complete-{resource.upload_id}")
+        self._running[resource.key_hash] = task
+
+        def ended(task: "asyncio.Task[Resource]") -> None:
+            if self._running.get(resource.key_hash) is task:
+                del self._running[resource.key_hash]
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not isinstance(error, UploadError):
+                log.error("an upload could not be completed", upload=resource.upload_id, exc_info=error)
+
+        task.add_done_callback(ended)
+        return task
+
+    # --- publishing
+
+    async def _commit_and_publish(self, resource: Resource, held_by: int, partial: Partial) -> Resource:
+        await self._commit_open(resource, held_by, partial)
+        return await self._publish(resource, partial)
+
+    async def _complete(self, resource: Resource) -> Resource:
+        """Complete a whole one that somebody left, wherever that was."""
+        try:
+            partial = await self._file_left(resource)
+        except NotStored:
+            if await self._storage.missing([resource.upload_id]):
+                await self.lose(resource)
+            return await self._record_published(resource)
+        return await self._publish(resource, partial) if partial else await self._outcome(resource)
+
+    async def _file_left(self, resource: Resource) -> Partial | None:
+        """The file, once nobody is at it any more, or a copy if that never happens; None when the other was done."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _PATIENCE_SECONDS
+        while clock() < deadline:
+            try:
+                return await self._storage.partial(resource.upload_id, resource.file_fence, _mark(resource))
+            except InUse:
+                await asyncio.sleep(_POLL_SECONDS)
+            found = await resources.find(self._db, resource.key_hash)
+            if found is None or found.ended_as is not None or found.completed:
+                return None
+            resource = found
+
+        async def take(unit: Unit) -> Resource:
+            claimed = await resources.claim(unit, resource.key_hash, holds=False)
+            if claimed is not None:
+                await resources.pass_on(unit, resource.key_hash, claimed[0], holds=True)
+            return _there(await resources.find(unit, resource.key_hash))
+
+        taken = await self._db.transaction(take)
+        if taken.completed:
+            return None
+        log.warning("an upload was not completed by who was at it", upload=taken.upload_id)
+        _, partial = await self._copied(taken)
+        return partial
+
+    async def _publish(self, resource: Resource, partial: Partial) -> Resource:
+        try:
+            await partial.finish()
+            if resource.expected_sha256 is not None and partial.sha256 != resource.expected_sha256:
+                raise DigestMismatch(resource.expected_sha256, partial.sha256)
+            [upload] = await self._publisher.land([_incoming(resource, partial)], None)
+        except DigestMismatch as error:
+            await partial.detach()
+            await self.fail(resource, Failure(code=error.code, detail=str(error)))
+            raise
+        except UploadError as error:
+            await partial.detach()
+            return await self._completed_by_another(resource, error)
+        finally:
+            await partial.detach()
+        return await self._conclude(resource, upload)
+
+    async def _completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
+        """What somebody else has completed meanwhile; else the error is raised."""
+        try:
+            found = await resources.find(self._db, resource.key_hash)
+        except UploadError:
+            raise error from None
+        if found is None or not found.completed:
+            raise error
+        return found
+
+    async def _record_published(self, resource: Resource) -> Resource:
+        """Record a file that has its key but, after a crash, no record that says so."""
+        await self._storage.make_durable(resource.upload_id)
+        size, sha256 = await self._storage.digest(resource.upload_id)
+        if size != resource.offset or sha256 != (resource.expected_sha256 or sha256):
+            log.error("a published file is not what was acknowledged", upload=resource.upload_id, size=size)
+            await self.lose(resource)
+        assert resource.upload is not None
+        upload = resource.upload.model_copy(
+            update={
+                "size": size,
+                "sha256": sha256,
+                "status": Status.COMPLETED,
+                "completed_at": max(self._now_us(), resource.created_at),
+            }
+        )
+        await self._publisher.record([upload], None)
+        return await self._conclude(resource, upload)
+
+    async def _conclude(self, resource: Resource, upload: Upload) -> Resource:
+        """It is published and recorded; now its row says so too, which may be late."""
+
+        async def run(unit: Unit) -> Resource | None:
+            await resources.end(unit, resource, "completed", remembered_until_us=self.remembered_until)
+            return await resources.find(unit, resource.key_hash)
+
+        try:
+            ended = await self._db.transaction(run)
+        except Unavailable as error:
+            log.warning("that an upload is completed is noted later", upload=resource.upload_id, reason=str(error))
+            return replace(resource, upload=upload, holder=None)
+        if ended is None or ended.completed:
+            return ended or replace(resource, upload=upload, holder=None)
+        # It was cancelled at this very moment, and its record says so: nobody will ever ask for the file.
+        await self._storage.remove([resource.upload_id])
+        raise Gone
+
+    async def _outcome(self, resource: Resource) -> Resource:
+        found = await resources.find(self._db, resource.key_hash)
+        if found is None or not found.completed:
+            raise Gone
+        return found
+
+    # --- putting parts together
+
+    async def _assemble(self, resource: Resource) -> Resource:
+        """Make the file of one that is made of parts, if all of them are whole."""
+        hashes = resource.parts or ()
+        found = await resources.list_these(self._db, hashes)
+        if any(each not in found or found[each].ended_as is not None for each in hashes):
+            await self.fail(resource, Failure(code="gone", detail="a part of it has ended before it was complete"))
+            raise Gone
+        parts = [found[each] for each in hashes]
+        if not all(part.whole for part in parts):
+            return resource
+        claimed = await self._turns.claim(resource.key_hash, _there, holds=True)
+        if claimed.completed or claimed.whole:
+            return claimed if claimed.completed else await self._complete(claimed)
+        length = sum(part.offset for part in parts)
+        if length > self._file_bytes:
+            error = TooLarge(length, self._file_bytes)
+            await self.fail(resource, Failure(code=error.code, detail=str(error)))
+            raise error
+        started = replace(claimed, length=length, expires_at=self.expiry(claimed))
+        await self.commit(started, claimed.fence)
+        return await self._put_together(started, [(part.upload_id, part.file_fence, _mark(part)) for part in parts])
+
+    async def _put_together(self, resource: Resource, parts: list[tuple[str, int, Mark]]) -> Resource:
+        name = resource.upload_id, resource.fence
+        try:
+            mark = await self._storage.assemble(*name, parts)
+            partial = await self._storage.partial(*name, mark)
+            whole = replace(
+                resource, offset=mark.offset, digest_state=mark.digest_state, file_fence=name[1], holder=None
+            )
+            await self._commit_open(whole, resource.fence, partial)
+        except NotStored:
+            await self.lose(resource)
+        except (StorageFull, TooLarge) as error:
+            await self.fail(resource, Failure(code=error.code, detail=str(error)))
+            raise
+        except Unavailable:
+            await self.release(resource)  # its file stays: that it is whole may be noted after all
+            raise
+        except BaseException:
+            await self.release(resource)
+            await self._storage.remove_partials([name])
+            raise
+        return await self._publish(whole, partial)
+
+    # --- an upload's file and row, for whoever holds it
+
+    async def opened(self, resource: Resource, reservation: Reservation | None) -> tuple[Resource, Partial]:
+        """The file of an upload that the caller holds, for appending; a copy of it if another may still write there.
+
+        Raises:
+            Gone: bytes that had been acknowledged are not there; it has failed.
+            Superseded: the caller does not hold it any more.
+        """
+        try:
+            place = resource.upload_id, resource.file_fence, _mark(resource)
+            return resource, await self._storage.partial(*place, reservation)
+        except InUse:
+            log.warning("a file is in use still, its upload goes on in a copy", upload=resource.upload_id)
+        except NotStored:
+            await self.lose(resource)
+        return await self._copied(resource)
+
+    async def _copied(self, resource: Resource) -> tuple[Resource, Partial]:
+        """Move to a file of our own. The old one goes before anything is acknowledged of the new one."""
+        assert resource.holder is not None
+        old, new = (resource.upload_id, resource.file_fence), (resource.upload_id, resource.fence)
+        try:
+            mark = await self._storage.assemble(*new, [(*old, _mark(resource))])
+            moved = replace(resource, file_fence=resource.fence, digest_state=mark.digest_state)
+            partial = await self._storage.partial(*new, mark)
+            await self._commit_open(moved, resource.holder, partial)
+        except NotStored:
+            await self.lose(resource)
+        except Unavailable:
+            raise  # the copy stays: that it is the upload's file may be noted after all
+        except BaseException:
+            await self._storage.remove_partials([new])
+            raise
+        await self._storage.remove_partials([old])
+        return moved, partial
+
+    async def _commit_open(self, resource: Resource, held_by: int, partial: Partial) -> None:
+        try:
+            await self.commit(resource, held_by)
+        except BaseException:
+            await partial.detach()
+            raise
+
+    async def commit(self, resource: Resource, held_by: int) -> None:
+        """Offset, digest, length, file, holder and expiry are as `resource` says; raises Superseded if not held."""
+
+        async def run(unit: Unit) -> bool:
+            return await resources.commit(unit, resource, held_by)
+
+        if not await self._db.transaction(run):
+            raise Superseded
+
+    async def release(self, resource: Resource) -> None:
+        """Its holder lets go, having committed what there was. When that cannot be said it is passed over later."""
+        if resource.holder is not None:
+            try:
+                await resources.release(self._db, resource.key_hash, resource.holder)
+            except UploadError as error:
+                log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
+
+    async def fail(self, resource: Resource, failure: Failure) -> None:
+        """It will never be complete; its bytes go."""
+        await self.end(resource, "failed", failure)
+
+    async def end(self, resource: Resource, ended_as: Literal["failed", "cancelled"], failure: Failure) -> None:
+        """Nobody can append to it or ask for it any more. If it was not complete its bytes go."""
+
+        async def run(unit: Unit) -> bool:
+            return await resources.end(
+                unit, resource, ended_as, remembered_until_us=self.remembered_until, error=failure
+            )
+
+        if await self._db.transaction(run):
+            await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
+
+    async def lose(self, resource: Resource) -> NoReturn:
+        """Bytes that were acknowledged are not there: nobody is told another offset, the upload has failed."""
+        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
+        await self.fail(resource, _LOST)
+        raise Gone
+
+    @property
+    def remembered_until(self) -> int:
+        return self._now_us() + REMEMBERED_US
+
+    def expiry(self, resource: Resource) -> int:
+        """When it expires if nothing comes from now on."""
+        return min(self._now_us() + self._idle_us, resource.last_expires_at)
+
+
+def _mark(resource: Resource) -> Mark:
+    return Mark(resource.offset, resource.digest_state)
+
+
+def _incoming(resource: Resource, partial: Partial) -> Incoming:
+    return Incoming(
+        id=resource.upload_id,
+        session_id=resource.session_id,
+        filename=resource.filename,
+        content_type=resource.content_type,
+        protocol=resource.protocol,
+        created_at=resource.created_at,
+        staged=partial,
+        stays=True,
+    )
+
+
+def _there(resource: Resource | None) -> Resource:
+    """Of an upload that is being completed: whatever became of it."""
+    if resource is None or resource.ended_as not in {None, "completed"}:
+        raise Gone
+    return resource

@@ -1,0 +1,113 @@
+"""Resumable uploads that nobody comes back for, and the files that none of them needs."""
+
+from typing import Final
+
+import structlog
+
+from app import resources
+from app.completion import REMEMBERED_US, Completions
+from app.db import Db, Unit
+from app.errors import UploadError
+from app.model import Clock, Resource
+from app.storage import FoundPartial, Storage
+from app.sweep import SweptResumables, too_many
+
+log = structlog.stdlib.get_logger("waybill.expiry")
+
+GRACE_SECONDS: Final = 3600.0
+"""A partial file that changed since may be one that is just being made."""
+_LEFT_US: Final = 600_000_000
+"""What was whole so long ago, and is not completed, was left by somebody who crashed."""
+_AT_ONCE: Final = 500
+
+
+class Expiry:
+    """Looks after the uploads of all processes; one at a time does, see `Storage.sole_sweeper`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        completions: Completions,
+        *,
+        idle_us: int,
+        now_us: Clock,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._storage = storage
+        self._db = db
+        self._completions = completions
+        self._idle_us = idle_us
+        self._now_us = now_us
+        self._grace_seconds = grace_seconds
+
+    async def sweep(self) -> SweptResumables:
+        """End those whose time is over, complete those that were left, remove files that none needs."""
+        completed = await self._complete()
+        expired = await self._expire()
+        removed = await self._remove_files()
+        forgotten = await resources.forget_ended(self._db, self._now_us())
+        return SweptResumables(expired, completed, removed, forgotten)
+
+    async def _complete(self) -> int:
+        completed = 0
+        untouched_us = self._now_us() + self._idle_us - _LEFT_US
+        for resource in await resources.list_left(self._db, untouched_us, _AT_ONCE):
+            try:
+                completed += (await self._completions.of(resource)).completed
+            except UploadError as error:
+                log.warning("an upload that was left cannot be completed", upload=resource.upload_id, reason=str(error))
+        return completed
+
+    async def _expire(self) -> int:
+        expired = 0
+        now_us = self._now_us()
+        while due := await resources.list_due(self._db, now_us, _AT_ONCE):
+            for resource in due:
+                expired += await self._end(resource, now_us)
+        return expired
+
+    async def _end(self, resource: Resource, now_us: int) -> bool:
+        """It expires, unless something came at this very moment."""
+
+        async def run(unit: Unit) -> bool:
+            return await resources.end(
+                unit, resource, "expired", remembered_until_us=now_us + REMEMBERED_US, due_us=now_us
+            )
+
+        ended = await self._db.transaction(run)
+        if ended:
+            await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
+        return ended
+
+    async def _remove_files(self) -> int:
+        """Remove what was left behind: the files of uploads that have ended or moved to another file.
+
+        A file that no row explains is removed as well, unless there are so many that the
+        database is the wrong one.
+        """
+        total = 0
+        unneeded: list[tuple[str, int]] = []
+        unknown: list[tuple[str, int]] = []
+        async for found in self._storage.partials(self._grace_seconds):
+            total += len(found)
+            settled = [file for file in found if file.settled]
+            for at in range(0, len(settled), _AT_ONCE):
+                known = await resources.list_files(self._db, [file.key for file in settled[at : at + _AT_ONCE]])
+                for file in settled[at : at + _AT_ONCE]:
+                    _judge(file, known.get(file.key), unneeded, unknown)
+        if too_many(len(unknown), total):
+            log.error("partial files are left alone: no upload knows them; is this their database?", files=len(unknown))
+            unknown = []
+        await self._storage.remove_partials([*unneeded, *unknown])
+        return len(unneeded) + len(unknown)
+
+
+def _judge(
+    file: FoundPartial, of: resources.FileOf | None, unneeded: list[tuple[str, int]], unknown: list[tuple[str, int]]
+) -> None:
+    name = file.key, file.fence
+    if of is None or file.fence > of.newest:  # a number that was never given out, as far as this database knows
+        unknown.append(name)
+    elif file.fence != of.fence:
+        unneeded.append(name)

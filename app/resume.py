@@ -1,0 +1,358 @@
+"""Uploads that come in several requests: create, append, ask, cancel, concatenate.
+
+An offset that was told is durable: bytes written → file flushed → row committed → told.
+What is whole is completed as every other upload is (`completion`). Of all requests that
+want the same upload the newest has its turn (`turns`).
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from app import resources
+from app.appending import Appending
+from app.completion import Completions
+from app.db import Db, Unit
+from app.errors import BadRequest, Forbidden, Gone, NotFound, TooLarge, Unavailable, UploadError
+from app.expiry import Expiry
+from app.ingest import Ingest, Visitor
+from app.model import Clock, Failure, Protocol, Resource, Status, Upload
+from app.publish import Publisher
+from app.storage import Storage
+from app.sweep import SweptResumables
+from app.turns import Superseded, Turns
+
+__all__ = ["Appending", "Resumes", "Superseded"]
+
+log = structlog.stdlib.get_logger("waybill.resume")
+
+MAX_PARTS: Final = 1000
+
+
+class Resumes:
+    """The resumable uploads of one service.
+
+    `idle_us` is how long an unfinished one waits for its next bytes, `cap_us` how long it may
+    take in all.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        publisher: Publisher,
+        ingest: Ingest,
+        *,
+        idle_us: int,
+        cap_us: int,
+        now_us: Clock,
+        new_id: Callable[[], str],
+        new_key: Callable[[], str],
+    ) -> None:
+        self._ingest = ingest
+        self._turns = Turns(db)
+        self._completions = Completions(
+            storage,
+            db,
+            publisher,
+            self._turns,
+            file_bytes=ingest.limits.file_bytes,
+            idle_us=idle_us,
+            now_us=now_us,
+        )
+        self._expiry = Expiry(storage, db, self._completions, idle_us=idle_us, now_us=now_us)
+        self._storage = storage
+        self._db = db
+        self._publisher = publisher
+        self._idle_us = idle_us
+        self._cap_us = cap_us
+        self._now_us = now_us
+        self._new_id = new_id
+        self._new_key = new_key
+        self._closing = False
+
+    async def create(
+        self,
+        visitor: Visitor,
+        *,
+        protocol: Protocol,
+        filename: str,
+        content_type: str,
+        length: int | None = None,
+        metadata: str | None = None,
+        concat: str | None = None,
+        is_part: bool = False,
+        sha256: str | None = None,
+    ) -> tuple[Resource, str]:
+        """A new upload of which nothing has come yet, and the key that opens it; one of no bytes is completed at once.
+
+        With `sha256` its bytes must have that digest in the end. A part only serves `concatenate`.
+
+        Raises:
+            TooLarge: `length` is more than is accepted.
+            StorageFull: there is no room for it.
+            Unavailable: the service stops, or the database is away.
+        """
+        self._require_open()
+        self._require_room(length)
+        resource, key = self._new(
+            visitor,
+            protocol,
+            filename,
+            content_type,
+            length=length,
+            metadata=metadata,
+            concat=concat,
+            is_part=is_part,
+            expected_sha256=sha256,
+        )
+        await self._insert(visitor, resource)
+        if length == 0 and not is_part:
+            resource = await self._completions.of(resource)
+        return resource, key
+
+    async def concatenate(
+        self,
+        visitor: Visitor,
+        *,
+        keys: Sequence[str],
+        filename: str,
+        content_type: str,
+        metadata: str | None = None,
+        concat: str,
+    ) -> tuple[Resource, str]:
+        """An upload made of parts, in this order, and the key that opens it. It is complete once all parts are whole.
+
+        If they are, that is waited for a while; then its record says that it is being processed.
+
+        Raises:
+            NotFound: a part is not there for this visitor.
+            BadRequest: one of them is no part, or there are too many or none.
+            TooLarge: together they are more than is accepted.
+            Unavailable: the service stops, or the database is away.
+        """
+        self._require_open()
+        if not 1 <= len(keys) <= MAX_PARTS:
+            raise BadRequest(f"an upload is made of 1 to {MAX_PARTS} parts, not of {len(keys)}")
+        hashes = [_hash(key) for key in keys]
+        found = await resources.list_these(self._db, hashes)
+        session_id = None if visitor.arrival else visitor.session_id
+        parts = [_admitted(session_id, found.get(each)) for each in hashes]
+        if not all(part.is_part for part in parts):
+            raise BadRequest("one of the uploads to be put together was not begun as a part")
+        lengths = [part.length for part in parts if part.length is not None]
+        length = sum(lengths) if len(lengths) == len(parts) else None
+        self._require_room(length)
+        resource, key = self._new(
+            visitor,
+            Protocol.TUS,
+            filename,
+            content_type,
+            length=length,
+            metadata=metadata,
+            concat=concat,
+            parts=tuple(hashes),
+        )
+        await self._insert(visitor, resource)
+        await self._assembled(resource)
+        return await self._again(resource), key
+
+    async def _assembled(self, resource: Resource) -> None:
+        try:
+            await self._completions.of(resource)
+        except Unavailable as error:
+            log.info("an upload is put together later", upload=resource.upload_id, reason=str(error))
+
+    async def find(self, key: str, session_id: str | None, *, newest: bool = False) -> Resource:
+        """The upload that the key opens; with `newest` nobody appends to it any more, and what is whole is complete.
+
+        Raises:
+            NotFound: there is none, or it belongs to another session than the one that is given.
+            Gone: it has ended otherwise than complete.
+            InProgress: an even newer request came.
+            Unavailable: the database is away, or it is just being completed.
+        """
+        key_hash = _hash(key)
+        if not newest:
+            return _admitted(session_id, await resources.find(self._db, key_hash))
+        resource = await self._turns.claim(key_hash, lambda found: _admitted(session_id, found), holds=False)
+        if resource.completed or resource.is_part:
+            return resource
+        if resource.whole:
+            return await self._completions.of(resource)
+        if resource.is_final:
+            self._completions.begin(resource)
+        return resource
+
+    def append(
+        self,
+        key: str,
+        session_id: str | None,
+        *,
+        offset: int,
+        declared: int | None = None,
+        length: int | None = None,
+        checked: bool = False,
+    ) -> "Appending":
+        """Append from `offset`: enter it, `write`, then `keep`, `complete` or `discard`.
+
+        `declared` is how much this request brings, `length` how long the whole is, if they
+        are known. What is `checked` counts only once it is kept: leaving otherwise gives it up.
+
+        Entering it raises:
+            NotFound, Gone, InProgress: see `find`.
+            Forbidden: it is made of parts.
+            OffsetMismatch: it stands at another offset.
+            InconsistentUploadLength: it has another length, or more bytes than that.
+            TooLarge: `declared` passes its length, or what is accepted.
+            StorageFull: `declared` does not fit above the floor of free space.
+            Unavailable: the service stops, the database is away, or too many requests are under way.
+        """
+        self._require_open()
+
+        def admitted(found: Resource | None) -> Resource:
+            resource = _admitted(session_id, found)
+            if resource.is_final:
+                raise Forbidden("the upload is made of parts: nothing can be appended to it")
+            return resource
+
+        return Appending(
+            self._ingest,
+            self._turns,
+            self._completions,
+            _hash(key),
+            admitted,
+            offset=offset,
+            declared=declared,
+            length=length,
+            checked=checked,
+        )
+
+    async def cancel(self, key: str, session_id: str | None) -> None:
+        """End it, and who appends to it. Of a completed one only the key ends: the file stays.
+
+        Raises: NotFound, Gone, InProgress, Unavailable: see `find`.
+        """
+        await self._end(key, session_id, Failure(code=Gone.code, detail="the client cancelled the upload"))
+
+    async def fail(self, key: str, session_id: str | None, error: UploadError) -> None:
+        """End it for good because of `error`; the same as `cancel` otherwise."""
+        await self._end(key, session_id, Failure(code=error.code, detail=str(error)))
+
+    async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
+        resource = await self._turns.claim(_hash(key), lambda found: _admitted(session_id, found), holds=False)
+        await self._completions.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
+
+    async def sweep(self) -> SweptResumables:
+        """Expire, complete and forget what nobody comes back for."""
+        return await self._expiry.sweep()
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take nothing new; who appends writes down how far it came and leaves. To be called before `Ingest.close`."""
+        self._closing = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._turns.close(_stopping())
+        except TimeoutError:
+            log.warning("appends are still under way at the end of the grace")
+        await self._completions.close(grace_seconds)
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise _stopping()
+        self._publisher.check()
+
+    def _require_room(self, length: int | None) -> None:
+        if length is not None:
+            if length > self._ingest.limits.file_bytes:
+                raise TooLarge(length, self._ingest.limits.file_bytes)
+            self._storage.reserve(length).release()
+
+    def _new(
+        self,
+        visitor: Visitor,
+        protocol: Protocol,
+        filename: str,
+        content_type: str,
+        *,
+        length: int | None,
+        metadata: str | None,
+        concat: str | None,
+        is_part: bool = False,
+        parts: tuple[str, ...] | None = None,
+        expected_sha256: str | None = None,
+    ) -> tuple[Resource, str]:
+        key, upload_id, now_us = self._new_key(), self._new_id(), self._now_us()
+        upload = Upload(
+            id=upload_id,
+            session_id=visitor.session_id,
+            filename=filename,
+            content_type=content_type,
+            size=0,
+            sha256=None,
+            status=Status.UPLOADING,
+            protocol=protocol,
+            created_at=now_us,
+            completed_at=None,
+            error=None,
+        )
+        last_expires_at = now_us + self._cap_us
+        resource = Resource(
+            key_hash=_hash(key),
+            upload_id=upload_id,
+            session_id=visitor.session_id,
+            protocol=protocol,
+            filename=filename,
+            content_type=content_type,
+            created_at=now_us,
+            length=length,
+            offset=0,
+            digest_state=None,
+            metadata=metadata,
+            concat=concat,
+            is_part=is_part,
+            parts=parts,
+            expected_sha256=expected_sha256,
+            file_fence=0,
+            fence=0,
+            holder=None,
+            expires_at=min(now_us + self._idle_us, last_expires_at),
+            last_expires_at=last_expires_at,
+            ended_as=None,
+            upload=None if is_part else upload,
+        )
+        return resource, key
+
+    async def _insert(self, visitor: Visitor, resource: Resource) -> None:
+        async def run(unit: Unit) -> None:
+            await resources.insert(unit, resource, visitor.arrival)
+            if resource.parts is not None:
+                await resources.renew(unit, resource.parts, resource.expires_at)
+
+        await self._db.transaction(run)
+        visitor.arrival = None
+
+    async def _again(self, resource: Resource) -> Resource:
+        return _admitted(None, await resources.find(self._db, resource.key_hash))
+
+
+def _admitted(session_id: str | None, resource: Resource | None) -> Resource:
+    """The upload, if whoever asks may have it: one of the same session, or of none, who knows the key."""
+    if resource is None or session_id not in {None, resource.session_id}:
+        raise NotFound
+    if resource.ended_as not in {None, "completed"}:
+        raise Gone
+    if resource.upload is not None and resource.upload.status is Status.DELETED:
+        raise Gone("the file was deleted")
+    return resource
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the service is stopping", retry_after=5)

@@ -1,0 +1,204 @@
+"""Whose turn it is: of all requests that want the same upload, the newest has it, in whatever process they are.
+
+Each draws a number from the upload's row (`fence`). Who appends has its number there as
+`holder`, and whatever it commits counts only as long as that is so. A newer request of the
+same process tells it to stop; those of other processes are noticed by asking for the
+numbers. Who does not let go in time is passed over: it may go on writing, into a file that
+is nobody's any more, and commits nothing.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import structlog
+
+from app import resources
+from app.db import Db, Unit
+from app.errors import InProgress, NotFound, UploadError
+from app.model import Resource
+
+log = structlog.stdlib.get_logger("waybill.turns")
+
+PATIENCE_SECONDS: Final = 0.8
+"""So long a newer request waits for the one before it to write down what has come, and to let go."""
+_POLL_SECONDS: Final = 0.05
+_WATCH_SECONDS: Final = 0.2
+
+
+class Superseded(InProgress):
+    """A newer request has taken the upload over."""
+
+
+Admitted = Callable[[Resource | None], Resource]
+"""Gives back what it is given, if the caller may have it; else it raises the refusal."""
+
+
+class Turn:
+    """One request's time as the holder of an upload: from `Turns.begin` to `Turns.leave`."""
+
+    def __init__(self, resource: Resource, task: "asyncio.Task[object]") -> None:
+        self.key_hash = resource.key_hash
+        self.fence = resource.fence
+        self.reason: UploadError | None = None
+        self.gone = asyncio.Event()
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._undisturbed = 1
+        self._cancelled = False
+
+    def end(self, reason: UploadError) -> None:
+        """Tell the request to stop: at once where it waits for its client, else after what it is just doing.
+
+        Its task is cancelled, as by `asyncio.timeout`; `stopped` tells such a cancellation from others.
+        """
+        if self.reason is None and not self.gone.is_set():
+            self.reason = reason
+            if not self._undisturbed:
+                self._cancelled = True
+                self._task.cancel()
+
+    def open(self) -> None:
+        """From here on the request may be stopped at once."""
+        self._undisturbed -= 1
+
+    def shut(self) -> None:
+        """From here on it is about to leave anyway, and is let do so."""
+        self._undisturbed += 1
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """What is done in here is done to its end; whether `reason` was given meanwhile is for the caller to see."""
+        self.shut()
+        try:
+            yield
+        finally:
+            self.open()
+
+    def stopped(self, error: BaseException | None) -> UploadError | None:
+        """The refusal that `error` stands for, if it is the cancellation by `end`. To be asked once, in the end."""
+        if not self._cancelled:
+            return None
+        alone = self._task.uncancel() <= self._cancelling
+        return self.reason if alone and isinstance(error, asyncio.CancelledError) else None
+
+
+class Turns:
+    """The turns of one process, beside those of others in the same database."""
+
+    def __init__(self, db: Db) -> None:
+        self._db = db
+        self._live: dict[str, Turn] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def claim(self, key_hash: str, admitted: Admitted, *, holds: bool) -> Resource:
+        """Be the newest that wants an upload: whoever has it ends, and has written down how far it came.
+
+        With `holds` the caller holds it when this returns. There is nothing to hold, and
+        nobody to wait for, when it is completed or has all the bytes it will ever have; and
+        without `holds` the work on one that is made of parts is left alone.
+
+        Raises:
+            InProgress: an even newer request came.
+            UploadError: what `admitted` raises; nobody was disturbed then.
+        """
+
+        async def take_number(unit: Unit) -> Resource:
+            await resources.claim(unit, key_hash, holds=holds)
+            return admitted(await resources.find(unit, key_hash))
+
+        claimed = await self._db.transaction(take_number)
+        free = claimed.holder is None or claimed.holder == claimed.fence
+        if free or _settled(claimed) or (claimed.is_final and not holds):
+            return claimed
+        return await self._wait(claimed, admitted, holds=holds)
+
+    async def _wait(self, claimed: Resource, admitted: Admitted, *, holds: bool) -> Resource:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + PATIENCE_SECONDS
+        while True:
+            await self._ask_to_leave(claimed)
+            found = admitted(await resources.find(self._db, claimed.key_hash))
+            if _settled(found):
+                return found
+            if found.fence != claimed.fence:
+                raise InProgress
+            if found.holder is None:
+                if not holds:
+                    return found
+                break
+            if clock() >= deadline:
+                log.warning("a writer did not let go and is passed over", upload=found.upload_id, writer=found.holder)
+                break
+
+        async def take(unit: Unit) -> Resource:
+            passed = await resources.pass_on(unit, claimed.key_hash, claimed.fence, holds=holds)
+            found = admitted(await resources.find(unit, claimed.key_hash))
+            if not passed and not _settled(found):
+                raise InProgress
+            return found
+
+        return await self._db.transaction(take)
+
+    async def _ask_to_leave(self, claimed: Resource) -> None:
+        turn = self._live.get(claimed.key_hash)
+        if turn is None or turn.fence >= claimed.fence:
+            await asyncio.sleep(_POLL_SECONDS)
+            return
+        turn.end(Superseded())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_SECONDS):
+                await turn.gone.wait()
+
+    def begin(self, resource: Resource) -> Turn:
+        """The calling task is the holder that `resource` names. It must `leave`."""
+        task = asyncio.current_task()
+        assert task is not None
+        turn = Turn(resource, task)
+        self._live[turn.key_hash] = turn
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), name="waybill-turns")
+        return turn
+
+    def leave(self, turn: Turn) -> None:
+        """The turn is over: the row names another holder, or none. Harmless when repeated."""
+        if self._live.get(turn.key_hash) is turn:
+            del self._live[turn.key_hash]
+        turn.gone.set()
+
+    async def close(self, reason: UploadError) -> None:
+        """End every turn of this process, and wait until they have. Bounded by the caller."""
+        turns = list(self._live.values())
+        for turn in turns:
+            turn.end(reason)
+        for turn in turns:
+            await turn.gone.wait()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait((self._watching,))
+
+    async def _watch(self) -> None:
+        """Look, as long as anybody here writes, whether somebody in another process wants its turn."""
+        while self._live:
+            await asyncio.sleep(_WATCH_SECONDS)
+            turns = list(self._live.values())
+            try:
+                found = await resources.list_these(self._db, [turn.key_hash for turn in turns])
+            except UploadError as error:
+                log.warning("whether others want these uploads is asked again", reason=str(error))
+                continue
+            except Exception:
+                log.exception("asking whether others want these uploads failed")
+                continue
+            for turn in turns:
+                resource = found.get(turn.key_hash)
+                if resource is None:
+                    turn.end(NotFound())
+                elif resource.fence != turn.fence:
+                    turn.end(Superseded())
+
+
+def _settled(resource: Resource) -> bool:
+    """Whether nobody can or need append any more."""
+    return resource.completed or (resource.whole and not resource.is_part)

@@ -1,0 +1,59 @@
+"""Pages of other origins: which of them may use the service, and what they may see of its answers."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.protocols import resumable, tus
+from app.web.exchange import exchange_of
+
+_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_EXPOSED: Final = ", ".join(
+    sorted(
+        {*tus.RESPONSE_HEADERS, *resumable.RESPONSE_HEADERS}
+        | {"Accept-Ranges", "Allow", "Content-Disposition", "Content-Range", "ETag", "Retry-After", "Waybill-Limits"}
+        | {"X-Request-Id"}
+    )
+)
+_PREFLIGHT_SECONDS: Final = 7200  # no browser remembers it for longer but Firefox
+
+
+class CorsMiddleware:
+    """Answer preflights of the origins that are allowed, and let their pages read every other answer.
+
+    Within ExchangeMiddleware, so that refusals and faults can be read as well. For any other
+    origin the service behaves as if there were no such thing, and the browser refuses.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_origins: frozenset[str]) -> None:
+        self._app = app
+        self._allowed_origins = allowed_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        asked = exchange.headers
+        origin = asked.get("origin")
+        headers = list(_headers(origin if origin in self._allowed_origins else None))
+        exchange.more_headers = lambda: headers
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in asked
+        if origin not in self._allowed_origins or not is_preflight:
+            await self._app(scope, receive, send)
+            return
+        allowed = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS)}
+        if names := asked.get("access-control-request-headers"):
+            # Whatever it asks for: an origin that may use sessions has nothing to gain by a header.
+            allowed["Access-Control-Allow-Headers"] = names
+        await Response(status_code=204, headers=allowed)(scope, receive, send)
+
+
+def _headers(origin: str | None) -> Iterable[tuple[bytes, bytes]]:
+    yield b"vary", b"Origin"
+    if origin is not None:
+        yield b"access-control-allow-origin", origin.encode("ascii")
+        yield b"access-control-allow-credentials", b"true"
+        yield b"access-control-expose-headers", _EXPOSED.encode("ascii")

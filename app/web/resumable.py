@@ -1,0 +1,273 @@
+"""Many requests, one file: tus and HTTP's own resumable uploads, by one driver.
+
+A protocol turns headers into an intent, and what came of it into headers. What happens between
+the two is the same for both.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import InProgress, MethodNotAllowed, TooLarge, TooSlow, Unavailable, UploadError
+from app.model import Protocol, Resource
+from app.protocols import resumable, tus
+from app.protocols.headers import UNNAMED
+from app.protocols.intents import Answer, Append, Ask, Concatenate, Create, Intent, Limits, Speaker, State
+from app.protocols.spoken import speaker, spoken
+from app.web import uploads
+from app.web.body import Body
+from app.web.exchange import exchange_of
+from app.web.services import Services
+from app.web.session import caller_of
+
+INTERIM: Final = "waybill.interim"
+"""The scope's extension that sends an interim response, given its status and headers; not every server has it."""
+
+_HERE: Final = "OPTIONS, POST, PUT"
+_AT_RESOURCE: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
+
+
+async def post(request: Request[Services]) -> Response:
+    """POST /api/ingestion/uploads: a form, a file, or the beginning of one; the headers say which."""
+    if (method := tus.method("POST", request.headers)) != "POST":
+        raise MethodNotAllowed(method, _HERE)
+    protocol = spoken("POST", request.headers)
+    return await (uploads.post(request) if protocol is None else _begin(request, protocol))
+
+
+async def put(request: Request[Services]) -> Response:
+    """PUT /api/ingestion/uploads/{filename}: a file, or the beginning of one."""
+    protocol = spoken("PUT", request.headers)
+    return await (uploads.put_file(request) if protocol is None else _begin(request, protocol))
+
+
+async def resource(request: Request[Services]) -> Response:
+    """GET, HEAD, PATCH, DELETE /api/ingestion/uploads/{key}: ask how far it is, go on, give up.
+
+    Where a PATCH or a DELETE would not get through, a POST with X-HTTP-Method-Override stands for it.
+    """
+    method = tus.method(request.method, request.headers)
+    if method == "POST":
+        raise MethodNotAllowed(method, _AT_RESOURCE)
+    protocol = spoken(method, request.headers)
+    if protocol is None:
+        key, opener = request.path_params["key"], _opener(request)
+        protocol = (await request.state["resumes"].find(key, opener)).protocol
+    voice = _voice(request, protocol, method)
+    with _refusing_as(voice):
+        intent = voice.read()
+        if isinstance(intent, Append):
+            return await _append(request, voice, intent)
+        if isinstance(intent, Ask):
+            return await _ask(request, voice, intent)
+        return await _cancel(request, voice, intent)
+
+
+async def options(request: Request[Services]) -> Response:
+    """OPTIONS /api/ingestion/uploads, and below: what is spoken here, and its limits."""
+    answer = await uploads.options(request)
+    limits = _limits(request)
+    for name, value in (*tus.options(limits), *resumable.options(limits)):
+        answer.headers[name] = value
+    if "key" in request.path_params:
+        answer.headers["Allow"] = _AT_RESOURCE
+    return answer
+
+
+async def _begin(request: Request[Services], protocol: Protocol) -> Response:
+    voice = _voice(request, protocol, request.method)
+    with _refusing_as(voice):
+        intent = voice.read()
+        if isinstance(intent, Concatenate):
+            return await _concatenate(request, voice, intent)
+        assert isinstance(intent, Create)
+        if request.method == "PUT":
+            intent = replace(intent, filename=uploads.filename_of(request))
+        if _is_ordinary(request, voice, intent):
+            return await _receive_whole(request, voice, intent)
+        return await _create(request, voice, intent, protocol)
+
+
+def _is_ordinary(request: Request[Services], voice: Speaker, intent: Create) -> bool:
+    """Whether the file comes whole, from a client that would not learn in time where it could go on."""
+    length_is_checked = intent.length is None or "content-length" in request.headers
+    return intent.ends is True and length_is_checked and intent.checksum is None and not voice.hears_interim
+
+
+async def _receive_whole(request: Request[Services], voice: Speaker, intent: Create) -> Response:
+    """An ordinary upload, with the protocol's words on its answer."""
+    upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, sha256=intent.sha256)
+    here, now_us = upload.links["self"], request.state["now_us"]()
+    state = State(here, upload.size, upload.size, completed=True, at_us=now_us, record=here, sha256=upload.sha256)
+    exchange_of(request.scope).notes["uploads"] = [upload.id]
+    return _response(voice.answer(intent, state), upload.as_json(), "application/json")
+
+
+async def _create(request: Request[Services], voice: Speaker, intent: Create, protocol: Protocol) -> Response:
+    body = uploads.body_of(request) if intent.brings_bytes else None
+    made, key = await request.state["resumes"].create(
+        caller_of(request).visitor(),
+        protocol=protocol,
+        filename=intent.filename or UNNAMED,
+        content_type=intent.content_type,
+        length=intent.length,
+        metadata=intent.metadata,
+        concat=intent.concat,
+        is_part=intent.is_part,
+        sha256=intent.sha256,
+    )
+    # Whatever becomes of the body, the client can go on from here.
+    with _refusing_as(voice, location=_url_of(key)):
+        if body is not None and body.declared != 0:
+            _say_before(request, voice.interim(_state(request, made, key)))
+            made = await _receive(request, voice, intent, body, key, made.session_id)
+    return _answer(request, voice, intent, made, key)
+
+
+async def _concatenate(request: Request[Services], voice: Speaker, intent: Concatenate) -> Response:
+    made, key = await request.state["resumes"].concatenate(
+        caller_of(request).visitor(),
+        keys=intent.keys,
+        filename=intent.filename or UNNAMED,
+        content_type=intent.content_type,
+        metadata=intent.metadata,
+        concat=intent.concat,
+    )
+    return _answer(request, voice, intent, made, key)
+
+
+async def _append(request: Request[Services], voice: Speaker, intent: Append) -> Response:
+    key = request.path_params["key"]
+    grown = await _receive(request, voice, intent, uploads.body_of(request), key, _opener(request))
+    return _answer(request, voice, intent, grown, key)
+
+
+async def _receive(
+    request: Request[Services], voice: Speaker, intent: Create | Append, body: Body, key: str, opener: str | None
+) -> Resource:
+    """Add the body to the resource, which is completed if that was its end.
+
+    What arrives of a body that breaks off stays, unless it has a checksum that nobody can compare now.
+    """
+    resumes = request.state["resumes"]
+    offset = intent.offset if isinstance(intent, Append) else 0
+    hasher = intent.checksum.hasher() if intent.checksum is not None else None
+    appending = resumes.append(
+        key, opener, offset=offset, declared=body.declared, length=intent.length, checked=hasher is not None
+    )
+    try:
+        async with appending:
+            with body:
+                told = offset
+                async for block in body:
+                    if hasher is not None:
+                        hasher.update(block)
+                    await appending.write(block)
+                    if appending.durable > told:
+                        told = appending.durable
+                        _say_before(request, voice.progress(told))
+            if intent.checksum is not None and hasher is not None:
+                intent.checksum.check(hasher)
+            # Where nobody says what ends the file its length does, and `keep` sees to that.
+            return await (appending.complete() if intent.ends else appending.keep())
+    except TooSlow as error:
+        # A 408 would be the last word for these clients, and what they brought is kept.
+        raise Unavailable(f"{error}; go on from what arrived", retry_after=1) from error
+    except TooLarge as error:
+        if intent.ends is not None:  # a client that tells so, and is wrong, cannot mend it by going on
+            await resumes.fail(key, opener, error)
+        raise
+
+
+async def _ask(request: Request[Services], voice: Speaker, intent: Ask) -> Response:
+    key = request.path_params["key"]
+    try:
+        found = await request.state["resumes"].find(key, _opener(request), newest=True)
+    except InProgress as error:
+        # Clients give an upload up for any 4xx to this question, and this will pass.
+        raise Unavailable(str(error), retry_after=1) from error
+    return _answer(request, voice, intent, found, key)
+
+
+async def _cancel(request: Request[Services], voice: Speaker, intent: Intent) -> Response:
+    key = request.path_params["key"]
+    await request.state["resumes"].cancel(key, _opener(request))
+    gone = State(_url_of(key), None, None, completed=False, at_us=request.state["now_us"]())
+    return _response(voice.answer(intent, gone))
+
+
+def _opener(request: Request[Services]) -> str | None:
+    """Whose session the request shows; None for whoever holds the URL, where that is enough."""
+    caller = caller_of(request)
+    if caller.recognised is None and not request.state["settings"].upload_url_needs_session:
+        return None
+    return caller.session.id
+
+
+def _voice(request: Request[Services], protocol: Protocol, method: str) -> Speaker:
+    settings = request.state["settings"]
+    offers = settings.interim_responses and INTERIM in request.scope.get("extensions", ())
+    versions = settings.interop_versions if offers else ()
+    return speaker(protocol, method, request.headers, _limits(request), versions)
+
+
+def _limits(request: Request[Services]) -> Limits:
+    settings = request.state["settings"]
+    return Limits(file_bytes=settings.max_file_size, idle_seconds=int(settings.upload_idle_time.total_seconds()))
+
+
+@contextmanager
+def _refusing_as(voice: Speaker, location: str | None = None) -> Iterator[None]:
+    """Let a refusal carry what the protocol says of refusals."""
+    try:
+        yield
+    except UploadError as error:
+        for name, value in voice.refusal(error, location=location):
+            error.headers.setdefault(name, value)
+        raise
+
+
+def _say_before(request: Request[Any], answer: Answer | None) -> None:
+    if answer is not None:
+        say = request.scope["extensions"][INTERIM]
+        say(answer.status, [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in answer.headers])
+
+
+def _url_of(key: str) -> str:
+    return f"{uploads.UPLOADS}/{key}"
+
+
+def _state(request: Request[Services], found: Resource, key: str) -> State:
+    upload = found.upload if found.completed else None
+    return State(
+        location=_url_of(key),
+        offset=None if found.is_final and not found.completed else found.offset,
+        length=found.length,
+        completed=found.completed,
+        at_us=request.state["now_us"](),
+        expires_at_us=None if found.completed else found.expires_at,
+        metadata=found.metadata,
+        concat=found.concat,
+        record=upload.links["self"] if upload else None,
+        sha256=upload.sha256 if upload else None,
+    )
+
+
+def _answer(request: Request[Services], voice: Speaker, intent: Intent, found: Resource, key: str) -> Response:
+    exchange_of(request.scope).notes["uploads"] = [found.upload_id]
+    answer = voice.answer(intent, _state(request, found, key))
+    if not answer.with_record:
+        return _response(answer)
+    assert found.upload is not None  # only parts have no record, and nobody is told of theirs
+    return _response(answer, found.upload.as_json(), "application/json")
+
+
+def _response(answer: Answer, body: bytes = b"", kind: str | None = None) -> Response:
+    response = Response(body, answer.status, media_type=kind)
+    for name, value in answer.headers:
+        response.headers.append(name, value)
+    return response

@@ -1,0 +1,30 @@
+-- resumables: batches, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
+
+-- name: list_resumables :many
+-- params: key_hashes
+-- Those of a JSON array of key hashes, with their records; unknown ones are left out.
+SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
+       resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
+       resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
+       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expires_at_us, resumables.last_expires_at_us, resumables.ended_as,
+       uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
+       uploads.completed_at_us
+FROM resumables
+LEFT JOIN uploads ON uploads.id = resumables.upload_id
+WHERE resumables.key_hash IN (SELECT value FROM json_each(:key_hashes));
+
+-- name: list_partials :many
+-- params: ids
+-- Which file holds the bytes of each upload of a JSON array of ids, and whether it has ended; unknown ids are left out.
+SELECT upload_id, file_fence, fence, ended_as
+FROM resumables
+WHERE upload_id IN (SELECT value FROM json_each(:ids));
+
+-- name: renew_resumables :run
+-- params: key_hashes, expires_at_us
+-- Those of a JSON array of key hashes that have not ended are needed until then, but never past their last moment.
+UPDATE resumables
+SET expires_at_us = min(:expires_at_us, last_expires_at_us)
+WHERE ended_as IS NULL
+  AND key_hash IN (SELECT value FROM json_each(:key_hashes));

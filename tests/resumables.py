@@ -1,0 +1,146 @@
+"""Any number of processes of the service over one database and one store, for tests of uploads in several requests."""
+
+import asyncio
+import hashlib
+from contextlib import AsyncExitStack
+from itertools import count
+
+import pytest
+
+from app import records
+from app.ingest import Ingest, Limits, Visitor
+from app.model import HistoryQuery, Protocol
+from app.publish import Publisher
+from app.resume import Resumes
+from tests.unreliable import Store, Time, coming, ids, opened
+
+HOUR = 3600
+DAY = 24 * HOUR
+LIMIT = 1_000_000
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Worker:
+    """One process of the service: its own connections, publisher and turns over the shared store and database."""
+
+    def __init__(self, db, storage, publisher, clock, new_id, *, at_once=8):
+        self.db, self.storage, self.publisher, self.clock = db, storage, publisher, clock
+        keys = count(1)
+        self.ingest = Ingest(storage, publisher, limits=Limits(LIMIT, 10, at_once), now_us=clock, new_id=new_id)
+        self.resumes = Resumes(
+            storage,
+            db,
+            publisher,
+            self.ingest,
+            idle_us=DAY * 1_000_000,
+            cap_us=7 * DAY * 1_000_000,
+            now_us=clock,
+            new_id=new_id,
+            new_key=lambda: f"key {id(self)} {next(keys)}",
+        )
+
+    async def create(self, length=None, *, session="mine", protocol=Protocol.TUS, **more):
+        visitor = Visitor(session)
+        return (
+            await self.resumes.create(
+                visitor, protocol=protocol, filename="a.bin", content_type="a/b", length=length, **more
+            )
+        )[1]
+
+    async def concatenate(self, *keys, session="mine"):
+        return await self.resumes.concatenate(
+            Visitor(session), keys=keys, filename="all.bin", content_type="a/b", concat="final;…"
+        )
+
+    async def append(self, key, offset, *blocks, session="mine", **more):
+        """One request that brings these blocks; the upload afterwards."""
+        async with self.resumes.append(key, session, offset=offset, **more) as appending:
+            for block in blocks:
+                await appending.write(block)
+            return await appending.keep()
+
+    async def offset(self, key, session="mine"):
+        return (await self.resumes.find(key, session, newest=True)).offset
+
+    async def history(self, session="mine"):
+        page = await records.list_uploads(self.db, session, HistoryQuery(order="oldest"), after=None, page_size=500)
+        assert page.skipped == 0
+        return page.uploads
+
+    async def statuses(self, session="mine"):
+        return [(upload.size, upload.status.value) for upload in await self.history(session)]
+
+    async def content(self, upload_id):
+        stored = await self.storage.open(upload_id)
+        try:
+            return await stored.read(0, 2**30)
+        finally:
+            await stored.close()
+
+    async def partials(self):
+        return [(file.fence, file.size) async for found in self.storage.partials(0) for file in found]
+
+
+class World:
+    """Any number of workers over one database and one store."""
+
+    def __init__(self, url, storage, stack):
+        self.url, self.storage, self.stack = url, storage, stack
+        self.clock = Time()
+        self.new_id = ids()
+
+    async def worker(self, **more):
+        db = await opened(self.url)
+        self.stack.push_async_callback(db.close)
+        publisher = Publisher(self.storage, db, now_us=self.clock, patience_seconds=0.2)
+        await self.stack.enter_async_context(publisher)
+        worker = Worker(db, self.storage, publisher, self.clock, self.new_id, **more)
+        self.stack.push_async_callback(worker.resumes.close, 5)
+        return worker
+
+
+class Writer:
+    """A request that has brought some bytes and waits for more."""
+
+    def __init__(self, worker, key, offset, *blocks, **more):
+        self.arrived = asyncio.Event()
+        self.more: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.task = asyncio.create_task(self._run(worker, key, offset, blocks, more))
+
+    async def _run(self, worker, key, offset, blocks, more):
+        async with worker.resumes.append(key, "mine", offset=offset, **more) as appending:
+            for block in blocks:
+                await appending.write(block)
+            self.arrived.set()
+            while (block := await self.more.get()) is not None:
+                await appending.write(block)
+            return await appending.keep()
+
+    async def __aenter__(self):
+        await coming(self.arrived)
+        return self
+
+    async def __aexit__(self, *_):
+        self.task.cancel()
+        await asyncio.wait((self.task,))
+
+
+@pytest.fixture
+async def world(database_url):
+    async with AsyncExitStack() as stack:
+        yield World(database_url, Store(), stack)
+
+
+@pytest.fixture
+async def worker(world):
+    return await world.worker()
+
+
+@pytest.fixture(params=["one process", "two processes"])
+async def pair(world, request):
+    """Two workers, which may be the same one."""
+    first = await world.worker()
+    return first, (first if request.param == "one process" else await world.worker())
