@@ -124,6 +124,37 @@ def test_who_sends_no_more_is_told_and_not_waited_for(service):
     assert (failed["status"], failed["error"]["code"]) == ("failed", "unavailable")
 
 
+def test_how_far_a_resumable_upload_came_is_kept(service):
+    running = service(shutdown_timeout="1s")
+    tus = {"Tus-Resumable": "1.0.0"}
+    chunk = {**tus, "Content-Type": "application/offset+octet-stream"}
+    with running.client() as client:
+        url = client.post(UPLOADS, headers={**tus, "Upload-Length": str(2 * LARGE)}).headers["location"]
+    head = f"PATCH {url} HTTP/1.1\r\nHost: x\r\nContent-Length: {2 * LARGE}\r\nUpload-Offset: 0\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in chunk.items()
+    )
+
+    async def run():
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(f"{head}\r\n".encode() + bytes(LARGE))
+        while not list((running.store / "partial").iterdir()):  # noqa: ASYNC110  # another process makes it
+            await asyncio.sleep(0.01)
+        running.send(signal.SIGTERM)
+        try:
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
+
+    assert asyncio.run(run()).startswith("HTTP/1.1 503 ")
+    assert running.wait() == 0
+    running.start()
+    with running.client() as client:
+        offset = int(client.head(url, headers=tus).headers["upload-offset"])
+        assert 0 < offset <= LARGE
+        headers = {**chunk, "Upload-Offset": str(offset)}
+        assert client.patch(url, headers=headers, content=bytes(2 * LARGE - offset)).status_code == 204
+
+
 def test_who_takes_nothing_is_not_waited_for(service):
     """A download that its client does not read."""
     running = service(shutdown_timeout="1s")

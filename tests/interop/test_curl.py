@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from contextlib import closing
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -333,7 +334,13 @@ class TestTheRest:
 ADDRESSES = {
     ("OPTIONS", "/api/ingestion/uploads"): 204,
     ("POST", "/api/ingestion/uploads"): 201,
+    ("POST", "/api/ingestion/uploads/"): 201,
     ("PUT", "/api/ingestion/uploads/{filename:rest}"): 201,
+    ("OPTIONS", "/api/ingestion/uploads/{key}"): 204,
+    ("GET", "/api/ingestion/uploads/{key}"): 204,
+    ("POST", "/api/ingestion/uploads/{key}"): 405,  # it stands for another only when it says for which
+    ("PATCH", "/api/ingestion/uploads/{key}"): 415,  # of no media type
+    ("DELETE", "/api/ingestion/uploads/{key}"): 204,
     ("GET", "/api/ingestion/history"): 200,
     ("GET", "/api/ingestion/history/summary"): 200,
     ("GET", "/api/ingestion/history/{id}"): 200,
@@ -354,6 +361,10 @@ def test_every_address_is_asked_here(curl):
     """So whoever adds one to the service will add it to these."""
     assert ADDRESSES.keys() == {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
     upload_id = curl.uploaded()["id"]
+    begun = curl(UPLOADS, "--request", "POST", "--header", "Upload-Complete: ?0").headers["location"]
+    places = {"{filename:rest}": "a", "{key}": urlsplit(begun).path.rpartition("/")[2], "{id}": upload_id}
     for (method, path), status in ADDRESSES.items():
-        said = curl(path.replace("{filename:rest}", "a").replace("{id}", upload_id), "--request", method)
-        assert said.status == status, f"{method} {path}"
+        asked = path
+        for place, value in places.items():
+            asked = asked.replace(place, value)
+        assert curl(asked, "--request", method).status == status, f"{method} {path}"

@@ -1,7 +1,9 @@
 """The service behind the real nginx, with the configuration of the repository."""
 
+import base64
 import hashlib
 import json
+import socket
 import subprocess
 import time
 
@@ -117,3 +119,40 @@ def test_a_service_that_is_away_is_told_in_its_own_words(behind, client):
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert answer.headers["content-type"] == "application/problem+json"
     assert int(answer.headers["retry-after"]) > 0
+
+
+def test_an_upload_that_breaks_off_before_the_proxy_goes_on_behind_it(service, proxy):
+    running = service(trusted_proxies="127.0.0.1", interim_responses="false")
+    port = proxy(running.port)
+    tus = {"Tus-Resumable": "1.0.0"}
+    described = "filename " + base64.b64encode(b"x" * 100).decode() + ",note " + base64.b64encode(bytes(5000)).decode()
+    content = bytes(range(256)) * 8192
+    with running.client() as client:
+        client.base_url = f"http://127.0.0.1:{port}"
+        made = client.post(UPLOADS, headers={**tus, "Upload-Length": str(len(content)), "Upload-Metadata": described})
+        assert made.status_code == 201
+        url = made.headers["location"]
+        head = (
+            f"PATCH {url} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
+            f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(head.encode() + content[: MIB // 2])
+            offset = 0
+            for _ in range(round(PATIENCE / 0.01)):  # until something has come through
+                asked = client.head(url, headers=tus)
+                assert asked.status_code == 200, (asked, running.events[-4:])
+                offset = int(asked.headers["upload-offset"])
+                if offset:
+                    break
+                time.sleep(0.01)
+        assert 0 < offset <= MIB // 2
+        chunk = {**tus, "Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
+        assert client.patch(url, headers=chunk, content=content[offset:]).status_code == 204
+        [record] = client.get(HISTORY).json()["items"]
+        assert (record["status"], record["sha256"]) == ("completed", hashlib.sha256(content).hexdigest())
+        # And who offers to be resumable just uploads, on a connection that is good for more.
+        offer = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "6"}
+        for _ in range(2):
+            answer = client.put(f"{UPLOADS}/a.txt", content=b"hello", headers=offer)
+            assert (answer.status_code, answer.headers["upload-complete"], answer.json()["size"]) == (201, "?1", 5)
