@@ -96,7 +96,7 @@ class FormDecoder:
             if place == "content":
                 part = self._part
                 assert part is not None
-                end = self._find(data, at)
+                end = data.find(self._delimiter, at)
                 stop = self._undecided(data, at) if end < 0 else end
                 if stop > at:
                     if part.filename == "" and not self._part_bytes:
@@ -172,14 +172,6 @@ class FormDecoder:
                 raise MalformedForm(f"the boundary does not occur in the first {MAX_PREAMBLE_BYTES} bytes")
             return -1
         return at + len(first)
-
-    def _find(self, data: bytes, at: int) -> int:
-        """Where the next delimiter begins, or -1."""
-        # From its end a block is searched twice as fast, and hardly any has more than one.
-        last = data.rfind(self._delimiter, at)
-        if last < 0 or data.rfind(self._delimiter, at, last) < 0:
-            return last
-        return data.find(self._delimiter, at)
 
     def _undecided(self, data: bytes, at: int) -> int:
         """Where what may be the beginning of a delimiter stands at the end of `data`."""
