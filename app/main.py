@@ -21,6 +21,7 @@ from app.config import Settings
 from app.db import Db, migrate
 from app.errors import Unusable, UploadError
 from app.ingest import Ingest, Limits
+from app.lookup import Lookup
 from app.publish import Publisher
 from app.resume import Resumes
 from app.sessions import Sessions
@@ -216,6 +217,7 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
             settings=settings,
             storage=storage,
             db=db,
+            lookup=Lookup(db),
             ingest=ingest,
             resumes=resumes,
             sessions=sessions,

@@ -5,7 +5,7 @@ several things which belong together take the `Unit` of one transaction. What se
 say is repeatable: saying it twice, after an answer got lost, leaves what saying it once leaves.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -94,10 +94,10 @@ async def count_uploads(asks: Asks, session_id: str, query: HistoryQuery) -> int
     return int(row["uploads"]) if row else 0
 
 
-async def find_upload(asks: Asks, session_id: str, upload_id: str) -> Upload | None:
-    """One upload of a session; None too when its row is broken."""
-    row = await asks.one("find_upload", session_id=session_id, upload_id=upload_id)
-    return next(_readable([row]), None) if row else None
+async def list_these(asks: Asks, upload_ids: Collection[str]) -> dict[str, Upload]:
+    """Those of these uploads that are recorded, by their ids, over all sessions. Broken rows are left out."""
+    rows = await asks.many("list_uploads_by_id", ids=_json(list(upload_ids)))
+    return {upload.id: upload for upload in _readable(rows)}
 
 
 async def summarize_uploads(asks: Asks, session_id: str) -> list[StatusTotal]:

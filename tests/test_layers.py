@@ -23,7 +23,7 @@ FLOORS = [
     {"storage", "db"},
     {"records"},
     {"resources"},
-    {"publish", "turns"},
+    {"publish", "turns", "lookup"},
     {"ingest", "sessions", "sweep", "verify", "completion"},
     {"expiry", "appending"},
     {"resume"},

@@ -23,7 +23,7 @@ from app.storage.directories import SHARDS, Directories, partial_name
 from app.storage.partial import LocalPartial
 from app.storage.space import Reserved, Space
 from app.storage.staging import LocalStaged, Staging
-from app.storage.stored import LocalStored, digest_stored, make_durable, open_stored
+from app.storage.stored import LocalStored, digest_stored, make_durable, open_at_hand, open_stored
 from app.storage.threads import in_thread
 from app.storage.trust import FULL, Trust, reason
 from app.tasks import to_the_end
@@ -302,7 +302,9 @@ class LocalStorage:
     # --- published files
 
     async def open(self, key: str) -> LocalStored:
-        return await self._ask(open_stored, key, self._directories, self._threads)
+        with self._asked("open"):
+            at_hand = open_at_hand(key, self._directories, self._threads)
+        return at_hand if at_hand is not None else await self._ask(open_stored, key, self._directories, self._threads)
 
     async def digest(self, key: str) -> tuple[int, str]:
         return await self._ask(digest_stored, key, self._directories)

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from app.errors import Unavailable
-from app.storage import NotStored, is_key
+from app.storage import NotStored, is_key, kernel
 from app.storage.directories import Directories
 from app.storage.staging import FILE_MODE
 from app.storage.threads import in_thread
@@ -21,6 +21,7 @@ log = structlog.stdlib.get_logger("waybill.storage")
 
 _READ_AHEAD: Final = 256 * 1024
 _DIGEST_BYTES: Final = 1024 * 1024
+_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LocalStored:
@@ -60,6 +61,27 @@ def open_stored(key: str, directories: Directories, threads: Executor) -> LocalS
         os.close(fd)
 
 
+def open_at_hand(key: str, directories: Directories, threads: Executor) -> LocalStored | None:
+    """The same without a thread, if the kernel has all that is needed in memory; None if not, whatever the reason."""
+    if not is_key(key):
+        return None
+    try:
+        fd = kernel.open_cached(key, _FLAGS, dir_fd=directories.shard_fd(key))
+    except OSError:
+        return None
+    try:
+        state = os.fstat(fd)
+        if stat.S_ISREG(state.st_mode) and state.st_size <= _READ_AHEAD:
+            whole = bytearray(state.st_size)
+            if os.preadv(fd, [whole], 0, os.RWF_NOWAIT) == len(whole):
+                return LocalStored(threads, key, None, len(whole), bytes(whole))
+    except OSError:
+        pass  # a file system that cannot tell, or a fault that whoever may wait will meet and report
+    finally:
+        os.close(fd)
+    return None
+
+
 def digest_stored(key: str, directories: Directories) -> tuple[int, str]:
     """Size and SHA-256 of what is stored under the key; raises NotStored, or OSError."""
     with os.fdopen(_open(key, directories), "rb", buffering=0) as file:
@@ -88,9 +110,8 @@ def _open(key: str, directories: Directories) -> int:
     """A descriptor of a regular file; a link, a pipe or a directory under the key is not a stored file."""
     if not is_key(key):
         raise NotStored(key)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(key, flags, dir_fd=directories.shard_fd(key))
+        fd = os.open(key, _FLAGS, dir_fd=directories.shard_fd(key))
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
             raise NotStored(key) from error

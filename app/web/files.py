@@ -101,11 +101,10 @@ async def delete(request: Request[Services]) -> Response:
 
 async def _completed(request: Request[Services]) -> Upload:
     """The caller's upload. Foreign, absent and deleted ones are all the same to it."""
-    session_id = caller_of(request).session.id
     upload_id = request.path_params["id"]
     if not is_upload_id(upload_id):
         raise NotFound
-    upload = await records.find_upload(request.state["db"], session_id, upload_id)
+    upload = await request.state["lookup"].find(caller_of(request).session.id, upload_id)
     if upload is None or upload.status is not Status.COMPLETED:
         raise NotFound
     return upload
@@ -116,6 +115,7 @@ async def _open(request: Request[Services], upload: Upload) -> Stored:
     try:
         stored = await request.state["storage"].open(upload.id)
     except NotStored:
+        await _completed(request)  # it may have been deleted meanwhile
         log.error("a file is missing from the store", upload=upload.id)
         raise Unavailable("the file cannot be read now") from None
     if stored.size != upload.size:

@@ -86,7 +86,7 @@ async def show(request: Request[Services]) -> Response:
     """GET /api/ingestion/history/{id}: one record of the caller's."""
     session_id = caller_of(request).session.id
     upload_id = request.path_params["id"]
-    upload = await records.find_upload(request.state["db"], session_id, upload_id) if is_upload_id(upload_id) else None
+    upload = await request.state["lookup"].find(session_id, upload_id) if is_upload_id(upload_id) else None
     if upload is None:
         raise NotFound
     return Response(upload.as_json(), media_type=_JSON, headers=_NO_STORE)

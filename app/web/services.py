@@ -5,6 +5,7 @@ from typing import TypedDict
 from app.config import Settings
 from app.db import Db
 from app.ingest import Ingest
+from app.lookup import Lookup
 from app.model import Clock
 from app.resume import Resumes
 from app.sessions import Sessions
@@ -16,6 +17,7 @@ class Services(TypedDict):
     settings: Settings
     storage: Storage
     db: Db
+    lookup: Lookup
     ingest: Ingest
     resumes: Resumes
     sessions: Sessions

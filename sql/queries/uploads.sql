@@ -43,15 +43,6 @@ WHERE session_id = :session_id
 ORDER BY created_at_us, id
 LIMIT :page_size;
 
--- name: find_upload :one
--- params: session_id, upload_id
--- One upload of a session.
-SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
-FROM uploads
-WHERE id = :upload_id
-  AND session_id = :session_id;
-
 -- name: list_stored :many
 -- params: after_id, page_size
 -- What storage must hold, over all sessions, by id: one page from just after after_id.

@@ -71,7 +71,7 @@ def test_a_record_keeps_its_meaning_from_row_to_json(runner, db):
     def keeps_its_meaning(upload):
         upload = upload.model_copy(update={"id": str(UUID(int=next(ids)))})  # an id is recorded once
         runner.run(records.insert_uploads(db, [upload]))
-        found = runner.run(records.find_upload(db, upload.session_id, upload.id))
+        found = runner.run(records.list_these(db, [upload.id]))[upload.id]
         assert found == upload
         query = HistoryQuery(from_us=upload.created_at, min_size=upload.size, filename=upload.filename)
         if not {"*", "?"} & set(upload.filename):

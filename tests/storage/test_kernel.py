@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -119,3 +120,20 @@ def test_a_call_that_this_system_lacks_is_an_error_like_any_other(monkeypatch):
     with pytest.raises(OSError, match="not implemented") as told:
         kernel.syncfs(5)
     assert told.value.errno == errno.ENOSYS
+
+
+class TestOpenCached:
+    def test_it_opens_what_the_kernel_knows(self, place):
+        os.stat("old", dir_fd=place[1])
+        fd = kernel.open_cached("old", os.O_RDONLY, dir_fd=place[1])
+        assert os.read(fd, 9) == b"old"
+        os.close(fd)
+
+    @pytest.mark.parametrize("name", ["absent", "link", "../outside"])
+    def test_nothing_else_is_opened(self, place, name):
+        (place[0] / "link").symlink_to("old")
+        (place[0].parent / "outside").touch()
+        with suppress(FileNotFoundError):
+            os.stat(name, dir_fd=place[1])
+        with pytest.raises(OSError):  # noqa: PT011  # which one depends on what the kernel looks at first
+            kernel.open_cached(name, os.O_RDONLY, dir_fd=place[1])

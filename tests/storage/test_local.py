@@ -1,9 +1,12 @@
 """The local store keeps the contract."""
 
+import errno
+import os
+
 import pytest
 
 from app.errors import Unavailable
-from app.storage import Mark
+from app.storage import Mark, kernel
 from tests.contracts.partial import PartialContract, found
 from tests.contracts.storage import MiB, StorageContract, keys, new_key, put
 from tests.storage.stores import limit, local
@@ -24,6 +27,26 @@ class TestLocalStorage(StorageContract, PartialContract):
         await storage.prepare()
         yield storage
         await storage.close()
+
+    @pytest.mark.parametrize("case", ["at hand", "content on the disk", "name on the disk", "old kernel"])
+    async def test_a_file_is_read_wherever_it_is(self, storage, tmp_path, monkeypatch, case):
+        """Only the first can be had without waiting."""
+        content = os.urandom(20_000)
+        key = await put(storage, content)
+        if case == "content on the disk":
+            fd = os.open(tmp_path / "store" / "files" / key[-2:] / key, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+        elif case != "at hand":
+            error = OSError(errno.EAGAIN if case == "name on the disk" else errno.ENOSYS, "not so")
+
+            def refuse(*_, **__):
+                raise error
+
+            monkeypatch.setattr(kernel, "open_cached", refuse)
+        stored = await storage.open(key)
+        assert (stored.size, await stored.read(0, 30_000)) == (20_000, content)
+        await stored.close()
 
     async def test_a_closed_store_is_unavailable(self, tmp_path):
         storage = local(tmp_path / "closed")

@@ -448,6 +448,22 @@ async def test_a_damaged_file_is_never_a_200(service: Service, damage: Any, cont
                 left.unlink(missing_ok=True)
 
 
+async def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = service.client()
+    record = await upload(client, CONTENT)
+    storage = service.state["storage"]
+    stored_open = storage.open
+
+    async def after_the_deletion(key: str) -> Any:
+        assert (await client.delete(record["links"]["content"])).status == 204
+        return await stored_open(key)
+
+    monkeypatch.setattr(storage, "open", after_the_deletion)
+    (await client.get(record["links"]["content"])).refused(404, "not_found")
+
+
 async def test_a_file_that_gets_shorter_while_it_is_read_is_cut_off(service: Service) -> None:
     client = service.client()
     record = await upload(client, LARGE)

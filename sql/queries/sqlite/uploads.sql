@@ -20,6 +20,14 @@ SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = exclude
     completed_at_us = excluded.completed_at_us
 WHERE uploads.status IN ('uploading', 'processing');
 
+-- name: list_uploads_by_id :many
+-- params: ids
+-- Each upload of a JSON array of ids, over all sessions; unknown ids are left out.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE id IN (SELECT value FROM json_each(:ids));
+
 -- name: list_statuses :many
 -- params: ids
 -- The status of each upload of a JSON array of ids, over all sessions; unknown ids are left out.
