@@ -33,21 +33,23 @@ class Digest(Protocol):
 
 
 class BlockPool:
-    """Page-aligned blocks, made once and lent in pairs; never more than `blocks` of them."""
+    """Page-aligned blocks, made once and lent; never more than `blocks` of them."""
 
     def __init__(self, blocks: int) -> None:
         self._unmade = blocks
         self._free: list[mmap.mmap] = []
 
-    def take_pair(self) -> tuple[mmap.mmap, mmap.mmap] | None:
-        """Two blocks, or None when too few are left."""
-        while len(self._free) < 2 and self._unmade > 0:
-            self._free.append(mmap.mmap(-1, BLOCK_BYTES))
-            self._unmade -= 1
-        return (self._free.pop(), self._free.pop()) if len(self._free) >= 2 else None
+    def take(self) -> mmap.mmap | None:
+        """A block, or None when all are lent."""
+        if self._free:
+            return self._free.pop()
+        if not self._unmade:
+            return None
+        self._unmade -= 1
+        return mmap.mmap(-1, BLOCK_BYTES)
 
-    def give_back(self, pair: tuple[mmap.mmap, mmap.mmap]) -> None:
-        self._free.extend(pair)
+    def give_back(self, block: mmap.mmap) -> None:
+        self._free.append(block)
 
 
 class DigestingFile(io.FileIO):
@@ -120,32 +122,30 @@ class DigestingFile(io.FileIO):
 class BlockWriter:
     """Write one file from the event loop, block by block, network and disk side by side.
 
-    With a pair of blocks `write` returns as soon as its bytes are copied or handed to a
-    thread; an error of a write behind it is raised by the next call. Without a pair (the
-    pool is bounded) every piece is written as it comes. `settle` ends a file that is
-    given up, at any point.
+    With a block `write` returns as soon as its bytes are copied or handed to a thread; an
+    error of a write behind it is raised by the next call. A file longer than a block fills a
+    second one meanwhile, if there is one to be had. Without a block (the pool is bounded)
+    every piece is written as it comes. `settle` ends a file that is given up, at any point.
     """
 
-    def __init__(
-        self, file: DigestingFile, pool: BlockPool, pair: tuple[mmap.mmap, mmap.mmap] | None, executor: Executor
-    ) -> None:
+    def __init__(self, file: DigestingFile, pool: BlockPool, block: mmap.mmap | None, executor: Executor) -> None:
         self._file = wrap(file, executor=executor)
         self._pool = pool
-        self._pair = pair
-        self._filling = memoryview(pair[0]) if pair else memoryview(b"")
-        self._spare = memoryview(pair[1]) if pair else memoryview(b"")
+        self._blocks = [] if block is None else [block]  # all that are borrowed
+        self._filling = block  # None: the next one is still to be chosen
         # A block lies in memory as it will in the file, which may begin it elsewhere than at its start.
         self._begun = self._filled = file.written % ALIGNMENT
         self._behind: asyncio.Task[int] | None = None
 
     async def write(self, piece: bytes | bytearray | memoryview) -> None:
-        if self._pair is None:
+        if not self._blocks:
             await to_the_end(self._file.write(piece))
             return
         view = memoryview(piece)
         while view:
+            block = self._filling or await self._next_block()
             count = min(len(view), BLOCK_BYTES - self._filled)
-            self._filling[self._filled : self._filled + count] = view[:count]
+            block[self._filled : self._filled + count] = view[:count]
             self._filled += count
             view = view[count:]
             if self._filled == BLOCK_BYTES:
@@ -171,11 +171,24 @@ class BlockWriter:
             self._behind = None
         self._release()
 
+    async def _next_block(self) -> mmap.mmap:
+        """One that no thread reads any more."""
+        if len(self._blocks) == 1:
+            spare = self._pool.take()
+            if spare is None:
+                await self._wait_behind()
+            else:
+                self._blocks.append(spare)
+        self._blocks.reverse()  # the other one, if there are two: what was handed over last is still being written
+        self._filling = self._blocks[0]
+        return self._filling
+
     async def _turn(self) -> None:
         await self._wait_behind()
-        full = self._filling[self._begun : self._filled]
+        assert self._filling is not None
+        full = memoryview(self._filling)[self._begun : self._filled]
         self._behind = asyncio.ensure_future(self._file.write(full))
-        self._filling, self._spare = self._spare, self._filling
+        self._filling = None
         self._begun = self._filled = self._filled % ALIGNMENT
 
     async def _wait_behind(self) -> None:
@@ -188,8 +201,6 @@ class BlockWriter:
                 raise
 
     def _release(self) -> None:
-        if self._pair is not None:
-            self._filling.release()
-            self._spare.release()
-            self._pool.give_back(self._pair)
-            self._pair = None
+        while self._blocks:
+            self._pool.give_back(self._blocks.pop())
+        self._filling = None

@@ -61,10 +61,10 @@ class Staging:
         return DigestingFile(fd, direct=direct, space=self.space, reservation=reservation)
 
     def writer(self, file: DigestingFile) -> BlockWriter:
-        pair = self._pool.take_pair()
-        if pair is None:
+        block = self._pool.take()
+        if block is None:
             file.leave_direct()
-        return BlockWriter(file, self._pool, pair, self.threads)
+        return BlockWriter(file, self._pool, block, self.threads)
 
     def unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):

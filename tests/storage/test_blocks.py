@@ -64,14 +64,14 @@ def aligned(content: bytes) -> memoryview:
     return memoryview(block)[: len(content)]
 
 
-def test_the_pool_lends_pairs_until_it_is_empty():
-    pool = BlockPool(5)
-    pairs = [pool.take_pair() for _ in range(3)]
-    assert pairs[2] is None
-    assert len({id(block) for pair in pairs[:2] for block in pair}) == 4
-    pool.give_back(pairs[0])
-    assert pool.take_pair() is not None
-    assert pool.take_pair() is None
+def test_the_pool_lends_blocks_until_it_is_empty():
+    pool = BlockPool(2)
+    lent = [pool.take() for _ in range(3)]
+    assert lent[2] is None
+    assert len({id(block) for block in lent[:2]}) == 2
+    pool.give_back(lent[0])
+    assert pool.take() is lent[0]
+    assert pool.take() is None
 
 
 @pytest.mark.parametrize("tail", [0, 1, 511, 512, 4095])
@@ -149,7 +149,7 @@ async def test_a_file_system_that_refuses_direct_writes_gets_others(tmp_path, mo
 async def test_an_empty_pool_changes_only_the_way(direct_storage, writes):
     storage = direct_storage
     files = []
-    for seed in range(POOLED_BLOCKS // 2 + 3):
+    for seed in range(POOLED_BLOCKS + 3):
         file = storage.stage(new_key())
         await file.write(content_of(300_000, seed))
         files.append(file)
@@ -164,6 +164,22 @@ async def test_an_empty_pool_changes_only_the_way(direct_storage, writes):
     writes.clear()
     await put(storage, content_of(2 * MiB))
     assert writes == [(True, MiB)] * 2  # the blocks are back
+
+
+async def test_a_file_borrows_a_second_block_only_when_it_needs_one(direct_storage):
+    pool = direct_storage._staging._pool
+    long, short = direct_storage.stage(new_key()), direct_storage.stage(new_key())
+    await short.write(content_of(MiB))
+    await long.write(content_of(3 * MiB))
+    blocks = [pool.take() for _ in range(POOLED_BLOCKS)]
+    assert blocks.count(None) == 1 + 2
+    for block in filter(None, blocks):
+        pool.give_back(block)
+    for file in (long, short):
+        await file.finish()
+    await direct_storage.publish([long, short])
+    assert await get(direct_storage, long.key) == content_of(3 * MiB)
+    assert await get(direct_storage, short.key) == content_of(MiB)
 
 
 async def test_no_block_is_lost_however_uploads_end(storage, monkeypatch):
@@ -186,9 +202,7 @@ async def test_no_block_is_lost_however_uploads_end(storage, monkeypatch):
             await file.abort()
         else:
             assert await storage.publish([file]) == {}
-    pool = storage._staging._pool
-    pairs = [pool.take_pair() for _ in range(POOLED_BLOCKS // 2)]
-    assert None not in pairs
+    assert None not in [storage._staging._pool.take() for _ in range(POOLED_BLOCKS)]
 
 
 async def test_dirty_pages_never_pile_up(tmp_path, storage, monkeypatch):

@@ -30,10 +30,10 @@ def assert_nothing_left(storage, root) -> None:
     own = str(root / "staging" / storage._directories.owner)
     assert [target for target in descriptors().values() if target.startswith(f"{own}/")] == []
     pool = storage._staging._pool
-    pairs = [pool.take_pair() for _ in range(POOLED_BLOCKS // 2)]
-    assert None not in pairs
-    for pair in pairs:
-        pool.give_back(pair)
+    blocks = [pool.take() for _ in range(POOLED_BLOCKS)]
+    assert None not in blocks
+    for block in blocks:
+        pool.give_back(block)
 
 
 def in_staging(fd, *more) -> bool:
@@ -52,7 +52,7 @@ async def test_no_file_is_closed_under_a_thread_that_writes_it(tmp_path, storage
     """The number of a closed file is given out again: the thread would write into somebody else's upload."""
     with monkeypatch.context() as patched:
         if not pooled:
-            patched.setattr(storage._staging._pool, "take_pair", lambda: None)
+            patched.setattr(storage._staging._pool, "take", lambda: None)
         gate = Gate(patched, os, "write", when=in_staging)
         victim = storage.stage(new_key())
         writing = asyncio.create_task(fill(victim, b"victim" * MiB, MiB))

@@ -55,7 +55,7 @@ def open_partials() -> list[str]:
 class TestWithoutBlocks(PartialContract):
     @pytest.fixture
     async def storage(self, storage, monkeypatch):
-        monkeypatch.setattr(storage._staging._pool, "take_pair", lambda: None)
+        monkeypatch.setattr(storage._staging._pool, "take", lambda: None)
         return storage
 
     small = pytest.fixture(lambda self: MemoryStorage(MiB))
