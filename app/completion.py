@@ -127,13 +127,19 @@ class Completions:
 
     async def _complete(self, resource: Resource) -> Resource:
         """Complete a whole one that somebody left, wherever that was."""
+        # Asked first: what is published may lie under its old name as well, and is not to be written to any more.
+        if await self._is_published(resource):
+            return await self._record_published(resource)
         try:
             partial = await self._file_left(resource)
         except NotStored:
-            if await self._storage.missing([resource.upload_id]):
-                await self.lose(resource)
-            return await self._record_published(resource)
+            if await self._is_published(resource):  # in this very moment
+                return await self._record_published(resource)
+            await self.lose(resource)
         return await self._publish(resource, partial) if partial else await self._outcome(resource)
+
+    async def _is_published(self, resource: Resource) -> bool:
+        return not await self._storage.missing([resource.upload_id])
 
     async def _file_left(self, resource: Resource) -> Partial | None:
         """The file, once nobody is at it any more, or a copy if that never happens; None when the other was done."""

@@ -1,6 +1,8 @@
 """Uploads that come in several requests, to two processes with one directory."""
 
 import asyncio
+import os
+import shutil
 from contextlib import AsyncExitStack
 
 import pytest
@@ -100,3 +102,27 @@ class TestDirectory:
         done = await other.resumes.find(key, "mine", newest=True)
         assert (done.completed, done.upload.sha256) == (True, sha(bytes(size)))
         assert await other.partials() == []
+
+    @pytest.mark.parametrize("left", [os.link, shutil.copyfile], ids=["the same file", "a copy"])
+    @pytest.mark.parametrize("size", [3, 700_000])
+    async def test_what_is_published_already_is_not_published_again(self, world, tmp_path, size, left):
+        """Where a rename is a link and an unlink, a crash leaves both names; who goes on in a copy may be too late."""
+        worker = await world.worker()
+        key = await worker.create(size)
+        worker.db.fails = [None, None, *["away"] * 50]  # claimed, committed
+        with pytest.raises(OutcomeUnknown):
+            await worker.append(key, 0, bytes(size))
+        worker.db.fails = []
+        [published] = (tmp_path / "store" / "files").glob("??/*")
+        partial = tmp_path / "store" / "partial" / f"{published.name}.0"
+        left(published, partial)
+        partial.chmod(0o600)
+        before = published.stat()
+        other = await world.worker()
+        done = await other.resumes.find(key, "mine", newest=True)
+        assert (done.completed, done.upload.sha256) == (True, sha(bytes(size)))
+        assert await other.content(done.upload_id) == bytes(size)
+        assert (published.stat().st_ino, published.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        other.resumes._expiry._grace_seconds = 0
+        assert (await other.resumes.sweep()).files_removed == 1
+        assert await other.content(done.upload_id) == bytes(size)
