@@ -144,11 +144,13 @@ def _log_failure(exchange: Exchange, scope: Scope) -> None:
 def _shown_path(scope: Scope) -> str:
     """The path as it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line.
 
-    Of a resumable upload's key, which opens it, only the beginning.
+    Of a resumable upload's key, which opens it, only the beginning, also where a client or a proxy
+    has put something before our own path; less, if that was escaped.
     """
     path: str = scope["raw_path"].decode("ascii", "backslashreplace")
-    if path.startswith(_KEYS) and scope["method"] != "PUT":
-        return f"{path[: len(_KEYS) + _SHOWN_OF_KEY]}..."
+    begin = scope["path"].find(_KEYS)
+    if begin >= 0 and scope["method"] != "PUT":
+        return f"{path[: begin + len(_KEYS) + _SHOWN_OF_KEY]}..."
     return path
 
 

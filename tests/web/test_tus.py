@@ -566,3 +566,8 @@ async def test_the_log_does_not_tell_the_key(service: Service) -> None:
     answered = [line for line in lines if line["event"] == "answered"]
     assert [line["path"] for line in answered] == [UPLOADS, *[f"{UPLOADS}/{key[:6]}..."] * 2]
     assert len({line["uploads"][0] for line in answered}) == 1
+    with capture_logs() as lines:
+        for path in (url.replace("uploads", "%75ploads"), url.replace("/ingestion", "%2Fingestion"), f"/x/{url}"):
+            await client.request("HEAD", path, headers=TUS)
+    assert key not in str(lines)
+    assert [line["status"] for line in lines if line["event"] == "answered"] == [200, 200, 404]
