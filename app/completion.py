@@ -128,18 +128,15 @@ class Completions:
     async def _complete(self, resource: Resource) -> Resource:
         """Complete a whole one that somebody left, wherever that was."""
         # Asked first: what is published may lie under its old name as well, and is not to be written to any more.
-        if await self._is_published(resource):
+        if not await self._storage.missing([resource.upload_id]):
             return await self._record_published(resource)
         try:
             partial = await self._file_left(resource)
         except NotStored:
-            if await self._is_published(resource):  # in this very moment
-                return await self._record_published(resource)
-            await self.lose(resource)
+            if await self._storage.missing([resource.upload_id]):
+                await self.lose(resource)
+            return await self._record_published(resource)  # in this very moment
         return await self._publish(resource, partial) if partial else await self._outcome(resource)
-
-    async def _is_published(self, resource: Resource) -> bool:
-        return not await self._storage.missing([resource.upload_id])
 
     async def _file_left(self, resource: Resource) -> Partial | None:
         """The file, once nobody is at it any more, or a copy if that never happens; None when the other was done."""
@@ -249,6 +246,9 @@ class Completions:
             raise Gone
         parts = [found[each] for each in hashes]
         if not all(part.whole for part in parts):
+            # As long as one of them grows, the others are needed, and so is what they are for.
+            latest = max(each.expires_at for each in (resource, *parts))
+            await resources.renew(self._db, [resource.key_hash, *hashes], latest)
             return resource
         claimed = await self._turns.claim(resource.key_hash, _there, holds=True)
         if claimed.completed or claimed.whole:

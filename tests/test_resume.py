@@ -213,6 +213,19 @@ class TestEnding:
             world.clock.pass_by(seconds=DAY)
         assert (await worker.resumes.sweep()).expired == 1
 
+    async def test_what_waits_for_a_part_that_grows_does_not_expire_nor_do_the_other_parts(self, world, worker):
+        whole, growing = await worker.create(3, is_part=True), await worker.create(3, is_part=True)
+        await worker.append(whole, 0, b"abc")
+        _, key = await worker.concatenate(whole, growing)
+        for offset, letter in enumerate((b"d", b"e")):
+            world.clock.pass_by(seconds=DAY - HOUR)
+            await worker.append(growing, offset, letter)
+            assert (await worker.resumes.sweep()).expired == 0
+        world.clock.pass_by(seconds=DAY)
+        assert (await worker.resumes.sweep()).expired == 3
+        with pytest.raises(Gone):
+            await worker.resumes.find(key, "mine")
+
     async def test_what_has_expired_is_remembered_for_a_while_and_so_is_what_is_complete(self, world, worker):
         old, done = await worker.create(9), await worker.create(3)
         completed = await worker.append(done, 0, b"abc")
