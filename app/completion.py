@@ -9,6 +9,7 @@ the others wait for that.
 """
 
 import asyncio
+import functools
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Final, Literal, NoReturn
@@ -29,6 +30,8 @@ REMEMBERED_US: Final = 7 * 86_400_000_000
 """So long an upload that has ended is remembered, for clients that missed the answer."""
 _PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
+_ASSEMBLY_US: Final = 60_000_000
+_ASSEMBLED_A_SECOND: Final = 20 * 1024 * 1024
 _LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are missing")
 
 
@@ -79,9 +82,15 @@ class Completions:
         """Complete what waited for this part only; that is not waited for."""
         try:
             for waiting in await resources.list_waiting(self._db, part):
+                running = self._running.get(waiting.key_hash)
+                if running is not None:  # it may have looked before this part was whole
+                    running.add_done_callback(functools.partial(self._begin_after, waiting))
                 self.begin(waiting)
         except UploadError as error:
             log.warning("what waits for a part is completed later", upload=part.upload_id, reason=str(error))
+
+    def _begin_after(self, resource: Resource, _: "asyncio.Task[Resource]") -> None:
+        self.begin(resource)
 
     async def last_bytes(self, resource: Resource, held_by: int, partial: Partial) -> Resource:
         """Commit the `resource` that has just become whole, and complete it. A cancelled caller does not stop that.
@@ -96,14 +105,15 @@ class Completions:
 
     async def close(self, grace_seconds: float) -> None:
         """Wait for what is under way, but no longer than the grace."""
-        if self._running:
-            _, late = await asyncio.wait(self._running.values(), timeout=grace_seconds)
-            if late:
-                log.warning("uploads are still being completed at the end of the grace", uploads=len(late))
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + grace_seconds
+        while self._running and clock() < deadline:
+            await asyncio.wait(self._running.values(), timeout=deadline - clock())
+        if late := list(self._running.values()):
+            log.warning("uploads are still being completed at the end of the grace", uploads=len(late))
             for task in late:
                 task.cancel()
-            if late:
-                await asyncio.wait(late)
+            await asyncio.wait(late)
 
     def _start(self, resource: Resource, work: Coroutine[Any, Any, Resource]) -> "asyncio.Task[Resource]":
         task = asyncio.create_task(work, name=f"waybill-complete-{resource.upload_id}")
@@ -250,10 +260,12 @@ class Completions:
             latest = max(each.expires_at for each in (resource, *parts))
             await resources.renew(self._db, [resource.key_hash, *hashes], latest)
             return resource
+        length = sum(part.offset for part in parts)
+        if resource.holder is not None and self._now_us() < self._is_done_by(resource, length):
+            return resource
         claimed = await self._turns.claim(resource.key_hash, _there, holds=True)
         if claimed.completed or claimed.whole:
             return claimed if claimed.completed else await self._complete(claimed)
-        length = sum(part.offset for part in parts)
         if length > self._file_bytes:
             error = TooLarge(length, self._file_bytes)
             await self.fail(resource, Failure(code=error.code, detail=str(error)))
@@ -261,6 +273,10 @@ class Completions:
         started = replace(claimed, length=length, expires_at=self.expiry(claimed))
         await self.commit(started, claimed.fence)
         return await self._put_together(started, [(part.upload_id, part.file_fence, _mark(part)) for part in parts])
+
+    def _is_done_by(self, resource: Resource, length: int) -> int:
+        """Until when whoever holds it, in another process, is left to put it together: it was begun at `expiry`."""
+        return resource.expires_at - self._idle_us + _ASSEMBLY_US + length * 1_000_000 // _ASSEMBLED_A_SECOND
 
     async def _put_together(self, resource: Resource, parts: list[tuple[str, int, Mark]]) -> Resource:
         name = resource.upload_id, resource.fence

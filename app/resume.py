@@ -16,7 +16,7 @@ from app import resources
 from app.appending import Appending
 from app.completion import Completions
 from app.db import Db, Unit
-from app.errors import BadRequest, Forbidden, Gone, NotFound, TooLarge, Unavailable, UploadError
+from app.errors import BadRequest, Forbidden, Gone, InProgress, NotFound, TooLarge, Unavailable, UploadError
 from app.expiry import Expiry
 from app.ingest import Ingest, Visitor
 from app.model import Clock, Failure, Protocol, Resource, Status, Upload
@@ -163,7 +163,7 @@ class Resumes:
     async def _assembled(self, resource: Resource) -> None:
         try:
             await self._completions.of(resource)
-        except Unavailable as error:
+        except (Unavailable, InProgress) as error:
             log.info("an upload is put together later", upload=resource.upload_id, reason=str(error))
 
     async def find(self, key: str, session_id: str | None, *, newest: bool = False) -> Resource:

@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
+from app import resources
 from app.errors import Gone, StorageFull, Unavailable
 from app.model import Status
 from app.publish import OutcomeUnknown
 from app.verify import verify
 from tests.resumables import HOUR, sha, worker, world
-from tests.unreliable import coming, until
+from tests.unreliable import Gate, coming, until
 
 __all__ = ["worker", "world"]
 
@@ -171,3 +172,73 @@ class TestCompleting:
         [file] = world.storage.partial_files.values()
         file += b"xyz"
         assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
+
+
+class TestPuttingTogether:
+    @pytest.fixture
+    def assembling(self, world, monkeypatch):
+        """A gate for the first who puts parts together."""
+        gate, real = Gate(), world.storage.assemble
+
+        async def assemble(*arguments):
+            if not gate.reached.is_set():
+                await gate.pass_through()
+            return await real(*arguments)
+
+        monkeypatch.setattr(world.storage, "assemble", assemble)
+        return gate
+
+    async def waiting(self, worker):
+        """The key of an upload, and that of the part whose only byte it waits for."""
+        parts = [await worker.create(1, is_part=True) for _ in range(2)]
+        await worker.append(parts[0], 0, b"a")
+        return (await worker.concatenate(*parts))[1], parts[1]
+
+    async def test_another_process_leaves_it_to_who_is_at_it(self, world, worker, assembling):
+        other = await world.worker()
+        key, part = await self.waiting(worker)
+        assembling.close()
+        await worker.append(part, 0, b"b")
+        await coming(assembling.reached)
+        for _ in range(2):
+            found = await other.resumes.find(key, "mine", newest=True)
+            assert not (await other.resumes._completions.of(found)).completed
+        assembling.open()
+        assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+        assert await worker.statuses() == [(2, "completed")]
+
+    async def test_another_process_does_it_after_a_while_if_nobody_else_does(
+        self, world, worker, assembling, monkeypatch
+    ):
+        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.1)
+        other = await world.worker()
+        key, part = await self.waiting(worker)
+        assembling.close()
+        await worker.append(part, 0, b"b")
+        await coming(assembling.reached)
+        for seconds, completed in ((0, False), (61, True)):
+            world.clock.pass_by(seconds=seconds)
+            found = await other.resumes.find(key, "mine", newest=True)
+            assert (await other.resumes._completions.of(found)).completed is completed
+        assembling.open()
+
+    async def test_a_part_that_becomes_whole_while_somebody_looks_is_not_overlooked(self, worker, monkeypatch):
+        key, part = await self.waiting(worker)
+        looking, real = Gate(), resources.list_these
+
+        async def list_these(*arguments):
+            found = await real(*arguments)
+            await looking.pass_through()
+            return found
+
+        monkeypatch.setattr("app.completion.resources.list_these", list_these)
+        looking.close()
+        await worker.resumes.find(key, "mine", newest=True)
+        await coming(looking.reached)
+        await worker.append(part, 0, b"b")
+        looking.open()
+
+        async def completed():
+            return (await worker.resumes.find(key, "mine")).completed
+
+        await until(completed)
