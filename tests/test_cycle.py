@@ -126,3 +126,20 @@ async def test_blocks_of_a_body_are_handed_on_as_they_came():
     cycle.more_body = False
     assert await cycle.receive() == {"type": "http.request", "body": b"ab", "more_body": False}
     assert not cycle.flow.read_paused
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_what_came_before_the_client_left_is_handed_on_before_that_is_told(whole):
+    _, cycle = cycle_of()
+    cycle.take(b"a")
+    cycle.more_body = not whole
+    cycle.disconnected = True
+    assert await cycle.receive() == {"type": "http.request", "body": b"a", "more_body": not whole}
+    assert await cycle.receive() == {"type": "http.disconnect"}
+
+
+async def test_after_the_answer_nothing_of_the_body_is_handed_on():
+    _, cycle = cycle_of()
+    cycle.take(b"a")
+    await say(cycle, 200, [(b"content-length", b"0")], b"")
+    assert await cycle.receive() == {"type": "http.disconnect"}

@@ -15,6 +15,7 @@ _CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t\r\n"))
 class Cycle(RequestResponseCycle):
     """uvicorn's cycle. A body is handed on in the blocks in which it came, without a copy.
 
+    All that came is, also when the client has left since: an upload can go on from there.
     The head of an answer leaves together with the first of its body.
     """
 
@@ -47,7 +48,7 @@ class Cycle(RequestResponseCycle):
             self.flow.resume_reading()
             await self.message_event.wait()
             self.message_event.clear()
-        if self.disconnected or self.response_complete:
+        if self.response_complete or (self.disconnected and not self._blocks):
             return {"type": "http.disconnect"}
         body = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
         self._blocks.clear()
