@@ -55,8 +55,9 @@ async def resource(request: Request[Services]) -> Response:
         raise MethodNotAllowed(method, _AT_RESOURCE)
     protocol = spoken(method, request.headers)
     if protocol is None:
-        key, opener = request.path_params["key"], _opener(request)
-        protocol = (await request.state["resumes"].find(key, opener)).protocol
+        with _refusing_as(_voice(request, Protocol.RESUMABLE, method)):
+            found = await request.state["resumes"].find(request.path_params["key"], _opener(request))
+        protocol = found.protocol
     voice = _voice(request, protocol, method)
     with _refusing_as(voice):
         intent = voice.read()

@@ -148,6 +148,17 @@ async def test_who_asks_is_not_refused_for_what_will_pass(service: Service, monk
     assert (await client.get(made["location"])).status == 204
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET", "DELETE"])
+async def test_no_cache_keeps_that_there_is_nothing(service: Service, method: str) -> None:
+    """The session that owns it would be told so too."""
+    made = await service.client().post(UPLOADS, headers=MORE)
+    other = service.client()
+    await other.post("/api/session")
+    for headers in ({}, speaking("10"), {"Tus-Resumable": "1.0.0"}):
+        answer = await other.request(method, made["location"], headers=headers)
+        assert (answer.status, answer["cache-control"]) == (404, "no-store")
+
+
 @pytest.mark.parametrize("version", [None, "7", "11", "x"])
 async def test_what_breaks_off_and_cannot_go_on_leaves_nothing(service: Service, version: str | None) -> None:
     client = service.client()
