@@ -309,6 +309,7 @@ class Completions:
         Raises:
             Gone: bytes that had been acknowledged are not there; it has failed.
             Superseded: the caller does not hold it any more.
+            Unavailable: it was complete, which the database, older than the files, had yet to learn.
         """
         try:
             place = resource.upload_id, resource.file_fence, _mark(resource)
@@ -316,7 +317,13 @@ class Completions:
         except InUse:
             log.warning("a file is in use still, its upload goes on in a copy", upload=resource.upload_id)
         except NotStored:
-            await self.lose(resource)
+            if resource.length is None or await self._storage.missing([resource.upload_id]):
+                await self.lose(resource)
+            assert resource.holder is not None
+            whole = replace(resource, offset=resource.length, digest_state=None)
+            await self.commit(whole, resource.holder)
+            await self._record_published(whole)
+            raise Unavailable("the upload is complete; ask for its offset", retry_after=1) from None
         return await self._copied(resource)
 
     async def _copied(self, resource: Resource) -> tuple[Resource, Partial]:

@@ -126,3 +126,22 @@ class TestDirectory:
         other.resumes._expiry._grace_seconds = 0
         assert (await other.resumes.sweep()).files_removed == 1
         assert await other.content(done.upload_id) == bytes(size)
+
+    @pytest.mark.parametrize("publish", [os.rename, os.link])
+    async def test_a_database_that_is_older_than_the_files_learns_that_an_upload_is_complete(
+        self, world, tmp_path, publish
+    ):
+        """As after a backup of it was restored: nothing of what was complete is cut off or called lost."""
+        worker = await world.worker()
+        key = await worker.create(6)
+        upload_id = (await worker.append(key, 0, b"abc")).upload_id
+        partial = tmp_path / "store" / "partial" / f"{upload_id}.0"
+        with partial.open("ab") as file:
+            file.write(b"def")
+        publish(partial, tmp_path / "store" / "files" / upload_id[-2:] / upload_id)
+        with pytest.raises(Unavailable, match="complete"):
+            await worker.append(key, 3, b"def")
+        found = await worker.resumes.find(key, "mine", newest=True)
+        assert (found.completed, found.offset, found.upload.sha256) == (True, 6, sha(b"abcdef"))
+        assert await worker.content(upload_id) == b"abcdef"
+        assert (await worker.append(key, 6)).completed

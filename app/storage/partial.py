@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import structlog
@@ -231,9 +231,17 @@ class LocalPartial(LocalStaged):
         fd = _open_locked(self._staging.directories, self.name, os.O_RDWR | (0 if mark.offset else os.O_CREAT))
         # Assigned here: a caller that was cancelled meanwhile still finds it.
         self._file = PartialFile(fd, space=self._staging.space, reservation=self._reservation)
-        if os.fstat(fd).st_size < mark.offset:
+        state = os.fstat(fd)
+        if state.st_size < mark.offset or (state.st_nlink > 1 and self._is_published(state)):
             raise NotStored(self.name)
         self._go_to(mark)
+
+    def _is_published(self, state: os.stat_result) -> bool:
+        """Whether the file lies under its key too, after a crash where a rename is a link and an unlink."""
+        with suppress(FileNotFoundError):
+            shard_fd = self._staging.directories.shard_fd(self.key)
+            return os.path.samestat(state, os.stat(self.key, dir_fd=shard_fd, follow_symlinks=False))
+        return False
 
     def _go_to(self, mark: Mark) -> None:
         file = self._opened()
