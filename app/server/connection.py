@@ -5,6 +5,7 @@ not body; one reading of what the request is, or none; and refusals in the servi
 """
 
 import asyncio
+import re
 from typing import Final
 from urllib.parse import unquote
 
@@ -21,6 +22,10 @@ from app.web.resumable import INTERIM
 log = structlog.stdlib.get_logger("waybill.server")
 
 _VERSIONS: Final = {"1.0", "1.1"}
+_HOST: Final = re.compile(
+    rb"(?:\[[0-9A-Za-z:._~!$&'()*+,;=-]++\]|(?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]{0,5})?"
+)
+"""RFC 3986 §3.2.2, but for the comma, which would make it a list to other readers."""
 
 
 class _Refused(Exception):
@@ -163,6 +168,8 @@ class Connection(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
+                if _HOST.fullmatch(value) is None:
+                    raise _Refused("the request's Host is no name of a host")
             elif name == b"content-length":
                 self._length = int(value)  # one, and a number: the parser has seen to that
             elif name == b"transfer-encoding":

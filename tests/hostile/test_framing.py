@@ -223,3 +223,35 @@ def test_4_1_23_a_pipeline_is_answered_in_order_wherever_it_is_cut(visitor):
         said = visitor.said_to(*pieces)
         assert [one.status for one in said] == [201, 201, 201, 404]
         assert [one.json()["size"] for one in said[:3]] == [300_000, 5, 300_000]
+
+
+HOSTS = {
+    "4.1.14 a space": b"a b",
+    "4.1.14 a path": b"a/b",
+    "4.1.14 a user": b"user@a",
+    "4.1.14 a query": b"a?b",
+    "4.1.14 a fragment": b"a#b",
+    "4.1.14 a URL": b"http://a",
+    "4.1.14 a list": b"a, b",
+    "4.1.14 no port": b"a:b",
+    "4.1.14 two ports": b"a:80:80",
+    "4.1.14 an address that does not end": b"[::1",
+    "4.1.14 no address": b"[<script>]",
+    "4.1.14 a tag": b"<script>",
+    "4.1.14 a quote": b'"a"',
+    "4.1.14 a backslash": b"a\\b",
+    "4.1.14 bytes": b"\xff",
+    "4.1.14 a broken escape": b"%zz",
+}
+
+
+@pytest.mark.parametrize("host", cases(HOSTS))
+def test_a_host_that_names_none_is_refused(visitor, host):
+    [said] = visitor.said_to(visitor.head("GET /health/live", b"Host: " + host, host=False))
+    assert (said.status, said.code, said["connection"]) == (400, "bad_request", "close")
+
+
+@pytest.mark.parametrize("host", [b"", b"a", b"A.b-c_d.test:8000", b"127.0.0.1", b"[::1]:80", b"[v1.a]", b"%41", b"a:"])
+def test_4_1_14_every_host_that_the_grammar_has_is_taken(visitor, host):
+    [said] = visitor.said_to(visitor.head("GET /health/live", b"Host: " + host, host=False))
+    assert said.status == 200
