@@ -36,13 +36,14 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, bounded.
 
     A head that is not complete after `HEAD_SECONDS`, or a client that takes nothing of its answer
-    for `STALLED_SECONDS`, ends the connection. `HEAD_BYTES` bounds a head, and what comes beside
-    a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body. What is left of a body of
+    for `STALLED_SECONDS`, ends the connection. `HEAD_FIELDS` and `HEAD_BYTES` bound a head, the latter also
+    what comes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body. What is left of a body of
     known length goes past the parser when it is more than `STRAIGHT_BYTES`.
     """
 
     HEAD_SECONDS = 10.0
     HEAD_BYTES = 64 * 1024
+    HEAD_FIELDS = 256
     BESIDE_BODY = 16
     STALLED_SECONDS = 300.0
     STRAIGHT_BYTES = 64 * 1024
@@ -163,6 +164,8 @@ class Connection(HttpToolsProtocol):
             raise _Refused("only HTTP/1.0 and HTTP/1.1 are spoken here")
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.HEAD_BYTES:
             raise _Refused(f"the head of the request has more than {self.HEAD_BYTES} bytes")
+        if len(self.headers) > self.HEAD_FIELDS:
+            raise _Refused(f"the request has more than {self.HEAD_FIELDS} header fields")
         hosts = transfers = 0
         self._length = None
         for name, value in self.headers:

@@ -255,3 +255,22 @@ def test_a_host_that_names_none_is_refused(visitor, host):
 def test_4_1_14_every_host_that_the_grammar_has_is_taken(visitor, host):
     [said] = visitor.said_to(visitor.head("GET /health/live", b"Host: " + host, host=False))
     assert said.status == 200
+
+
+FLOODS = {
+    "4.1.17 5,000 headers": ["A: b"] * 5_000,
+    "4.1.17 300 headers of one name": ["Cookie: a=b"] * 300,
+    "4.1.17 16,000 short ones": ["A:"] * 16_000,
+    "4.1.17 60 KB and much beside": ["A: " + "a" * 250] * 250 + ["B: " + "b" * 2_700],
+}
+
+
+@pytest.mark.parametrize("lines", cases(FLOODS))
+def test_a_flood_of_headers_is_refused(visitor, lines):
+    [said] = visitor.said_to(visitor.head("GET /health/live", *lines))
+    assert (said.status, said.code, said["connection"]) == (400, "bad_request", "close")
+
+
+def test_4_1_17_a_head_may_have_200_headers_of_300_bytes(visitor):
+    [said] = visitor.said_to(visitor.head("GET /health/live", *["A: " + "a" * 297] * 200))
+    assert said.status == 200
