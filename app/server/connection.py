@@ -36,9 +36,9 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, bounded.
 
     A head that is not complete after `HEAD_SECONDS`, or a client that takes nothing of its answer
-    for `STALLED_SECONDS`, ends the connection. `HEAD_FIELDS` and `HEAD_BYTES` bound a head, the latter also
-    what comes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body. What is left of a body of
-    known length goes past the parser when it is more than `STRAIGHT_BYTES`.
+    for `STALLED_SECONDS`, ends the connection. `HEAD_FIELDS` and `HEAD_BYTES` bound a head, the latter
+    also what comes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
+    What is left of a body of known length goes past the parser when it is more than `STRAIGHT_BYTES`.
     """
 
     HEAD_SECONDS = 10.0
@@ -58,6 +58,7 @@ class Connection(HttpToolsProtocol):
         self._length: int | None = None
         self._straight = 0
         self._refusal: str | None = None
+        self._refuses_next = False
         self._stalled: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
 
@@ -68,6 +69,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refuses_next:
+            return
         if self._straight:
             data = self._take_straight(data)
             if not data:
@@ -195,6 +198,9 @@ class Connection(HttpToolsProtocol):
     # What uvicorn says to the client, and does not do.
 
     def send_400_response(self, msg: str) -> None:
+        if self._answers_others():
+            self._refuses_next = True
+            return
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()  # a second status line in the middle of an answer could be taken for a part of it
             return
@@ -205,6 +211,21 @@ class Connection(HttpToolsProtocol):
         head = b"".join(b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *headers])
         self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, bytes(answer.body)))
         self.transport.close()
+
+    def _answers_others(self) -> bool:
+        """Whether a refusal has to wait for the answers to whole requests before it, and would be taken for theirs."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        if self.cycle.more_body and self.pipeline:
+            self.pipeline.popleft()  # it was to be the next, and what is malformed is its own body
+            return True
+        return not self.cycle.more_body
+
+    def on_response_complete(self) -> None:
+        if self._refuses_next and not self.pipeline and not self.transport.is_closing():
+            self.send_400_response("")
+            return
+        super().on_response_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: the request is answered, and uvicorn's two lines would recommend a package."""

@@ -225,6 +225,23 @@ def test_4_1_23_a_pipeline_is_answered_in_order_wherever_it_is_cut(visitor):
         assert [one.json()["size"] for one in said[:3]] == [300_000, 5, 300_000]
 
 
+BEHIND = {
+    "what is no HTTP": b"nonsense\r\n\r\n",
+    "no Host": b"GET /health/live HTTP/1.1\r\n\r\n",
+    "a version that is none": b"GET /health/live HTTP/3.0\r\nHost: x\r\n\r\n",
+    "a body that is none": f"PUT {UPLOADS}/b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n".encode(),
+    "a long head": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("behind", cases(BEHIND))
+def test_4_1_23_what_is_malformed_does_not_take_the_answers_of_what_went_before(visitor, behind):
+    whole = visitor.put(b"Content-Length: 5", close=False) + b"hello"
+    said = visitor.said_to(whole + whole + behind)
+    assert [(one.status, one.code) for one in said] == [(201, None), (201, None), (400, "bad_request")]
+    visitor.left(b"hello", b"hello")
+
+
 HOSTS = {
     "4.1.14 a space": b"a b",
     "4.1.14 a path": b"a/b",
