@@ -13,6 +13,7 @@ from app.errors import BadRequest, MalformedForm, RequestTooLarge, TooManyFiles,
 from app.protocols.headers import UNNAMED, content_type, extended_value, parameters, safe_filename, unquoted
 
 MAX_PREAMBLE_BYTES: Final = 64
+MAX_EPILOGUE_BYTES: Final = 64
 MAX_PART_HEADERS: Final = 8
 MAX_PART_HEADER_BYTES: Final = 4096
 
@@ -78,6 +79,7 @@ class FormDecoder:
         self._parts = 0
         self._part: _Part | None = None
         self._part_bytes = 0
+        self._epilogue_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events in the next block of the body. Take them all before the next block.
@@ -147,6 +149,9 @@ class FormDecoder:
                     break
                 place = "boundary"
             elif place == "epilogue":
+                self._epilogue_bytes += len(data) - at
+                if self._epilogue_bytes > MAX_EPILOGUE_BYTES:  # a second form, to whoever reads on
+                    raise MalformedForm(f"more than {MAX_EPILOGUE_BYTES} bytes stand behind the closing boundary")
                 at = len(data)
                 break
             else:

@@ -92,7 +92,7 @@ GOOD = {
     "CRLF in front": (b"\r\n" + FILE + b"hi" + END, ONE),
     "a preamble of 64 bytes": (b"--A\r\n" + b"p" * 57 + b"\r\n" + FILE + b"hi" + END, ONE),
     "a boundary in a preamble's line": (b"p --B\r\n" + FILE + b"hi" + END, ONE),
-    "an epilogue": (FILE + b"hi" + END + b"--B\r\nnot a part\r\n--B\r\n" * 3, ONE),
+    "an epilogue of 64 bytes": (FILE + b"hi" + END[:-2] + (b"--B\r\nnot a part\r\n--B\r\n" * 3)[:64], ONE),
     "a content type": (
         part(NAMED + b"\r\nContent-Type: text/plain; charset=utf-7") + b"--B--",
         file("x", "text/plain; charset=utf-7", b"hi"),
@@ -129,6 +129,8 @@ BAD = {
     "urlencoded": (b"a=b&" * 99, MalformedForm),
     "a preamble of 65 bytes": (b"p" * 63 + b"\r\n" + FILE + b"hi" + END, MalformedForm),
     "an endless preamble": (b"\r\n" * 200, MalformedForm),
+    "an epilogue of 65 bytes": (FILE + b"hi" + END[:-2] + b"e" * 65, MalformedForm),
+    "a form behind the form": ((FILE + b"hi" + END) * 2, MalformedForm),
     "LF for CRLF": ((FILE + b"hi" + END).replace(b"\r\n", b"\n"), MalformedForm),
     "CR for CRLF": ((FILE + b"hi" + END).replace(b"\r\n", b"\r"), MalformedForm),
     "LF behind a header": (part(b"X: a\n" + NAMED) + b"--B--", MalformedForm),
