@@ -90,7 +90,7 @@ class Visitor:
     @property
     def name(self) -> str:
         """The name of the last request, in its answer and in the log."""
-        return f"{self._named}-{self._asked}"
+        return f"{self._named}-{self._asked:03}"
 
     def put(self, *lines: str | bytes, name: str | bytes = "a.bin", close: bool = True) -> bytes:
         """The head of a PUT."""
