@@ -39,6 +39,7 @@ class Connection(HttpToolsProtocol):
     for `STALLED_SECONDS`, ends the connection. `HEAD_FIELDS` and `HEAD_BYTES` bound a head, the latter
     also what comes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
     What is left of a body of known length goes past the parser when it is more than `STRAIGHT_BYTES`.
+    All else is parsed in pieces of `PIECE_BYTES`, and none while the requests of the piece before wait.
     """
 
     HEAD_SECONDS = 10.0
@@ -47,6 +48,7 @@ class Connection(HttpToolsProtocol):
     BESIDE_BODY = 16
     STALLED_SECONDS = 300.0
     STRAIGHT_BYTES = 64 * 1024
+    PIECE_BYTES = 16 * 1024
     cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -59,6 +61,7 @@ class Connection(HttpToolsProtocol):
         self._straight = 0
         self._refusal: str | None = None
         self._refuses_next = False
+        self._held = b""
         self._stalled: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
 
@@ -69,12 +72,20 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refuses_next:
-            return
-        if self._straight:
-            data = self._take_straight(data)
-            if not data:
+        if self._held:
+            data, self._held = self._held + data, b""
+        while data and not self._refuses_next and not self.transport.is_closing():
+            if self.pipeline:  # a request that waits costs a hundred times its bytes
+                self._held = data
+                self.flow.pause_reading()
                 return
+            if self._straight:
+                data = self._take_straight(data)
+            else:
+                self._parse(data[: self.PIECE_BYTES])
+                data = data[self.PIECE_BYTES :]
+
+    def _parse(self, data: bytes) -> None:
         self._within = True
         body_bytes = self._body_bytes
         super().data_received(data)
@@ -226,6 +237,10 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("")
             return
         super().on_response_complete()
+        if self._held and self.pipeline:
+            self.flow.pause_reading()
+        elif self._held:
+            self.loop.call_soon(self.data_received, b"")
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: the request is answered, and uvicorn's two lines would recommend a package."""

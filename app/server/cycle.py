@@ -45,7 +45,8 @@ class Cycle(RequestResponseCycle):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
         if not self.disconnected and not self.response_complete:
-            self.flow.resume_reading()
+            if self.more_body:  # else what came next would be read for every question whether the client is there
+                self.flow.resume_reading()
             await self.message_event.wait()
             self.message_event.clear()
         if self.response_complete or (self.disconnected and not self._blocks):

@@ -242,6 +242,31 @@ def test_4_1_23_what_is_malformed_does_not_take_the_answers_of_what_went_before(
     visitor.left(b"hello", b"hello")
 
 
+def test_4_1_23_who_asks_for_much_and_reads_nothing_fills_no_memory(visitor, running):
+    made = visitor.said_to(visitor.put(b"Content-Length: 900000") + bytes(900_000))[0].json()
+    large = visitor.head(f"GET {made['links']['content']}", close=False) * 12  # more than the network holds
+    before = running.memory()
+    connections = [visitor.connect() for _ in range(8)]
+    for connection in connections:
+        connection.sendall(large + b"GET / HTTP/1.1\r\nHost:\r\n\r\n" * 10_000)
+    with visitor.connect() as other:
+        for _ in range(3):  # by then it has been read
+            other.sendall(visitor.head("GET /health/live", close=False))
+            assert other.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    grown = running.memory() - before
+    for connection in connections:
+        connection.close()
+    assert grown < 45_000_000, grown
+
+
+def test_4_1_23_five_thousand_in_one_piece_are_answered_in_their_order(visitor):
+    asked = visitor.head("GET /health/live", close=False)
+    nowhere = visitor.head("GET /nowhere", close=False)
+    sent = (asked * 99 + nowhere) * 50 + visitor.put(b"Content-Length: 5") + b"hello"
+    said = visitor.said_to(sent)
+    assert [one.status for one in said] == ([200] * 99 + [404]) * 50 + [201]
+
+
 HOSTS = {
     "4.1.14 a space": b"a b",
     "4.1.14 a path": b"a/b",
