@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import httptools
 import structlog
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import BadRequest
@@ -62,6 +63,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: str | None = None
         self._refuses_next = False
         self._held = b""
+        self._answering: Cycle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
 
@@ -70,6 +72,9 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True  # uvicorn tells the last request alone, which may still wait
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._held:
@@ -171,6 +176,10 @@ class Connection(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start_asgi_task(self, cycle: Cycle, app: ASGI3Application) -> None:  # type: ignore[override]
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
