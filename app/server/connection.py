@@ -6,12 +6,11 @@ not body; one reading of what the request is, or none; and refusals in the servi
 
 import asyncio
 import re
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
 import structlog
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import BadRequest
@@ -49,7 +48,7 @@ class Connection(HttpToolsProtocol):
     BESIDE_BODY = 16
     STALLED_SECONDS = 300.0
     STRAIGHT_BYTES = 64 * 1024
-    PIECE_BYTES = 16 * 1024
+    PIECE_BYTES = 20 * 1024
     cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -177,7 +176,7 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _start_asgi_task(self, cycle: Cycle, app: ASGI3Application) -> None:  # type: ignore[override]
+    def _start_asgi_task(self, cycle: Cycle, app: Any) -> None:  # type: ignore[override]
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
