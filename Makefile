@@ -28,8 +28,8 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PYTEST)
 
-properties: $(VENV)/.test ## Try the properties on many more examples
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties
+properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py
 
 bench: $(VENV)/.bench ## Measure Waybill beside its peers (bench/README.md); BENCH=--quick for ten minutes
 	$(BIN)/python -m bench $(BENCH)

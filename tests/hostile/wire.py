@@ -72,10 +72,11 @@ class Visitor:
 
     def __init__(self, running: Service) -> None:
         self.running = running
-        self.session = running.session()
         self.before = kept_by(running)
         self._named = f"hostile-{next(_numbers)}"
         self._asked = 0
+        self.session = {"Cookie": ""}
+        self.session = {"Cookie": self.asked("POST /api/session", "Content-Length: 0")["set-cookie"].split(";")[0]}
 
     def head(self, start: str | bytes, *lines: str | bytes, close: bool = True, host: bool = True) -> bytes:
         """The head of a request with this session, these lines as they stand, and a name in the log."""
