@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.protocols import resumable, tus
 from app.web.exchange import exchange_of
+from app.web.resumable import offers
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED: Final = ", ".join(
@@ -45,6 +46,8 @@ class CorsMiddleware:
             await self._app(scope, receive, send)
             return
         allowed = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS)}
+        # It may also be the question what is spoken here, and there is one answer to both.
+        allowed.update(offers(scope["state"]["settings"]))
         if names := asked.get("access-control-request-headers"):
             # Whatever it asks for: an origin that may use sessions has nothing to gain by a header.
             allowed["Access-Control-Allow-Headers"] = names

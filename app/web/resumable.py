@@ -12,6 +12,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.config import Settings
 from app.errors import InProgress, MethodNotAllowed, TooLarge, TooSlow, Unavailable, UploadError
 from app.model import Protocol, Resource
 from app.protocols import resumable, tus
@@ -71,12 +72,16 @@ async def resource(request: Request[Services]) -> Response:
 async def options(request: Request[Services]) -> Response:
     """OPTIONS /api/ingestion/uploads, and below: what is spoken here, and its limits."""
     answer = await uploads.options(request)
-    limits = _limits(request)
-    for name, value in (*tus.options(limits), *resumable.options(limits)):
-        answer.headers[name] = value
+    answer.headers.update(offers(request.state["settings"]))
     if "key" in request.path_params:
         answer.headers["Allow"] = _AT_RESOURCE
     return answer
+
+
+def offers(settings: Settings) -> dict[str, str]:
+    """The headers that say what is spoken, and its limits."""
+    limits = _limits(settings)
+    return dict((*tus.options(limits), *resumable.options(limits)))
 
 
 async def _begin(request: Request[Services], protocol: Protocol) -> Response:
@@ -213,11 +218,10 @@ def _voice(request: Request[Services], protocol: Protocol, method: str) -> Speak
     settings = request.state["settings"]
     offers = settings.interim_responses and INTERIM in request.scope.get("extensions", ())
     versions = settings.interop_versions if offers else ()
-    return speaker(protocol, method, request.headers, _limits(request), versions)
+    return speaker(protocol, method, request.headers, _limits(settings), versions)
 
 
-def _limits(request: Request[Services]) -> Limits:
-    settings = request.state["settings"]
+def _limits(settings: Settings) -> Limits:
     return Limits(file_bytes=settings.max_file_size, idle_seconds=int(settings.upload_idle_time.total_seconds()))
 
 

@@ -45,6 +45,9 @@ async def test_a_preflight_is_answered_for_every_method_and_header(service: Serv
     assert answer["access-control-allow-headers"] == asked
     assert "Origin" in answer.all("vary")
     assert answer["x-request-id"]
+    plain = await ask(service, None, "OPTIONS")
+    for name in ("tus-resumable", "tus-version", "tus-extension", "tus-checksum-algorithm", "upload-limit"):
+        assert answer[name] == plain[name]
 
 
 @pytest.mark.parametrize("origin", [STRANGER, "null", "https://app.example.evil", "http://app.example", None])
