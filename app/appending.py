@@ -61,6 +61,7 @@ class Appending:
         self._partial: Partial | None = None
         self._began: Mark | None = None
         self._checkpointed_at = 0.0
+        self._entered = ingest.metrics.stopwatch()
 
     async def __aenter__(self) -> Self:
         self._reservation = self._ingest.admit(self, self._declared)
@@ -112,6 +113,7 @@ class Appending:
             TooLarge: they pass the upload's length, or what is accepted.
             StorageFull, Unavailable: they cannot be stored.
         """
+        self._ingest.metrics.received[self.resource.protocol].add(len(block))
         if self.offset + len(block) > self._most:
             self._checked = True  # a body that runs past the end may be another file's: nothing more of it counts
             raise TooLarge(self.offset + len(block), self._most)
@@ -151,6 +153,8 @@ class Appending:
             StorageFull, Unavailable: it could not be kept, or not be completed now. Ask for the offset.
         """
         if self._turn is not None:
+            metrics = self._ingest.metrics
+            metrics.stages["receive"].observe(metrics.stopwatch() - self._entered)
             with self._turn.undisturbed():
                 await to_the_end(self._keep(self._length))
         return self.resource

@@ -19,6 +19,7 @@ import structlog
 from app import resources
 from app.db import Db, Unit
 from app.errors import DigestMismatch, Gone, StorageFull, TooLarge, Unavailable, UploadError
+from app.metrics import Outcome
 from app.model import Clock, Failure, Resource, Status, Upload
 from app.publish import Incoming, Publisher
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
@@ -382,6 +383,7 @@ class Completions:
             )
 
         if await self._db.transaction(run):
+            self.count(resource, ended_as)
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
 
     async def lose(self, resource: Resource) -> NoReturn:
@@ -389,6 +391,11 @@ class Completions:
         log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
         await self.fail(resource, _LOST)
         raise Gone
+
+    def count(self, resource: Resource, outcome: Outcome) -> None:
+        """It has ended so, and not complete. A part is no upload, and one that was complete was counted then."""
+        if not resource.is_part and not resource.completed:
+            self._publisher.metrics.ended(resource.protocol, outcome)
 
     @property
     def remembered_until(self) -> int:

@@ -77,6 +77,7 @@ class Expiry:
 
         ended = await self._db.transaction(run)
         if ended:
+            self._completions.count(resource, "expired")
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
         return ended
 

@@ -51,12 +51,14 @@ class Ingest:
         self.limits = limits
         self._storage = storage
         self._publisher = publisher
+        self.metrics = publisher.metrics
         self._now_us = now_us
         self._new_id = new_id
         self._live: set[object] = set()
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self.metrics.live_uploads.read = lambda: len(self._live)
 
     def request(self, *, visitor: Visitor, protocol: Protocol, declared: int | None = None) -> "Landing":
         """Receive the files of one request; leaving without `publish` leaves nothing visible.
@@ -147,6 +149,8 @@ class Landing:
         self.protocol = protocol
         self.reservation: Reservation | None = None
         self._ingest = ingest
+        self._received = ingest.metrics.received[protocol]
+        self._began = ingest.metrics.stopwatch()
         self._declared = declared
         self._files: list[Incoming] = []
         self._current: Incoming | None = None
@@ -189,6 +193,7 @@ class Landing:
         """Take the next bytes of the file that was begun; raises TooLarge, StorageFull, Unavailable."""
         assert self._current is not None
         staged = self._current.staged
+        self._received.add(len(block))
         if staged.size + len(block) > self._ingest.limits.file_bytes:
             raise TooLarge(staged.size + len(block), self._ingest.limits.file_bytes)
         await staged.write(block)
@@ -211,6 +216,8 @@ class Landing:
         assert self._current is None
         if not self._files:
             raise NoFile
+        metrics = self._ingest.metrics
+        metrics.stages["receive"].observe(metrics.stopwatch() - self._began)
         # From here on they are the publisher's: it goes on when we are cancelled, and after an
         # unknown outcome it settles what became of them. A record of ours could contradict its own.
         self._handed_over = True

@@ -22,6 +22,7 @@ from app.db import Db, migrate
 from app.errors import Unusable, UploadError
 from app.ingest import Ingest, Limits
 from app.lookup import Lookup
+from app.metrics import Metrics, Seats
 from app.publish import Publisher
 from app.resume import Resumes
 from app.sessions import Sessions
@@ -63,12 +64,13 @@ def new_code() -> str:
     return "-".join((letters[:4], letters[4:8], letters[8:]))
 
 
-def open_storage(settings: Settings) -> Storage:
+def open_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
     return LocalStorage(
         settings.storage_dir,
         owner=new_id(),
         min_free=settings.min_free_space,
         durability=settings.durability,
+        metrics=metrics,
     )
 
 
@@ -134,7 +136,7 @@ def _make_name_durable(path: Path) -> None:
 
 
 @asynccontextmanager
-async def stores(settings: Settings) -> AsyncIterator[tuple[Storage, Db]]:
+async def stores(settings: Settings, metrics: Metrics | None = None) -> AsyncIterator[tuple[Storage, Db]]:
     """Storage and database, open and fit for use; closed in the end, the database last.
 
     Raises:
@@ -144,7 +146,7 @@ async def stores(settings: Settings) -> AsyncIterator[tuple[Storage, Db]]:
         db = open_database(settings)
         stack.push_async_callback(db.close)
         await db.open()
-        storage = open_storage(settings)
+        storage = open_storage(settings, metrics)
         stack.push_async_callback(storage.close)
         await storage.prepare()
         yield storage, db
@@ -159,10 +161,12 @@ class Receiving(NamedTuple):
 
 
 @asynccontextmanager
-async def receiving(settings: Settings, storage: Storage, db: Db) -> AsyncIterator[Receiving]:
+async def receiving(
+    settings: Settings, storage: Storage, db: Db, metrics: Metrics | None = None
+) -> AsyncIterator[Receiving]:
     """The ways in, open; in the end what is under way has some seconds to come to its own."""
     async with AsyncExitStack() as stack:
-        publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us))
+        publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us, metrics=metrics))
         ingest = Ingest(
             storage,
             publisher,
@@ -187,17 +191,18 @@ async def receiving(settings: Settings, storage: Storage, db: Db) -> AsyncIterat
             new_key=new_key,
         )
         stack.push_async_callback(resumes.close, _LETTING_GO_SECONDS)
-        yield Receiving(ingest, resumes, Sweeper(storage, db, resumables=resumes.sweep, now_us=now_us))
+        sweeper = Sweeper(storage, db, resumables=resumes.sweep, now_us=now_us, metrics=metrics)
+        yield Receiving(ingest, resumes, sweeper)
 
 
 @asynccontextmanager
-async def services(settings: Settings) -> AsyncIterator[Services]:
+async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Services]:
     """Everything that handlers need, opened in order and closed in the opposite one.
 
     What is opened goes on one stack, so a start that fails half-way closes what it opened.
     """
     async with AsyncExitStack() as stack:
-        storage, db = await stack.enter_async_context(stores(settings))
+        storage, db = await stack.enter_async_context(stores(settings, metrics))
         await migrate.migrate(db, now_us=now_us())
         keys = secret_keys(settings)
         sessions = Sessions(
@@ -210,8 +215,12 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
             new_code=new_code,
         )
         stack.push_async_callback(_last_seen, sessions)
-        ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db))
-        for work in (sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds())):
+        ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db, metrics))
+        metrics.staged_bytes.read = storage.staged_bytes
+        metrics.free_slots.read = lambda: db.slots()[0]
+        metrics.slots.read = lambda: db.slots()[1]
+        metrics.refresh()
+        for work in (sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds()), metrics.watch()):
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield Services(
             settings=settings,
@@ -223,6 +232,7 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
             sessions=sessions,
             cursors=Signer(keys, "cursor"),
             now_us=now_us,
+            metrics=metrics,
         )
 
 
@@ -250,12 +260,16 @@ class _Application(Starlette):
         return app
 
 
-def build(settings: Settings) -> Starlette:
-    """The service. Nothing is opened before its lifespan starts."""
+def build(settings: Settings, seats: Seats | None = None) -> Starlette:
+    """The service. Nothing is opened before its lifespan starts.
+
+    `seats` is where it counts, if it is one of several processes.
+    """
+    metrics = Metrics(seats, stopwatch=time.perf_counter)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Services]:
-        async with services(settings) as state:
+        async with services(settings, metrics) as state:
             log.info("ready", database=state["db"].dialect, durability=settings.durability)
             yield state
         log.info("stopped")

@@ -17,6 +17,7 @@ import structlog
 from app import records
 from app.db import Db, Unit
 from app.errors import Internal, Unavailable, UploadError
+from app.metrics import Metrics, Outcome
 from app.model import Clock, Failure, Protocol, Status, Upload
 from app.records import NewSession
 from app.storage import Staged, Storage
@@ -31,6 +32,7 @@ _PATIENCE_SECONDS: Final = 4.0
 _HASTE_SECONDS: Final = 1.0
 """The same for those who waited meanwhile: by then it is known to be away."""
 _RETRY_SECONDS: Final = 0.1
+_OUTCOMES: Final[dict[Status, Outcome]] = {Status.COMPLETED: "completed", Status.FAILED: "failed"}
 
 
 class OutcomeUnknown(Unavailable):
@@ -165,7 +167,16 @@ class Publisher:
     nothing new. `patience_seconds` is how long a request waits for a database that is away.
     """
 
-    def __init__(self, storage: Storage, db: Db, *, now_us: Clock, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        *,
+        now_us: Clock,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.metrics = Metrics() if metrics is None else metrics
         self._storage = storage
         self._db = db
         self._now_us = now_us
@@ -243,6 +254,7 @@ class Publisher:
 
     async def _publish(self, batch: list[_Landing]) -> None:
         files = [file for landing in batch for file in landing.files]
+        self.metrics.batch_files.observe(len(files))
         try:
             refused = await self._storage.publish([file.staged for file in files])
         except Exception as error:
@@ -298,6 +310,8 @@ class Publisher:
         else:
             for landing in batch:
                 landing.landed()
+                for upload in landing.uploads:
+                    self.metrics.ended(upload.protocol, _OUTCOMES[upload.status])
 
     async def _commit(self, batch: list[_Landing]) -> None:
         """One transaction for all rows; repeated while the database is away, which is safe by their ids.
@@ -311,6 +325,7 @@ class Publisher:
         deadline = clock() + (self._haste_seconds if self._away.is_set() else self._patience_seconds)
         doubt: Unavailable | None = None
         while True:
+            began = self.metrics.stopwatch()
             try:
                 await self._db.transaction(_insert(uploads, batch), timeout=deadline - clock())
             except Unavailable as error:
@@ -320,6 +335,8 @@ class Publisher:
                     raise
                 raise doubt from error  # the attempt before may have been committed
             else:
+                self.metrics.stages["rows_commit"].observe(self.metrics.stopwatch() - began)
+                self.metrics.batch_rows.observe(len(uploads))
                 return
             if clock() + _RETRY_SECONDS >= deadline:
                 raise doubt
@@ -352,9 +369,13 @@ class Publisher:
             batch = self._in_doubt[:MAX_BATCH_FILES]
             ids = [upload_id for landing in batch for upload_id in landing.ids]
             try:
-                statuses = await self._db.transaction(_insert(_failed(batch), batch, then_ask_for=ids))
+                failed = _failed(batch)
+                statuses = await self._db.transaction(_insert(failed, batch, then_ask_for=ids))
                 gone = [upload_id for upload_id in ids if statuses[upload_id] != Status.COMPLETED]
                 await self._take_back(gone)
+                for upload in failed:
+                    completed = statuses.get(upload.id) == Status.COMPLETED
+                    self.metrics.ended(upload.protocol, "completed" if completed else "failed")
                 log.warning("settled what was in doubt", recorded=len(ids) - len(gone), failed=gone)
             except Unavailable:
                 raise

@@ -10,6 +10,7 @@ import structlog
 from app import records
 from app.db import Db, Unit
 from app.errors import UploadError
+from app.metrics import Metrics
 from app.model import Clock, Status
 from app.storage import Storage
 
@@ -79,7 +80,9 @@ class Sweeper:
         resumables: Callable[[], Awaitable[SweptResumables]] | None = None,
         now_us: Clock,
         grace_seconds: float = GRACE_SECONDS,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = Metrics() if metrics is None else metrics
         self._storage = storage
         self._db = db
         self._resumables = resumables
@@ -93,17 +96,20 @@ class Sweeper:
         fault is trusted again when it passes, also when nobody asks whether it is ready.
         """
         while True:
-            await self._attempt(self.once(), "the sweep could not be finished")
+            if not await self._attempt(self.once(), "the sweep could not be finished"):
+                self._metrics.sweeps["failed"].add()
             await asyncio.sleep(interval_seconds)
             await self._attempt(self._storage.test(), "the store fails its test")
 
-    async def _attempt(self, work: Awaitable[object], otherwise: str) -> None:
+    async def _attempt(self, work: Awaitable[object], otherwise: str) -> bool:
         try:
             await work
+            return True
         except UploadError as error:
             log.warning(otherwise, reason=str(error))
         except Exception:
             log.exception(otherwise)
+        return False
 
     async def once(self) -> Swept:
         """Sweep staging, files, rows and sessions; all but the last only if nobody else is at it."""
@@ -123,7 +129,13 @@ class Sweeper:
                 swept.stopped = "another process is sweeping"
         swept.sessions_ended = await self._sweep_sessions()
         log.info("swept", **swept.as_dict())
+        self._count(swept)
         return swept
+
+    def _count(self, swept: Swept) -> None:
+        self._metrics.sweeps["done" if swept.stopped is None else "stopped"].add()
+        for what, counter in self._metrics.swept.items():
+            counter.add(getattr(swept, what))
 
     async def _sweep_sessions(self) -> int:
         now_us = self._now_us()

@@ -17,7 +17,7 @@ APP = ROOT / "app"
 FLOORS = [
     {"errors", "tasks"},
     {"model"},
-    {"notation"},
+    {"notation", "metrics"},
     {"config"},
     {"protocols", "signing", "logs"},
     {"storage", "db"},
@@ -45,6 +45,7 @@ OWNERS = {
     "http_sf": {"protocols"},
     "httptools": {"server"},
     "itsdangerous": {"signing"},
+    "prometheus_client": {"web"},
     "pydantic_settings": {"config"},
     "sqlalchemy": {"db"},
     "sqlite3": {"db"},

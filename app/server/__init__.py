@@ -26,6 +26,7 @@ from uvicorn.supervisors import Multiprocess
 from app import logs, main
 from app.config import Settings
 from app.errors import Unavailable, Unusable, UploadError
+from app.metrics import Seats, SharedSeats
 from app.server.connection import Connection
 from app.web.exchange import Exchange
 from app.web.problems import problem
@@ -53,8 +54,9 @@ def serve(settings: Settings) -> bool:
     `LAST_SECONDS`, whatever clients, disks and databases do; nothing that was answered with
     success depends on an orderly end.
     """
+    seats = SharedSeats() if settings.workers > 1 else None
     config = _Config(
-        partial(create, settings),  # workers get these settings and not what the environment says by then
+        partial(create, settings, seats),  # workers get these settings and not what the environment says by then
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -136,13 +138,13 @@ class _Workers(Multiprocess):
                 worker.process.join()
 
 
-def create(settings: Settings) -> ASGIApp:
+def create(settings: Settings, seats: Seats | None = None) -> ASGIApp:
     """The application, made in the process that serves it, which is prepared for that."""
     logs.configure(settings.log_format, settings.log_level)
     keep_freed_blocks()
     raise_open_files_limit()
     _end_with_parent()
-    return Served(main.build(settings))
+    return Served(main.build(settings, seats))
 
 
 def keep_freed_blocks() -> None:

@@ -219,6 +219,9 @@ class Storage(Protocol):
         The number is stale when you read it: use it to refuse early, never to promise.
         """
 
+    def staged_bytes(self) -> int:
+        """Bytes of the files that this process has on their way in."""
+
     async def test(self) -> None:
         """Write, sync, publish and remove a file of its own; raises Unavailable or StorageFull.
 

@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeVar, cast
 import structlog
 
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
+from app.metrics import Metrics
 from app.storage import Found, FoundPartial, Mark, Reservation, Staged, kernel, running_digest
 from app.storage.assembly import assemble
 from app.storage.blocks import ALIGNMENT, DigestingFile
@@ -45,7 +46,16 @@ class LocalStorage:
     staging directory and is held by a lock for life, so that nobody sweeps it.
     """
 
-    def __init__(self, root: Path, *, owner: str, min_free: int, durability: Literal["full", "fast"] = "full") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        owner: str,
+        min_free: int,
+        durability: Literal["full", "fast"] = "full",
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._metrics = Metrics() if metrics is None else metrics
         self.space = Space(min_free)
         self._directories = Directories(root, owner)
         self._trust = Trust()
@@ -128,6 +138,9 @@ class LocalStorage:
     async def free_bytes(self) -> int | None:
         with self._asked("free_bytes"):
             return self.space.free_bytes()
+
+    def staged_bytes(self) -> int:
+        return sum(staged.size for staged in self._staging.live)
 
     async def test(self) -> None:
         with self._asked("test"):
@@ -245,6 +258,7 @@ class LocalStorage:
         staged.discard()
 
     def _flush_data(self, batch: Sequence[LocalStaged]) -> None:
+        began = self._metrics.stopwatch()
         if len(batch) > FLUSH_EACH:
             kernel.syncfs(self._directories.root_fd)
             for staged in batch:
@@ -252,16 +266,19 @@ class LocalStorage:
         else:
             for staged in batch:
                 staged.flush()
+        self._metrics.stages["data_flush"].observe(self._metrics.stopwatch() - began)
 
     def _rename(self, staged: LocalStaged) -> None:
         staged.take_name()
 
     def _flush_names(self, batch: Sequence[LocalStaged]) -> None:
+        began = self._metrics.stopwatch()
         if len(batch) > FLUSH_EACH:
             kernel.syncfs(self._directories.root_fd)
         else:
             for shard_fd in {self._directories.shard_fd(staged.key) for staged in batch}:
                 os.fsync(shard_fd)
+        self._metrics.stages["names_flush"].observe(self._metrics.stopwatch() - began)
 
     # --- partial files
 

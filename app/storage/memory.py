@@ -287,5 +287,8 @@ class MemoryStorage:
     async def free_bytes(self) -> int | None:
         return self._free
 
+    def staged_bytes(self) -> int:
+        return sum(staged.size for staged in self.staged)
+
     async def test(self) -> None:
         return

@@ -26,19 +26,25 @@ class Export(NamedTuple):
     head: bytes
     lines: Callable[[Sequence[Upload]], bytes]
 
-    async def stream(self, db: Db, session_id: str, query: HistoryQuery) -> AsyncIterator[bytes]:
+    async def stream(
+        self, db: Db, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
+    ) -> AsyncIterator[bytes]:
         """All matching records, page by page: memory and each query stay small however many there are.
 
         The first page is there when this returns: what fails by then is still a refusal,
-        and not a stream that breaks off.
+        and not a stream that breaks off. `left_out` is told how many rows are broken.
         """
         page = await records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
-        return self._lines_from(page, db, session_id, query)
+        left_out(page.skipped)
+        return self._lines_from(page, db, session_id, query, left_out)
 
-    async def _lines_from(self, page: Page, db: Db, session_id: str, query: HistoryQuery) -> AsyncIterator[bytes]:
+    async def _lines_from(
+        self, page: Page, db: Db, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
+    ) -> AsyncIterator[bytes]:
         yield self.head + self.lines(page.uploads)
         while page.end is not None:
             page = await records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
+            left_out(page.skipped)
             yield self.lines(page.uploads)
 
 

@@ -55,13 +55,17 @@ class Asked(NamedTuple):
 async def list_page(request: Request[Services]) -> Response:
     """GET /api/ingestion/history: one page, newest first; or everything, as CSV or NDJSON."""
     db = request.state["db"]
+    left_out = request.state["metrics"].broken_records.add
     session_id = caller_of(request).session.id
     asked = parse(request, session_id)
     headers = {**_NO_STORE, "Vary": "Accept"}
     if asked.export is not None:
-        lines = _nothing() if request.method == "HEAD" else await asked.export.stream(db, session_id, asked.query)
+        lines = (
+            _nothing() if request.method == "HEAD" else await asked.export.stream(db, session_id, asked.query, left_out)
+        )
         return StreamingResponse(lines, headers=headers, media_type=asked.export.media_type)
     page = await records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
+    left_out(page.skipped)
     cursor = None if page.end is None else _cursor(request.state["cursors"], page.end, asked.query, session_id)
     answer: dict[str, Any] = {
         "items": page.uploads,

@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import files, health, history, resumable, session
+from app.web import files, health, history, metrics, resumable, session
 from app.web.request import Handler
 
 
@@ -50,4 +50,5 @@ routes = [
     # Ask the service about itself.
     Route("/health/live", health.live, methods=["GET"]),
     Route("/health/ready", health.ready, methods=["GET"]),
+    Route("/metrics", metrics.show, methods=["GET"]),
 ]

@@ -6,6 +6,7 @@ from app.config import Settings
 from app.db import Db
 from app.ingest import Ingest
 from app.lookup import Lookup
+from app.metrics import Metrics
 from app.model import Clock
 from app.resume import Resumes
 from app.sessions import Sessions
@@ -23,3 +24,4 @@ class Services(TypedDict):
     sessions: Sessions
     cursors: Signer
     now_us: Clock
+    metrics: Metrics

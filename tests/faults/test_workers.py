@@ -98,6 +98,38 @@ def test_a_worker_that_was_killed_is_replaced_with_the_settings_that_were_checke
         assert running.stop() == 0
 
 
+def figures(client):
+    lines = client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def test_whichever_worker_is_asked_knows_what_all_of_them_counted_and_what_the_dead_one_did(service):
+    running = service(workers=2, database_pool_size=3)
+    with one_client_each(running) as clients:
+        for number, client in enumerate(clients):
+            assert client.put(f"{UPLOADS}/{number}", content=b"x" * 10).status_code == 201
+        for client in clients:
+            found = figures(client)
+            assert found['waybill_uploads_total{outcome="completed",protocol="raw"}'] == 2
+            assert found['waybill_received_bytes_total{protocol="raw"}'] == 20
+            assert found['waybill_stage_seconds_count{stage="rows_commit"}'] == 2
+            assert found["waybill_workers"] == 2
+            assert found["waybill_database_slots"] == 6
+    killed, _ = running.pids
+    psutil.Process(killed).kill()
+    running.wait_for("Application startup complete.", count=3)
+    running.look_for_workers()
+    with one_client_each(running) as clients:
+        for client in clients:
+            assert client.put(f"{UPLOADS}/again", content=b"x").status_code == 201
+        for client in clients:
+            found = figures(client)
+            assert found['waybill_uploads_total{outcome="completed",protocol="raw"}'] == 4
+            assert found["waybill_workers"] == 2
+            assert found["waybill_database_slots"] == 6
+    assert running.stop() == 0
+
+
 def test_workers_whose_parent_was_killed_end_too(service):
     """They would hold the port, and nobody would restart them."""
     running = service(workers=2)

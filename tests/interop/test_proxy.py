@@ -53,6 +53,15 @@ def test_an_upload_and_what_becomes_of_it(client):
     assert client.get(content).json()["code"] == "not_found"
 
 
+def test_nobody_outside_is_told_how_busy_the_service_is(client, behind):
+    running, _ = behind
+    there, nowhere = client.get("/metrics"), client.get("/nowhere")
+    assert there.status_code == nowhere.status_code == 404
+    assert there.headers["content-type"] == nowhere.headers["content-type"]
+    assert there.json() | {"request_id": ""} == nowhere.json() | {"request_id": ""}
+    assert httpx.get(f"{running.url}/metrics").status_code == 200
+
+
 @pytest.mark.parametrize("length", ["declared", "unknown"])
 def test_a_large_file_streams_through_in_both_directions(client, behind, length):
     """Nothing is kept on the way: it lies in the service's staging while the client still sends."""
