@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import files, health, history, metrics, resumable, session
+from app.web import files, health, history, metrics, openapi, resumable, session
 from app.web.request import Handler
 
 
@@ -51,4 +51,5 @@ routes = [
     Route("/health/live", health.live, methods=["GET"]),
     Route("/health/ready", health.ready, methods=["GET"]),
     Route("/metrics", metrics.show, methods=["GET"]),
+    Route("/openapi.json", openapi.show, methods=["GET"]),
 ]

@@ -1,0 +1,207 @@
+"""What the description's operations are written with: schemas from the model, problems from the errors, headers."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from app.errors import problem_codes
+from app.model import Session, Status, Upload
+
+Json = dict[str, Any]
+
+JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
+BYTES: Final = "application/octet-stream"
+ANY: Final = "*/*"
+
+_TEXT: Final[Json] = {"type": "string"}
+_COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+_MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
+
+
+def ref(name: str, kind: str = "schemas") -> Json:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def nullable(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def record(properties: Json, *, optional: Iterable[str] = (), more: bool = False) -> Json:
+    """An object; every key is always there but those that are optional."""
+    required = [name for name in properties if name not in set(optional)]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": more}
+
+
+# --- parameters
+
+
+def header(name: str, description: str, *, schema: Json = _TEXT, required: bool = False) -> Json:
+    return {"name": name, "in": "header", "description": description, "schema": schema, "required": required}
+
+
+def query(name: str, description: str, schema: Json = _TEXT) -> Json:
+    # Each may stand once: an array is one value with commas.
+    return {"name": name, "in": "query", "description": description, "schema": schema, "explode": False}
+
+
+def in_path(name: str, description: str, schema: Json = _TEXT) -> Json:
+    return {"name": name, "in": "path", "description": description, "schema": schema, "required": True}
+
+
+# --- answers
+
+_HEADERS: Final = {
+    "X-Request-Id": "The request's id: the client's own, if it is 1 to 64 characters of A-Za-z0-9._-",
+    "Set-Cookie": "The session's cookie, when it is new, renewed or taken away.",
+    "Location": "The record's URL; of an upload in several requests the URL to go on with.",
+    "Repr-Digest": "The SHA-256 of the file (RFC 9530).",
+    "Link": "The next page; or the record of an upload that is complete.",
+    "Allow": "The methods that are possible here.",
+    "Accept-Post": "What a POST may bring.",
+    "Waybill-Limits": "The largest file, the largest request, the most files of a form.",
+    "WWW-Authenticate": "How a session is shown.",
+    "Retry-After": "Seconds until it makes sense to try again.",
+    "Cache-Control": "What may be kept: nothing that can change.",
+    "Vary": "What the answer depends on.",
+    "ETag": "Changes with the content.",
+    "Last-Modified": "When the file was completed.",
+    "Accept-Ranges": "bytes: ranges can be asked for.",
+    "Content-Range": "Which bytes these are, and of how many.",
+    "Content-Disposition": "attachment, with the file's name.",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "Nothing in a file may run.",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Tus-Resumable": "The version of tus that is spoken.",
+    "Tus-Version": "The versions of tus that are spoken.",
+    "Tus-Extension": "The extensions of tus that are spoken.",
+    "Tus-Checksum-Algorithm": "What an Upload-Checksum can be made with.",
+    "Tus-Max-Size": "The largest file.",
+    "Upload-Offset": "How many bytes are durable.",
+    "Upload-Length": "How many there will be.",
+    "Upload-Defer-Length": "1: that is not known yet.",
+    "Upload-Metadata": "What was said of the file when the upload began.",
+    "Upload-Concat": "Whether it is a part, or of which parts it is made.",
+    "Upload-Expires": "When it is given up if nothing comes.",
+    "Upload-Complete": "?1 if the upload is complete, ?0 if more is expected.",
+    "Upload-Limit": "What one request and the whole may have, and how long it is kept.",
+    "Upload-Draft-Interop-Version": "The interop version that is spoken, as the client's.",
+    "Connection": "close, when the answer came before the end of the body.",
+}
+EVERYWHERE: Final = ("X-Request-Id", "Connection")
+SESSION: Final = ("Set-Cookie",)
+RESUMABLE: Final = (
+    "Location",
+    "Repr-Digest",
+    "Link",
+    "Cache-Control",
+    *(name for name in _HEADERS if name.startswith(("Tus-", "Upload-"))),
+)
+
+
+def answer(
+    description: str, content: dict[str, Json] | None = None, headers: Iterable[str] = (), example: Any = None
+) -> Json:
+    """An answer with one schema for each media type."""
+    found: Json = {
+        "description": description,
+        "headers": {name: ref(name, "headers") for name in (*EVERYWHERE, *headers) if name != "Content-Type"},
+    }
+    if content:
+        found["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
+        if example is not None:
+            found["content"][next(iter(content))]["example"] = example
+    return found
+
+
+def refusals(codes: Iterable[str], headers: Iterable[str]) -> dict[str, Json]:
+    """The answers that these codes make, by status."""
+    known, by_status = problem_codes(), dict[int, list[str]]()
+    for code in codes:
+        by_status.setdefault(known[code].status, []).append(code)
+    found = {}
+    for status, those in sorted(by_status.items()):
+        schema = {"allOf": [ref("Problem"), {"properties": {"code": {"enum": sorted(those)}}}]}
+        text = "; ".join(known[code].title for code in those)
+        found[str(status)] = answer(f"{text}.", {PROBLEM: schema}, (*headers, *_OF_STATUS.get(status, ())))
+    return found
+
+
+_OF_STATUS: Final[dict[int, tuple[str, ...]]] = {
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    412: ("Tus-Version",),
+    416: ("Content-Range",),
+    503: ("Retry-After",),
+}
+
+# --- components
+
+EXAMPLE_ID: Final = "01a2072b-436b-72c0-93cc-cad2c7aed296"
+EXAMPLE: Final[Json] = {
+    "id": EXAMPLE_ID,
+    "filename": "hello.txt",
+    "content_type": "text/plain",
+    "size": 15,
+    "sha256": "2450a2bea17818772472cf112e2d73543428477ea7f4c8c878929c146e8713cb",
+    "status": "completed",
+    "protocol": "raw",
+    "created_at": "2026-11-23T06:50:05.547261Z",
+    "completed_at": "2026-11-23T06:50:05.548852Z",
+    "error": None,
+    "links": {
+        "self": f"/api/ingestion/history/{EXAMPLE_ID}",
+        "content": f"/api/ingestion/files/{EXAMPLE_ID}",
+    },
+}
+_TOTAL: Final = record({"uploads": _COUNT, "bytes": _COUNT})
+
+
+def schemas() -> dict[str, Json]:
+    upload = Upload.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+    parts = upload.pop("$defs")
+    session = Session.model_json_schema(mode="serialization")
+    session["properties"] |= {"uploads": _COUNT, "bytes": _COUNT}
+    session["required"] += ["uploads", "bytes"]
+    page = {"items": {"type": "array", "items": ref("Upload")}, "next_cursor": nullable(_TEXT), "limit": _COUNT}
+    return {
+        **parts,
+        "Upload": {**upload, "description": "One upload's record. Every key is always present.", "examples": [EXAMPLE]},
+        "Uploads": record({"items": {"type": "array", "items": ref("Upload"), "minItems": 1}}),
+        "Page": record({**page, "skipped": _COUNT, "total": _COUNT}, optional=["total"]),
+        "Summary": record(
+            {
+                "uploads": _COUNT,
+                "bytes": _COUNT,
+                "by_status": record({status.value: _TOTAL for status in Status}),
+                "first_created_at": nullable(_MOMENT),
+                "last_created_at": nullable(_MOMENT),
+                "quota": record({"used": _COUNT, "limit": nullable(_COUNT), "left": nullable(_COUNT)}),
+            }
+        ),
+        "Session": session,
+        "Code": record({"code": {"type": "string", "examples": ["ABCD-EFGH-JKMN"]}}),
+        "Invitation": record({"code": _TEXT, "expires_at": _MOMENT}),
+        "Readiness": record(
+            {
+                "status": {"enum": ["ready", "not ready"]},
+                "failing": {"type": "array", "items": _TEXT},
+                "checks": record(dict.fromkeys(("database", "schema", "store", "free_space"), _TEXT)),
+            }
+        ),
+        "Problem": record(
+            {
+                "type": {"type": "string", "format": "uri"},
+                "title": _TEXT,
+                "status": {"type": "integer"},
+                "detail": _TEXT,
+                "code": {"enum": sorted(problem_codes())},
+                "request_id": _TEXT,
+            },
+            more=True,
+        ),
+    }
+
+
+def headers() -> dict[str, Json]:
+    return {name: {"description": text, "schema": _TEXT} for name, text in _HEADERS.items()}
