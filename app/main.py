@@ -196,11 +196,13 @@ async def receiving(
 
 
 @asynccontextmanager
-async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Services]:
+async def services(settings: Settings, seats: Seats | None = None) -> AsyncIterator[Services]:
     """Everything that handlers need, opened in order and closed in the opposite one.
 
     What is opened goes on one stack, so a start that fails half-way closes what it opened.
+    `seats` is where this process counts, if it is one of several.
     """
+    metrics = Metrics(seats, stopwatch=time.perf_counter)
     async with AsyncExitStack() as stack:
         storage, db = await stack.enter_async_context(stores(settings, metrics))
         await migrate.migrate(db, now_us=now_us())
@@ -261,15 +263,11 @@ class _Application(Starlette):
 
 
 def build(settings: Settings, seats: Seats | None = None) -> Starlette:
-    """The service. Nothing is opened before its lifespan starts.
-
-    `seats` is where it counts, if it is one of several processes.
-    """
-    metrics = Metrics(seats, stopwatch=time.perf_counter)
+    """The service. Nothing is opened before its lifespan starts."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Services]:
-        async with services(settings, metrics) as state:
+        async with services(settings, seats) as state:
             log.info("ready", database=state["db"].dialect, durability=settings.durability)
             yield state
         log.info("stopped")
