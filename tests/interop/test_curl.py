@@ -341,6 +341,8 @@ ADDRESSES = {
     ("POST", "/api/ingestion/uploads/{key}"): 405,  # it stands for another only when it says for which
     ("PATCH", "/api/ingestion/uploads/{key}"): 415,  # of no media type
     ("DELETE", "/api/ingestion/uploads/{key}"): 204,
+    ("GET", "/metrics"): 200,
+    ("GET", "/openapi.json"): 200,
     ("GET", "/api/ingestion/history"): 200,
     ("GET", "/api/ingestion/history/summary"): 200,
     ("GET", "/api/ingestion/history/{id}"): 200,
