@@ -15,7 +15,7 @@ from bench.processes import Failed, last_line, start, stop
 
 _HERE: Final = Path(__file__).parent
 _DEADLINE_SECONDS: Final = 120
-_BOUNDARY: Final = b"----bench-5b9e8a2f41c7"
+_BOUNDARY: Final = b"----BenchFormBoundary5b9e8a2f41c7d0Ae"  # as long as a browser's
 
 
 @dataclass(frozen=True)

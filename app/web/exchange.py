@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Internal, UploadError
+from app.protocols import tus
 from app.protocols.headers import request_id
 from app.web.problems import problem, refusal_of
 from app.web.request import Headers
@@ -73,6 +74,8 @@ class Exchange:
     async def refuse(self, refusal: UploadError, scope: Scope) -> None:
         """Answer with the refusal's problem document."""
         self.notes["code"] = refusal.code
+        if "tus-resumable" in self.headers:  # which wants it on every answer
+            refusal.headers.setdefault("Tus-Resumable", tus.VERSION)
         await problem(refusal, self.id)(scope, self.receive, self.send)
 
     def end(self) -> None:

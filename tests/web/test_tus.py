@@ -555,6 +555,23 @@ async def gone_after(piece: bytes) -> AsyncIterator[bytes]:
     raise HangUp
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("PUT", UPLOADS, 405),
+        ("PATCH", f"{UPLOADS}/a/b", 405),
+        ("GET", "/api/nothing", 404),
+        ("GET", "/api/session", 401),
+    ],
+)
+async def test_a_refusal_names_the_version_wherever_it_comes_from(
+    service: Service, method: str, path: str, status: int
+) -> None:
+    answer = await service.client().request(method, path, headers=TUS)
+    assert (answer.status, answer.get("tus-resumable")) == (status, "1.0.0")
+    assert (await service.client().request(method, path)).get("tus-resumable") is None
+
+
 async def test_the_log_does_not_tell_the_key(service: Service) -> None:
     client = service.client()
     with capture_logs() as lines:
