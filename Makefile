@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check properties bench constraints
+.PHONY: help run test check properties torture bench constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 
 properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py
+
+torture: $(VENV)/.test ## Break off 300 uploads by each client, and kill the service under 200 more; ten minutes
+	TORTURE=1 $(BIN)/python -m pytest tests/interop/test_cut_connections.py tests/interop/test_uppy.py \
+	  tests/faults/test_kill_resumable.py
 
 bench: $(VENV)/.bench ## Measure Waybill beside its peers (bench/README.md); BENCH=--quick for ten minutes
 	$(BIN)/python -m bench $(BENCH)
