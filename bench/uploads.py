@@ -19,6 +19,8 @@ _WARM_BYTES: Final = 16 * KiB
 _SAMPLE: Final = 32
 _SAMPLE_BYTES: Final = GiB
 _ROWS_PATIENCE: Final = 60.0  # seconds
+_REST_PATIENCE: Final = 20.0
+_AT_REST: Final = 0.02  # CPU seconds in a tenth of a second
 
 
 def upload(bench: Bench, work: Work, peer: Peer, seen: Measurement) -> None:
@@ -35,6 +37,7 @@ def upload(bench: Bench, work: Work, peer: Peer, seen: Measurement) -> None:
                 let_finish = stack.enter_context(
                     generator.slow_clients(peer.wire, place.port, count=work.slow, size=SLOW_BYTES, first=first_slow)
                 )
+                _await_rest(server)
             observe(server, seen, generator, peer.wire, work, debts=lambda: _await_rows(peer, place, len(sent)))
             if work.slow:
                 if trouble := let_finish().trouble:
@@ -54,6 +57,16 @@ def _warm_up(generator: Generator, peer: Peer, server: Server, *, first: int) ->
     )
     if outcome.trouble:
         raise Failed(f"while it was warmed up: {outcome.trouble}")
+
+
+def _await_rest(server: Server) -> None:
+    """Wait until the server has read what the slow clients have sent: it may still lie in the kernel."""
+    deadline = time.monotonic() + _REST_PATIENCE
+    before, rests = processes.cpu_seconds(*server.pids), 0
+    while rests < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        now = processes.cpu_seconds(*server.pids)
+        before, rests = now, rests + 1 if now - before <= _AT_REST else 0
 
 
 def _await_rows(peer: Peer, place: Place, number: int) -> None:
