@@ -9,6 +9,7 @@ import structlog
 
 from app.completion import Completions
 from app.errors import InconsistentUploadLength, OffsetMismatch, TooLarge, Unavailable, UploadError
+from app.holding import Holding
 from app.ingest import Ingest
 from app.model import Resource
 from app.storage import Mark, Partial, Reservation
@@ -37,6 +38,7 @@ class Appending:
         ingest: Ingest,
         turns: Turns,
         completions: Completions,
+        holding: Holding,
         key_hash: str,
         admitted: Admitted,
         *,
@@ -50,6 +52,7 @@ class Appending:
         self._ingest = ingest
         self._turns = turns
         self._completions = completions
+        self._holding = holding
         self._key_hash = key_hash
         self._admitted = admitted
         self._declared = declared
@@ -135,7 +138,7 @@ class Appending:
     async def _checkpoint(self, partial: Partial) -> None:
         resource = self._at(await partial.checkpoint())
         try:
-            await self._completions.commit(resource, resource.fence)
+            await self._holding.commit(resource, resource.fence)
         except Unavailable as error:
             log.warning("how far an upload came is noted later", upload=resource.upload_id, reason=str(error))
             self._began = None  # it may be noted after all: nothing may be cut off any more
@@ -191,7 +194,7 @@ class Appending:
             self._turns.leave(self._turn)
             return
         await partial.detach()  # first: who waits for the row to be free opens the file next
-        await self._completions.commit(resource, held_by)
+        await self._holding.commit(resource, held_by)
         self.resource, self.durable = resource, resource.offset
         self._turns.leave(self._turn)
         if resource.is_part and resource.whole:
@@ -204,7 +207,7 @@ class Appending:
             self.resource,
             offset=mark.offset,
             digest_state=mark.digest_state,
-            expires_at=self._completions.expiry(self.resource),
+            expires_at=self._holding.expiry(self.resource),
             upload=None if upload is None else upload.model_copy(update={"size": mark.offset}),
         )
 
@@ -231,7 +234,7 @@ class Appending:
                 await self._settle(self._partial, keep=keep)
         finally:
             if self._turn is not None:
-                await self._completions.release(self.resource)
+                await self._holding.release(self.resource)
                 self.resource = replace(self.resource, holder=None)
                 self._turns.leave(self._turn)
             if self._reservation is not None:

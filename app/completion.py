@@ -12,28 +12,25 @@ import asyncio
 import functools
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final
 
 import structlog
 
 from app import resources
 from app.db import Db, Unit
 from app.errors import DigestMismatch, Gone, StorageFull, TooLarge, Unavailable, UploadError
-from app.metrics import Outcome
+from app.holding import Holding, mark_of
 from app.model import Clock, Failure, Resource, Status, Upload
 from app.publish import Incoming, Publisher
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
-from app.turns import Superseded, Turns
+from app.turns import Turns
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
-REMEMBERED_US: Final = 7 * 86_400_000_000
-"""So long an upload that has ended is remembered, for clients that missed the answer."""
 _PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
 _ASSEMBLY_US: Final = 60_000_000
 _ASSEMBLED_A_SECOND: Final = 20 * 1024 * 1024
-_LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are missing")
 
 
 class Completions:
@@ -45,6 +42,7 @@ class Completions:
         db: Db,
         publisher: Publisher,
         turns: Turns,
+        holding: Holding,
         *,
         file_bytes: int,
         idle_us: int,
@@ -54,6 +52,7 @@ class Completions:
         self._db = db
         self._publisher = publisher
         self._turns = turns
+        self._holding = holding
         self._file_bytes = file_bytes
         self._idle_us = idle_us
         self._now_us = now_us
@@ -133,7 +132,7 @@ class Completions:
     # --- publishing
 
     async def _commit_and_publish(self, resource: Resource, held_by: int, partial: Partial) -> Resource:
-        await self._commit_open(resource, held_by, partial)
+        await self._holding.commit_open(resource, held_by, partial)
         return await self._publish(resource, partial)
 
     async def _complete(self, resource: Resource) -> Resource:
@@ -145,7 +144,7 @@ class Completions:
             partial = await self._file_left(resource)
         except NotStored:
             if await self._storage.missing([resource.upload_id]):
-                await self.lose(resource)
+                await self._holding.lose(resource)
             return await self._record_published(resource)  # in this very moment
         return await self._publish(resource, partial) if partial else await self._outcome(resource)
 
@@ -155,7 +154,7 @@ class Completions:
         deadline = clock() + _PATIENCE_SECONDS
         while clock() < deadline:
             try:
-                return await self._storage.partial(resource.upload_id, resource.file_fence, _mark(resource))
+                return await self._storage.partial(resource.upload_id, resource.file_fence, mark_of(resource))
             except InUse:
                 await asyncio.sleep(_POLL_SECONDS)
             found = await resources.find(self._db, resource.key_hash)
@@ -173,7 +172,7 @@ class Completions:
         if taken.completed:
             return None
         log.warning("an upload was not completed by who was at it", upload=taken.upload_id)
-        _, partial = await self._copied(taken)
+        _, partial = await self._holding.copied(taken)
         return partial
 
     async def _publish(self, resource: Resource, partial: Partial) -> Resource:
@@ -184,7 +183,7 @@ class Completions:
             [upload] = await self._publisher.land([_incoming(resource, partial)], None)
         except DigestMismatch as error:
             await partial.detach()
-            await self.fail(resource, Failure(code=error.code, detail=str(error)))
+            await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise
         except UploadError as error:
             await partial.detach()
@@ -209,7 +208,7 @@ class Completions:
         size, sha256 = await self._storage.digest(resource.upload_id)
         if size != resource.offset or sha256 != (resource.expected_sha256 or sha256):
             log.error("a published file is not what was acknowledged", upload=resource.upload_id, size=size)
-            await self.lose(resource)
+            await self._holding.lose(resource)
         assert resource.upload is not None
         upload = resource.upload.model_copy(
             update={
@@ -226,7 +225,7 @@ class Completions:
         """It is published and recorded; now its row says so too, which may be late."""
 
         async def run(unit: Unit) -> Resource | None:
-            await resources.end(unit, resource, "completed", remembered_until_us=self.remembered_until)
+            await resources.end(unit, resource, "completed", remembered_until_us=self._holding.remembered_until)
             return await resources.find(unit, resource.key_hash)
 
         try:
@@ -253,7 +252,9 @@ class Completions:
         hashes = resource.parts or ()
         found = await resources.list_these(self._db, hashes)
         if any(each not in found or found[each].ended_as is not None for each in hashes):
-            await self.fail(resource, Failure(code="gone", detail="a part of it has ended before it was complete"))
+            await self._holding.fail(
+                resource, Failure(code="gone", detail="a part of it has ended before it was complete")
+            )
             raise Gone
         parts = [found[each] for each in hashes]
         if not all(part.whole for part in parts):
@@ -269,11 +270,11 @@ class Completions:
             return claimed if claimed.completed else await self._complete(claimed)
         if length > self._file_bytes:
             error = TooLarge(length, self._file_bytes)
-            await self.fail(resource, Failure(code=error.code, detail=str(error)))
+            await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise error
-        started = replace(claimed, length=length, expires_at=self.expiry(claimed))
-        await self.commit(started, claimed.fence)
-        return await self._put_together(started, [(part.upload_id, part.file_fence, _mark(part)) for part in parts])
+        started = replace(claimed, length=length, expires_at=self._holding.expiry(claimed))
+        await self._holding.commit(started, claimed.fence)
+        return await self._put_together(started, [(part.upload_id, part.file_fence, mark_of(part)) for part in parts])
 
     def _is_done_by(self, resource: Resource, length: int) -> int:
         """Until when whoever holds it, in another process, is left to put it together: it was begun at `expiry`."""
@@ -287,22 +288,22 @@ class Completions:
             whole = replace(
                 resource, offset=mark.offset, digest_state=mark.digest_state, file_fence=name[1], holder=None
             )
-            await self._commit_open(whole, resource.fence, partial)
+            await self._holding.commit_open(whole, resource.fence, partial)
         except NotStored:
-            await self.lose(resource)
+            await self._holding.lose(resource)
         except (StorageFull, TooLarge) as error:
-            await self.fail(resource, Failure(code=error.code, detail=str(error)))
+            await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise
         except Unavailable:
-            await self.release(resource)  # its file stays: that it is whole may be noted after all
+            await self._holding.release(resource)  # its file stays: that it is whole may be noted after all
             raise
         except BaseException:
-            await self.release(resource)
+            await self._holding.release(resource)
             await self._storage.remove_partials([name])
             raise
         return await self._publish(whole, partial)
 
-    # --- an upload's file and row, for whoever holds it
+    # --- for who goes on with it
 
     async def opened(self, resource: Resource, reservation: Reservation | None) -> tuple[Resource, Partial]:
         """The file of an upload that the caller holds, for appending; a copy of it if another may still write there.
@@ -313,101 +314,19 @@ class Completions:
             Unavailable: it was complete, which the database, older than the files, had yet to learn.
         """
         try:
-            place = resource.upload_id, resource.file_fence, _mark(resource)
+            place = resource.upload_id, resource.file_fence, mark_of(resource)
             return resource, await self._storage.partial(*place, reservation)
         except InUse:
             log.warning("a file is in use still, its upload goes on in a copy", upload=resource.upload_id)
         except NotStored:
             if resource.length is None or await self._storage.missing([resource.upload_id]):
-                await self.lose(resource)
+                await self._holding.lose(resource)
             assert resource.holder is not None
             whole = replace(resource, offset=resource.length, digest_state=None)
-            await self.commit(whole, resource.holder)
+            await self._holding.commit(whole, resource.holder)
             await self._record_published(whole)
             raise Unavailable("the upload is complete; ask for its offset", retry_after=1) from None
-        return await self._copied(resource)
-
-    async def _copied(self, resource: Resource) -> tuple[Resource, Partial]:
-        """Move to a file of our own. The old one goes before anything is acknowledged of the new one."""
-        assert resource.holder is not None
-        old, new = (resource.upload_id, resource.file_fence), (resource.upload_id, resource.fence)
-        try:
-            mark = await self._storage.assemble(*new, [(*old, _mark(resource))])
-            moved = replace(resource, file_fence=resource.fence, digest_state=mark.digest_state)
-            partial = await self._storage.partial(*new, mark)
-            await self._commit_open(moved, resource.holder, partial)
-        except NotStored:
-            await self.lose(resource)
-        except Unavailable:
-            raise  # the copy stays: that it is the upload's file may be noted after all
-        except BaseException:
-            await self._storage.remove_partials([new])
-            raise
-        await self._storage.remove_partials([old])
-        return moved, partial
-
-    async def _commit_open(self, resource: Resource, held_by: int, partial: Partial) -> None:
-        try:
-            await self.commit(resource, held_by)
-        except BaseException:
-            await partial.detach()
-            raise
-
-    async def commit(self, resource: Resource, held_by: int) -> None:
-        """Offset, digest, length, file, holder and expiry are as `resource` says; raises Superseded if not held."""
-
-        async def run(unit: Unit) -> bool:
-            return await resources.commit(unit, resource, held_by)
-
-        if not await self._db.transaction(run):
-            raise Superseded
-
-    async def release(self, resource: Resource) -> None:
-        """Its holder lets go, having committed what there was. When that cannot be said it is passed over later."""
-        if resource.holder is not None:
-            try:
-                await resources.release(self._db, resource.key_hash, resource.holder)
-            except UploadError as error:
-                log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
-
-    async def fail(self, resource: Resource, failure: Failure) -> None:
-        """It will never be complete; its bytes go."""
-        await self.end(resource, "failed", failure)
-
-    async def end(self, resource: Resource, ended_as: Literal["failed", "cancelled"], failure: Failure) -> None:
-        """Nobody can append to it or ask for it any more. If it was not complete its bytes go."""
-
-        async def run(unit: Unit) -> bool:
-            return await resources.end(
-                unit, resource, ended_as, remembered_until_us=self.remembered_until, error=failure
-            )
-
-        if await self._db.transaction(run):
-            self.count(resource, ended_as)
-            await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
-
-    async def lose(self, resource: Resource) -> NoReturn:
-        """Bytes that were acknowledged are not there: nobody is told another offset, the upload has failed."""
-        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
-        await self.fail(resource, _LOST)
-        raise Gone
-
-    def count(self, resource: Resource, outcome: Outcome) -> None:
-        """It has ended so, and not complete. A part is no upload, and one that was complete was counted then."""
-        if not resource.is_part and not resource.completed:
-            self._publisher.metrics.ended(resource.protocol, outcome)
-
-    @property
-    def remembered_until(self) -> int:
-        return self._now_us() + REMEMBERED_US
-
-    def expiry(self, resource: Resource) -> int:
-        """When it expires if nothing comes from now on."""
-        return min(self._now_us() + self._idle_us, resource.last_expires_at)
-
-
-def _mark(resource: Resource) -> Mark:
-    return Mark(resource.offset, resource.digest_state)
+        return await self._holding.copied(resource)
 
 
 def _incoming(resource: Resource, partial: Partial) -> Incoming:

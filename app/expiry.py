@@ -5,9 +5,10 @@ from typing import Final
 import structlog
 
 from app import resources
-from app.completion import REMEMBERED_US, Completions
+from app.completion import Completions
 from app.db import Db, Unit
 from app.errors import UploadError
+from app.holding import REMEMBERED_US, Holding
 from app.model import Clock, Resource
 from app.storage import FoundPartial, Storage
 from app.sweep import SweptResumables, too_many
@@ -29,6 +30,7 @@ class Expiry:
         storage: Storage,
         db: Db,
         completions: Completions,
+        holding: Holding,
         *,
         idle_us: int,
         now_us: Clock,
@@ -37,6 +39,7 @@ class Expiry:
         self._storage = storage
         self._db = db
         self._completions = completions
+        self._holding = holding
         self._idle_us = idle_us
         self._now_us = now_us
         self._grace_seconds = grace_seconds
@@ -77,7 +80,7 @@ class Expiry:
 
         ended = await self._db.transaction(run)
         if ended:
-            self._completions.count(resource, "expired")
+            self._holding.count(resource, "expired")
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
         return ended
 

@@ -18,6 +18,7 @@ from app.completion import Completions
 from app.db import Db, Unit
 from app.errors import BadRequest, Forbidden, Gone, InProgress, NotFound, TooLarge, Unavailable, UploadError
 from app.expiry import Expiry
+from app.holding import Holding
 from app.ingest import Ingest, Visitor
 from app.model import Clock, Failure, Protocol, Resource, Status, Upload
 from app.publish import Publisher
@@ -54,16 +55,18 @@ class Resumes:
     ) -> None:
         self._ingest = ingest
         self._turns = Turns(db)
+        self._holding = Holding(storage, db, publisher.metrics, idle_us=idle_us, now_us=now_us)
         self._completions = Completions(
             storage,
             db,
             publisher,
             self._turns,
+            self._holding,
             file_bytes=ingest.limits.file_bytes,
             idle_us=idle_us,
             now_us=now_us,
         )
-        self._expiry = Expiry(storage, db, self._completions, idle_us=idle_us, now_us=now_us)
+        self._expiry = Expiry(storage, db, self._completions, self._holding, idle_us=idle_us, now_us=now_us)
         self._storage = storage
         self._db = db
         self._publisher = publisher
@@ -223,6 +226,7 @@ class Resumes:
             self._ingest,
             self._turns,
             self._completions,
+            self._holding,
             _hash(key),
             admitted,
             offset=offset,
@@ -244,7 +248,7 @@ class Resumes:
 
     async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
         resource = await self._turns.claim(_hash(key), lambda found: _admitted(session_id, found), holds=False)
-        await self._completions.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
+        await self._holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
 
     async def sweep(self) -> SweptResumables:
         """Expire, complete and forget what nobody comes back for."""
