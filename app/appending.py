@@ -12,6 +12,7 @@ from app.errors import InconsistentUploadLength, OffsetMismatch, TooLarge, Unava
 from app.holding import Holding
 from app.ingest import Ingest
 from app.model import Resource
+from app.quota import STEP_BYTES
 from app.storage import Mark, Partial, Reservation
 from app.tasks import to_the_end
 from app.turns import Admitted, Turn, Turns
@@ -59,6 +60,7 @@ class Appending:
         self._length = length
         self._checked = checked
         self._most = offset
+        self._granted = 0
         self._reservation: Reservation | None = None
         self._turn: Turn | None = None
         self._partial: Partial | None = None
@@ -80,11 +82,13 @@ class Appending:
         if resource.whole and not resource.is_part and not resource.completed:
             resource = await self._completions.of(resource)
         self.resource = resource
+        self._ingest.count(self, resource.session_id)
         if resource.completed:  # nothing is appended; who lost the answer gets it again
             self._check(resource)
             return
         self._turn = self._turns.begin(resource)
         self._check(resource)
+        await self._require_quota(self.offset + (self._declared or 0))
         self.resource, self._partial = await self._completions.opened(resource, self._reservation)
         if self._turn.reason is not None:
             raise self._turn.reason
@@ -109,11 +113,17 @@ class Appending:
         if self._declared is not None and self.offset + self._declared > most:
             raise TooLarge(self.offset + self._declared, most)
 
+    async def _require_quota(self, size: int, *, more: int = 0) -> None:
+        quotas = self._ingest.quotas
+        if quotas is not None and size > self._granted:
+            self._granted = await quotas.grant_to(self.resource, max(size, self._length or 0), more=more)
+
     async def write(self, block: bytes | memoryview) -> None:
         """Take the next bytes.
 
         Raises:
             TooLarge: they pass the upload's length, or what is accepted.
+            QuotaExceeded: they pass what the session may keep.
             StorageFull, Unavailable: they cannot be stored.
         """
         self._ingest.metrics.received[self.resource.protocol].add(len(block))
@@ -123,6 +133,7 @@ class Appending:
         if self._turn is None or self._partial is None:
             return  # no bytes, for an upload that is completed
         with self._turn.undisturbed():
+            await self._require_quota(self.offset + len(block), more=STEP_BYTES)
             await self._partial.write(block)
             self.offset += len(block)
             # The last byte is committed by who completes the upload: until then others may have to wait for us.

@@ -18,10 +18,11 @@ import structlog
 
 from app import resources
 from app.db import Db, Unit
-from app.errors import DigestMismatch, Gone, StorageFull, TooLarge, Unavailable, UploadError
+from app.errors import DigestMismatch, Gone, QuotaExceeded, StorageFull, TooLarge, Unavailable, UploadError
 from app.holding import Holding, mark_of
 from app.model import Clock, Failure, Resource, Status, Upload
 from app.publish import Incoming, Publisher
+from app.quota import Quotas
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
 from app.turns import Turns
 
@@ -44,6 +45,7 @@ class Completions:
         turns: Turns,
         holding: Holding,
         *,
+        quotas: Quotas | None,
         file_bytes: int,
         idle_us: int,
         now_us: Clock,
@@ -53,6 +55,7 @@ class Completions:
         self._publisher = publisher
         self._turns = turns
         self._holding = holding
+        self._quotas = quotas
         self._file_bytes = file_bytes
         self._idle_us = idle_us
         self._now_us = now_us
@@ -180,7 +183,9 @@ class Completions:
             await partial.finish()
             if resource.expected_sha256 is not None and partial.sha256 != resource.expected_sha256:
                 raise DigestMismatch(resource.expected_sha256, partial.sha256)
-            [upload] = await self._publisher.land([_incoming(resource, partial)], None)
+            [upload] = await self._publisher.land(
+                [_incoming(resource, partial)], None, allowances=() if self._quotas is None else _granted(resource)
+            )
         except DigestMismatch as error:
             await partial.detach()
             await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
@@ -268,10 +273,14 @@ class Completions:
         claimed = await self._turns.claim(resource.key_hash, _there, holds=True)
         if claimed.completed or claimed.whole:
             return claimed if claimed.completed else await self._complete(claimed)
-        if length > self._file_bytes:
-            error = TooLarge(length, self._file_bytes)
+        try:
+            if length > self._file_bytes:
+                raise TooLarge(length, self._file_bytes)
+            if self._quotas is not None:
+                await self._quotas.grant_to(claimed, length)
+        except (TooLarge, QuotaExceeded) as error:
             await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
-            raise error
+            raise
         started = replace(claimed, length=length, expires_at=self._holding.expiry(claimed))
         await self._holding.commit(started, claimed.fence)
         return await self._put_together(started, [(part.upload_id, part.file_fence, mark_of(part)) for part in parts])
@@ -340,6 +349,11 @@ def _incoming(resource: Resource, partial: Partial) -> Incoming:
         staged=partial,
         stays=True,
     )
+
+
+def _granted(resource: Resource) -> tuple[str, ...]:
+    """What of the session's quota was granted for it: it, or its parts, count as an upload from now on."""
+    return (resource.key_hash, *(resource.parts or ()))
 
 
 def _there(resource: Resource | None) -> Resource:

@@ -84,6 +84,18 @@ class Settings(BaseSettings):
     max_concurrent_uploads: Annotated[int, whole_number(1, 1_000_000)] = Field(
         4000, description="Most uploads that each worker receives at the same time."
     )
+    session_concurrent_uploads: Annotated[int, whole_number(0, 1_000_000)] = Field(
+        0, description="Most uploads that each worker receives from one session at the same time; 0 for any number."
+    )
+    session_quota: Size = Field(
+        0, description="Most bytes that one session keeps, with those that are on their way; 0 for any number."
+    )
+    session_quota_uploads: Annotated[int, whole_number(0, 2**53)] = Field(
+        0, description="Most uploads that one session keeps, with those that are on their way; 0 for any number."
+    )
+    request_timeout: Duration = Field(
+        timedelta(days=1), description="How long the body of one request may take to arrive, however fast it is."
+    )
     min_upload_rate: Size = Field(KiB, description="Slowest accepted body, in bytes a second; 0 accepts any.")
     upload_idle_time: Duration = Field(
         timedelta(days=1), description="How long an unfinished resumable upload is kept to which no bytes come."

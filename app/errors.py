@@ -140,6 +140,14 @@ class TooSlow(UploadError):
         self.members = {"limit": rate}
 
 
+class TookTooLong(TooSlow):
+    """However fast it comes."""
+
+    def __init__(self, seconds: float) -> None:
+        UploadError.__init__(self, f"the body had not arrived after {seconds:.0f} seconds")
+        self.members = {"limit": int(seconds)}
+
+
 class OffsetMismatch(UploadError):
     code, status, title = "offset_mismatch", 409, "The upload is at another offset"
     registered = f"{_REGISTRY}mismatching-upload-offset"
@@ -205,6 +213,16 @@ class TooManyFiles(_OverLimit):
     of, unit = "the form", "files"
 
 
+class QuotaExceeded(UploadError):
+    """The session keeps as much as it may, uploads that are under way included."""
+
+    code, status, title = "quota_exceeded", 413, "The session's quota does not hold this upload"
+
+    def __init__(self, used: int, asked: int, limit: int, unit: str) -> None:
+        super().__init__(f"the session has {used} {unit}, this needs {asked} more, the limit is {limit} {unit}")
+        self.members = {"used": used, "asked": asked, "limit": limit, "unit": unit}
+
+
 class UnsupportedMediaType(UploadError):
     code, status, title = "unsupported_media_type", 415, "The body comes in a form that is not taken here"
 
@@ -225,6 +243,15 @@ class ChecksumMismatch(UploadError):
     def __init__(self, algorithm: str, expected: str, actual: str) -> None:
         super().__init__("the checksum of the received bytes differs from the one declared; send them again")
         self.members = {"algorithm": algorithm, "expected": expected, "actual": actual}
+
+
+class RateLimited(UploadError):
+    code, status, title = "rate_limited", 429, "The session sends too much at once"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} uploads of this session are under way; wait for one of them to end")
+        self.headers = {"Retry-After": "1"}
+        self.members = {"limit": limit}
 
 
 class Internal(UploadError):

@@ -1,22 +1,35 @@
 """The write path of one request: stage, count, digest, hand over to publish."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import structlog
 
-from app.errors import DigestMismatch, Internal, NoFile, TooLarge, TooManyFiles, Unavailable, UploadError
+from app.errors import (
+    DigestMismatch,
+    Internal,
+    NoFile,
+    RateLimited,
+    TooLarge,
+    TooManyFiles,
+    Unavailable,
+    UploadError,
+)
 from app.model import Clock, Protocol, Upload
 from app.publish import Incoming, OutcomeUnknown, Publisher
+from app.quota import STEP_BYTES, Granted, Quotas
 from app.records import NewSession
 from app.storage import Reservation, Storage
 from app.tasks import to_the_end
 
 log = structlog.stdlib.get_logger("waybill.ingest")
+
+_SMALL_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,7 @@ class Limits:
     file_bytes: int
     files: int
     requests_at_once: int
+    requests_at_once_of_session: int | None = None
 
 
 @dataclass(slots=True)
@@ -45,16 +59,19 @@ class Ingest:
         publisher: Publisher,
         *,
         limits: Limits,
+        quotas: Quotas | None = None,
         now_us: Clock,
         new_id: Callable[[], str],
     ) -> None:
         self.limits = limits
+        self.quotas = quotas
         self._storage = storage
         self._publisher = publisher
         self.metrics = publisher.metrics
         self._now_us = now_us
         self._new_id = new_id
-        self._live: set[object] = set()
+        self._live: dict[object, str | None] = {}
+        self._live_of: Counter[str] = Counter()
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -68,6 +85,8 @@ class Ingest:
 
         Entering it raises:
             StorageFull: the declared bytes do not fit above the floor of free space.
+            RateLimited: the session has too many requests under way.
+            QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, the database is away, or too many requests are under way.
         """
         return Landing(self, visitor, protocol, declared)
@@ -83,6 +102,10 @@ class Ingest:
 
     # What follows is for Landing, and for whoever else receives bytes.
 
+    def under_way(self, session_id: str) -> int:
+        """How many requests of a session are under way, as far as they are counted."""
+        return self._live_of[session_id]
+
     def admit(self, landing: object, declared: int | None) -> Reservation | None:
         if self._closing:
             raise Unavailable("the service is stopping", retry_after=5)
@@ -90,12 +113,25 @@ class Ingest:
             raise Unavailable("too many uploads are under way")
         self._publisher.check()
         reservation = self._storage.reserve(declared) if declared else None
-        self._live.add(landing)
+        self._live[landing] = None
         self._idle.clear()
         return reservation
 
+    def count(self, landing: object, session_id: str) -> None:
+        """It is this session's; raises RateLimited when that has too many under way."""
+        most = self.limits.requests_at_once_of_session
+        if most is not None:
+            if self._live_of[session_id] >= most:
+                raise RateLimited(most)
+            self._live_of[session_id] += 1
+            self._live[landing] = session_id
+
     def dismiss(self, landing: object) -> None:
-        self._live.discard(landing)
+        session_id = self._live.pop(landing, None)
+        if session_id is not None:
+            self._live_of[session_id] -= 1
+            if not self._live_of[session_id]:
+                del self._live_of[session_id]
         if not self._live:
             self._idle.set()
 
@@ -112,8 +148,9 @@ class Ingest:
         )
 
     async def land(self, landing: "Landing", files: list[Incoming]) -> list[Upload]:
+        allowances = () if landing.granted is None else (landing.granted.id,)
         with _arriving(landing.visitor) as arrival:
-            return await self._publisher.land(files, arrival)
+            return await self._publisher.land(files, arrival, allowances=allowances)
 
     async def record_failure(self, landing: "Landing", files: list[Incoming], error: UploadError) -> None:
         """Put the failure into the history; the client is told in any case, also when that is not possible."""
@@ -148,17 +185,28 @@ class Landing:
         self.visitor = visitor
         self.protocol = protocol
         self.reservation: Reservation | None = None
+        self.granted: Granted | None = None
         self._ingest = ingest
         self._received = ingest.metrics.received[protocol]
         self._began = ingest.metrics.stopwatch()
         self._declared = declared
         self._files: list[Incoming] = []
+        self._before = 0  # bytes of the files before the current one
         self._current: Incoming | None = None
         self._expected: str | None = None
         self._handed_over = False
 
     async def __aenter__(self) -> Self:
         self.reservation = self._ingest.admit(self, self._declared)
+        try:
+            self._ingest.count(self, self.visitor.session_id)
+            if self._ingest.quotas is not None:
+                self.granted = self._ingest.quotas.request(self.visitor.session_id)
+                # How much of a form is file is not known before it comes.
+                await self.granted.need(1, 0 if self.protocol is Protocol.FORM else self._declared or 0)
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     async def __aexit__(
@@ -168,9 +216,14 @@ class Landing:
             if not self._handed_over:  # a hang-up, a refusal and a cancellation all pass here
                 await to_the_end(self._abort(error))
         finally:
-            if self.reservation is not None:
-                self.reservation.release()
-            self._ingest.dismiss(self)
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.granted is not None and not self._handed_over:
+            self.granted.give_back()
+        if self.reservation is not None:
+            self.reservation.release()
+        self._ingest.dismiss(self)
 
     @property
     def receiving(self) -> bool:
@@ -194,14 +247,26 @@ class Landing:
         assert self._current is not None
         staged = self._current.staged
         self._received.add(len(block))
-        if staged.size + len(block) > self._ingest.limits.file_bytes:
-            raise TooLarge(staged.size + len(block), self._ingest.limits.file_bytes)
+        size = staged.size + len(block)
+        if size > self._ingest.limits.file_bytes:
+            raise TooLarge(size, self._ingest.limits.file_bytes)
+        if self.granted is not None:
+            await self.granted.need(len(self._files), self._before + size, more=self._yet_to_come(self._before + size))
         await staged.write(block)
+
+    def _yet_to_come(self, size: int) -> int:
+        """Bytes that are asked for in advance. Not for a small form: what is around its files would count as well."""
+        if self._declared is None:
+            return STEP_BYTES
+        return max(0, self._declared - size) if self._declared > _SMALL_BYTES else 0
 
     async def end_file(self) -> None:
         """The file that was begun is whole; raises DigestMismatch when it is not what was declared."""
         assert self._current is not None
         staged, self._current = self._current.staged, None
+        if self.granted is not None:  # a file without bytes was not asked for yet
+            await self.granted.need(len(self._files), self._before + staged.size)
+        self._before += staged.size
         await staged.finish()
         if self._expected is not None and staged.sha256 != self._expected:
             raise DigestMismatch(self._expected, staged.sha256)

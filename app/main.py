@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
+from app import usage
 from app.config import Settings
 from app.db import Db, migrate
 from app.errors import Unusable, UploadError
@@ -24,6 +25,7 @@ from app.ingest import Ingest, Limits
 from app.lookup import Lookup
 from app.metrics import Metrics, Seats
 from app.publish import Publisher
+from app.quota import Quotas
 from app.resume import Resumes
 from app.sessions import Sessions
 from app.signing import Signer
@@ -155,6 +157,7 @@ async def stores(settings: Settings, metrics: Metrics | None = None) -> AsyncIte
 class Receiving(NamedTuple):
     """What takes files in, and what looks after those that were left."""
 
+    quotas: Quotas | None
     ingest: Ingest
     resumes: Resumes
     sweeper: Sweeper
@@ -166,6 +169,7 @@ async def receiving(
 ) -> AsyncIterator[Receiving]:
     """The ways in, open; in the end what is under way has some seconds to come to its own."""
     async with AsyncExitStack() as stack:
+        quotas = await stack.enter_async_context(_quotas(settings, db))
         publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us, metrics=metrics))
         ingest = Ingest(
             storage,
@@ -174,7 +178,9 @@ async def receiving(
                 file_bytes=settings.max_file_size,
                 files=settings.max_files_per_request,
                 requests_at_once=settings.max_concurrent_uploads,
+                requests_at_once_of_session=settings.session_concurrent_uploads or None,
             ),
+            quotas=quotas,
             now_us=now_us,
             new_id=new_id,
         )
@@ -192,7 +198,23 @@ async def receiving(
         )
         stack.push_async_callback(resumes.close, _LETTING_GO_SECONDS)
         sweeper = Sweeper(storage, db, resumables=resumes.sweep, now_us=now_us, metrics=metrics)
-        yield Receiving(ingest, resumes, sweeper)
+        yield Receiving(quotas, ingest, resumes, sweeper)
+
+
+@asynccontextmanager
+async def _quotas(settings: Settings, db: Db) -> AsyncIterator[Quotas | None]:
+    """The quotas, if one is set. If none is, nothing is counted, and what had been is forgotten: it grows old."""
+    uploads, size = settings.session_quota_uploads or None, settings.session_quota or None
+    if uploads is None and size is None:
+        if await usage.is_known(db):
+            await db.transaction(usage.forget)
+        yield None
+        return
+    quotas = Quotas(db, uploads=uploads, size=size, holder=new_id(), now_us=now_us, new_id=new_id)
+    try:
+        yield quotas
+    finally:
+        await quotas.close()
 
 
 @asynccontextmanager
@@ -217,12 +239,15 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
             new_code=new_code,
         )
         stack.push_async_callback(_last_seen, sessions)
-        ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db, metrics))
+        quotas, ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db, metrics))
         metrics.staged_bytes.read = storage.staged_bytes
         metrics.free_slots.read = lambda: db.slots()[0]
         metrics.slots.read = lambda: db.slots()[1]
         metrics.refresh()
-        for work in (sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds()), metrics.watch()):
+        works = [sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds()), metrics.watch()]
+        if quotas is not None:
+            works.append(quotas.run())
+        for work in works:
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield Services(
             settings=settings,

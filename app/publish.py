@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import structlog
 
-from app import records
+from app import records, usage
 from app.db import Db, Unit
 from app.errors import Internal, Unavailable, UploadError
 from app.metrics import Metrics, Outcome
@@ -97,6 +97,8 @@ class _Landing:
     arrival: NewSession | None
     done: "asyncio.Future[list[Upload]]"
     uploads: list[Upload] = field(default_factory=list)
+    allowances: Sequence[str] = ()
+    """Of the session's quota; given back by the transaction that records the uploads, which are counted then."""
 
     @property
     def ids(self) -> list[str]:
@@ -210,18 +212,20 @@ class Publisher:
         if self._away.is_set():
             raise Unavailable("the database is away")
 
-    async def land(self, files: Sequence[Incoming], arrival: NewSession | None) -> list[Upload]:
+    async def land(
+        self, files: Sequence[Incoming], arrival: NewSession | None, *, allowances: Sequence[str] = ()
+    ) -> list[Upload]:
         """Return the records of `files` once their bytes, names and rows would survive a power cut.
 
-        All of them land or none. A cancelled caller does not stop it: the outcome is then
-        in the history.
+        All of them land or none; with them the `allowances` are given back. A cancelled caller
+        does not stop it: the outcome is then in the history.
 
         Raises:
             OutcomeUnknown: the database went away in the middle; nothing was lost.
             UploadError: none of them landed. What is staged still is the caller's to abort.
         """
         self.check()
-        landing = _Landing(files, arrival, asyncio.get_running_loop().create_future())
+        landing = _Landing(files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances)
         self._publishing.put(landing)
         return await landing.done
 
@@ -399,12 +403,17 @@ def _insert(
 ) -> Callable[[Unit], Awaitable[dict[str, str]]]:
     """Record these uploads and the new sessions of the batch; the statuses of those asked for."""
     arrivals = [landing.arrival for landing in batch if landing.arrival]
+    allowances = [allowance for landing in batch for allowance in landing.allowances]
 
     async def run(unit: Unit) -> dict[str, str]:
+        if allowances:  # in the order in which PostgreSQL locks when some are asked for
+            await usage.lock(unit, {upload.session_id for upload in uploads})
         if arrivals:
             await records.insert_sessions(unit, arrivals)
         if uploads:
             await records.insert_uploads(unit, uploads)
+        if allowances:
+            await usage.give_back(unit, allowances)
         return await records.statuses_of(unit, then_ask_for) if then_ask_for else {}
 
     return run

@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 import pydantic_core
 
-from app import records
+from app import records, usage
 from app.db import Asks, Row, Unit
 from app.model import MAX_TIME_US, Failure, Protocol, Resource, Status, Upload
 from app.records import NewSession
@@ -146,6 +146,7 @@ async def end(
         expires_at_us=min(remembered_until_us, MAX_TIME_US),
         due_us=due_us,
     )
+    await usage.give_back(unit, [resource.key_hash])
     if row is not None and ended_as != "completed" and not resource.is_part:
         await unit.run(
             "end_upload",

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from app import resources
+from app import resources, usage
 from app.appending import Appending
 from app.completion import Completions
 from app.db import Db, Unit
@@ -62,6 +62,7 @@ class Resumes:
             publisher,
             self._turns,
             self._holding,
+            quotas=ingest.quotas,
             file_bytes=ingest.limits.file_bytes,
             idle_us=idle_us,
             now_us=now_us,
@@ -97,6 +98,7 @@ class Resumes:
         Raises:
             TooLarge: `length` is more than is accepted.
             StorageFull: there is no room for it.
+            QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, or the database is away.
         """
         self._require_open()
@@ -135,6 +137,7 @@ class Resumes:
             NotFound: a part is not there for this visitor.
             BadRequest: one of them is no part, or there are too many or none.
             TooLarge: together they are more than is accepted.
+            QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, or the database is away.
         """
         self._require_open()
@@ -212,6 +215,8 @@ class Resumes:
             InconsistentUploadLength: it has another length, or more bytes than that.
             TooLarge: `declared` passes its length, or what is accepted.
             StorageFull: `declared` does not fit above the floor of free space.
+            QuotaExceeded: the session's quota does not hold it.
+            RateLimited: the session has too many requests under way.
             Unavailable: the service stops, the database is away, or too many requests are under way.
         """
         self._require_open()
@@ -331,12 +336,23 @@ class Resumes:
         return resource, key
 
     async def _insert(self, visitor: Visitor, resource: Resource) -> None:
+        quotas = self._ingest.quotas
+        if quotas is not None:
+            await quotas.grant_to(resource, resource.length or 0, is_new=True)
+
         async def run(unit: Unit) -> None:
             await resources.insert(unit, resource, visitor.arrival)
+            if quotas is not None:
+                await usage.adopt(unit, resource.key_hash, resource.last_expires_at)
             if resource.parts is not None:
                 await resources.renew(unit, resource.parts, resource.expires_at)
 
-        await self._db.transaction(run)
+        try:
+            await self._db.transaction(run)
+        except BaseException:
+            if quotas is not None:
+                quotas.give_back(resource.key_hash, resource.session_id)
+            raise
         visitor.arrival = None
 
     async def _again(self, resource: Resource) -> Resource:

@@ -69,9 +69,9 @@ class Migration(NamedTuple):
 
     @property
     def statements(self) -> list[str]:
-        """The file's statements, each of which ends with a semicolon at the end of a line."""
+        """The file's statements, each of which ends with a semicolon, and that with an empty line or the file's end."""
         bare = _without_comments(self.text)
-        return [statement.strip() for statement in re.split(r";[ ]*(?:\n|$)", bare) if statement.strip()]
+        return [statement.strip() for statement in re.split(r";[ ]*(?:\n[ ]*(?=\n|$)|$)", bare) if statement.strip()]
 
 
 def folder() -> Path:

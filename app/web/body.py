@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 
 from starlette.requests import Request
 
-from app.errors import BadRequest, IncompleteBody, RequestTooLarge, TooSlow, UnsupportedMediaType
+from app.errors import BadRequest, IncompleteBody, RequestTooLarge, TookTooLong, TooSlow, UnsupportedMediaType
 from app.protocols.headers import content_length
 
 PACE_SECONDS: Final = 30.0
@@ -22,9 +22,10 @@ class Body:
         RequestTooLarge: it is, or proves to be, over `limit` bytes.
         IncompleteBody: the client hung up, or sent another length than it declared.
         TooSlow: fewer than `min_rate` bytes a second arrived for `PACE_SECONDS`.
+        TookTooLong: it had not arrived when `timeout` seconds had passed, and up to `PACE_SECONDS` more.
     """
 
-    def __init__(self, request: Request[Any], *, limit: int, min_rate: int) -> None:
+    def __init__(self, request: Request[Any], *, limit: int, min_rate: int, timeout: float) -> None:
         headers = request.headers
         self.declared = content_length(headers.getlist("content-length"))
         if not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
@@ -44,7 +45,7 @@ class Body:
         self._receive = request.receive
         self._limit = limit
         self._ended = False
-        self._pace = _Pace(min_rate)
+        self._pace = _Pace(min_rate, timeout)
 
     def __enter__(self) -> Self:
         self._pace.start()
@@ -87,18 +88,19 @@ class _Pace:
     One timer a request, not one a block: it looks back over the window that has passed.
     """
 
-    def __init__(self, min_rate: int) -> None:
+    def __init__(self, min_rate: int, timeout: float) -> None:
         self._min_rate = min_rate
+        self._timeout = timeout
+        self._left = timeout
         self._received = 0
         self._mark = 0
         self._waiting: asyncio.Task[Any] | None = None
-        self._late = False
+        self._late: TooSlow | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        if self._min_rate:
-            self._timer = self._loop.call_later(PACE_SECONDS, self._look_back)
+        self._timer = self._loop.call_later(min(PACE_SECONDS, self._left), self._look_back)
 
     async def wait_for(self, receive: Any, received: int) -> Any:
         self._received = received
@@ -106,17 +108,25 @@ class _Pace:
         try:
             return await receive()
         except asyncio.CancelledError:
-            if self._late and self._waiting is not None and self._waiting.uncancel() == 0:
-                raise TooSlow(PACE_SECONDS, self._min_rate) from None
+            if self._late is not None and self._waiting is not None and self._waiting.uncancel() == 0:
+                raise self._late from None
             raise
         finally:
             self._waiting = None
 
     def _look_back(self) -> None:
-        if self._waiting is not None and self._received - self._mark < self._min_rate * PACE_SECONDS:
-            self._late = True
-            self._waiting.cancel()
-            return
+        # The last window may be a shorter one, after which only the whole time counts.
+        window = min(PACE_SECONDS, self._left)
+        self._left -= window
+        if self._waiting is not None:
+            if self._left <= 0:
+                self._late = TookTooLong(self._timeout)
+            elif self._received - self._mark < self._min_rate * window:
+                self._late = TooSlow(PACE_SECONDS, self._min_rate)
+            if self._late is not None:
+                self._waiting.cancel()
+                return
+        self._left = self._left or PACE_SECONDS  # it is late, and busy with us: it is looked at again
         self._mark = self._received
         self.start()
 

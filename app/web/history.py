@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app import records
+from app import records, usage
 from app.errors import BadCursor, BadQuery, NotFound
 from app.model import (
     MAX_SIZE,
@@ -98,7 +98,13 @@ async def show(request: Request[Services]) -> Response:
 
 async def summarize(request: Request[Services]) -> Response:
     """GET /api/ingestion/history/summary: counts and bytes by status, and the span of time."""
-    totals = await records.summarize_uploads(request.state["db"], caller_of(request).session.id)
+    session_id = caller_of(request).session.id
+    totals = await records.summarize_uploads(request.state["db"], session_id)
+    quotas = request.state["ingest"].quotas
+    uploads, size = (None, None) if quotas is None else quotas.limits
+    counted = None if quotas is None else await usage.find(request.state["db"], session_id)
+    kept = [total for total in totals if total.status == Status.COMPLETED]
+    used = counted or usage.Amount(sum(total.uploads for total in kept), sum(total.size_bytes for total in kept))
     answer = {
         "uploads": sum(total.uploads for total in totals),
         "bytes": sum(total.size_bytes for total in totals),
@@ -111,13 +117,13 @@ async def summarize(request: Request[Services]) -> Response:
         },
         "first_created_at": rfc3339(min(total.first_us for total in totals)) if totals else None,
         "last_created_at": rfc3339(max(total.last_us for total in totals)) if totals else None,
-        "quota": {
-            "used": sum(total.size_bytes for total in totals if total.status == Status.COMPLETED),
-            "limit": None,
-            "left": None,
-        },
+        "quota": {**_quota(used.size, size), "uploads": _quota(used.uploads, uploads)},
     }
     return Response(to_json(answer), media_type=_JSON, headers=_NO_STORE)
+
+
+def _quota(used: int, limit: int | None) -> dict[str, int | None]:
+    return {"used": used, "limit": limit, "left": None if limit is None else max(0, limit - used)}
 
 
 # --- the query string

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.config import Settings
-from app.errors import InProgress, MethodNotAllowed, TooLarge, TooSlow, Unavailable, UploadError
+from app.errors import InProgress, MethodNotAllowed, RateLimited, TooLarge, TooSlow, Unavailable, UploadError
 from app.model import Protocol, Resource
 from app.protocols import resumable, tus
 from app.protocols.headers import UNNAMED
 from app.protocols.intents import Answer, Append, Ask, Concatenate, Create, Intent, Limits, Speaker, State
 from app.protocols.spoken import speaker, spoken
-from app.web import uploads
+from app.web import limits, uploads
 from app.web.body import Body
 from app.web.exchange import exchange_of
 from app.web.services import Services
@@ -85,6 +85,7 @@ def offers(settings: Settings) -> dict[str, str]:
 
 
 async def _begin(request: Request[Services], protocol: Protocol) -> Response:
+    limits.tell(request)
     voice = _voice(request, protocol, request.method)
     with _refusing_as(voice):
         intent = voice.read()
@@ -147,6 +148,8 @@ async def _concatenate(request: Request[Services], voice: Speaker, intent: Conca
 
 
 async def _append(request: Request[Services], voice: Speaker, intent: Append) -> Response:
+    if caller_of(request).recognised is not None:
+        limits.tell(request)
     key = request.path_params["key"]
     grown = await _receive(request, voice, intent, uploads.body_of(request), key, _opener(request))
     return _answer(request, voice, intent, grown, key)
@@ -180,8 +183,8 @@ async def _receive(
                 intent.checksum.check(hasher)
             # Where nobody says what ends the file its length does, and `keep` sees to that.
             return await (appending.complete() if intent.ends else appending.keep())
-    except TooSlow as error:
-        # A 408 would be the last word for these clients, and what they brought is kept.
+    except (TooSlow, RateLimited) as error:
+        # A 4xx would be the last word for these clients, and what they brought is kept.
         raise Unavailable(f"{error}; go on from what arrived", retry_after=1) from error
     except TooLarge as error:
         if intent.ends is not None:  # a client that tells so, and is wrong, cannot mend it by going on

@@ -191,7 +191,9 @@ class _Join(BaseModel):
 async def join(request: Request[Services]) -> Response:
     """POST /api/session/join: share the session that the code stands for."""
     sessions = request.state["sessions"]
-    with Body(request, limit=_JSON_BYTES, min_rate=request.state["settings"].min_upload_rate) as body:
+    settings = request.state["settings"]
+    timeout = settings.request_timeout.total_seconds()
+    with Body(request, limit=_JSON_BYTES, min_rate=settings.min_upload_rate, timeout=timeout) as body:
         text = b"".join([block async for block in body])
     try:
         code = _Join.model_validate_json(text).code

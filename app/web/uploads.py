@@ -11,6 +11,7 @@ from app.errors import BadRequest, NotFound, TooLarge
 from app.model import Protocol, Upload
 from app.protocols.form import FormDecoder, PartBegin, PartData
 from app.protocols.headers import content_type, digest_field, disposition_filename, repr_digests, safe_filename
+from app.web import limits
 from app.web.body import Body
 from app.web.exchange import exchange_of
 from app.web.services import Services
@@ -24,6 +25,7 @@ MAX_FIELDS: Final = 1000
 
 async def post(request: Request[Services]) -> Response:
     """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
+    limits.tell(request)
     kind = _single(request, "content-type") or ""
     if kind.partition(";")[0].strip().lower() == "multipart/form-data":
         most = request.state["settings"].max_files_per_request + MAX_FIELDS
@@ -35,6 +37,7 @@ async def post(request: Request[Services]) -> Response:
 
 async def put_file(request: Request[Services]) -> Response:
     """PUT /api/ingestion/uploads/{filename}: the body is the file."""
+    limits.tell(request)
     if "content-range" in request.headers:
         raise BadRequest("a Content-Range makes the body a fragment; send the whole file")
     return await _receive_raw(request, filename_of(request))
@@ -52,11 +55,11 @@ def filename_of(request: Request[Any]) -> str:
 async def options(request: Request[Services]) -> Response:
     """OPTIONS /api/ingestion/uploads: what is spoken here, and its limits."""
     settings = request.state["settings"]
-    limits = (
+    offered = (
         f"max-file-size={settings.max_file_size}, max-request-size={settings.max_request_size}, "
         f"max-files={settings.max_files_per_request}"
     )
-    headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": "multipart/form-data, */*", "Waybill-Limits": limits}
+    headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": "multipart/form-data, */*", "Waybill-Limits": offered}
     return Response(status_code=204, headers=headers)
 
 
@@ -110,7 +113,8 @@ async def receive(request: Request[Services], filename: str, kind: str, *, sha25
 def body_of(request: Request[Services]) -> Body:
     """The request's body under the service's bounds; see Body for what it refuses."""
     settings = request.state["settings"]
-    return Body(request, limit=settings.max_request_size, min_rate=settings.min_upload_rate)
+    timeout = settings.request_timeout.total_seconds()
+    return Body(request, limit=settings.max_request_size, min_rate=settings.min_upload_rate, timeout=timeout)
 
 
 def _single(request: Request[Any], name: str) -> str | None:

@@ -104,7 +104,7 @@ async def test_a_file_that_was_edited_after_it_was_applied_is_refused(db, monkey
 
 async def test_a_file_that_fails_leaves_the_ones_before_it(db, monkeypatch):
     number = len(NAMES) + 1
-    bad = Migration(number, f"{number:04d}_bad.sql", "CREATE TABLE good (id TEXT);\nCREATE TABLE good (id TEXT);\n")
+    bad = Migration(number, f"{number:04d}_bad.sql", "CREATE TABLE good (id TEXT);\n\nCREATE TABLE good (id TEXT);\n")
     monkeypatch.setattr(migrate, "migrations", lambda dialect: (*migrations(dialect), bad))
     for _ in range(2):
         with pytest.raises(Exception, match="good"):

@@ -37,7 +37,7 @@ def test_a_query_is_in_a_dialects_folder_only_if_it_differs():
 
 
 def test_every_query_is_asked_and_every_question_is_there():
-    code = "".join((APP / name).read_text() for name in ("records.py", "resources.py", "db/migrate.py"))
+    code = "".join((APP / name).read_text() for name in ("records.py", "resources.py", "usage.py", "db/migrate.py"))
     asked = set(re.findall(r'\.(?:one|many|run)\(\s*"(\w+)"', code)) | set(re.findall(r'"(list_uploads\w*)"', code))
     assert asked == set(load("sqlite"))
 
@@ -56,6 +56,12 @@ def test_a_migration_falls_into_its_statements():
     text = "-- Why; and how.\nCREATE TABLE a (b TEXT DEFAULT ';' || '--');\n\n-- More.\nDROP TABLE c; -- gone\n"
     statements = queries.Migration(1, "0001_try.sql", text).statements
     assert statements == ["CREATE TABLE a (b TEXT DEFAULT ';' || '--')", "DROP TABLE c"]
+
+
+def test_a_statement_of_a_migration_may_hold_others():
+    trigger = "CREATE TRIGGER t AFTER INSERT ON a\nBEGIN\n    UPDATE b SET c = 1;\n    UPDATE b SET d = 2;\nEND"
+    text = f"-- Why.\n{trigger};\n\nDROP TABLE e;"
+    assert queries.Migration(1, "0001_try.sql", text).statements == [trigger, "DROP TABLE e"]
 
 
 def test_comments_and_quotes_hold_no_parameters():

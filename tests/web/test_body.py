@@ -149,8 +149,8 @@ def paces(patch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     found: list[Any] = []
 
     class Kept(PACE):
-        def __init__(self, min_rate: int) -> None:
-            super().__init__(min_rate)
+        def __init__(self, min_rate: int, timeout: float) -> None:
+            super().__init__(min_rate, timeout)
             found.append(self)
 
     patch.setattr(module, "_Pace", Kept)
@@ -234,10 +234,51 @@ async def test_our_own_slowness_is_not_the_clients(service: Service, monkeypatch
 
 
 async def test_a_pace_of_nothing_accepts_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        end_window(found[0])
+        end_window(found[0])
+
     async with serving(settings_in(tmp_path, min_upload_rate=0)) as service:
         with paces(monkeypatch) as found:
-            assert (await service.client().put("f", b"x")).status == 201
-            assert [pace._timer for pace in found] == [None]
+            assert (await service.client().put("f", body())).status == 201
+
+
+@pytest.mark.usefixtures("no_linger")
+async def test_a_body_has_only_so_long_however_fast_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = b"x" * (1024 * 30)
+
+    async def body(windows: int) -> AsyncIterator[bytes]:
+        for _ in range(windows):
+            yield enough
+            end_window(found[-1])
+
+    async with serving(settings_in(tmp_path, request_timeout="75s")) as service:  # two windows of 30 s and a half
+        client = service.client()
+        with paces(monkeypatch) as found:
+            assert (await client.put("in time", body(2))).status == 201
+            problem = (await client.put("late", body(3))).refused(408, "too_slow")
+        assert problem["limit"] == 75
+        [late, _] = (await client.get("/api/ingestion/history")).json()["items"]
+        assert (late["filename"], late["error"]["code"]) == ("late", "too_slow")
+        assert service.staged() == []
+
+
+async def test_who_is_late_while_we_are_busy_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 1024 * 30
+        pace = found[-1]
+        waiting, pace._waiting = pace._waiting, None  # it is we who are at work when the time is over
+        end_window(pace)
+        pace._waiting = waiting
+        yield b"x" * 1024 * 30
+        end_window(pace)
+
+    async with serving(settings_in(tmp_path, request_timeout="30s")) as service:
+        with paces(monkeypatch) as found:
+            (await service.client().put("late", body())).refused(408, "too_slow")
 
 
 # --- not now

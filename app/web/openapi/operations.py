@@ -37,7 +37,9 @@ _ANY: Final = ("bad_request", "internal", "unavailable")
 _API: Final = (*_ANY, "ambiguous_session")
 _CHANGE: Final = (*_API, "cross_origin")
 _BODY: Final = ("incomplete_body", "request_too_large", "too_slow", "unsupported_media_type")
-_FILE: Final = (*_CHANGE, *_BODY, "bad_filename", "digest_mismatch", "too_large", "storage_full")
+_FILE: Final = (
+    *_CHANGE, *_BODY, "bad_filename", "digest_mismatch", "quota_exceeded", "rate_limited", "storage_full", "too_large",
+)  # fmt: skip
 _IN_SEVERAL: Final = (
     "checksum_mismatch", "gone", "in_progress", "inconsistent_upload_length", "not_found", "offset_mismatch",
     "unsupported_version",

@@ -13,17 +13,19 @@ PROBLEM: Final = "application/problem+json"
 BYTES: Final = "application/octet-stream"
 ANY: Final = "*/*"
 
+
+def nullable(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 _TEXT: Final[Json] = {"type": "string"}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+_QUOTA: Final[Json] = {"used": _COUNT, "limit": nullable(_COUNT), "left": nullable(_COUNT)}
 _MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
 
 
 def ref(name: str, kind: str = "schemas") -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
-
-
-def nullable(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def record(properties: Json, *, optional: Iterable[str] = (), more: bool = False) -> Json:
@@ -61,6 +63,8 @@ _HEADERS: Final = {
     "Waybill-Limits": "The largest file, the largest request, the most files of a form.",
     "WWW-Authenticate": "How a session is shown.",
     "Retry-After": "Seconds until it makes sense to try again.",
+    "RateLimit-Policy": "What a session may send and keep, of what is limited.",
+    "RateLimit": "What is left of it.",
     "Cache-Control": "What may be kept: nothing that can change.",
     "Vary": "What the answer depends on.",
     "ETag": "Changes with the content.",
@@ -93,6 +97,8 @@ SESSION: Final = ("Set-Cookie",)
 RESUMABLE: Final = (
     "Location",
     "Repr-Digest",
+    "RateLimit-Policy",
+    "RateLimit",
     "Link",
     "Cache-Control",
     *(name for name in _HEADERS if name.startswith(("Tus-", "Upload-"))),
@@ -176,7 +182,7 @@ def schemas() -> dict[str, Json]:
                 "by_status": record({status.value: _TOTAL for status in Status}),
                 "first_created_at": nullable(_MOMENT),
                 "last_created_at": nullable(_MOMENT),
-                "quota": record({"used": _COUNT, "limit": nullable(_COUNT), "left": nullable(_COUNT)}),
+                "quota": record({**_QUOTA, "uploads": record(_QUOTA)}),
             }
         ),
         "Session": session,

@@ -1,0 +1,256 @@
+"""Quotas: how much a session may keep. Granted before the bytes come, settled by the transaction that records them.
+
+    asked → granted, in the database → received → recorded and given back, in one transaction
+
+The database counts (`sql/migrations`, `session_usage`), so every process sees the same sum, and no
+two uploads get the last place. What a crash leaves granted is free again when nobody renews it.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from app import usage
+from app.db import Db, Unit
+from app.errors import QuotaExceeded, Unavailable, UploadError
+from app.model import Clock, Resource
+from app.usage import Allowance, Amount
+
+log = structlog.stdlib.get_logger("waybill.quota")
+
+LEASE_SECONDS: Final = 60.0
+_LEASE_US: Final = int(LEASE_SECONDS * 1_000_000)
+_AT_ONCE: Final = 256
+_REMEMBERED: Final = 10_000
+STEP_BYTES: Final = 8 * 1024 * 1024
+"""An upload whose length nobody knows is granted this much more at a time."""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """Somebody wants to have `wanted` in all, and `more` bytes beyond, as far as they are left."""
+
+    id: str
+    session_id: str
+    had: Amount | None
+    """What it has already; None when only the database knows."""
+    wanted: Amount
+    more: int
+    until_us: int | None
+    """How long it is granted; None as long as this process receives it."""
+    instead_of: Sequence[str]
+    answer: "asyncio.Future[Amount]"
+
+
+class Quotas:
+    """The quotas of all sessions, as one process asks for them; None is no limit.
+
+    While one transaction runs those who ask gather for the next one. `run` it as long as it is used.
+    """
+
+    def __init__(
+        self, db: Db, *, uploads: int | None, size: int | None, holder: str, now_us: Clock, new_id: Callable[[], str]
+    ) -> None:
+        self.limits = (uploads, size)
+        self._db = db
+        self._holder = holder
+        self._now_us = now_us
+        self._new_id = new_id
+        self._asked: list[_Asked] = []
+        self._returned: dict[str, str] = {}
+        self._answering: asyncio.Task[None] | None = None
+        self._left: OrderedDict[str, tuple[int | None, int | None]] = OrderedDict()
+
+    def request(self, session_id: str) -> "Granted":
+        """What one request may have; nothing so far."""
+        return Granted(self, session_id, self._new_id())
+
+    async def grant(
+        self,
+        allowance_id: str,
+        session_id: str,
+        *,
+        uploads: int,
+        size: int,
+        more: int = 0,
+        had: Amount | None = None,
+        until_us: int | None = None,
+        instead_of: Sequence[str] = (),
+    ) -> Amount:
+        """Grant so much in all, and `more` bytes beyond as far as they are left; what others have counts towards it.
+
+        Without `until_us` it is granted until it is given back, or this process ends.
+
+        Raises:
+            QuotaExceeded: the session has not so much left; nothing is changed.
+            Unavailable: the database is away.
+        """
+        answer: asyncio.Future[Amount] = asyncio.get_running_loop().create_future()
+        wanted = Amount(uploads, size)
+        self._asked.append(_Asked(allowance_id, session_id, had, wanted, more, until_us, instead_of, answer))
+        self._attend()
+        return await answer
+
+    async def grant_to(self, resource: Resource, size: int, *, more: int = 0, is_new: bool = False) -> int:
+        """Grant so much in all to an upload that comes in several requests; how much it has then. Raises: see `grant`.
+
+        What it is made of counts towards it; a part is no upload of its own. One that `is_new` keeps it only
+        if the transaction that records it says so.
+        """
+        granted = await self.grant(
+            resource.key_hash,
+            resource.session_id,
+            uploads=0 if resource.is_part else 1,
+            size=size,
+            more=more,
+            until_us=None if is_new else resource.last_expires_at,
+            instead_of=resource.parts or (),
+        )
+        return granted.size
+
+    def give_back(self, allowance_id: str, session_id: str) -> None:
+        """What was granted is not needed any more. It is free soon; nobody has to wait for that."""
+        self._returned[allowance_id] = session_id
+        self._attend()
+
+    def left(self, session_id: str) -> tuple[int | None, int | None]:
+        """How many uploads and bytes the session had left when it was last looked at; None for what nobody knows."""
+        return self._left.get(session_id, (None, None))
+
+    async def run(self) -> None:
+        """Renew what is granted here, and take back what nobody renews. Until cancelled."""
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 4)
+            try:
+                now_us = self._now_us()
+                await usage.renew(self._db, self._holder, now_us + _LEASE_US)
+                await usage.expire(self._db, now_us)
+                await usage.forget_idle(self._db, now_us)
+            except UploadError as error:
+                log.warning("quotas could not be looked after", reason=str(error))
+            if self._returned:
+                self._attend()
+
+    async def close(self) -> None:
+        """Give back what is granted here. Nothing may be under way any more."""
+        if self._answering is not None:
+            await asyncio.wait((self._answering,))
+        try:
+            await usage.give_back_all(self._db, self._holder)
+        except UploadError as error:
+            log.warning("what was granted is free in a minute", reason=str(error))
+
+    def _attend(self) -> None:
+        if self._answering is None:
+            self._answering = asyncio.create_task(self._attend_to_all(), name="waybill-quotas")
+
+    async def _attend_to_all(self) -> None:
+        try:
+            while self._asked or self._returned:
+                asked, self._asked = self._asked[:_AT_ONCE], self._asked[_AT_ONCE:]
+                asked = [each for each in asked if not each.answer.done()]  # others were cancelled
+                returned, self._returned = self._returned, {}
+                if not await self._attend_to(asked, returned):
+                    break  # `run`, or who asks next, tries again
+        finally:
+            self._answering = None
+
+    async def _attend_to(self, asked: list[_Asked], returned: dict[str, str]) -> bool:
+        async def run(unit: Unit) -> list[Amount | QuotaExceeded]:
+            return await self._decide(unit, asked, returned)
+
+        try:
+            answers = await self._db.transaction(run)
+        except Exception as error:
+            self._returned = returned | self._returned
+            if not isinstance(error, UploadError):
+                log.error("quotas cannot be granted", exc_info=error)
+            waiting, self._asked = asked + self._asked, []
+            for each in waiting:
+                if not each.answer.done():
+                    each.answer.set_exception(Unavailable("the session's quota cannot be asked for"))
+            return False
+        for each, answer in zip(asked, answers, strict=True):
+            if each.answer.done():
+                continue  # cancelled meanwhile: who asked gives it back
+            if isinstance(answer, QuotaExceeded):
+                each.answer.set_exception(answer)
+            else:
+                each.answer.set_result(answer)
+        return True
+
+    async def _decide(self, unit: Unit, asked: list[_Asked], returned: dict[str, str]) -> list[Amount | QuotaExceeded]:
+        sessions = {each.session_id for each in asked}
+        have = await usage.lock(unit, sessions.union(returned.values()))
+        if returned:
+            await usage.give_back(unit, returned)
+            have = await usage.lock(unit, sessions)
+        unknown = {other for each in asked for other in (*each.instead_of, *([each.id] if each.had is None else []))}
+        known = await usage.granted(unit, sorted(unknown)) if unknown else {}
+        answers: list[Amount | QuotaExceeded] = []
+        grants: dict[str, Allowance] = {}
+        lease_us = self._now_us() + _LEASE_US
+        for each in asked:
+            answer, have[each.session_id] = self._answer(each, have[each.session_id], known)
+            answers.append(answer)
+            if isinstance(answer, Amount):
+                known[each.id] = answer
+                holder, until_us = (self._holder, lease_us) if each.until_us is None else (None, each.until_us)
+                grants[each.id] = Allowance(each.id, each.session_id, holder, *answer, until_us)
+        if grants:
+            await usage.grant(unit, list(grants.values()))
+        for session_id, has in have.items():
+            self._remember(session_id, has)
+        return answers
+
+    def _answer(self, asked: _Asked, has: Amount, known: dict[str, Amount]) -> tuple[Amount | QuotaExceeded, Amount]:
+        """What is granted, and what the session has then."""
+        had = known.get(asked.id, Amount(0, 0)) if asked.had is None else asked.had
+        others = sum(known[other].size for other in set(asked.instead_of) if other in known)
+        uploads, size = max(asked.wanted.uploads, had.uploads), max(asked.wanted.size - others, had.size)
+        most_uploads, most_size = self.limits
+        if most_uploads is not None and uploads > had.uploads and has.uploads - had.uploads + uploads > most_uploads:
+            return QuotaExceeded(has.uploads, uploads - had.uploads, most_uploads, "uploads"), has
+        if most_size is not None:
+            left = most_size - has.size
+            if size > had.size and size - had.size > left:
+                return QuotaExceeded(has.size, size - had.size, most_size, "bytes"), has
+            size += max(0, min(asked.more, left - (size - had.size)))
+        return Amount(uploads, size), Amount(has.uploads - had.uploads + uploads, has.size - had.size + size)
+
+    def _remember(self, session_id: str, has: Amount) -> None:
+        uploads, size = self.limits
+        self._left[session_id] = (
+            None if uploads is None else max(0, uploads - has.uploads),
+            None if size is None else max(0, size - has.size),
+        )
+        self._left.move_to_end(session_id)
+        if len(self._left) > _REMEMBERED:
+            self._left.popitem(last=False)
+
+
+class Granted:
+    """What one request has been granted. It asks for more as it goes, and gives back what was not recorded."""
+
+    def __init__(self, quotas: Quotas, session_id: str, allowance_id: str) -> None:
+        self.id = allowance_id
+        self._quotas = quotas
+        self._session_id = session_id
+        self._has = Amount(0, 0)
+        self._asked = False
+
+    async def need(self, uploads: int, size: int, *, more: int = 0) -> None:
+        """Go on with so much in all; raises QuotaExceeded, Unavailable: see `Quotas.grant`."""
+        if uploads > self._has.uploads or size > self._has.size:
+            self._asked = True
+            self._has = await self._quotas.grant(
+                self.id, self._session_id, uploads=uploads, size=size, more=more, had=self._has
+            )
+
+    def give_back(self) -> None:
+        if self._asked:
+            self._quotas.give_back(self.id, self._session_id)

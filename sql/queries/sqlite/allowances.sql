@@ -1,0 +1,26 @@
+-- allowances: batches, which travel as one JSON parameter. Differs from postgresql: json_each unpacks them.
+
+-- name: put_allowances :run
+-- params: rows
+-- Grant these, given as one JSON array of row objects; one that is there already is now as large as this.
+-- The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
+INSERT INTO allowances (id, session_id, holder, uploads, size_bytes, expires_at_us)
+SELECT value ->> 'id', value ->> 'session_id', value ->> 'holder', value ->> 'uploads', value ->> 'size_bytes',
+       value ->> 'expires_at_us'
+FROM json_each(:rows)
+WHERE TRUE
+ON CONFLICT (id) DO UPDATE
+SET uploads = excluded.uploads, size_bytes = excluded.size_bytes;
+
+-- name: list_allowances :many
+-- params: ids
+-- Those of a JSON array of ids; unknown ones are left out.
+SELECT id, uploads, size_bytes
+FROM allowances
+WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: delete_allowances :run
+-- params: ids
+-- Those of a JSON array of ids go: what they were for is recorded, or will not be.
+DELETE FROM allowances
+WHERE id IN (SELECT value FROM json_each(:ids));
