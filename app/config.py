@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     max_concurrent_uploads: Annotated[int, whole_number(1, 1_000_000)] = Field(
         4000, description="Most uploads that each worker receives at the same time."
     )
+    max_connections: Annotated[int, whole_number(1, 1_000_000)] = Field(
+        8000, description="Most open connections of each worker; one more is told to come back, and closed."
+    )
     session_concurrent_uploads: Annotated[int, whole_number(0, 1_000_000)] = Field(
         0, description="Most uploads that each worker receives from one session at the same time; 0 for any number."
     )

@@ -75,6 +75,7 @@ def serve(settings: Settings) -> bool:
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
         reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
     )
+    config.most_connections = settings.max_connections
     try:
         if config.workers > 1:
             return _Workers(config, [config.bind_socket()]).serve()
@@ -90,9 +91,11 @@ def serve(settings: Settings) -> bool:
 
 
 class _Config(uvicorn.Config):
-    """uvicorn's settings, which also begin every worker: there this is called before anything else."""
+    """uvicorn's settings, and ours for a connection. They also begin every worker."""
 
-    def configure_logging(self) -> None:
+    most_connections: int
+
+    def configure_logging(self) -> None:  # called in a worker before anything else
         super().configure_logging()
         if multiprocessing.parent_process() is not None:
             for number in HANDLED_SIGNALS:

@@ -13,7 +13,7 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.errors import BadRequest
+from app.errors import BadRequest, Unavailable, UploadError
 from app.main import new_id
 from app.server.cycle import Cycle
 from app.web.problems import problem
@@ -65,6 +65,8 @@ class Connection(HttpToolsProtocol):
         self._answering: Cycle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
+        if len(self.connections) > self.config.most_connections:  # type: ignore[attr-defined]  # it is ours
+            self._answer_at_once(b"503 Service Unavailable", Unavailable("too many connections are open"), new_id())
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._late, self._stalled):
@@ -225,10 +227,15 @@ class Connection(HttpToolsProtocol):
             return
         request_id = new_id()
         log.info("refused before it was a request", request_id=request_id, reason=self._refusal)
-        answer = problem(BadRequest(self._refusal or "this is not well-formed HTTP"), request_id)
+        refusal = BadRequest(self._refusal or "this is not well-formed HTTP")
+        self._answer_at_once(b"400 Bad Request", refusal, request_id)
+
+    def _answer_at_once(self, status: bytes, refusal: UploadError, request_id: str) -> None:
+        """Refuse what the application never sees, and hang up."""
+        answer = problem(refusal, request_id)
         headers = [*answer.raw_headers, (b"x-request-id", request_id.encode("ascii")), (b"connection", b"close")]
         head = b"".join(b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *headers])
-        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, bytes(answer.body)))
+        self.transport.write(b"HTTP/1.1 %b\r\n%b\r\n%b" % (status, head, bytes(answer.body)))
         self.transport.close()
 
     def _answers_others(self) -> bool:
