@@ -306,7 +306,12 @@ async def test_the_summary_adds_up(client: Client, everything: list[dict[str, An
         "by_status": by_status,
         "first_created_at": everything[-1]["created_at"],
         "last_created_at": everything[0]["created_at"],
-        "quota": {"used": by_status["completed"]["bytes"], "limit": None, "left": None},
+        "quota": {
+            "used": by_status["completed"]["bytes"],
+            "limit": None,
+            "left": None,
+            "uploads": {"used": by_status["completed"]["uploads"], "limit": None, "left": None},
+        },
     }
 
 
