@@ -204,6 +204,12 @@ class Service:
         """A client that keeps cookies; use it as a context manager."""
         return httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, **options)
 
+    def metric(self, family: str) -> float:
+        """What /metrics says of a family, over all its labels."""
+        text = httpx.get(f"{self.url}/metrics", trust_env=False).text
+        lines = [line for line in text.splitlines() if line.startswith((f"{family} ", f"{family}{{"))]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
     def session(self) -> dict[str, str]:
         """The headers of a new session."""
         with self.client() as client:

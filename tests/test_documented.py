@@ -1,12 +1,16 @@
-"""Every setting and every problem code stands in the README."""
+"""Every setting and every problem code stands in the README, and what the pages name is there."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from app.config import PREFIX, Settings
 from app.errors import problem_codes
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "sql" / "README.md"])
 
 
 def words():
@@ -29,3 +33,17 @@ def test_every_problem_code_stands_in_the_readme():
 
 def test_the_readme_speaks_of_no_setting_that_is_not_there():
     assert {word for word in words() if word.startswith(PREFIX)} - settings() - {PREFIX} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_and_tests_that_a_page_names_are_there(page):
+    named = set(
+        re.findall(r"`((?:app|bench|deploy|docs|sql|tests)/[\w./-]+\.\w+)(?:::(\w+))?`", page.read_text("utf-8"))
+    )
+    gone = {path for path, _ in named if not (ROOT / path).is_file()}
+    gone |= {f"{path}::{name}" for path, name in named - {(p, "") for p in gone} if not _holds(ROOT / path, name)}
+    assert gone == set()
+
+
+def _holds(path, test):
+    return not test or (path.is_file() and f"def {test}(" in path.read_text("utf-8"))

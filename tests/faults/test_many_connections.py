@@ -59,13 +59,6 @@ def test_slow_clients_of_every_kind_cost_little_each(service):
     assert grown < 3 * SLOW * PER_CLIENT
 
 
-def received(running: Service) -> float:
-    """Bytes of files that the service says it has received."""
-    text = httpx.get(f"{running.url}/metrics", trust_env=False).text
-    lines = [line for line in text.splitlines() if line.startswith("waybill_received_bytes_total{")]
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
-
-
 async def grown_in_the_middle(running: Service, headers: dict[str, str], content: str) -> int:
     """The service's memory when it waits for all of them."""
     cookie = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -86,7 +79,7 @@ async def grown_in_the_middle(running: Service, headers: dict[str, str], content
                 await reader.readuntil(b"\r\n\r\n")
             writers.append(writer)
         async with asyncio.timeout(60):
-            while received(running) < 2 * SLOW * MIB:  # noqa: ASYNC110  # another process knows
+            while running.metric("waybill_received_bytes_total") < 2 * SLOW * MIB:  # noqa: ASYNC110  # a process of its own
                 await asyncio.sleep(0.05)
         return running.memory()
     finally:
