@@ -43,14 +43,18 @@ async def test_both_dialects_have_the_same_schema_however_often_they_migrate(fil
             await (await migrated(url)).close()
         schemas += [sqlite_schema(files), await postgresql_schema(server)]
     assert schemas[0] == schemas[1] == schemas[2] == schemas[3]
-    tables, constraints, indexes = schemas[0]
-    assert set(tables) == {"uploads", "resumables", "sessions", "session_tokens", "link_codes", "schema_migrations"}
+    tables, constraints, indexes, triggers = schemas[0]
+    assert set(tables) == {
+        "allowances", "link_codes", "resumables", "schema_migrations", "session_tokens", "session_usage", "sessions",
+        "uploads",
+    }  # fmt: skip
     assert len(constraints) > len(tables)
     assert indexes
+    assert triggers
 
 
 def sqlite_schema(url):
-    """Tables with their columns; constraints by name; indexes with what they say."""
+    """Tables with their columns; constraints by name; indexes with what they say; triggers with their tables."""
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     statements = dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'"))
     tables = {
@@ -63,8 +67,9 @@ def sqlite_schema(url):
     constraints = {name for text in statements.values() for name in re.findall(r"CONSTRAINT (\w+)", text)}
     indexes = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL")
     found = {name: plain(sql) for name, sql in indexes}
+    triggers = set(connection.execute("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'"))
     connection.close()
-    return tables, constraints, found
+    return tables, constraints, found, triggers
 
 
 async def postgresql_schema(url):
@@ -88,8 +93,14 @@ async def postgresql_schema(url):
         )
         if name not in constraints
     }
+    triggers = {
+        tuple(row)
+        for row in await connection.fetch(
+            "SELECT DISTINCT trigger_name, event_object_table FROM information_schema.triggers"
+        )
+    }
     await connection.close()
-    return tables, constraints, indexes
+    return tables, constraints, indexes, triggers
 
 
 def plain(sql):
