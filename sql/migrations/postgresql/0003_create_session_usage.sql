@@ -32,7 +32,7 @@ CREATE FUNCTION count_inserted_uploads() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE session_usage
     SET uploads = session_usage.uploads + added.uploads, size_bytes = session_usage.size_bytes + added.size_bytes
-    FROM (SELECT session_id, count(*) AS uploads, CAST(sum(size_bytes) AS BIGINT) AS size_bytes
+    FROM (SELECT session_id, count(*) AS uploads, sum(size_bytes) AS size_bytes
           FROM inserted
           WHERE status = 'completed'
           GROUP BY session_id) AS added
