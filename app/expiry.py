@@ -23,7 +23,7 @@ _AT_ONCE: Final = 500
 
 
 class Expiry:
-    """Looks after the uploads of all processes; one at a time does, see `Storage.sole_sweeper`."""
+    """Looks after the uploads of all processes; one at a time does, see `Storage.alone_at`."""
 
     def __init__(
         self,

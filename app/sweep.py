@@ -114,7 +114,7 @@ class Sweeper:
     async def once(self) -> Swept:
         """Sweep staging, files, rows and sessions; all but the last only if nobody else is at it."""
         swept = Swept()
-        with self._storage.sole_sweeper() as alone:
+        with self._storage.alone_at("sweep") as alone:
             if alone:
                 # What frees space comes first: on a full disk the database takes no change.
                 swept.staged_removed = await self._storage.sweep(KEEP_ASIDE_SECONDS)

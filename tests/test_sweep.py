@@ -337,7 +337,7 @@ class TestSweepers:
         async with local(root, 1) as mine, local(root, 2) as other:
             await put(mine, db, 1)
             await records.delete_upload(db, "mine", key(1))
-            with other.sole_sweeper() as alone:
+            with other.alone_at("sweep") as alone:
                 assert alone
                 swept = await sweeper(mine, db).once()
             assert swept.stopped == "another process is sweeping"

@@ -9,11 +9,11 @@ raise the last.
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from app.errors import UploadError
+from app.errors import Unavailable, UploadError
 
 _KEY = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -25,6 +25,18 @@ def is_key(name: str) -> bool:
 
 class NotStored(Exception):
     """The key holds no whole file: it is absent, or what lies there is not a regular file."""
+
+
+class Replaced(NotStored):
+    """What lies under the key is no file of this store's own: a link, a directory, somebody else's file."""
+
+
+class Unreadable(Unavailable):
+    """The file is there, but its bytes cannot be had; that of others can."""
+
+
+Pace = Callable[[int], Awaitable[None]]
+"""Is told of bytes that were read, and returns when the next may be."""
 
 
 class InUse(Exception):
@@ -124,6 +136,10 @@ class FoundPartial(NamedTuple):
     settled: bool
 
 
+Work = Literal["sweep", "scrub"]
+"""What looks over the whole store, and is done by one process at a time."""
+
+
 class Storage(Protocol):
     async def prepare(self) -> None:
         """Make the store usable, or raise `errors.Unusable` naming what is wrong. Any number of times."""
@@ -183,8 +199,12 @@ class Storage(Protocol):
     async def open(self, key: str) -> Stored:
         """Open a published file; raises NotStored."""
 
-    async def digest(self, key: str) -> tuple[int, str]:
-        """Size and SHA-256 of what is stored under the key now, read from the store; raises NotStored."""
+    async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
+        """Size and SHA-256 of what is stored under the key now, read from the disk, and as slowly as `pace` says.
+
+        What others have read often, and is at hand for that, stays at hand. Raises NotStored,
+        also as Replaced, and Unreadable.
+        """
 
     async def make_durable(self, key: str) -> None:
         """Make sure of a published file, bytes and name, that a process left before `publish` told so.
@@ -205,13 +225,13 @@ class Storage(Protocol):
         """Those of `keys` under which no regular file lies."""
 
     async def strays(self) -> list[str]:
-        """Names among the published files that are none: no key, or no regular file."""
+        """Names in the store that are none of its own: under no key, or not what such a name stands for."""
 
     async def sweep(self, keep_aside_seconds: float) -> int:
         """Remove what dead owners left staged, and what was set aside longer ago; return how many files."""
 
-    def sole_sweeper(self) -> AbstractContextManager[bool]:
-        """Whether the caller alone, of all who use this store, looks over all of it now; no other can until it ends."""
+    def alone_at(self, work: Work) -> AbstractContextManager[bool]:
+        """Whether the caller alone, of all who use this store, does this work now; no other can until it ends."""
 
     async def free_bytes(self) -> int | None:
         """Bytes an upload could still use above the floor, or None where the store has no such limit.

@@ -22,7 +22,7 @@ from typing import Final
 import structlog
 
 from app.errors import Unusable
-from app.storage import Found, FoundPartial, is_key, kernel
+from app.storage import Found, FoundPartial, Work, is_key, kernel
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
@@ -173,8 +173,8 @@ class Directories:
     def partials(self) -> list[tuple[str, int]]:
         """Key and fence of every partial file."""
         with _listing(self.partial_fd) as entries:
-            names = [_PARTIAL.fullmatch(entry.name) for entry in entries if entry.is_file(follow_symlinks=False)]
-        return [(name[1], int(name[2])) for name in names if name and is_key(name[1])]
+            names = [entry.name for entry in entries if _is_partial(entry.name) and _is_file(entry)]
+        return [(key, int(fence)) for key, _, fence in (name.partition(".") for name in names)]
 
     def found_partials(self, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
         """Those of the partial files that are still there; the ones not changed since `before` are settled."""
@@ -188,8 +188,17 @@ class Directories:
         return found
 
     def strays(self) -> list[str]:
-        """Names among the published files that are none: foreign ones, and what is no regular file."""
-        return [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
+        """Names that are none of ours: foreign ones, and what is not of the kind that the name stands for."""
+        found = [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
+        for directory, fd, is_ours in (
+            ("files", self._files_fd, lambda entry: entry.name in self._shard_fds),
+            ("staging", self._staging_fd, lambda entry: is_key(entry.name) and entry.is_dir(follow_symlinks=False)),
+            ("partial", self.partial_fd, lambda entry: _is_partial(entry.name) and _is_file(entry)),
+            ("trash", self._trash_fd, lambda entry: is_key(entry.name) and _is_file(entry)),
+        ):
+            with _listing(fd) as entries:
+                found += [f"{directory}/{entry.name}" for entry in entries if not is_ours(entry)]
+        return found
 
     def _entries(self, shard: str, *, files: bool) -> list[str]:
         """The names in one shard that are published files, or those that are not."""
@@ -197,8 +206,7 @@ class Directories:
             return [
                 entry.name
                 for entry in entries
-                if files
-                == (is_key(entry.name) and shard_of(entry.name) == shard and entry.is_file(follow_symlinks=False))
+                if files == (is_key(entry.name) and shard_of(entry.name) == shard and _is_file(entry))
             ]
 
     def missing(self, keys: Sequence[str]) -> list[str]:
@@ -214,10 +222,10 @@ class Directories:
             return False
 
     @contextmanager
-    def sole_sweeper(self) -> Iterator[bool]:
-        """Whether no other process looks over the store now; if so, none will until this ends."""
+    def alone_at(self, work: Work) -> Iterator[bool]:
+        """Whether no other process does this work now; if so, none will until this ends."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open("sweep.lock", flags, 0o600, dir_fd=self.root_fd)
+        fd = os.open(f"{work}.lock", flags, 0o600, dir_fd=self.root_fd)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,7 +267,7 @@ class Directories:
         removed = 0
         with _listing(self._trash_fd) as entries:
             for entry in entries:
-                if not (is_key(entry.name) and entry.is_file(follow_symlinks=False)):
+                if not (is_key(entry.name) and _is_file(entry)):
                     continue
                 with suppress(FileNotFoundError):  # somebody has just rescued it
                     if entry.stat(follow_symlinks=False).st_ctime <= before:
@@ -314,6 +322,15 @@ def _listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
             yield entries
     finally:
         os.close(fd)
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_file(follow_symlinks=False)
+
+
+def _is_partial(name: str) -> bool:
+    match = _PARTIAL.fullmatch(name)
+    return match is not None and is_key(match[1])
 
 
 def require(directory: int) -> None:

@@ -17,14 +17,14 @@ import structlog
 
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
 from app.metrics import Metrics
-from app.storage import Found, FoundPartial, Mark, Reservation, Staged, kernel, running_digest
+from app.storage import Found, FoundPartial, Mark, Pace, Reservation, Staged, Work, kernel, running_digest
 from app.storage.assembly import assemble
 from app.storage.blocks import ALIGNMENT, DigestingFile
 from app.storage.directories import SHARDS, Directories, partial_name
 from app.storage.partial import LocalPartial
 from app.storage.space import Reserved, Space
 from app.storage.staging import LocalStaged, Staging
-from app.storage.stored import LocalStored, digest_stored, make_durable, open_at_hand, open_stored
+from app.storage.stored import Inspection, LocalStored, make_durable, open_at_hand, open_stored
 from app.storage.threads import in_thread
 from app.storage.trust import FULL, Trust, reason
 from app.tasks import to_the_end
@@ -323,8 +323,17 @@ class LocalStorage:
             at_hand = open_at_hand(key, self._directories, self._threads)
         return at_hand if at_hand is not None else await self._ask(open_stored, key, self._directories, self._threads)
 
-    async def digest(self, key: str) -> tuple[int, str]:
-        return await self._ask(digest_stored, key, self._directories)
+    async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
+        inspection = Inspection(key, self._directories)
+        try:
+            while not inspection.ended:
+                with self._asked("digest"):
+                    count = await to_the_end(in_thread(self._copying, inspection.step))
+                if pace is not None:
+                    await pace(count)
+        finally:
+            inspection.close()
+        return inspection.size, inspection.sha256
 
     async def make_durable(self, key: str) -> None:
         try:
@@ -356,10 +365,10 @@ class LocalStorage:
         return stale + await self._ask(self._directories.empty_trash, keep_aside_seconds)
 
     @contextmanager
-    def sole_sweeper(self) -> Iterator[bool]:
+    def alone_at(self, work: Work) -> Iterator[bool]:
         with ExitStack() as stack:
-            with self._asked("sole_sweeper"):
-                alone = stack.enter_context(self._directories.sole_sweeper())
+            with self._asked("alone_at"):
+                alone = stack.enter_context(self._directories.alone_at(work))
             yield alone
 
     async def _ask(self, work: Callable[..., T], *arguments: object) -> T:

@@ -9,7 +9,19 @@ from contextlib import contextmanager
 from typing import cast
 
 from app.errors import StorageFull, Unavailable, UploadError
-from app.storage import Found, FoundPartial, InUse, Mark, NotStored, Reservation, Staged, is_key, running_digest
+from app.storage import (
+    Found,
+    FoundPartial,
+    InUse,
+    Mark,
+    NotStored,
+    Pace,
+    Reservation,
+    Staged,
+    Work,
+    is_key,
+    running_digest,
+)
 
 
 class _Reserved:
@@ -150,7 +162,7 @@ class MemoryStorage:
         self._files: dict[str, bytes] = {}
         self._aside: dict[str, bytes] = {}
         self.partial_files: dict[tuple[str, int], bytearray] = {}
-        self._being_swept = False
+        self._works: set[Work] = set()
         self.staged: set[MemoryStaged] = set()
         self.reserved = 0
 
@@ -239,9 +251,13 @@ class MemoryStorage:
             raise NotStored(key)
         return MemoryStored(self._files[key])
 
-    async def digest(self, key: str) -> tuple[int, str]:
+    async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
         if key not in self._files:
             raise NotStored(key)
+        if pace is not None:
+            await pace(len(self._files[key]))
+            if key not in self._files:
+                raise NotStored(key)
         return len(self._files[key]), hashlib.sha256(self._files[key]).hexdigest()
 
     async def make_durable(self, key: str) -> None:
@@ -274,15 +290,15 @@ class MemoryStorage:
         return removed
 
     @contextmanager
-    def sole_sweeper(self) -> Iterator[bool]:
-        if self._being_swept:
+    def alone_at(self, work: Work) -> Iterator[bool]:
+        if work in self._works:
             yield False
             return
-        self._being_swept = True
+        self._works.add(work)
         try:
             yield True
         finally:
-            self._being_swept = False
+            self._works.remove(work)
 
     async def free_bytes(self) -> int | None:
         return self._free

@@ -1,7 +1,9 @@
 """Published files, read again."""
 
 import errno
+import fcntl
 import hashlib
+import mmap
 import os
 import stat
 from concurrent.futures import Executor
@@ -10,8 +12,9 @@ from typing import Final
 import structlog
 
 from app.errors import Unavailable
-from app.storage import NotStored, is_key, kernel
-from app.storage.directories import Directories
+from app.storage import NotStored, Replaced, Unreadable, is_key, kernel
+from app.storage.blocks import ALIGNMENT
+from app.storage.directories import Directories, require
 from app.storage.staging import FILE_MODE
 from app.storage.threads import in_thread
 from app.storage.trust import reason
@@ -21,6 +24,8 @@ log = structlog.stdlib.get_logger("waybill.storage")
 
 _READ_AHEAD: Final = 256 * 1024
 _DIGEST_BYTES: Final = 1024 * 1024
+_OF_THIS_FILE: Final = {errno.EIO, errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
+"""What a kernel says of one file whose blocks, checksums or rights are broken."""
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -82,16 +87,107 @@ def open_at_hand(key: str, directories: Directories, threads: Executor) -> Local
     return None
 
 
-def digest_stored(key: str, directories: Directories) -> tuple[int, str]:
-    """Size and SHA-256 of what is stored under the key; raises NotStored, or OSError."""
-    with os.fdopen(_open(key, directories), "rb", buffering=0) as file:
-        digest = hashlib.sha256()
-        size = 0
-        while block := file.read(_DIGEST_BYTES):
-            digest.update(block)
-            size += len(block)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # nobody asked for it to be cached
-    return size, digest.hexdigest()
+class Inspection:
+    """A published file on its way through its digest: what the disk has, not what the page cache remembers.
+
+    Where the file system reads past the page cache, it does. Elsewhere what was in the cache
+    stays there, and what was not is dropped again: looking over all files must not push
+    out those that are asked for.
+    """
+
+    def __init__(self, key: str, directories: Directories) -> None:
+        self.size = 0
+        self.ended = False
+        self._key = key
+        self._directories = directories
+        self._fd = -1
+        self._direct = False
+        self._length = 0
+        self._digest = hashlib.sha256()
+
+    def step(self) -> int:
+        """Read and digest the next bytes; how many. Raises NotStored, Replaced, Unreadable, or OSError."""
+        try:
+            if self._fd < 0:
+                self._begin()
+            count = self._next() if self.size < self._length else 0
+        except OSError as error:
+            if error.errno not in _OF_THIS_FILE:
+                raise
+            log.error("a stored file cannot be read", key=self._key, error=reason(error))
+            raise Unreadable from error
+        self.size += count
+        self.ended = count == 0 or self.size >= self._length  # it may have become shorter meanwhile
+        return count
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """No thread may be in `step` any more."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _begin(self) -> None:
+        self._fd = _open(self._key, self._directories)
+        state = os.fstat(self._fd)
+        owners = {0, os.geteuid(), os.fstat(self._directories.shard_fd(self._key)).st_uid}
+        if state.st_uid not in owners:
+            raise Replaced(self._key)  # whoever it belongs to can change it, whatever is in it now
+        self._length = state.st_size
+        self._block = mmap.mmap(-1, min(_DIGEST_BYTES, _aligned(max(1, self._length))))
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        try:
+            # Nor shall the time of the last access, which nobody asks for, be written for every file.
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT | os.O_NOATIME)
+            self._direct = True
+        except OSError:
+            self._go_through_the_cache(flags)
+
+    def _go_through_the_cache(self, flags: int) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # what is read ahead would look as if others had read it
+        self._direct = False
+
+    def _next(self) -> int:
+        rest = self._length - self.size
+        with memoryview(self._block) as block:
+            count = self._read_direct(block[: _aligned(rest)]) if self._direct else 0
+            if not self._direct:
+                count = self._read_cached(block[:rest])
+            self._digest.update(block[:count])
+        return count
+
+    def _read_direct(self, block: memoryview) -> int:
+        try:
+            count = os.preadv(self._fd, [block], self.size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            count = -1  # some file systems refuse only the read itself
+        if count < 0 or (count % ALIGNMENT and self.size + count < self._length):
+            self._go_through_the_cache(fcntl.fcntl(self._fd, fcntl.F_GETFL))  # the next one could not be aligned
+        return count
+
+    def _read_cached(self, block: memoryview) -> int:
+        try:
+            if os.preadv(self._fd, [block], self.size, os.RWF_NOWAIT) == len(block):
+                return len(block)
+            not_cached = True
+        except BlockingIOError:
+            not_cached = True
+        except OSError:
+            not_cached = False  # a file system that cannot tell: the kernel judges by itself what is read once only
+        count = os.preadv(self._fd, [block], self.size)
+        if not_cached:
+            os.posix_fadvise(self._fd, self.size, count, os.POSIX_FADV_DONTNEED)
+        return count
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
 
 
 def make_durable(key: str, directories: Directories, durable: bool) -> None:
@@ -113,10 +209,13 @@ def _open(key: str, directories: Directories) -> int:
     try:
         fd = os.open(key, _FLAGS, dir_fd=directories.shard_fd(key))
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
-            raise NotStored(key) from error
-        raise
+        if error.errno in {errno.ELOOP, errno.ENXIO}:
+            raise Replaced(key) from error
+        if error.errno != errno.ENOENT:
+            raise
+        require(directories.shard_fd(key))
+        raise NotStored(key) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise NotStored(key)
+        raise Replaced(key)
     return fd

@@ -335,12 +335,12 @@ class StorageContract:
         assert await storage.strays() == []
 
     async def test_only_one_looks_over_everything_at_a_time(self, storage):
-        with storage.sole_sweeper() as first:
-            with storage.sole_sweeper() as second:
-                assert (first, second) == (True, False)
-            with storage.sole_sweeper() as third:
+        with storage.alone_at("sweep") as first, storage.alone_at("scrub") as other_work:
+            with storage.alone_at("sweep") as second:
+                assert (first, other_work, second) == (True, True, False)
+            with storage.alone_at("sweep") as third:
                 assert third is False
-        with storage.sole_sweeper() as fourth:
+        with storage.alone_at("sweep") as fourth:
             assert fourth is True
 
     # --- space

@@ -215,8 +215,8 @@ async def test_closing_lets_who_still_reads_come_to_an_end(tmp_path, monkeypatch
     gate = Gate(monkeypatch, os, "open", when=lambda path, *more: path == key)
     close = Directories.close
     monkeypatch.setattr(Directories, "close", lambda self: (order.append("closed"), close(self)))
-    advise = os.posix_fadvise
-    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: (order.append("read"), advise(*arguments)))
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: order.append("read") or read(*arguments))
     reading = asyncio.create_task(storage.digest(key))
     await gate.reached()
     closing = asyncio.create_task(storage.close())

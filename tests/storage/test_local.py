@@ -64,6 +64,6 @@ class TestLocalStorage(StorageContract, PartialContract):
             storage.stage(new_key())
         with pytest.raises(Unavailable):
             storage.reserve(1)
-        with pytest.raises(Unavailable), storage.sole_sweeper():
+        with pytest.raises(Unavailable), storage.alone_at("sweep"):
             pytest.fail("nobody sweeps a closed store")
         assert (tmp_path / "closed" / "files" / key[-2:] / key).read_bytes() == b"kept"
