@@ -167,19 +167,20 @@ async def sweep(as_json: bool) -> int:
 @_as_json
 @_command
 async def verify_(as_json: bool) -> int:
-    """Digest every stored file and compare it with its record, and the other way round."""
+    """Digest every stored file and compare it with its record, and the other way round; mend what is whole again."""
     from app import records
+    from app.model import Damage
     from app.verify import verify
 
     async with _stores() as (storage, db):
-        count = await records.count_stored(db)
+        count = await records.count_stored(db) + await records.count_damaged(db)
         with click.progressbar(length=count, label="verifying", file=sys.stderr) as bar:
             found = await verify(storage, db, on_file=lambda: bar.update(1))
     if as_json:
         _print(found.as_dict())
     else:
         click.echo(f"{found.files} files, {found.bytes} bytes read")
-        for kind in ("missing", "damaged", "without_record", "foreign"):
+        for kind in (*Damage, "without_record", "foreign", "mended"):
             for name in getattr(found, kind):
                 click.echo(f"{kind.replace('_', ' ')}: {_shown(name)}")
         click.echo("sound" if found.sound else "NOT sound")

@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         timedelta(minutes=10), description="How often what crashes and walk-aways left is looked for."
     )
 
+    scrub_rate: Size = Field(
+        4 * MiB,
+        description="How much of the stored files is read again and compared, in bytes a second; 0 turns that off.",
+    )
+
     # What is accepted.
     max_file_size: SizeAboveZero = Field(5 * GiB, description="Largest accepted file, in bytes.")
     max_request_size: SizeAboveZero = Field(

@@ -27,6 +27,7 @@ from app.metrics import Metrics, Seats
 from app.publish import Publisher
 from app.quota import Quotas
 from app.resume import Resumes
+from app.scrub import Scrubber
 from app.sessions import Sessions
 from app.signing import Signer
 from app.storage import Storage
@@ -247,6 +248,9 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         works = [sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds()), metrics.watch()]
         if quotas is not None:
             works.append(quotas.run())
+        if settings.scrub_rate:
+            scrubber = Scrubber(storage, db, rate=settings.scrub_rate, now_us=now_us, metrics=metrics)
+            works.append(scrubber.run())
         for work in works:
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield Services(

@@ -30,10 +30,19 @@ MAX_CONTENT_TYPE_CHARACTERS: Final = 255
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 MAX_TIME_US: Final = 253_402_300_799_999_999  # the last microsecond of the year 9999
 MAX_SIZE: Final = 2**63 - 1
+LOST: Final = "lost"
+DAMAGED: Final = "damaged"
 
 Clock = Callable[[], int]
 """Gives the present moment in microseconds since 1970-01-01 UTC."""
 
+_FOUND: Final = {
+    "missing": "the stored file is missing",
+    "replaced": "something else lies in the place of the stored file",
+    "resized": "the stored file has another length than was received",
+    "altered": "the stored file has other bytes than were received",
+    "unreadable": "the stored file cannot be read",
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -47,6 +56,21 @@ class Status(StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
     DELETED = "deleted"
+
+
+class Damage(StrEnum):
+    """How a stored file can differ from its record."""
+
+    MISSING = "missing"
+    REPLACED = "replaced"
+    RESIZED = "resized"
+    ALTERED = "altered"
+    UNREADABLE = "unreadable"
+
+    @property
+    def failure(self) -> "Failure":
+        """What the record then says."""
+        return Failure(code=LOST if self is Damage.MISSING else DAMAGED, detail=_FOUND[self])
 
 
 class Protocol(StrEnum):
@@ -147,6 +171,11 @@ class Upload(BaseModel):
     def links(self) -> Links:
         content = f"/api/ingestion/files/{self.id}" if self.status is Status.COMPLETED else None
         return {"self": f"/api/ingestion/history/{self.id}", "content": content}
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it was complete, and its stored file was found to be gone or not what was received."""
+        return self.completed_at is not None and self.error is not None and self.error.code in {LOST, DAMAGED}
 
     @model_validator(mode="after")
     def _status_is_borne_out(self) -> Self:

@@ -48,6 +48,22 @@ class Stored(NamedTuple):
     sha256: str
 
 
+class Scrub(NamedTuple):
+    """How far a pass over all stored files is, or how it ended.
+
+    `files` uploads were looked at, up to `after_id`, and `found` of them turned out damaged.
+    `whole_at_us` is when a pass last came to its end without being `stopped`.
+    """
+
+    began_at_us: int
+    after_id: str = ""
+    files: int = 0
+    found: int = 0
+    ended_at_us: int | None = None
+    stopped: str | None = None
+    whole_at_us: int | None = None
+
+
 class SessionRecord(Session):
     """A session as an operator sees it, live or not."""
 
@@ -113,7 +129,7 @@ async def summarize_uploads(asks: Asks, session_id: str) -> list[StatusTotal]:
 
 
 async def delete_upload(asks: Asks, session_id: str, upload_id: str) -> bool:
-    """A completed upload becomes a deleted one; False if the session has no such upload."""
+    """An upload that was completed, damaged or not, becomes a deleted one; False if the session has no such."""
     return await asks.one("delete_upload", session_id=session_id, upload_id=upload_id) is not None
 
 
@@ -128,6 +144,18 @@ async def list_stored(asks: Asks, after_id: str, page_size: int) -> list[Stored]
     return [Stored(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
 
 
+async def list_damaged(asks: Asks, after_id: str, page_size: int) -> list[Stored]:
+    """What storage should hold and was found not to, in the same manner."""
+    rows = await asks.many("list_damaged", after_id=after_id, page_size=page_size)
+    return [Stored(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
+
+
+async def count_damaged(asks: Asks) -> int:
+    """How many uploads storage should hold and was found not to, over all sessions."""
+    row = await asks.one("count_damaged")
+    return int(row["uploads"]) if row else 0
+
+
 async def count_stored(asks: Asks) -> int:
     """How many uploads storage must hold, over all sessions."""
     row = await asks.one("count_stored")
@@ -137,6 +165,22 @@ async def count_stored(asks: Asks) -> int:
 async def fail_uploads(asks: Asks, ids: Sequence[str], code: str, detail: str) -> list[str]:
     """Completed uploads turn out not to be there; the ids of those that were completed until now."""
     return [row["id"] for row in await asks.many("fail_uploads", ids=_json(ids), code=code, detail=detail)]
+
+
+async def mend_uploads(asks: Asks, ids: Sequence[str]) -> list[str]:
+    """Uploads that were found damaged turn out to be whole; the ids of those that were damaged until now."""
+    return [row["id"] for row in await asks.many("mend_uploads", ids=_json(ids))]
+
+
+async def find_scrub(asks: Asks) -> Scrub | None:
+    """How far the reading again of stored files is; None if it never began."""
+    row = await asks.one("find_scrub")
+    return Scrub(**row) if row else None
+
+
+async def save_scrub(asks: Asks, scrub: Scrub) -> None:
+    """So far it is now."""
+    await asks.run("save_scrub", **scrub._asdict())
 
 
 # Sessions.

@@ -1,7 +1,7 @@
 """What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple
 
@@ -11,7 +11,7 @@ from app import records
 from app.db import Db, Unit
 from app.errors import UploadError
 from app.metrics import Metrics
-from app.model import Clock, Status
+from app.model import Clock, Damage, Status
 from app.storage import Storage
 
 log = structlog.stdlib.get_logger("waybill.sweep")
@@ -23,7 +23,6 @@ EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that ended without an upload is forgotten a day later."""
 _AT_ONCE: Final = 500
 _PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
-_NO_FILE: Final = "the stored file is missing"
 
 
 def too_many(found: int, of: int) -> bool:
@@ -33,7 +32,21 @@ def too_many(found: int, of: int) -> bool:
     what is left; then nothing is touched and the operator is told. The same when nothing
     at all agrees, however little there is.
     """
-    return found > max(10, of // 1000) or 0 < found == of
+    return found > tolerable(of) or 0 < found == of
+
+
+def tolerable(of: int) -> int:
+    """How many of so many may be wrong by themselves, and not all for one reason."""
+    return max(10, of // 1000)
+
+
+async def without_file(storage: Storage, db: Db) -> AsyncIterator[tuple[int, list[str]]]:
+    """The completed uploads under whose key no file lies, in slices, each after how many were looked at."""
+    after_id = ""
+    while stored := await records.list_stored(db, after_id, _AT_ONCE):
+        yield len(stored), await storage.missing([row.id for row in stored])
+        after_id = stored[-1].id
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 class SweptResumables(NamedTuple):
@@ -174,20 +187,18 @@ class Sweeper:
     async def _sweep_rows(self, swept: Swept) -> None:
         """Say of completed uploads whose file is missing that they are lost."""
         lost: list[str] = []
-        after_id = ""
-        while stored := await records.list_stored(self._db, after_id, _AT_ONCE):
-            swept.records += len(stored)
-            lost += await self._storage.missing([row.id for row in stored])
-            after_id = stored[-1].id
-            await asyncio.sleep(_PAUSE_SECONDS)
+        async for looked_at, these in without_file(self._storage, self._db):
+            swept.records += looked_at
+            lost += these
         if too_many(len(lost), swept.records):
             swept.stopped = f"{len(lost)} of {swept.records} records have no file; is this their directory?"
             log.error("records are left alone", reason=swept.stopped)
             return
+        missing = Damage.MISSING.failure
         for ids in _slices(lost):
 
             async def run(unit: Unit, ids: Sequence[str] = ids) -> list[str]:
-                return await records.fail_uploads(unit, ids, "lost", _NO_FILE)
+                return await records.fail_uploads(unit, ids, missing.code, missing.detail)
 
             failed = await self._db.transaction(run)  # not those that were deleted meanwhile
             if failed:

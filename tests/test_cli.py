@@ -239,7 +239,8 @@ class TestVerify:
         assert done.exit_code == 0
         assert done.stdout == f"2 files, {2 * len('content of a.txt')} bytes read\nsound\n"
         assert printed("verify") == {
-            "sound": True, "files": 2, "bytes": 32, "missing": [], "damaged": [], "without_record": [], "foreign": [],
+            "sound": True, "files": 2, "bytes": 32, "missing": [], "replaced": [], "resized": [], "altered": [],
+            "unreadable": [], "without_record": [], "foreign": [], "mended": [],
         }  # fmt: skip
 
     def test_what_is_not_is_named(self, on_any_database, monkeypatch):
@@ -258,15 +259,16 @@ class TestVerify:
         found = printed("verify", status=1)
         assert found["sound"] is False
         assert found["files"] == 4
+        assert found["altered"] == [ids["flipped"]]
         assert found["missing"] == [ids["gone"]]
-        assert sorted(found["damaged"]) == sorted([ids["flipped"], ids["short"], ids["long"]])
+        assert sorted(found["resized"]) == sorted([ids["short"], ids["long"]])
         assert found["without_record"] == [extra]
         assert found["foreign"] == [f"files/00/{stray}"]
         done = run("verify")
         assert done.exit_code == 1
         assert done.stdout.endswith("NOT sound\n")
         assert f"missing: {ids['gone']}\n" in done.stdout
-        assert f"damaged: {ids['flipped']}\n" in done.stdout
+        assert f"altered: {ids['flipped']}\n" in done.stdout
         assert f"without record: {extra}\n" in done.stdout
         assert "foreign: files/00/what is\\nthis\n" in done.stdout
 

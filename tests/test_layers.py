@@ -26,6 +26,7 @@ FLOORS = [
     {"resources"},
     {"publish", "turns", "lookup", "quota"},
     {"ingest", "sessions", "sweep", "verify", "holding"},
+    {"scrub"},
     {"completion"},
     {"expiry", "appending"},
     {"resume"},

@@ -1,12 +1,14 @@
 """Every damage is found and named, and what is sound is never called damaged."""
 
+import hashlib
 import os
 import uuid
 
 import pytest
 
 from app import records
-from app.model import Failure, Protocol, Status, Upload
+from app.model import Damage, Failure, Protocol, Status, Upload
+from app.storage import Unreadable
 from app.storage.local import LocalStorage
 from app.verify import verify
 from tests.unreliable import NOW, Store, opened
@@ -45,8 +47,21 @@ def row(number, sha256, size, status=Status.COMPLETED):
         protocol=Protocol.RAW,
         created_at=NOW,
         completed_at=NOW,
-        error=Failure(code="lost", detail="") if failed else None,
+        error=Failure(code="too_slow", detail="") if failed else None,
     )
+
+
+def damaged(found):
+    """What is damaged, by how."""
+    return {damage.value: getattr(found, damage) for damage in Damage if getattr(found, damage)}
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+async def mark(db, number, code):
+    assert await records.fail_uploads(db, [key(number)], code, "") == [key(number)]
 
 
 async def put_file(storage, number, content=b"content"):
@@ -76,22 +91,26 @@ async def test_what_is_sound_is_called_sound(store, db, path):
     found = await verify(store, db, on_file=lambda: seen.append(1))
     assert found.as_dict() == {
         "sound": True, "files": 3, "bytes": 3_000_007,
-        "missing": [], "damaged": [], "without_record": [], "foreign": [],
+        "missing": [], "replaced": [], "resized": [], "altered": [], "unreadable": [],
+        "without_record": [], "foreign": [], "mended": [],
     }  # fmt: skip
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("content", [b"contenT", b"conten", b"content!", b""])
-async def test_other_bytes_are_damage(store, db, path, content):
+@pytest.mark.parametrize(
+    ("content", "damage"),
+    [(b"contenT", "altered"), (b"conten", "resized"), (b"content!", "resized"), (b"", "resized")],
+)
+async def test_other_bytes_are_damage(store, db, path, content, damage):
     path.write_bytes(content)
     found = await verify(store, db)
-    assert (found.damaged, found.missing, found.sound) == ([key(2)], [], False)
+    assert (damaged(found), found.files, found.sound) == ({damage: [key(2)]}, 3, False)
 
 
 async def test_a_file_that_is_gone_is_missing(store, db, path):
     path.unlink()
     found = await verify(store, db)
-    assert (found.missing, found.damaged, found.files, found.sound) == ([key(2)], [], 2, False)
+    assert (damaged(found), found.files, found.sound) == ({"missing": [key(2)]}, 2, False)
 
 
 async def test_a_link_in_its_place_is_no_file(store, db, path, tmp_path):
@@ -99,37 +118,52 @@ async def test_a_link_in_its_place_is_no_file(store, db, path, tmp_path):
     (tmp_path / "elsewhere").write_bytes(b"content")
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere")
-    assert (await verify(store, db)).missing == [key(2)]
+    assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
 
 
 async def test_nor_is_a_pipe_and_nobody_waits_at_it(store, db, path):
     path.unlink()
     os.mkfifo(path)
-    assert (await verify(store, db)).missing == [key(2)]
+    assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
 
 
 async def test_nor_is_a_directory(store, db, path):
     path.unlink()
     path.mkdir()
-    assert (await verify(store, db)).missing == [key(2)]
+    assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
 
 
 async def test_a_file_that_cannot_be_read_is_damage_and_the_rest_is_looked_at(store, db, path, monkeypatch):
     digest = store.digest
 
-    async def failing(upload_id):
+    async def failing(upload_id, pace):
         if upload_id == key(2):
-            raise OSError(5, "the disk has lost it")
-        return await digest(upload_id)
+            raise Unreadable
+        return await digest(upload_id, pace)
 
     monkeypatch.setattr(store, "digest", failing)
     found = await verify(store, db)
-    assert (found.damaged, found.files) == ([key(2)], 2)
+    assert (damaged(found), found.files) == ({"unreadable": [key(2)]}, 2)
 
 
 async def test_a_record_that_does_not_fit_its_file_is_found(store, db, path):
     await records.insert_uploads(db, [row(4, await put_file(store, 4), 8)])
-    assert (await verify(store, db)).damaged == [key(4)]
+    assert damaged(await verify(store, db)) == {"resized": [key(4)]}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to somebody else")
+async def test_nor_is_somebody_elses_file_whatever_is_in_it(store, db, path, tmp_path):
+    (tmp_path / "elsewhere").write_bytes(b"content")
+    os.chown(tmp_path / "elsewhere", 12345, 12345)
+    path.unlink()
+    path.hardlink_to(tmp_path / "elsewhere")
+    assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
+
+
+async def test_a_second_name_elsewhere_is_no_damage(store, db, path, tmp_path):
+    """Backups are made so."""
+    (tmp_path / "backup").hardlink_to(path)
+    assert (await verify(store, db)).sound
 
 
 @pytest.mark.parametrize("status", [None, Status.FAILED, Status.DELETED])
@@ -157,10 +191,10 @@ async def test_names_that_cannot_be_keys_are_foreign(store, db, path):
 
 async def test_what_is_deleted_meanwhile_is_no_damage(db):
     class Busy(Store):
-        async def digest(self, upload_id):
-            if upload_id == key(2):
+        async def digest(self, upload_id, pace=None):
+            if upload_id == key(2) and await self.missing([key(2)]) == []:
                 await self.delete(2)
-            return await super().digest(upload_id)
+            return await super().digest(upload_id, pace)
 
         async def walk(self, grace_seconds):
             found = [file async for files in super().walk(0) for file in files]
@@ -199,4 +233,66 @@ async def test_more_uploads_than_are_looked_at_at_once(store, db, path, monkeypa
     for number in (5, 8):
         await store.remove([key(number)])
     found = await verify(store, db)
-    assert (found.files, found.missing, found.damaged) == (7, [key(5), key(8)], [])
+    assert (found.files, damaged(found)) == (7, {"missing": [key(5), key(8)]})
+
+
+class TestMarked:
+    """Uploads that were found damaged before: they are looked at too, and mended when there is nothing wrong."""
+
+    async def test_what_is_still_damaged_is_still_named(self, store, db, path):
+        path.unlink()
+        await mark(db, 2, "lost")
+        found = await verify(store, db)
+        assert (damaged(found), found.mended, found.sound) == ({"missing": [key(2)]}, [], False)
+
+    @pytest.mark.parametrize("code", ["lost", "damaged"])
+    async def test_what_is_whole_again_is_complete_again(self, store, db, path, code):
+        [before] = (await records.list_these(db, [key(2)])).values()
+        await mark(db, 2, code)
+        found = await verify(store, db)
+        assert (damaged(found), found.mended, found.files, found.sound) == ({}, [key(2)], 3, True)
+        assert (await records.list_these(db, [key(2)]))[key(2)] == before
+
+    async def test_its_file_is_not_without_a_record(self, store, db, path):
+        path.write_bytes(b"contenT")
+        await mark(db, 2, "damaged")
+        found = await verify(store, db)
+        assert (damaged(found), found.without_record) == ({"altered": [key(2)]}, [])
+
+    async def test_an_upload_that_failed_otherwise_is_not_mended(self, store, db, path):
+        """An unfinished upload whose bytes were lost was never complete."""
+        failed = row(4, None, 7, Status.FAILED).model_copy(update={"completed_at": None})
+        await put_file(store, 4)
+        await records.insert_uploads(db, [failed])
+        found = await verify(store, db)
+        assert (found.mended, found.without_record) == ([], [key(4)])
+
+    async def test_what_its_owner_deletes_meanwhile_is_neither_damaged_nor_mended(self, db):
+        class Busy(Store):
+            async def digest(self, upload_id, pace=None):
+                found = await super().digest(upload_id, pace)
+                await records.delete_upload(db, "mine", upload_id)
+                return found
+
+        store = Busy()
+        for number, content in ((1, b"whole"), (2, b"altered")):
+            await put_file(store, number, content)
+            await records.insert_uploads(db, [row(number, sha256(b"whole"), len(content))])
+            await mark(db, number, "damaged")
+        found = await verify(store, db)
+        assert (damaged(found), found.mended) == ({}, [])
+        assert set((await records.statuses_of(db, [key(1), key(2)])).values()) == {"deleted"}
+
+
+async def test_one_bad_reading_is_not_damage(store, db, path, monkeypatch):
+    """What the disk has is the same the second time; what happened on the way is not."""
+    digest, readings = store.digest, []
+
+    async def wrong_once(upload_id, pace):
+        size, sha256 = await digest(upload_id, pace)
+        readings.append(upload_id)
+        return size, sha256 if readings.count(upload_id) > 1 else "0" * 64
+
+    monkeypatch.setattr(store, "digest", wrong_once)
+    assert (await verify(store, db)).sound
+    assert len(readings) == 6

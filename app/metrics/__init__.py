@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from app.metrics.seats import Cells, OwnSeat, Seat, Seats, SharedSeats
-from app.model import Protocol
+from app.model import Damage, Protocol
 
 __all__ = ["Metrics", "Outcome", "Reading", "Seats", "SharedSeats"]
 
@@ -163,6 +163,34 @@ class Metrics:
             ("what",),
         )
         self.swept = {what: self._counter(swept, what) for what in SWEPT}
+        self.scrubbed_files = self._counter(
+            self._family("waybill_scrubbed_files_total", "counter", "Stored files that were read again and compared.")
+        )
+        self.scrubbed_bytes = self._counter(
+            self._family("waybill_scrubbed_bytes_total", "counter", "Bytes of them that were read.")
+        )
+        scrubs = self._family(
+            "waybill_scrubs_total", "counter", "Passes over all stored files, by how they ended.", ("outcome",)
+        )
+        self.scrubs = {outcome: self._counter(scrubs, outcome) for outcome in ("done", "stopped", "failed")}
+        damage = self._family(
+            "waybill_damage_found_total", "counter", "Stored files that such a pass found damaged, by how.", ("damage",)
+        )
+        self.damage = {each: self._counter(damage, each) for each in Damage}
+        self.mended = self._counter(
+            self._family("waybill_mended_total", "counter", "Damaged uploads that such a pass found whole again.")
+        )
+        self.damaged_uploads = self._gauge("waybill_damaged_uploads", "Uploads that are lost or damaged now.")
+        self.without_record = self._gauge(
+            "waybill_files_without_record", "Files without a record that the last whole pass found."
+        )
+        self.foreign = self._gauge(
+            "waybill_foreign_names", "Names in the store, none of its own, that the last whole pass found."
+        )
+        self.scrub_progress = self._gauge("waybill_scrub_progress_ratio", "How far the pass under way has come, to 1.")
+        self.scrubbed_at = self._gauge(
+            "waybill_scrub_whole_timestamp_seconds", "When the last whole pass ended, since 1970; 0 if none has."
+        )
         self.broken_records = self._counter(
             self._family(
                 "waybill_broken_records_total", "counter", "Records that break the model, each time one was left out."

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import records
 from app.db import Unit
-from app.errors import NotFound, PreconditionFailed, Unavailable
+from app.errors import Gone, NotFound, PreconditionFailed, Unavailable
 from app.model import Status, Upload, is_upload_id
 from app.protocols.headers import attachment, byte_ranges, digest_field, etag, http_date, matches, parse_http_date
 from app.storage import NotStored, Stored
@@ -86,7 +86,7 @@ async def download(request: Request[Services]) -> Response:
 
 async def delete(request: Request[Services]) -> Response:
     """DELETE /api/ingestion/files/{id}: the bytes go, the record stays."""
-    upload = await _completed(request)
+    upload = await _kept(request)
 
     async def run(unit: Unit) -> bool:
         return await records.delete_upload(unit, upload.session_id, upload.id)
@@ -100,12 +100,20 @@ async def delete(request: Request[Services]) -> Response:
 
 
 async def _completed(request: Request[Services]) -> Upload:
-    """The caller's upload. Foreign, absent and deleted ones are all the same to it."""
+    """The caller's upload, if its file is whole as far as is known; raises Gone if it was found not to be."""
+    upload = await _kept(request)
+    if upload.error is not None:
+        raise Gone(f"{upload.error.detail}; nothing of it is sent")
+    return upload
+
+
+async def _kept(request: Request[Services]) -> Upload:
+    """The caller's upload that was completed. Foreign, absent and deleted ones are all the same to it."""
     upload_id = request.path_params["id"]
     if not is_upload_id(upload_id):
         raise NotFound
     upload = await request.state["lookup"].find(caller_of(request).session.id, upload_id)
-    if upload is None or upload.status is not Status.COMPLETED:
+    if upload is None or not (upload.status is Status.COMPLETED or upload.damaged):
         raise NotFound
     return upload
 

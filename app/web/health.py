@@ -8,6 +8,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import records
 from app.db import Db, migrate
 from app.errors import Unavailable, Unusable, UploadError
 from app.tasks import to_the_end
@@ -20,7 +21,7 @@ _SHARED_SECONDS: Final = 1.0
 
 class _Shared(NamedTuple):
     began: float
-    checks: "asyncio.Task[dict[str, str]]"
+    results: "asyncio.Task[tuple[dict[str, str], dict[str, str]]]"
 
 
 async def live(request: Request[Any]) -> Response:
@@ -29,15 +30,38 @@ async def live(request: Request[Any]) -> Response:
 
 
 async def ready(request: Request[Services]) -> Response:
-    """GET /health/ready: whether an upload would be taken now, with each check's result."""
+    """GET /health/ready: whether an upload would be taken now, with each check's result.
+
+    Damage among the stored files is a warning: uploads are taken and all other files given
+    out, so whoever sends requests elsewhere because of it would only make things worse.
+    """
     now = asyncio.get_running_loop().time()
     shared: _Shared | None = getattr(request.app.state, "readiness", None)
-    if shared is None or (shared.checks.done() and now - shared.began >= _SHARED_SECONDS):
-        shared = request.app.state.readiness = _Shared(now, asyncio.create_task(_checks(request.state)))
-    checks = await to_the_end(shared.checks)
+    if shared is None or (shared.results.done() and now - shared.began >= _SHARED_SECONDS):
+        shared = request.app.state.readiness = _Shared(now, asyncio.create_task(_results(request.state)))
+    checks, warnings = await to_the_end(shared.results)
     failing = [name for name, result in checks.items() if result != "ok"]
     answer = {"status": "not ready" if failing else "ready", "failing": failing, "checks": checks}
+    answer["warnings"] = warnings
     return Response(to_json(answer), 503 if failing else 200, _NO_STORE, "application/json")
+
+
+async def _results(services: Services) -> tuple[dict[str, str], dict[str, str]]:
+    return await _checks(services), await _warnings(services["db"])
+
+
+async def _warnings(db: Db) -> dict[str, str]:
+    """What an operator should look at, by name, though uploads are taken; nothing while the database is away."""
+    found = {}
+    try:
+        if damaged := await records.count_damaged(db):
+            found["stored_files"] = f"lost or damaged: {damaged}; waybill verify names them"
+        scrub = await records.find_scrub(db)
+    except UploadError:
+        return {}
+    if scrub is not None and scrub.stopped is not None:
+        found["scrub"] = scrub.stopped
+    return found
 
 
 async def _checks(services: Services) -> dict[str, str]:

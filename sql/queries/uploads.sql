@@ -53,6 +53,18 @@ WHERE status = 'completed'
 ORDER BY id
 LIMIT :page_size;
 
+-- name: list_damaged :many
+-- params: after_id, page_size
+-- What storage should hold and was found not to, over all sessions, by id: one page from just after after_id.
+-- An upload that never was complete can be lost too; it has no time of completion.
+SELECT id, size_bytes, sha256
+FROM uploads
+WHERE error_code IN ('lost', 'damaged')
+  AND completed_at_us IS NOT NULL
+  AND id > :after_id
+ORDER BY id
+LIMIT :page_size;
+
 -- name: count_uploads :one
 -- params: session_id, from_us, until_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?
 -- How many of a session's uploads list_uploads finds over all pages.
@@ -73,6 +85,14 @@ WHERE session_id = :session_id
 SELECT count(*) AS uploads
 FROM uploads
 WHERE status = 'completed';
+
+-- name: count_damaged :one
+-- params: none
+-- How many uploads storage should hold and was found not to, over all sessions.
+SELECT count(*) AS uploads
+FROM uploads
+WHERE error_code IN ('lost', 'damaged')
+  AND completed_at_us IS NOT NULL;
 
 -- name: summarize_uploads :many
 -- params: session_id
@@ -107,12 +127,14 @@ WHERE id = :upload_id
 
 -- name: delete_upload :one
 -- params: session_id, upload_id
--- The bytes of a completed upload are gone, or about to go; its record stays. No row: nothing to delete.
+-- The bytes of an upload that was complete, damaged or not, are gone, or about to go; its record stays. No row:
+-- nothing to delete.
 UPDATE uploads
-SET status = 'deleted'
+SET status = 'deleted', error_code = NULL, error_detail = NULL
 WHERE id = :upload_id
   AND session_id = :session_id
-  AND status = 'completed'
+  AND (status = 'completed'
+       OR (error_code IN ('lost', 'damaged') AND completed_at_us IS NOT NULL))
 RETURNING id;
 
 -- name: move_uploads :run

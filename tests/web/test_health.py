@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from app import records
 from app.errors import StorageFull, Unavailable, Unusable
+from app.records import Scrub
 from tests.asgi import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,7 +32,7 @@ async def test_a_sound_service_is_ready_and_leaves_nothing_behind(service: Servi
     before = service.files()
     answer = await service.client().get("/health/ready")
     assert answer.status == 200
-    assert answer.json() == {"status": "ready", "failing": [], "checks": dict.fromkeys(CHECKS, "ok")}
+    assert answer.json() == {"status": "ready", "failing": [], "checks": dict.fromkeys(CHECKS, "ok"), "warnings": {}}
     assert answer["cache-control"] == "no-store"
     assert service.files() == before
     head = await service.client().request("HEAD", "/health/ready")
@@ -73,6 +75,32 @@ async def test_an_edited_schema_is_a_check_that_fails(service: Service, monkeypa
     monkeypatch.setattr("app.web.health.migrate.pending", raises(Unusable("0001 has been edited")))
     answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["checks"]["schema"]) == (503, "0001 has been edited")
+
+
+async def test_damage_is_a_warning_and_uploads_are_taken(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A balancer that took the node out for one file would take all other files out with it."""
+    db = service.state["db"]
+    item = (await service.client().put("a.txt", b"x")).json()
+    await records.fail_uploads(db, [item["id"]], "damaged", "the stored file has other bytes than were received")
+    await records.save_scrub(db, Scrub(1, ended_at_us=2, stopped="1 of 1 records have no file"))
+    answer = await service.client().get("/health/ready")
+    assert (answer.status, answer.json()["status"], answer.json()["failing"]) == (200, "ready", [])
+    assert answer.json()["warnings"] == {
+        "stored_files": "lost or damaged: 1; waybill verify names them",
+        "scrub": "1 of 1 records have no file",
+    }
+    await records.mend_uploads(db, [item["id"]])
+    await records.save_scrub(db, Scrub(1))
+    service.app.state.readiness = None
+    assert (await service.client().get("/health/ready")).json()["warnings"] == {}
+
+
+async def test_a_database_that_is_away_warns_of_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "count_damaged", raises(Unavailable()))
+    answer = await service.client().get("/health/ready")
+    assert (answer.status, answer.json()["warnings"]) == (200, {})
 
 
 async def test_a_store_without_a_limit_has_space(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

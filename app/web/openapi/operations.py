@@ -279,7 +279,7 @@ def _files() -> list[tuple[str, str, Json]]:
             "206": answer("What was asked for.", {ANY: {}}, (*said, "Content-Range")),
             "304": answer("The client has it already.", None, said),
         },
-        (*_API, "no_session", "not_found", "precondition_failed", "range_not_satisfiable"),
+        (*_API, "no_session", "not_found", "gone", "precondition_failed", "range_not_satisfiable"),
         parameters=[
             _ID,
             header("Range", "One range of bytes, or several."),

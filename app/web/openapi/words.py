@@ -22,6 +22,7 @@ _TEXT: Final[Json] = {"type": "string"}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
 _QUOTA: Final[Json] = {"used": _COUNT, "limit": nullable(_COUNT), "left": nullable(_COUNT)}
 _MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
+_WARNINGS: Final = ("stored_files", "scrub")
 
 
 def ref(name: str, kind: str = "schemas") -> Json:
@@ -193,6 +194,7 @@ def schemas() -> dict[str, Json]:
                 "status": {"enum": ["ready", "not ready"]},
                 "failing": {"type": "array", "items": _TEXT},
                 "checks": record(dict.fromkeys(("database", "schema", "store", "free_space"), _TEXT)),
+                "warnings": record(dict.fromkeys(_WARNINGS, _TEXT), optional=_WARNINGS),
             }
         ),
         "Problem": record(

@@ -43,3 +43,13 @@ SET status = 'failed', error_code = :code, error_detail = :detail
 WHERE status = 'completed'
   AND id IN (SELECT value FROM json_each(:ids))
 RETURNING id;
+
+-- name: mend_uploads :many
+-- params: ids
+-- Uploads of a JSON array of ids that were found damaged turn out to be whole. The ids of those changed.
+UPDATE uploads
+SET status = 'completed', error_code = NULL, error_detail = NULL
+WHERE error_code IN ('lost', 'damaged')
+  AND completed_at_us IS NOT NULL
+  AND id IN (SELECT value FROM json_each(:ids))
+RETURNING id;
