@@ -90,12 +90,13 @@ class Scrubber:
             if damaged:
                 scrub = scrub._replace(found=scrub.found + len(damaged))
                 stopped = await self._too_much(scrub)
+                if stopped is None:
+                    await self._mark(damaged)
                 self._tell(damaged, marked=stopped is None)
                 if stopped is not None:
                     log.error("the scrub stops and marks nothing", reason=stopped)
                     self._metrics.scrubs["stopped"].add()
                     return scrub._replace(ended_at_us=self._now_us(), stopped=stopped)
-                await self._mark(damaged)
             await records.save_scrub(self._db, scrub)
             await self._show(scrub)
         await self._look_for_strangers()

@@ -157,6 +157,7 @@ class RecordsContract:
         await records.touch_sessions(db, [])
         assert await records.statuses_of(db, []) == {}
         assert await records.fail_uploads(db, [], "lost", "gone") == []
+        assert await records.mend_uploads(db, []) == []
 
     async def test_a_batch_with_a_row_the_database_refuses_leaves_nothing(self, db):
         bad = upload(2).model_copy(update={"size": -1})
@@ -345,6 +346,47 @@ class RecordsContract:
             upload(2),
             upload(1, status=Status.FAILED, error=Failure(code="lost", detail="the file is gone")),
         ]
+
+    async def test_what_was_complete_and_failed_since_is_damaged_and_can_be_mended(self, db):
+        whole = [upload(number) for number in (1, 2, 3)]
+        never_whole = {"status": Status.FAILED, "sha256": None, "completed_at": None}
+        lost = upload(4, **never_whole, error=Failure(code="lost", detail="bytes are missing"))
+        await records.insert_uploads(db, [*whole, lost])
+        await records.fail_uploads(db, [whole[2].id], "lost", "it is gone")
+        await records.fail_uploads(db, [whole[0].id], "damaged", "it was altered")
+        assert await records.count_damaged(db) == 2
+        pages, after = [], ""
+        while page := await records.list_damaged(db, after, 1):
+            pages += page
+            after = page[-1].id
+        assert pages == [(whole[n].id, n + 1, whole[n].sha256) for n in (0, 2)]
+        ids = [each.id for each in (*whole, lost)]
+        assert sorted(await records.mend_uploads(db, ids)) == sorted([whole[0].id, whole[2].id])
+        assert await records.mend_uploads(db, ids) == []
+        assert await records.count_damaged(db) == 0
+        assert await everything(db) == [lost, *whole[::-1]]
+
+    async def test_a_damaged_upload_can_be_deleted_and_one_that_never_was_complete_cannot(self, db):
+        never_whole = {"status": Status.FAILED, "sha256": None, "completed_at": None}
+        await records.insert_uploads(
+            db, [upload(1), upload(2, **never_whole, error=Failure(code="lost", detail="bytes are missing"))]
+        )
+        await records.fail_uploads(db, [upload(1).id], "damaged", "it was altered")
+        assert not await records.delete_upload(db, "other", upload(1).id)
+        assert not await records.delete_upload(db, upload(2).session_id, upload(2).id)
+        assert await records.delete_upload(db, upload(1).session_id, upload(1).id)
+        assert (await everything(db))[1] == upload(1, status=Status.DELETED)
+        assert await records.mend_uploads(db, [upload(1).id]) == []
+
+    async def test_how_far_the_scrub_is_is_kept(self, db):
+        assert await records.find_scrub(db) is None
+        for scrub in (
+            records.Scrub(NOW),
+            records.Scrub(NOW, upload(1).id, files=2**40, found=3, ended_at_us=NOW + 1, stopped="why", whole_at_us=1),
+            records.Scrub(NOW + 2, whole_at_us=1),
+        ):
+            await records.save_scrub(db, scrub)
+            assert await records.find_scrub(db) == scrub
 
     async def test_statuses_are_told_for_ids_of_all_sessions(self, db):
         await records.insert_uploads(db, [upload(1), upload(2, "other")])

@@ -52,6 +52,38 @@ async def test_sqlite_reads_a_page_in_the_order_of_the_index(tmp_path):
     connection.close()
 
 
+async def test_the_few_damaged_ones_are_found_without_a_look_at_the_others(tmp_path):
+    await fill(f"sqlite:///{tmp_path}/waybill.db")
+    connection = sqlite3.connect(tmp_path / "waybill.db")
+    for name, arguments in (("list_damaged", {"after_id": "", "page_size": 500}), ("count_damaged", {})):
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {load('sqlite')[name].statement}", arguments)]
+        assert len(plan) == 1
+        assert "INDEX uploads_damaged_by_id" in plan[0]
+    connection.close()
+
+
+async def test_postgresql_finds_them_so_too(connection):
+    for statement, values in ((load("postgresql")["list_damaged"].statement, ["", 500]),
+                              (load("postgresql")["count_damaged"].statement, [])):  # fmt: skip
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {statement}", *values))
+        assert "uploads_damaged_by_id" in plan
+
+
+async def test_everything_stored_is_read_page_by_page_in_the_order_of_the_ids(connection, tmp_path):
+    after = {"after_id": upload(500).id, "page_size": 500}
+    query = load("postgresql")["list_stored"]
+    await connection.execute("SET enable_seqscan = off")  # of so few rows it would otherwise read all
+    plan = await connection.fetch(f"EXPLAIN {query.statement}", *(after[param] for param in query.order))
+    text = "\n".join(row[0] for row in plan)
+    assert "Sort" not in text
+    assert "uploads_have_one_id_each" in text
+    await fill(f"sqlite:///{tmp_path}/waybill.db")
+    sqlite = sqlite3.connect(tmp_path / "waybill.db")
+    [plan] = sqlite.execute(f"EXPLAIN QUERY PLAN {load('sqlite')['list_stored'].statement}", after)
+    assert plan[3].startswith("SEARCH uploads USING INDEX sqlite_autoindex_uploads_1 (id>?)")
+    sqlite.close()
+
+
 @pytest.fixture
 async def connection(postgres):
     url = postgres.create_database()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app import records
 from tests.asgi import Answer, Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -446,6 +447,56 @@ async def test_a_damaged_file_is_never_a_200(service: Service, damage: Any, cont
                 left.rmdir()
             else:
                 left.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("code", "detail"), [("lost", "the stored file is missing"), ("damaged", "it was altered")])
+async def test_an_upload_that_was_found_damaged_is_gone_until_it_is_whole(
+    service: Service, code: str, detail: str
+) -> None:
+    client, db = service.client(), service.state["db"]
+    record = await upload(client)
+    target = record["links"]["content"]
+    assert await records.fail_uploads(db, [record["id"]], code, detail) == [record["id"]]
+    for method in ("GET", "HEAD"):
+        for headers in ({}, {"Range": "bytes=0-1"}, {"If-None-Match": ETAG}):
+            answer = await client.request(method, target, headers=headers)
+            assert (answer.status, answer.get("etag"), answer.get("repr-digest")) == (410, None, None)
+    assert (await client.get(target)).refused(410, "gone")["detail"] == f"{detail}; nothing of it is sent"
+    shown = (await client.get(record["links"]["self"])).json()
+    assert (shown["status"], shown["error"]) == ("failed", {"code": code, "detail": detail})
+    assert shown["links"]["content"] is None
+    assert service.path_of(record["id"]).read_bytes() == CONTENT
+    stranger = service.client()
+    await upload(stranger)
+    (await stranger.get(target)).refused(404, "not_found")
+    (await stranger.delete(target)).refused(404, "not_found")
+    assert await records.mend_uploads(db, [record["id"]]) == [record["id"]]
+    assert (await client.get(target)).body == CONTENT
+    assert (await client.get(record["links"]["self"])).json() == record
+
+
+async def test_a_damaged_upload_can_be_deleted_by_its_owner(service: Service) -> None:
+    client, db = service.client(), service.state["db"]
+    record = await upload(client)
+    target = record["links"]["content"]
+    path = service.path_of(record["id"])
+    await records.fail_uploads(db, [record["id"]], "damaged", "")
+    assert (await client.delete(target)).status == 204
+    assert not path.exists()
+    shown = (await client.get(record["links"]["self"])).json()
+    assert (shown["status"], shown["error"], shown["sha256"]) == ("deleted", None, DIGEST)
+    (await client.get(target)).refused(404, "not_found")
+    (await client.delete(target)).refused(404, "not_found")
+
+
+async def test_an_upload_that_failed_on_its_way_in_was_never_a_file(service: Service) -> None:
+    client = service.client()
+    (await client.put("a", b"x", headers={"Repr-Digest": f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"})).refused(
+        400, "digest_mismatch"
+    )
+    [failed] = (await client.get("/api/ingestion/history")).json()["items"]
+    for method in ("GET", "DELETE"):
+        (await client.request(method, f"/api/ingestion/files/{failed['id']}")).refused(404, "not_found")
 
 
 async def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(

@@ -77,9 +77,7 @@ async def test_an_edited_schema_is_a_check_that_fails(service: Service, monkeypa
     assert (answer.status, answer.json()["checks"]["schema"]) == (503, "0001 has been edited")
 
 
-async def test_damage_is_a_warning_and_uploads_are_taken(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_damage_is_a_warning_and_uploads_are_taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A balancer that took the node out for one file would take all other files out with it."""
     db = service.state["db"]
     item = (await service.client().put("a.txt", b"x")).json()
