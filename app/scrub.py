@@ -24,8 +24,8 @@ PASS_SECONDS: Final = 86_400
 """No pass begins sooner after the one before: less than this a small store need not be read again."""
 AGAIN_SECONDS: Final = 3600
 """So long after one that was stopped the next begins; by then the right directory may be mounted."""
-FILE_COST: Final = 64 * 1024
-"""What a file costs beside its bytes, in bytes: a disk seeks for so long. It bounds how many a second are opened."""
+FILE_COST: Final = 256 * 1024
+"""What a file costs beside its bytes, in bytes: a disk seeks, and the processor is busy, whatever its length."""
 _AT_ONCE: Final = 500
 _JUDGE_SECONDS: Final = 60.0
 _NAMES: Final = 20

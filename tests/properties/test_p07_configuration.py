@@ -78,6 +78,7 @@ SETTINGS = {
     "session_quota_uploads": whole(0, 2**53),
     "request_timeout": DURATION,
     "min_upload_rate": SIZE,
+    "scrub_rate": SIZE,
     "upload_idle_time": DURATION,
     "upload_max_time": DURATION,
     "interop_versions": (

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import records
 from app.errors import Unavailable
 from app.metrics import OUTCOMES, STAGES, SWEPT, Metrics
-from app.model import MAX_TIME_US, Protocol
+from app.model import MAX_TIME_US, Damage, Protocol
 from app.sweep import Sweeper
 from tests.asgi import Service, serving, settings_in
 
@@ -69,7 +69,7 @@ async def test_the_table_in_the_readme_is_what_is_exported(service: Service) -> 
 
 def test_every_value_of_a_label_stands_in_the_readme() -> None:
     written = set(re.findall(r"`(\w+)`", README.read_text()))
-    assert {*OUTCOMES, *STAGES, *SWEPT, *Protocol, "done", "stopped"} - written == set()
+    assert {*OUTCOMES, *STAGES, *SWEPT, *Protocol, *Damage, "done", "stopped", "failed"} - written == set()
 
 
 async def test_names_are_as_prometheus_has_them(service: Service) -> None:
