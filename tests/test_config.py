@@ -44,7 +44,7 @@ UNDERSTOOD = [
     ("sweep_interval", "90s", timedelta(seconds=90)),
     ("sweep_interval", "10min", timedelta(minutes=10)),
     ("scrub_rate", "0", 0),
-    ("scrub_rate", "16MiB", 16 * MiB),
+    ("scrub_rate", "16MiB", 16 * 2**20),
     ("session_max_age", "12h", timedelta(hours=12)),
     ("session_max_age", "36500d", timedelta(days=36500)),
     ("max_file_size", "1", 1),
