@@ -162,14 +162,13 @@ class Inspection:
 
     def _read_direct(self, block: memoryview) -> int:
         try:
-            count = os.preadv(self._fd, [block], self.size)
+            return os.preadv(self._fd, [block], self.size)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            count = -1  # some file systems refuse only the read itself
-        if count < 0 or (count % ALIGNMENT and self.size + count < self._length):
-            self._go_through_the_cache(fcntl.fcntl(self._fd, fcntl.F_GETFL))  # the next one could not be aligned
-        return count
+        # Some file systems refuse only the read itself; all refuse one that is not aligned, behind one cut short.
+        self._go_through_the_cache(fcntl.fcntl(self._fd, fcntl.F_GETFL))
+        return 0
 
     def _read_cached(self, block: memoryview) -> int:
         try:
