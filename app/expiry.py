@@ -78,7 +78,7 @@ class Expiry:
                 unit, resource, "expired", remembered_until_us=now_us + REMEMBERED_US, due_us=now_us
             )
 
-        ended = await self._db.transaction(run)
+        ended = await self._db.transaction_that_frees(run)
         if ended:
             self._holding.count(resource, "expired")
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])

@@ -88,7 +88,7 @@ class Holding:
                 unit, resource, ended_as, remembered_until_us=self.remembered_until, error=failure
             )
 
-        if await self._db.transaction(run):
+        if await self._db.transaction_that_frees(run):
             self.count(resource, ended_as)
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
 

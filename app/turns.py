@@ -108,7 +108,9 @@ class Turns:
             await resources.claim(unit, key_hash, holds=holds)
             return admitted(await resources.find(unit, key_hash))
 
-        claimed = await self._db.transaction(take_number)
+        # Who only asks, or cancels, is answered on a full disk too.
+        transaction = self._db.transaction if holds else self._db.transaction_that_frees
+        claimed = await transaction(take_number)
         free = claimed.holder is None or claimed.holder == claimed.fence
         if free or _settled(claimed) or (claimed.is_final and not holds):
             return claimed

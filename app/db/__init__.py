@@ -22,7 +22,7 @@ from app.db.driver import Driver, Row
 from app.db.postgresql import PostgresqlDriver
 from app.db.queries import Dialect
 from app.db.sqlite import SqliteDriver
-from app.errors import Unavailable, Unusable, UploadError
+from app.errors import StorageFull, Unavailable, Unusable, UploadError
 from app.tasks import to_the_end
 
 __all__ = ["Asks", "Db", "Row", "Unit"]
@@ -156,6 +156,7 @@ class Db(_Named):
                 if reason is None:
                     raise
                 raise Unusable(f"{self._name}: {reason}") from error
+            await self._once(self._driver.keep_room)
             undo.pop_all()
 
     async def close(self) -> None:
@@ -208,6 +209,20 @@ class Db(_Named):
             return result
 
         return await self._call(use, timeout=timeout, writes=True)
+
+    async def transaction_that_frees(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """The same, for `work` after which something can be removed: a full disk does not keep it from being done.
+
+        It uses space that is set aside for that, and sets aside anew what is missing of it.
+        """
+        if self._driver.lacks_room:
+            await self._once(self._driver.keep_room)
+        while True:
+            try:
+                return await self.transaction(work)
+            except StorageFull:
+                if not await to_the_end(asyncio.to_thread(self._driver.make_room)):
+                    raise
 
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
         return await self._once(lambda raw: self._driver.fetch(raw, query, arguments), writes=query.writes)

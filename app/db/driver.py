@@ -41,6 +41,19 @@ class Driver(ABC):
             Unusable: it could lose what it has acknowledged.
         """
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether space that should be set aside, for a disk that is full, is not."""
+        return False
+
+    async def keep_room(self, raw: Any) -> None:
+        """Set it aside, where that is ours to do."""
+        return
+
+    def make_room(self) -> bool:
+        """Give some of it back; False when there is none. It may wait for the disk."""
+        return False
+
     @abstractmethod
     async def fetch(self, raw: Any, query: Query, arguments: Mapping[str, Any]) -> list[Row]: ...
 

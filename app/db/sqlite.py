@@ -6,6 +6,7 @@ import threading
 from asyncio import Future
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import aiosqlite
@@ -13,6 +14,7 @@ from databases.core import Connection
 
 from app.db.driver import Driver, Row
 from app.db.queries import Query
+from app.db.reserve import Reserve
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
 
 OLDEST_VERSION: Final = (3, 38, 0)  # the first with ->> in SQL
@@ -59,6 +61,9 @@ class SqliteDriver(Driver):
     dialect = "sqlite"
     one_writer = True
 
+    def __init__(self) -> None:
+        self._reserve: Reserve | None = None
+
     def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
         # SQLite sleeps in its thread while another process writes, and nothing wakes it. Short
         # sleeps, with `Db` trying again until its own deadline, keep it at hand.
@@ -84,6 +89,19 @@ class SqliteDriver(Driver):
         if synchronous != 2:
             raise Unusable(f"SQLite's synchronous is {synchronous}, 2 (FULL) is needed")
         return {"server": f"SQLite {sqlite3.sqlite_version}", "journal_mode": journal, "synchronous": "FULL"}
+
+    @property
+    def lacks_room(self) -> bool:
+        return self._reserve is None or not self._reserve.is_whole
+
+    async def keep_room(self, raw: aiosqlite.Connection) -> None:
+        if self._reserve is None:
+            path = await _value(raw, "SELECT file FROM pragma_database_list WHERE name = 'main'")
+            self._reserve = Reserve(Path(f"{path}-reserve"))
+        await asyncio.to_thread(self._reserve.fill)
+
+    def make_room(self) -> bool:
+        return self._reserve is not None and self._reserve.give()
 
     async def fetch(self, raw: aiosqlite.Connection, query: Query, arguments: Mapping[str, Any]) -> list[Row]:
         try:

@@ -293,11 +293,24 @@ class LocalPartial(LocalStaged):
         )
 
     def discard(self) -> None:
-        """Close the file, and with that give up the lock; it stays."""
+        """Close the file, and with that give up the lock; it stays, up to its last mark.
+
+        What lies behind that counts for nobody, and on a full disk would keep it full.
+        """
         try:
-            self.close()
+            try:
+                if self._file is not None and not self.finished and self._file.written > self._mark.offset:
+                    self._cut_off()
+            finally:
+                self.close()
         except OSError as error:
-            log.error("a partial file could not be closed", key=self.key, error=reason(error))
+            log.error("a partial file could not be let go of in good order", key=self.key, error=reason(error))
+
+    def _cut_off(self) -> None:
+        if self._mark.offset:
+            os.ftruncate(self._opened().fileno(), self._mark.offset)
+        else:  # btrfs over its quota refuses to cut a file short, but not to remove it; who goes on makes it anew
+            self._staging.directories.remove_partial(self.name)
 
     def _opened(self) -> PartialFile:
         assert isinstance(self._file, PartialFile)

@@ -93,7 +93,7 @@ async def delete(request: Request[Services]) -> Response:
 
     # The record first: once that is committed the file is nobody's, and a crash before its
     # removal leaves it to the sweeper. The other order could lose bytes that a row promises.
-    if not await request.state["db"].transaction(run):
+    if not await request.state["db"].transaction_that_frees(run):
         raise NotFound
     await request.state["storage"].remove([upload.id])
     return Response(status_code=204)
