@@ -287,10 +287,9 @@ class LocalPartial(LocalStaged):
 
     def lose_name(self) -> None:
         directories = self._staging.directories
-        os.fchmod(self._opened().fileno(), _UNFINISHED_MODE)
-        kernel.rename_new(
-            self.key, self.name, old_dir_fd=directories.shard_fd(self.key), new_dir_fd=directories.partial_fd
-        )
+        shard_fd = directories.shard_fd(self.key)
+        os.chmod(self.key, _UNFINISHED_MODE, dir_fd=shard_fd)  # by its name: it may be that it could not be closed
+        kernel.rename_new(self.key, self.name, old_dir_fd=shard_fd, new_dir_fd=directories.partial_fd)
 
     def discard(self) -> None:
         """Close the file, and with that give up the lock; it stays, up to its last mark.
