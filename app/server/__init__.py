@@ -44,6 +44,7 @@ _GARBAGE_THRESHOLD: Final = 50_000
 # A thread that publishes a batch takes the interpreter back after each system call, a few times a file. By default it
 # would wait 5 ms each time while the event loop is busy, and everybody's answer with it.
 _SWITCH_SECONDS: Final = 0.0005
+_SPARE_DESCRIPTORS: Final = 48
 _ADDRESS_CHARACTERS: Final = 45  # the longest IPv6 address; a proxy may pass on anything
 
 
@@ -147,7 +148,7 @@ def create(settings: Settings, seats: Seats | None = None) -> ASGIApp:
     keep_freed_blocks()
     raise_open_files_limit()
     _end_with_parent()
-    return Served(main.build(settings, seats))
+    return Served(main.build(settings, seats), settings.database_pool_size)
 
 
 def keep_freed_blocks() -> None:
@@ -182,6 +183,13 @@ def raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def keep_descriptors_for_files(database_connections: int) -> None:
+    """Take no more connections than can each have a file open, beside what else is and will be: to be called last."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = len(os.listdir("/dev/fd")) + 2 * database_connections + _SPARE_DESCRIPTORS
+    Connection.MOST = max(1, (allowed - others) // 2) if allowed != resource.RLIM_INFINITY else sys.maxsize
+
+
 def _end_with_parent() -> None:
     """Have a worker stop when its parent was killed: it would hold the port for ever, and nobody would restart it."""
     parent = multiprocessing.parent_process()
@@ -200,8 +208,9 @@ def _end_with_parent() -> None:
 class Served:
     """The application, and what concerns all of its process: who asks, and how it starts and stops."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, database_connections: int) -> None:
         self._app = app
+        self._database_connections = database_connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -227,6 +236,7 @@ class Served:
             if message["type"] == "lifespan.startup.complete":
                 collect_rarely()
                 sys.setswitchinterval(_SWITCH_SECONDS)
+                keep_descriptors_for_files(self._database_connections)
             await send({"type": message["type"]})
 
         try:

@@ -6,6 +6,7 @@ not body; one reading of what the request is, or none; and refusals in the servi
 
 import asyncio
 import re
+import sys
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -49,6 +50,7 @@ class Connection(HttpToolsProtocol):
     STALLED_SECONDS = 300.0
     STRAIGHT_BYTES = 64 * 1024
     PIECE_BYTES = 20 * 1024
+    MOST = sys.maxsize  # lower where descriptors are few: see keep_descriptors_for_files
     cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -65,7 +67,8 @@ class Connection(HttpToolsProtocol):
         self._answering: Cycle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
-        if len(self.connections) > self.config.most_connections:  # type: ignore[attr-defined]  # it is ours
+        most: int = self.config.most_connections  # type: ignore[attr-defined]  # it is ours
+        if len(self.connections) > min(most, self.MOST):
             self._answer_at_once(b"503 Service Unavailable", Unavailable("too many connections are open"), new_id())
 
     def connection_lost(self, exc: Exception | None) -> None:

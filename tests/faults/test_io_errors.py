@@ -3,6 +3,8 @@
 Promise 4. The calls are made to fail by strace, in the service as it runs.
 """
 
+import hashlib
+import os
 from contextlib import closing
 
 import pytest
@@ -12,6 +14,7 @@ from tests.faults.tracing import NAMED_THREADS, needs_strace, traced
 from tests.interop.clients import TORTURE
 from tests.sender import TUS
 from tests.service import HISTORY, UPLOADS, Service
+from tests.storage.stores import needs_root, remount, thin_disk, tmpfs
 
 pytestmark = needs_strace
 
@@ -155,3 +158,68 @@ def test_while_every_flush_fails_it_is_not_ready_and_when_none_does_it_is(guest)
         flushed_once(story)
         assert all(store in line for line in story.injected)
     trusts_again(guest, before)
+
+
+# --- disks that really fail
+
+
+def elsewhere(tmp_path):
+    return {"database_url": f"sqlite:///{tmp_path}/waybill.db"}
+
+
+@needs_root
+def test_of_a_disk_that_loses_writes_nothing_is_acknowledged_that_is_lost(tmp_path):
+    """F7: ext4 says ok to the second flush of data that it has lost. Here there is no second one, and it is asked for
+    nothing that it did not flush at first."""
+    with thin_disk(tmp_path) as root, closing(Service(root, **elsewhere(tmp_path))) as running:
+        guest = Guest(running.start())
+        failed = 0
+        for number in range(60):
+            way = WAYS[number % 3]
+            # Small ones go through the page cache, so that it is their flush that fails; large ones past it.
+            answer = guest.send(way, content_of(4 * MIB if number % 4 == 3 else 200 * KIB, number))
+            if not is_success(answer):
+                assert answer.status_code in (503, 507), answer.text
+                failed += 1
+                guest.get("/health/ready")  # a test that passes, by chance, brings nothing back
+            if failed == 6:
+                break
+        assert failed == 6
+        assert any(said.startswith("the store failed") for said in running.said("error"))
+        for path in (running.store / "files").glob("*/*"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk itself is asked
+        completed = {item["id"] for item in guest.history() if item["status"] == "completed"}
+        assert completed == guest.acknowledged.keys()
+        for upload_id, digest in guest.acknowledged.items():
+            served = guest.get(f"/api/ingestion/files/{upload_id}")
+            assert hashlib.sha256(served.content).hexdigest() == digest
+        for item in guest.history():
+            if item["id"] not in guest.acknowledged:
+                assert guest.get(f"/api/ingestion/files/{item['id']}").status_code == 404
+
+
+@needs_root
+def test_a_store_that_becomes_read_only_is_read_and_taken_back_when_it_can_be_written(tmp_path):
+    """F11: without a restart."""
+    with tmpfs(tmp_path / "volume", "16m") as root, closing(Service(root, **elsewhere(tmp_path))) as running:
+        guest = Guest(running.start())
+        guest.goes_on()
+        before = Baseline(running)
+        with guest.client() as client:
+            made = client.post(UPLOADS, headers=TUS | {"Upload-Length": "10"})
+            url, upload_id = made.headers["location"], guest.history()[-1]["id"]
+        remount(root, "ro")
+        for size in (10, 2 * MIB):
+            for way in WAYS:
+                refused(guest.send(way, content_of(size)))
+        refused(guest.append(url, b"0123456789"))
+        eventually(lambda: guest.get("/health/ready").json()["failing"] == ["store"])
+        mistrusts(guest)
+        remount(root, "rw")
+        eventually(lambda: guest.get("/health/ready").status_code == 200)
+        assert guest.append(url, b"0123456789").headers["upload-offset"] == "10"
+        guest.acknowledge(guest.get(f"{HISTORY}/{upload_id}").json(), b"0123456789")
+        guest.goes_on()
+        before.is_back()
+        assert running.stop() == 0
