@@ -227,9 +227,11 @@ class TestService:
                 assert made.status_code == 201
                 assert client.get(made.json()["links"]["content"]).content == content
 
-    @pytest.mark.parametrize("reader", ["sleeps", "leaves"])
-    def test_requests_go_on_when_nobody_reads_the_log(self, tmp_path, reader):
-        with self.serving(tmp_path, stderr=subprocess.PIPE) as process, process.stderr:
+    @pytest.mark.parametrize(("reader", "workers"), [("sleeps", 1), ("leaves", 1), ("leaves", 2)])
+    def test_requests_go_on_when_nobody_reads_the_log(self, tmp_path, reader, workers):
+        """F35: the pipe is full, or has nobody at its end."""
+        settings = {"workers": workers}
+        with self.serving(tmp_path, stderr=subprocess.PIPE, settings=settings) as process, process.stderr:
             fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
             for line in process.stderr:
                 if b"Uvicorn running on" in line:
@@ -239,7 +241,7 @@ class TestService:
             self.serves(json.loads(line)["event"].split()[3], requests=50)
 
     def test_requests_go_on_when_there_is_no_standard_error(self, tmp_path):
-        """Nor does a file or a connection take its place, and receive what is logged."""
+        """F35. Nor does a file or a connection take its place, and receive what is logged."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         closed = ["/bin/sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh"]

@@ -268,6 +268,8 @@ class Db(_Named):
             try:
                 connection = await self._connection()
                 try:
+                    if writes and self._driver.doubts:
+                        await _answered(self._driver, self._driver.settle(connection.raw_connection))
                     result = await use(connection.raw_connection)
                 except Exception as error:
                     with suppress(Exception):  # what cannot be undone here is undone by giving the connection up

@@ -42,6 +42,15 @@ class Driver(ABC):
         """
 
     @property
+    def doubts(self) -> bool:
+        """Whether something that looks committed may not be durable, so that nothing may build on it."""
+        return False
+
+    async def settle(self, raw: Any) -> None:
+        """Make it durable, or raise what speaks against it."""
+        return
+
+    @property
     def lacks_room(self) -> bool:
         """Whether space that should be set aside, for a disk that is full, is not."""
         return False

@@ -63,6 +63,7 @@ class SqliteDriver(Driver):
 
     def __init__(self) -> None:
         self._reserve: Reserve | None = None
+        self._doubts = False
 
     def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
         # SQLite sleeps in its thread while another process writes, and nothing wakes it. Short
@@ -135,12 +136,33 @@ class SqliteDriver(Driver):
 
     async def recover(self, raw: aiosqlite.Connection, error: Exception) -> bool:
         await raw.rollback()  # in the connection's thread; nothing when there is no transaction
-        return self.refusal(error) is None or self.is_conflict(error)
+        return self.refusal(error) is None or self.is_conflict(error) or _code(error) == sqlite3.SQLITE_FULL
+
+    @property
+    def doubts(self) -> bool:
+        return self._doubts
+
+    async def settle(self, raw: aiosqlite.Connection) -> None:
+        """Bring everything from the log into the database's file, and begin the log anew.
+
+        A commit whose flush failed lies in the log, whole: once that was opened again it looks like
+        any other, to repeat it changes nothing and flushes nothing, and behind a part of the log that
+        never reached the disk later commits would be lost with it. Nor can another flush be believed.
+        """
+        self._doubts = False  # another connection may be given up meanwhile
+        try:
+            [[busy, _, _]] = await raw.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            if busy:
+                raise _busy()
+        except BaseException:
+            self._doubts = True
+            raise
 
     def is_open(self, raw: aiosqlite.Connection) -> bool:
         return True  # there is nobody at the other end who could hang up
 
     async def abandon(self, raw: aiosqlite.Connection) -> "Future[Any] | None":
+        self._doubts = True  # whatever it was doing, nobody learns how its last flush ended
         await raw.interrupt()  # what runs ends soon; closing, its thread's last act, then rolls back
         return raw.stop()
 
@@ -171,6 +193,13 @@ def _code(error: BaseException | None) -> int | None:
         if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode")
         else None
     )
+
+
+def _busy() -> sqlite3.Error:
+    """What SQLite raises for a statement, and only tells in the row of a checkpoint."""
+    error = sqlite3.OperationalError("the log is in use")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    return error
 
 
 def _lenient(text: bytes) -> str:

@@ -160,6 +160,26 @@ def test_while_every_flush_fails_it_is_not_ready_and_when_none_does_it_is(guest)
     trusts_again(guest, before)
 
 
+def test_a_record_that_cannot_be_flushed_is_not_acknowledged_and_its_outcome_is_told_later(guest):
+    """F6, of SQLite's own flush: what looks committed then is made sure of before anything builds on it."""
+    before = Baseline(guest.running)
+    known = {item["id"] for item in guest.history()}
+    log = str(guest.running.store / "waybill.db-wal")
+    flushes = "fsync,fdatasync"  # which of them is a matter of how SQLite was built
+    with traced(guest.running, "-P", log, "-e", f"inject={flushes}:error=EIO", trace=flushes) as story:
+        refused(guest.send("raw", b"x"))
+        refused(guest.send("form", b"x"))
+        assert story.injected
+
+    def settled():
+        new = [item for item in guest.history() if item["id"] not in known]
+        guest.acknowledged |= {item["id"]: item["sha256"] for item in new if item["status"] == "completed"}
+        return new != [] and is_success(guest.send("raw", b"x"))
+
+    eventually(settled)
+    trusts_again(guest, before)
+
+
 # --- disks that really fail
 
 
