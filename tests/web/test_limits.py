@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from app import records
 from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
 from tests.strategies import form
 
@@ -127,6 +128,18 @@ async def test_what_is_deleted_is_free_again(stack: AsyncExitStack, tmp_path: Pa
     assert (await client.delete(made["links"]["content"])).status == 204
     assert await quota(client) == (0, 0)
     assert (await client.put("f", b"x" * 10)).status == 201
+
+
+async def test_what_is_damaged_counts_again_when_it_is_whole(
+    stack: AsyncExitStack, tmp_path: Path, database_url: str
+) -> None:
+    client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=100))
+    made = (await client.put("f", b"x" * 60)).json()
+    await records.fail_uploads(running.state["db"], [made["id"]], "damaged", "other bytes")
+    assert await quota(client) == (0, 0)
+    await records.mend_uploads(running.state["db"], [made["id"]])
+    assert await quota(client) == (60, 1)
+    (await client.put("f", b"x" * 41)).refused(413, "quota_exceeded")
 
 
 async def test_it_is_refused_before_the_body_is_asked_for(
