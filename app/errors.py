@@ -165,6 +165,14 @@ class InProgress(UploadError):
         super().__init__(detail)
 
 
+class KeyInUse(InProgress):
+    """The first request with this Idempotency-Key has yet to be answered."""
+
+    def __init__(self) -> None:
+        super().__init__("another request with this Idempotency-Key is still at work; ask again for its answer")
+        self.headers = {"Retry-After": "2"}
+
+
 class Gone(UploadError):
     code, status, title = "gone", 410, "This upload has ended"
 
@@ -233,6 +241,16 @@ class RangeNotSatisfiable(UploadError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the file has {size} bytes")
         self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+class IdempotencyMismatch(UploadError):
+    code, status, title = "idempotency_mismatch", 422, "The Idempotency-Key stands for another request"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the first request with this Idempotency-Key had another length, content type or filename; "
+            "take a new key for a new upload"
+        )
 
 
 class ChecksumMismatch(UploadError):

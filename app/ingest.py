@@ -77,11 +77,14 @@ class Ingest:
         self._idle.set()
         self.metrics.live_uploads.read = lambda: len(self._live)
 
-    def request(self, *, visitor: Visitor, protocol: Protocol, declared: int | None = None) -> "Landing":
+    def request(
+        self, *, visitor: Visitor, protocol: Protocol, declared: int | None = None, claim: str | None = None
+    ) -> "Landing":
         """Receive the files of one request; leaving without `publish` leaves nothing visible.
 
         `declared` is the length of the body, when it is known: that much space is set
-        aside, so that a disk that is too small refuses the request before its body.
+        aside, so that a disk that is too small refuses the request before its body. With a
+        `claim` they land once, see `Once`.
 
         Entering it raises:
             StorageFull: the declared bytes do not fit above the floor of free space.
@@ -89,7 +92,7 @@ class Ingest:
             QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, the database is away, or too many requests are under way.
         """
-        return Landing(self, visitor, protocol, declared)
+        return Landing(self, visitor, protocol, declared, claim)
 
     async def close(self, grace_seconds: float) -> None:
         """Take nothing new; wait for what is under way, but no longer than the grace."""
@@ -150,7 +153,7 @@ class Ingest:
     async def land(self, landing: "Landing", files: list[Incoming]) -> list[Upload]:
         allowances = () if landing.granted is None else (landing.granted.id,)
         with _arriving(landing.visitor) as arrival:
-            return await self._publisher.land(files, arrival, allowances=allowances)
+            return await self._publisher.land(files, arrival, allowances=allowances, claim=landing.claim)
 
     async def record_failure(self, landing: "Landing", files: list[Incoming], error: UploadError) -> None:
         """Put the failure into the history; the client is told in any case, also when that is not possible."""
@@ -181,9 +184,12 @@ def _arriving(visitor: Visitor) -> Iterator[NewSession | None]:
 class Landing:
     """The files of one request on their way in. Enter it, feed it, `publish` it, leave it."""
 
-    def __init__(self, ingest: Ingest, visitor: Visitor, protocol: Protocol, declared: int | None) -> None:
+    def __init__(
+        self, ingest: Ingest, visitor: Visitor, protocol: Protocol, declared: int | None, claim: str | None
+    ) -> None:
         self.visitor = visitor
         self.protocol = protocol
+        self.claim = claim
         self.reservation: Reservation | None = None
         self.granted: Granted | None = None
         self._ingest = ingest

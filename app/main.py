@@ -24,6 +24,7 @@ from app.errors import Unusable, UploadError
 from app.ingest import Ingest, Limits
 from app.lookup import Lookup
 from app.metrics import Metrics, Seats
+from app.once import Once
 from app.publish import Publisher
 from app.quota import Quotas
 from app.resume import Resumes
@@ -241,11 +242,13 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         )
         stack.push_async_callback(_last_seen, sessions)
         quotas, ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db, metrics))
+        once = Once(db, metrics, now_us=now_us, new_id=new_id)
         metrics.staged_bytes.read = storage.staged_bytes
         metrics.free_slots.read = lambda: db.slots()[0]
         metrics.slots.read = lambda: db.slots()[1]
         metrics.refresh()
-        works = [sessions.keep_seen(), sweeper.run(settings.sweep_interval.total_seconds()), metrics.watch()]
+        sweeping = sweeper.run(settings.sweep_interval.total_seconds())
+        works = [sessions.keep_seen(), sweeping, once.renew(), metrics.watch()]
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:
@@ -259,6 +262,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
             db=db,
             lookup=Lookup(db),
             ingest=ingest,
+            once=once,
             resumes=resumes,
             sessions=sessions,
             cursors=Signer(keys, "cursor"),

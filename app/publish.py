@@ -7,16 +7,16 @@ one is flushed: an idle service adds no delay, a busy one pays for few flushes.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
 import structlog
 
-from app import records, usage
+from app import claims, records, usage
 from app.db import Db, Unit
-from app.errors import Internal, Unavailable, UploadError
+from app.errors import Internal, KeyInUse, Unavailable, UploadError
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Failure, Protocol, Status, Upload
 from app.records import NewSession
@@ -26,6 +26,8 @@ from app.tasks import to_the_end
 log = structlog.stdlib.get_logger("waybill.publish")
 
 MAX_BATCH_FILES: Final = 256
+ANSWERED_US: Final = 86_400_000_000
+"""So long what landed under an Idempotency-Key is told again."""
 _MAX_BATCH_ROWS: Final = 4096
 _PATIENCE_SECONDS: Final = 4.0
 """How long recording is tried again when the database is away; then the client is told to come back."""
@@ -33,6 +35,14 @@ _HASTE_SECONDS: Final = 1.0
 """The same for those who waited meanwhile: by then it is known to be away."""
 _RETRY_SECONDS: Final = 0.1
 _OUTCOMES: Final[dict[Status, Outcome]] = {Status.COMPLETED: "completed", Status.FAILED: "failed"}
+
+
+class PassedOver(Exception):
+    """Others hold the keys that some of a batch were to land under; nothing of the batch is recorded."""
+
+    def __init__(self, claim_ids: Collection[str]) -> None:
+        super().__init__(f"{len(claim_ids)} claims were passed over")
+        self.claim_ids = claim_ids
 
 
 class OutcomeUnknown(Unavailable):
@@ -99,6 +109,8 @@ class _Landing:
     uploads: list[Upload] = field(default_factory=list)
     allowances: Sequence[str] = ()
     """Of the session's quota; given back by the transaction that records the uploads, which are counted then."""
+    claim: str | None = None
+    """On an Idempotency-Key: the same transaction records under it what landed, or nothing when it was passed over."""
 
     @property
     def ids(self) -> list[str]:
@@ -213,19 +225,28 @@ class Publisher:
             raise Unavailable("the database is away")
 
     async def land(
-        self, files: Sequence[Incoming], arrival: NewSession | None, *, allowances: Sequence[str] = ()
+        self,
+        files: Sequence[Incoming],
+        arrival: NewSession | None,
+        *,
+        allowances: Sequence[str] = (),
+        claim: str | None = None,
     ) -> list[Upload]:
         """Return the records of `files` once their bytes, names and rows would survive a power cut.
 
-        All of them land or none; with them the `allowances` are given back. A cancelled caller
-        does not stop it: the outcome is then in the history.
+        All of them land or none; with them the `allowances` are given back. With a `claim` on an
+        Idempotency-Key they land only while it holds the key. A cancelled caller does not stop
+        it: the outcome is then in the history.
 
         Raises:
+            KeyInUse: it does not: another request has passed it over.
             OutcomeUnknown: the database went away in the middle; nothing was lost.
             UploadError: none of them landed. What is staged still is the caller's to abort.
         """
         self.check()
-        landing = _Landing(files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances)
+        landing = _Landing(
+            files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances, claim=claim
+        )
         self._publishing.put(landing)
         return await landing.done
 
@@ -290,6 +311,15 @@ class Publisher:
     async def _record(self, batch: list[_Landing]) -> None:
         try:
             await self._commit(batch)
+        except PassedOver as error:
+            passed = [landing for landing in batch if landing.claim in error.claim_ids]
+            for landing in passed:
+                log.warning("an upload was passed over by another with its key", uploads=landing.ids)
+                self.metrics.keyed["passed_over"].add()
+                await self._take_back(landing.ids)
+                landing.refuse(KeyInUse())
+            if rest := [landing for landing in batch if landing not in passed]:
+                await self._record(rest)
         except Unavailable as error:
             # The files stay: the rows may be there after all.
             log.error("the database is away; the outcome is open", uploads=sum(len(each.uploads) for each in batch))
@@ -322,6 +352,7 @@ class Publisher:
 
         Raises:
             Unavailable: whether they are recorded is not known.
+            PassedOver: they are not, because of some of them.
             Exception: they are not.
         """
         uploads = [upload for landing in batch for upload in landing.uploads]
@@ -331,9 +362,11 @@ class Publisher:
         while True:
             began = self.metrics.stopwatch()
             try:
-                await self._db.transaction(_insert(uploads, batch), timeout=deadline - clock())
+                await self._db.transaction(self._insert_once(uploads, batch), timeout=deadline - clock())
             except Unavailable as error:
                 doubt = error
+            except PassedOver:
+                raise  # nor has an attempt before been committed: the key would have its answer
             except Exception as error:
                 if doubt is None:
                     raise
@@ -345,6 +378,21 @@ class Publisher:
             if clock() + _RETRY_SECONDS >= deadline:
                 raise doubt
             await asyncio.sleep(_RETRY_SECONDS)
+
+    def _insert_once(self, uploads: Sequence[Upload], batch: Sequence[_Landing]) -> Callable[[Unit], Awaitable[object]]:
+        """Record these uploads, and under the keys of those that have one what landed; raises PassedOver."""
+        insert = _insert(uploads, batch)
+        keyed = {landing.claim: landing.uploads for landing in batch if landing.claim is not None}
+        if not keyed:
+            return insert
+
+        async def run(unit: Unit) -> None:
+            # The uploads first, as whoever moves a session's does: two that lock in the same order never deadlock.
+            await insert(unit)
+            if passed := await claims.answer(unit, keyed, self._now_us() + ANSWERED_US):
+                raise PassedOver(passed)
+
+        return run
 
     # --- afterwards: what was in doubt
 

@@ -282,6 +282,7 @@ async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) ->
     await unit.run("move_resumables", from_id=from_id, into_id=into_id)
     await unit.run("move_uploads", from_id=from_id, into_id=into_id)
     await unit.run("move_allowances", from_id=from_id, into_id=into_id)
+    await unit.run("move_idempotency_keys", from_id=from_id, into_id=into_id)
     await unit.run("move_tokens", from_id=from_id, into_id=into_id)
     await unit.run("move_link_codes", from_id=from_id, into_id=into_id)
     return True

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from app import records
+from app import claims, records
 from app.db import Db, Unit
 from app.errors import UploadError
 from app.metrics import Metrics
@@ -21,6 +21,8 @@ GRACE_SECONDS: Final = 3600.0
 KEEP_ASIDE_SECONDS: Final = 7 * 86_400.0
 EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that ended without an upload is forgotten a day later."""
+KEY_GRACE_US: Final = 3_600_000_000
+"""A claim that ran out so long ago is nobody's: who holds it has only been slow, if nobody else wanted the key."""
 _AT_ONCE: Final = 500
 _PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
 
@@ -72,6 +74,7 @@ class Swept:
     uploads_expired: int = 0
     uploads_completed: int = 0
     partials_removed: int = 0
+    keys_forgotten: int = 0
     stopped: str | None = None
 
     def as_dict(self) -> dict[str, int | str | None]:
@@ -125,7 +128,7 @@ class Sweeper:
         return False
 
     async def once(self) -> Swept:
-        """Sweep staging, files, rows and sessions; all but the last only if nobody else is at it."""
+        """Sweep staging, keys, files, rows and sessions; all but the last only if nobody else is at it."""
         swept = Swept()
         with self._storage.alone_at("sweep") as alone:
             if alone:
@@ -135,6 +138,7 @@ class Sweeper:
                     done = await self._resumables()
                     swept.uploads_expired, swept.uploads_completed = done.expired, done.completed
                     swept.partials_removed = done.files_removed
+                swept.keys_forgotten = await self._sweep_keys()
                 await self._sweep_files(swept)
                 if swept.stopped is None:
                     await self._sweep_rows(swept)
@@ -149,6 +153,14 @@ class Sweeper:
         self._metrics.sweeps["done" if swept.stopped is None else "stopped"].add()
         for what, counter in self._metrics.swept.items():
             counter.add(getattr(swept, what))
+
+    async def _sweep_keys(self) -> int:
+        """Forget the Idempotency-Keys that mean nothing any more."""
+        forgotten, until_us = 0, self._now_us() - KEY_GRACE_US
+        while found := await claims.forget(self._db, until_us, _AT_ONCE):
+            forgotten += found
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return forgotten
 
     async def _sweep_sessions(self) -> int:
         now_us = self._now_us()

@@ -68,6 +68,7 @@ RELEASED = {
     "too_many_files": 413,
     "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
+    "idempotency_mismatch": 422,
     "quota_exceeded": 413,
     "rate_limited": 429,
     "checksum_mismatch": 460,

@@ -380,7 +380,8 @@ class TestSweepers:
     async def test_it_says_what_it_did(self, store, db):
         assert (await sweeper(store, db).once()).as_dict() == {
             "staged_removed": 0, "files": 0, "files_set_aside": 0, "files_removed": 0, "records": 0, "records_lost": 0,
-            "sessions_ended": 0, "uploads_expired": 0, "uploads_completed": 0, "partials_removed": 0, "stopped": None,
+            "sessions_ended": 0, "uploads_expired": 0, "uploads_completed": 0, "partials_removed": 0,
+            "keys_forgotten": 0, "stopped": None,
         }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ Kind = Literal["counter", "gauge", "histogram"]
 Outcome = Literal["completed", "failed", "cancelled", "expired"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("completed", "failed", "cancelled", "expired")
 Stage = Literal["receive", "data_flush", "names_flush", "rows_commit"]
+Keyed = Literal["first", "replayed", "in_progress", "mismatch", "passed_over"]
+KEYED: Final[tuple[Keyed, ...]] = ("first", "replayed", "in_progress", "mismatch", "passed_over")
 STAGES: Final[tuple[Stage, ...]] = ("receive", "data_flush", "names_flush", "rows_commit")
 SWEPT: Final = (
     "staged_removed",
@@ -32,6 +34,7 @@ SWEPT: Final = (
     "uploads_expired",
     "uploads_completed",
     "partials_removed",
+    "keys_forgotten",
 )
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -159,7 +162,7 @@ class Metrics:
         swept = self._family(
             "waybill_swept_total",
             "counter",
-            "Files, records, sessions and uploads that sweeps changed, by what they did.",
+            "Files, records, sessions, uploads and keys that sweeps changed, by what they did.",
             ("what",),
         )
         self.swept = {what: self._counter(swept, what) for what in SWEPT}
@@ -191,6 +194,13 @@ class Metrics:
         self.scrubbed_at = self._gauge(
             "waybill_scrub_whole_timestamp_seconds", "When the last whole pass ended, since 1970; 0 if none has."
         )
+        keyed = self._family(
+            "waybill_keyed_requests_total",
+            "counter",
+            "Requests with an Idempotency-Key, by what became of them.",
+            ("outcome",),
+        )
+        self.keyed = {outcome: self._counter(keyed, outcome) for outcome in KEYED}
         self.broken_records = self._counter(
             self._family(
                 "waybill_broken_records_total", "counter", "Records that break the model, each time one was left out."

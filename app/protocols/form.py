@@ -81,6 +81,11 @@ class FormDecoder:
         self._part_bytes = 0
         self._epilogue_bytes = 0
 
+    @property
+    def boundary_bytes(self) -> int:
+        """How long the boundary is, as the header has it."""
+        return len(self._delimiter) - len(b"\r\n--")
+
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events in the next block of the body. Take them all before the next block.
 

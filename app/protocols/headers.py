@@ -24,6 +24,7 @@ UNNAMED: Final = "unnamed"
 MAX_RANGES: Final = 5
 
 _MAX_DIGEST_FIELD_CHARACTERS = 4096
+_MAX_KEY_CHARACTERS = 255
 _MAX_RANGE_CHARACTERS = 256  # five ranges of 19-digit positions, with room for spaces
 _MAX_DATE_CHARACTERS = 64
 
@@ -210,6 +211,27 @@ def repr_digests(value: str) -> str | None:
     if not isinstance(digest, bytes) or len(digest) != 32:
         raise BadRequest("a sha-256 digest has 32 bytes, as sha-256=:base64:")
     return digest.hex()
+
+
+_BARE_KEY = re.compile(r"[!#-+\-.-:<-\[\]-~]+")  # what is printed but quotes, commas, semicolons and backslashes
+
+
+def idempotency_key(value: str) -> str:
+    """The key in an Idempotency-Key: a structured string, or the same without its quotes, as many clients send it.
+
+    Raises:
+        BadRequest: it is neither, or has no characters or more than 255.
+    """
+    value = value.strip(" \t")
+    key: object = value if _BARE_KEY.fullmatch(value) else None
+    if key is None and len(value) <= 2 * _MAX_KEY_CHARACTERS + len('""'):  # where every character is escaped
+        try:
+            key, _ = cast("tuple[object, object]", http_sf.parse(value.encode("latin-1"), tltype="item"))
+        except http_sf.StructuredFieldError:
+            key = None
+    if not isinstance(key, str) or not 1 <= len(key) <= _MAX_KEY_CHARACTERS:
+        raise BadRequest(f"an Idempotency-Key is 1 to {_MAX_KEY_CHARACTERS} characters of ASCII, in quotes or without")
+    return key
 
 
 def digest_field(sha256: str) -> str:

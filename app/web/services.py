@@ -8,6 +8,7 @@ from app.ingest import Ingest
 from app.lookup import Lookup
 from app.metrics import Metrics
 from app.model import Clock
+from app.once import Once
 from app.resume import Resumes
 from app.sessions import Sessions
 from app.signing import Signer
@@ -20,6 +21,7 @@ class Services(TypedDict):
     db: Db
     lookup: Lookup
     ingest: Ingest
+    once: Once
     resumes: Resumes
     sessions: Sessions
     cursors: Signer

@@ -1,5 +1,6 @@
 """One request, whole files: form POST, raw PUT and POST."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -7,10 +8,18 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.claims import Asked
 from app.errors import BadRequest, NotFound, TooLarge
 from app.model import Protocol, Upload
 from app.protocols.form import FormDecoder, PartBegin, PartData
-from app.protocols.headers import content_type, digest_field, disposition_filename, repr_digests, safe_filename
+from app.protocols.headers import (
+    content_type,
+    digest_field,
+    disposition_filename,
+    idempotency_key,
+    repr_digests,
+    safe_filename,
+)
 from app.web import limits
 from app.web.body import Body
 from app.web.exchange import exchange_of
@@ -18,6 +27,7 @@ from app.web.services import Services
 from app.web.session import caller_of
 
 _JSON: Final = "application/json"
+_FORM: Final = "multipart/form-data"
 UPLOADS: Final = "/api/ingestion/uploads"
 MAX_FIELDS: Final = 1000
 """So many parts of a form may be plain fields, beside its files."""
@@ -27,7 +37,7 @@ async def post(request: Request[Services]) -> Response:
     """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
     limits.tell(request)
     kind = _single(request, "content-type") or ""
-    if kind.partition(";")[0].strip().lower() == "multipart/form-data":
+    if kind.partition(";")[0].strip().lower() == _FORM:
         most = request.state["settings"].max_files_per_request + MAX_FIELDS
         return await _receive_form(request, FormDecoder(kind, max_parts=most))
     disposition = _single(request, "content-disposition")
@@ -65,24 +75,32 @@ async def options(request: Request[Services]) -> Response:
 
 async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Response:
     with body_of(request) as body:
-        landing = request.state["ingest"].request(
-            visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared
+        uploads = await _once(
+            request,
+            lambda: Asked(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
+            lambda claim: _land_form(request, decoder, body, claim),
         )
-        async with landing:
-            async for block in body:
-                for event in decoder.feed(block):
-                    if isinstance(event, PartBegin):
-                        if event.filename is not None:
-                            await landing.begin_file(event.filename, event.content_type)
-                    elif not landing.receiving:
-                        continue  # a plain field: ignored
-                    elif isinstance(event, PartData):
-                        await landing.write(event.data)
-                    else:
-                        await landing.end_file()
-            decoder.finish()
-            uploads = await landing.publish()
     return _created(request, uploads, to_json({"items": uploads}))
+
+
+async def _land_form(request: Request[Services], decoder: FormDecoder, body: Body, claim: str | None) -> list[Upload]:
+    landing = request.state["ingest"].request(
+        visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared, claim=claim
+    )
+    async with landing:
+        async for block in body:
+            for event in decoder.feed(block):
+                if isinstance(event, PartBegin):
+                    if event.filename is not None:
+                        await landing.begin_file(event.filename, event.content_type)
+                elif not landing.receiving:
+                    continue  # a plain field: ignored
+                elif isinstance(event, PartData):
+                    await landing.write(event.data)
+                else:
+                    await landing.end_file()
+        decoder.finish()
+        return await landing.publish()
 
 
 async def _receive_raw(request: Request[Services], filename: str) -> Response:
@@ -93,21 +111,50 @@ async def _receive_raw(request: Request[Services], filename: str) -> Response:
 
 
 async def receive(request: Request[Services], filename: str, kind: str, *, sha256: str | None) -> Upload:
-    """Take the body as a file, which must have that digest if one is given."""
+    """Take the body as a file, which must have that digest if one is given; once, if the request has a key."""
     with body_of(request) as body:
         limit = request.state["settings"].max_file_size
         if body.declared is not None and body.declared > limit:
             raise TooLarge(body.declared, limit)
-        landing = request.state["ingest"].request(
-            visitor=caller_of(request).visitor(), protocol=Protocol.RAW, declared=body.declared
+        [upload] = await _once(
+            request,
+            lambda: Asked(Protocol.RAW, kind, filename, body.declared, sha256=sha256),
+            lambda claim: _land_raw(request, body, claim, filename, kind, sha256),
         )
-        async with landing:
-            await landing.begin_file(filename, kind, sha256=sha256)
-            async for block in body:
-                await landing.write(block)
-            await landing.end_file()
-            [upload] = await landing.publish()
     return upload
+
+
+async def _land_raw(
+    request: Request[Services], body: Body, claim: str | None, filename: str, kind: str, sha256: str | None
+) -> list[Upload]:
+    landing = request.state["ingest"].request(
+        visitor=caller_of(request).visitor(), protocol=Protocol.RAW, declared=body.declared, claim=claim
+    )
+    async with landing:
+        await landing.begin_file(filename, kind, sha256=sha256)
+        async for block in body:
+            await landing.write(block)
+        await landing.end_file()
+        return await landing.publish()
+
+
+async def _once(
+    request: Request[Services], asked: Callable[[], Asked], land: Callable[[str | None], Awaitable[list[Upload]]]
+) -> list[Upload]:
+    """What lands; with an Idempotency-Key, what landed under that key before, if anything did."""
+    key = _single(request, "idempotency-key")
+    if key is None:
+        return await land(None)
+    session_id = caller_of(request).visitor().session_id
+    begun = await request.state["once"].begin(session_id, idempotency_key(key), asked())
+    if isinstance(begun, list):
+        exchange = exchange_of(request.scope)
+        exchange.notes["replayed"] = True
+        others = exchange.more_headers
+        exchange.more_headers = lambda: (*others(), (b"idempotent-replayed", b"true"))
+        return begun
+    async with begun:
+        return await land(begun.id)
 
 
 def body_of(request: Request[Services]) -> Body:

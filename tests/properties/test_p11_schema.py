@@ -45,8 +45,8 @@ async def test_both_dialects_have_the_same_schema_however_often_they_migrate(fil
     assert schemas[0] == schemas[1] == schemas[2] == schemas[3]
     tables, constraints, indexes, triggers = schemas[0]
     assert set(tables) == {
-        "allowances", "link_codes", "resumables", "schema_migrations", "scrubs", "session_tokens", "session_usage",
-        "sessions", "uploads",
+        "allowances", "idempotency_keys", "link_codes", "resumables", "schema_migrations", "scrubs", "session_tokens",
+        "session_usage", "sessions", "uploads",
     }  # fmt: skip
     assert len(constraints) > len(tables)
     assert indexes

@@ -1,6 +1,7 @@
 import email.message
 import unicodedata
 from base64 import b64encode
+from contextlib import suppress
 from hashlib import sha256
 
 import pytest
@@ -18,6 +19,7 @@ from app.protocols.headers import (
     disposition_filename,
     etag,
     http_date,
+    idempotency_key,
     matches,
     parameters,
     parse_http_date,
@@ -539,3 +541,31 @@ def test_what_is_no_date_is_none(value):
 @given(st.text(max_size=64) | st.text("0123456789:, +-GMTSunNov", max_size=64))
 def test_any_date_is_a_time_or_none(value):
     assert isinstance(parse_http_date(value), int | None)
+
+
+# Keys
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255))
+@example("\\" * 255)
+def test_a_key_in_quotes_comes_back(key):
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    assert idempotency_key(f' "{escaped}"\t') == key
+
+
+@given(
+    st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='",;\\'), min_size=1, max_size=255)
+)
+def test_so_does_one_without(key):
+    assert idempotency_key(key) == idempotency_key(f'"{key}"') == key
+
+
+@given(LATIN_1 | st.text('"\\a ,;?:%', max_size=600))
+@example('"' + "a" * 256 + '"')
+@example("a" * 256)
+@example('"' + '\\"' * 256 + '"')
+@example('"a";' + "b;" * 600)
+@example(" " * 2000 + '"a')
+def test_any_field_is_a_key_or_is_refused(value):
+    with suppress(BadRequest):
+        assert 1 <= len(idempotency_key(value)) <= 255

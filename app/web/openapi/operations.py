@@ -49,6 +49,10 @@ _DIGEST: Final = [
     header("Repr-Digest", "The SHA-256 that the file must have (RFC 9530)."),
     header("Content-Digest", "The same."),
 ]
+_KEY: Final = header(
+    "Idempotency-Key", "Sent again with the same key, by the same session within a day, an upload lands once."
+)
+_ONCE: Final = ("Idempotent-Replayed",)
 _TUS: Final = header("Tus-Resumable", "1.0.0 makes it a request of tus.")
 _BEGIN: Final = [
     header("Upload-Complete", "Makes it an upload in several requests: ?1 if this is all of it, ?0 if not."),
@@ -130,13 +134,23 @@ def _post(largest: str, most_files: int) -> Json:
             "201": answer(
                 "Everything is stored, durably; or an upload in several requests has begun.",
                 {JSON: {"anyOf": [ref("Uploads"), ref("Upload")]}},
-                (*SESSION, *RESUMABLE),
+                (*SESSION, *_ONCE, *RESUMABLE),
             )
         },
-        (*_FILE, *_IN_SEVERAL, "forbidden", "malformed_form", "method_not_allowed", "no_file", "too_many_files"),
+        (
+            *_FILE,
+            *_IN_SEVERAL,
+            "forbidden",
+            "idempotency_mismatch",
+            "malformed_form",
+            "method_not_allowed",
+            "no_file",
+            "too_many_files",
+        ),
         headers=(*SESSION, *RESUMABLE),
         parameters=[
             header("Content-Disposition", "Names the file that the body is."),
+            _KEY,
             *_DIGEST,
             *_BEGIN,
             _TUS,
@@ -170,14 +184,15 @@ def _put(largest: str) -> Json:
             "201": answer(
                 "The file is stored, durably; or an upload in several requests has begun, and there is no body.",
                 {JSON: ref("Upload")},
-                (*SESSION, *RESUMABLE),
+                (*SESSION, *_ONCE, *RESUMABLE),
                 EXAMPLE,
             )
         },
-        (*_FILE, *_IN_SEVERAL, "forbidden"),
+        (*_FILE, *_IN_SEVERAL, "forbidden", "idempotency_mismatch"),
         headers=(*SESSION, *RESUMABLE),
         parameters=[
             in_path("name", "The file's name, percent-encoded; none makes it `unnamed`, of a path the end counts."),
+            _KEY,
             *_DIGEST,
             *_BEGIN,
             _TUS,

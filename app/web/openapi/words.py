@@ -58,6 +58,7 @@ _HEADERS: Final = {
     "Set-Cookie": "The session's cookie, when it is new, renewed or taken away.",
     "Location": "The record's URL; of an upload in several requests the URL to go on with.",
     "Repr-Digest": "The SHA-256 of the file (RFC 9530).",
+    "Idempotent-Replayed": "true: this is the answer to an earlier request with the same Idempotency-Key.",
     "Link": "The next page; or the record of an upload that is complete.",
     "Allow": "The methods that are possible here.",
     "Accept-Post": "What a POST may bring.",
@@ -137,6 +138,7 @@ def refusals(codes: Iterable[str], headers: Iterable[str]) -> dict[str, Json]:
 _OF_STATUS: Final[dict[int, tuple[str, ...]]] = {
     401: ("WWW-Authenticate",),
     405: ("Allow",),
+    409: ("Retry-After",),
     412: ("Tus-Version",),
     416: ("Content-Range",),
     503: ("Retry-After",),

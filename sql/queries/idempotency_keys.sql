@@ -1,0 +1,42 @@
+-- idempotency_keys: one row for each key under which a session sent a request. What takes a key, and batches, are in
+-- the dialects' folders.
+
+-- name: find_idempotency_key :one
+-- params: session_id, key_hash, now_us
+-- The claim on a session's key, or the answer, if it still means something; a session that has joined another one
+-- has its keys there.
+SELECT claim_id, protocol, filename, content_type, length_bytes, boundary_bytes, answer
+FROM idempotency_keys
+WHERE session_id = coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = :session_id), :session_id)
+  AND key_hash = :key_hash
+  AND expires_at_us > :now_us;
+
+-- name: free_idempotency_key :run
+-- params: claim_id
+-- The request that has this claim came to nothing: its key is as if it had never been used. An answer stays.
+DELETE FROM idempotency_keys
+WHERE claim_id = :claim_id
+  AND answer IS NULL;
+
+-- name: move_idempotency_keys :run
+-- params: from_id, into_id
+-- The keys of one session become another's; where both have the same, each keeps its own.
+UPDATE idempotency_keys
+SET session_id = :into_id
+WHERE session_id = :from_id
+  AND NOT EXISTS (SELECT 1
+                  FROM idempotency_keys AS theirs
+                  WHERE theirs.session_id = :into_id
+                    AND theirs.key_hash = idempotency_keys.key_hash);
+
+-- name: delete_old_idempotency_keys :many
+-- params: until_us, page_size
+-- So many of those that have meant nothing since then go, the oldest first.
+DELETE FROM idempotency_keys
+WHERE expires_at_us <= :until_us
+  AND claim_id IN (SELECT old.claim_id
+                   FROM idempotency_keys AS old
+                   WHERE old.expires_at_us <= :until_us
+                   ORDER BY old.expires_at_us
+                   LIMIT :page_size)
+RETURNING claim_id;
