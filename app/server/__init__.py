@@ -10,7 +10,6 @@ import resource
 import signal
 import sys
 import threading
-import time
 from functools import partial
 from multiprocessing.connection import wait
 from types import FrameType
@@ -19,15 +18,14 @@ from typing import Final
 import structlog
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import HANDLED_SIGNALS
-from uvicorn.supervisors import Multiprocess
 
 from app import logs, main
 from app.config import Settings
 from app.errors import Unavailable, Unusable, UploadError
 from app.metrics import Seats, SharedSeats
 from app.server.connection import Connection
+from app.server.workers import Workers
 from app.web.exchange import Exchange
 from app.web.problems import problem
 
@@ -79,7 +77,8 @@ def serve(settings: Settings) -> bool:
     config.most_connections = settings.max_connections
     try:
         if config.workers > 1:
-            return _Workers(config, [config.bind_socket()]).serve()
+            patience = settings.shutdown_timeout.total_seconds() + LAST_SECONDS + 2.0
+            return Workers(config, [config.bind_socket()], patience_seconds=patience).serve()
         server = _Server(config)
         for number in HANDLED_SIGNALS:
             # uvicorn raises what it caught once more when it has stopped, for whoever had the signal
@@ -117,29 +116,6 @@ class _Server(uvicorn.Server):
         if self.force_exit:  # uvicorn goes on waiting for the listening sockets, and they for every connection
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
-
-
-class _Workers(Multiprocess):
-    """uvicorn's worker processes, with an end in bounded time."""
-
-    def serve(self) -> bool:
-        self.run()
-        return all(process.exitcode != STARTUP_FAILURE for process in self.processes)
-
-    def terminate_all(self) -> None:
-        for listening in self.sockets:
-            listening.close()  # while it is open here, clients connect and wait for nobody
-        super().terminate_all()
-
-    def join_all(self) -> None:
-        patience = (self.config.timeout_graceful_shutdown or 0) + LAST_SECONDS + 2.0
-        deadline = time.monotonic() + patience
-        for worker in self.processes:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                log.error("a worker does not stop and is killed", pid=worker.pid)
-                worker.process.kill()
-                worker.process.join()
 
 
 def create(settings: Settings, seats: Seats | None = None) -> ASGIApp:

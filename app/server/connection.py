@@ -41,6 +41,7 @@ class Connection(HttpToolsProtocol):
     also what comes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
     What is left of a body of known length goes past the parser when it is more than `STRAIGHT_BYTES`.
     All else is parsed in pieces of `PIECE_BYTES`, and none while the requests of the piece before wait.
+    When the service stops, whoever asks within `LAST_REQUEST_SECONDS` is answered and told that it was the last time.
     """
 
     HEAD_SECONDS = 10.0
@@ -51,12 +52,14 @@ class Connection(HttpToolsProtocol):
     STRAIGHT_BYTES = 64 * 1024
     PIECE_BYTES = 20 * 1024
     MOST = sys.maxsize  # lower where descriptors are few: see keep_descriptors_for_files
+    LAST_REQUEST_SECONDS = 1
     cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._in_head = True
         self._within = False
+        self._stops = False
         self._body_bytes = 0
         self._other_bytes = 0
         self._length: int | None = None
@@ -170,7 +173,7 @@ class Connection(HttpToolsProtocol):
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             # Asked for an upgrade the parser stops and takes no second request: the client must not send one.
-            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not upgrades,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not upgrades and not self._stops,
             on_response=self.on_response_complete,
         )
         if version == "1.1":  # an older client would take it for the answer
@@ -262,6 +265,24 @@ class Connection(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: the request is answered, and uvicorn's two lines would recommend a package."""
+
+    # The service stops.
+
+    def shutdown(self) -> None:
+        """Answer what was asked. On a connection that waits a request may be on its way: it is closed a little later.
+
+        Closed at once it would be reset, and who has just connected, or been told that it could
+        ask again, would have a request that nobody answers.
+        """
+        self._stops = True
+        self.timeout_keep_alive = self.LAST_REQUEST_SECONDS
+        if self.cycle is None or self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.LAST_REQUEST_SECONDS, self.timeout_keep_alive_handler
+            )
+        elif not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     # A client that does not read.
 
