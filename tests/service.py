@@ -124,7 +124,8 @@ class Service:
 
     def look_for_workers(self) -> None:
         """Learn anew which processes serve: one may have been replaced."""
-        self._children = psutil.Process(self.pid).children()
+        children = psutil.Process(self.pid).children()
+        self._children = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
     def _workers(self) -> list[psutil.Process]:
         # Beside the workers a parent has a process that tracks what they share.

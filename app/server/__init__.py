@@ -80,7 +80,7 @@ def serve(settings: Settings) -> bool:
             patience = settings.shutdown_timeout.total_seconds() + LAST_SECONDS + 2.0
             return Workers(config, [config.bind_socket()], patience_seconds=patience).serve()
         server = _Server(config)
-        for number in HANDLED_SIGNALS:
+        for number in (*HANDLED_SIGNALS, signal.SIGHUP):  # its terminal may go
             # uvicorn raises what it caught once more when it has stopped, for whoever had the signal
             # before. That is this: a stop that was asked for and went well is a success.
             signal.signal(number, server.handle_exit)
@@ -102,6 +102,7 @@ class _Config(uvicorn.Config):
                 # uvicorn raises what it caught once more when the worker has stopped. By default
                 # that would kill it, with its last log lines.
                 signal.signal(number, _exit)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal tells the whole family; the parent sees to it
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -1,15 +1,18 @@
 """The workers are restarted one after the other, or all is, under steady load: nobody behind the proxy notices."""
 
 import asyncio
+import os
 import signal
 
 import psutil
 import pytest
 
+from tests.faults.test_shutdown import staged, stalled_upload
+from tests.faults.test_workers import one_client_each
 from tests.interop.clients import TORTURE
 from tests.load import Load
 from tests.proxy import proxy
-from tests.service import PATIENCE, service
+from tests.service import PATIENCE, UPLOADS, service
 
 __all__ = ["proxy", "service"]
 
@@ -48,3 +51,70 @@ def test_workers_that_are_restarted_in_turn_fail_no_request(service, proxy, data
     load.all_landed(running)
     assert running.said("error") == []
     assert running.stop() == 0
+
+
+def test_a_stop_in_the_middle_of_a_restart_is_heard(service):
+    """The replacement is still being started, and an old worker has a client that sends no more."""
+    running = service(workers=WORKERS, shutdown_timeout="1s")
+    family = psutil.Process(running.pid).children()
+    headers = running.session()
+
+    async def run():
+        async with stalled_upload(running.port, headers):
+            await staged(running)
+            running.send(signal.SIGHUP)
+            await asyncio.to_thread(running.wait_for, "restarting the workers")
+            running.send(signal.SIGTERM)
+            return await asyncio.to_thread(running.wait)
+
+    assert asyncio.run(run()) == 0
+    assert psutil.wait_procs(family, PATIENCE)[1] == []
+    assert list((running.store / "staging").iterdir()) == []
+
+
+def test_a_new_worker_that_cannot_start_leaves_the_old_ones(service, tmp_path):
+    running = service(workers=WORKERS, database_url=f"sqlite:///{tmp_path}/waybill.db")
+    before = running.pids
+    (tmp_path / "waybill.db").rename(tmp_path / "moved.db")
+    (tmp_path / "waybill.db").mkdir()
+    running.send(signal.SIGHUP)
+    running.wait_for("a new worker does not start")
+    (tmp_path / "waybill.db").rmdir()
+    (tmp_path / "moved.db").rename(tmp_path / "waybill.db")
+    running.look_for_workers()
+    assert running.pids == before
+    restarted(running)
+    assert running.stop() == 0
+
+
+def test_a_worker_that_hangs_does_not_keep_the_others_from_being_restarted(service):
+    """It stops where it stands when it has been told to end: it is killed after its time, and the next has its turn."""
+    change = "from app import server\nserver.LAST_SECONDS = 0.1"
+    running = service(workers=WORKERS, shutdown_timeout="1s", change=change)
+    before = [psutil.Process(pid) for pid in running.pids]
+    with one_client_each(running):  # their connections keep the workers for a moment
+        running.send(signal.SIGHUP)
+        running.wait_for("Shutting down")
+        before[0].suspend()
+        assert psutil.wait_procs(before, PATIENCE)[1] == []
+    running.wait_for("a worker does not stop and is killed")
+    with running.client() as client:
+        assert client.get("/health/ready").status_code == 200
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, WORKERS])
+def test_the_end_of_the_terminal_is_an_orderly_one(service, workers):
+    """Every process of the terminal gets SIGHUP: one that serves alone stops, and workers leave it to their parent."""
+    running = service(workers=workers)
+    headers = running.session()
+    with running.client(headers=headers) as client:
+        assert client.put(f"{UPLOADS}/a", content=b"hello").status_code == 201
+    if workers == 1:
+        assert running.stop(signal.SIGHUP) == 0
+        return
+    for pid in running.pids:
+        os.kill(pid, signal.SIGHUP)
+    restarted(running)
+    assert running.stop() == 0
+    assert [event for event in running.events if "died" in event["event"]] == []

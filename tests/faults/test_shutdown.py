@@ -228,3 +228,42 @@ def test_a_stop_ends_although_the_database_is_frozen(service, database):
     finally:
         database.thaw()
     assert running.said("critical") == ["stopping takes too long: the process ends as it is"]
+
+
+@pytest.mark.parametrize("connection", ["new", "kept"])
+def test_who_was_just_about_to_ask_is_answered(service, connection):
+    """F27. Its request may be on the way when the connection would be closed; it learns that it was the last."""
+    running = service(change="from app.server.connection import Connection\nConnection.LAST_REQUEST_SECONDS = 60")
+    request = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def run():
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        if connection == "kept":
+            writer.write(request)
+            assert b"connection: close" not in (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readuntil(b"}")
+        running.send(signal.SIGTERM)
+        await asyncio.to_thread(running.wait_for, "Shutting down")
+        writer.write(request)
+        answer = (await reader.read()).lower()
+        writer.close()
+        return answer
+
+    answer = asyncio.run(run())
+    assert answer.startswith(b"http/1.1 200 ")
+    assert b"connection: close" in answer
+    assert running.wait() == 0
+
+
+def test_a_connection_on_which_nothing_is_asked_keeps_nobody(service):
+    """F27."""
+    running = service(shutdown_timeout="1h")
+
+    async def run():
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        running.send(signal.SIGTERM)
+        assert await reader.read() == b""
+        writer.close()
+
+    asyncio.run(run())
+    assert running.wait() == 0
