@@ -22,7 +22,7 @@ def nginx() -> str:
     return found
 
 
-def localised(directory: Path, port: int, upstream_port: int) -> Path:
+def localised(directory: Path, port: int, *upstream_ports: int) -> Path:
     """The stack's configuration with its names, ports and places exchanged for those of this machine."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     for there, here in [
@@ -31,7 +31,10 @@ def localised(directory: Path, port: int, upstream_port: int) -> Path:
         # insists. The only worker has started once it has answered.
         ("worker_processes auto;", "worker_processes 1;"),
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
-        ("server waybill:8000;", f"server 127.0.0.1:{upstream_port};"),
+        (
+            "server waybill:8000 max_fails=0;",
+            "".join(f"server 127.0.0.1:{upstream_port} max_fails=0;" for upstream_port in upstream_ports),
+        ),
         ("access_log /dev/stdout;", f"access_log {directory}/access.log;"),
     ]:
         assert there in text, f"{CONFIGURATION} no longer says {there!r}"
@@ -42,8 +45,8 @@ def localised(directory: Path, port: int, upstream_port: int) -> Path:
 
 
 @contextmanager
-def running(upstream_port: int, directory: Path) -> Iterator[int]:
-    """Run the proxy in front of `127.0.0.1:upstream_port` and give the port that it listens on.
+def running(directory: Path, *upstream_ports: int) -> Iterator[int]:
+    """Run the proxy in front of these ports of loopback and give the port that it listens on.
 
     The socket is opened here and handed over as one nginx hands its own to its successor: no other process can take
     the port meanwhile, and a connection made at once waits until nginx accepts it.
@@ -55,7 +58,7 @@ def running(upstream_port: int, directory: Path) -> Iterator[int]:
         globals_ = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
         with (directory / "error.log").open("wb") as errors:
             process = subprocess.Popen(
-                [nginx(), "-p", directory, "-c", localised(directory, port, upstream_port), "-g", globals_],
+                [nginx(), "-p", directory, "-c", localised(directory, port, *upstream_ports), "-g", globals_],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -70,8 +73,8 @@ def running(upstream_port: int, directory: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Callable[[int], int]]:
-    """`proxy(upstream_port)` starts the proxy in front of that port of loopback and returns its own port."""
+def proxy(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """`proxy(upstream_port, …)` starts the proxy in front of these ports of loopback and returns its own port."""
     with ExitStack() as started:
         directories = (tmp_path / f"nginx-{number}" for number in range(1_000))
-        yield lambda upstream_port: started.enter_context(running(upstream_port, next(directories)))
+        yield lambda *upstream_ports: started.enter_context(running(next(directories), *upstream_ports))

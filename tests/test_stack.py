@@ -126,7 +126,7 @@ class TestWhatIsReachable:
         settings = settings_of_the_stack()
         assert settings.host == "0.0.0.0"
         assert instructions("EXPOSE") == [str(settings.port)]
-        assert directives("server") == [[f"waybill:{settings.port}"]]
+        assert directives("server") == [[f"waybill:{settings.port}", "max_fails=0"]]
         [[listened]] = directives("listen")
         assert SERVICES["proxy"]["ports"] == [f"127.0.0.1:8080:{listened}"]
 

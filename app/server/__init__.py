@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from types import FrameType
@@ -110,13 +112,39 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, with a second Ctrl+C that does what uvicorn says of it."""
+    """uvicorn's server, with a second Ctrl+C that does what uvicorn says of it.
+
+    Who has connected when it stops is still heard; with several workers the others see to that.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = [found for server in self.servers for listening in server.sockets for found in _accepted(listening)]
+        for server in self.servers:
+            server.close()  # at once, for whoever connects from now on until it is done is reset
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(self._connection, connection)
+        await super().shutdown(sockets)
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         if self.force_exit:  # uvicorn goes on waiting for the listening sockets, and they for every connection
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
+
+
+def _accepted(listening: socket.socket) -> list[socket.socket]:
+    """The connections that wait to be accepted: to close the socket would reset them."""
+    found = []
+    with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+        same.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                found.append(same.accept()[0])
+    return found
 
 
 def create(settings: Settings, seats: Seats | None = None) -> ASGIApp:

@@ -4,14 +4,17 @@ service returns with the database, without a restart."""
 import asyncio
 import json
 import sqlite3
+import time
 from collections import Counter
 from contextlib import closing
 from itertools import count
 
+import asyncpg
 import pytest
 
+from tests.faults.test_workers import figures
 from tests.postgres import Postgres
-from tests.service import HISTORY, UPLOADS, ask, service
+from tests.service import HISTORY, PATIENCE, UPLOADS, ask, service
 
 __all__ = ["service"]
 
@@ -96,6 +99,17 @@ async def serves_again(port, headers):
     assert {answer.status for answer in answers} == {200}
 
 
+def all_slots_are_free(running):
+    """No connection was lost: all that may be open could be borrowed now."""
+    with running.client() as client:
+        for _ in range(round(PATIENCE / 0.1)):  # the figures are half a second old at most
+            found = figures(client)
+            if found["waybill_database_slots_free"] == found["waybill_database_slots"]:
+                return
+            time.sleep(0.1)
+    raise AssertionError(f"{found['waybill_database_slots_free']} of {found['waybill_database_slots']} slots are free")
+
+
 def outage(running, begin, end):
     """Load, an outage in which more requests fail than the pool has connections, and its end."""
     headers = running.session()
@@ -121,22 +135,47 @@ def outage(running, begin, end):
         history = client.get(HISTORY, params={"format": "ndjson", "status": "completed"})
     listed = Counter(json.loads(line)["filename"] for line in history.text.splitlines())
     assert {listed[name] for name in acknowledged} == {1}
+    all_slots_are_free(running)
 
 
 def test_postgresql_stops(service, database):
+    """F12."""
     running = service(database_url=database.create_database(), database_pool_size=POOL)
     outage(running, lambda: database.stop("immediate"), database.start)
     assert running.stop() == 0
 
 
 def test_postgresql_freezes(service, database):
+    """F13."""
     running = service(database_url=database.create_database(), database_pool_size=POOL)
     outage(running, database.freeze, database.thaw)
     assert running.stop() == 0
 
 
+def test_every_connection_is_taken(service, database):
+    """F15. Somebody holds what all of them wait for, and whoever comes then waits for one of them."""
+    url = database.create_database()
+    running = service(database_url=url, database_pool_size=POOL)
+    headers = running.session()
+
+    async def run():
+        other = await asyncpg.connect(url)
+        async with other.transaction():
+            await other.execute("LOCK TABLE uploads, sessions, session_tokens IN ACCESS EXCLUSIVE MODE")
+            async with asyncio.timeout(ANSWERED_WITHIN):
+                answers = await asyncio.gather(*(ask(running.port, "GET", HISTORY, headers) for _ in range(4 * POOL)))
+            assert {(answer.status, answer.json()["code"]) for answer in answers} == {(503, "unavailable")}
+            await refused(running.port, headers)
+        await other.close()
+        await serves_again(running.port, headers)
+
+    asyncio.run(run())
+    all_slots_are_free(running)
+    assert running.stop() == 0
+
+
 def test_sqlite_is_locked(service):
-    """Another process holds the lock: readers read on, writers are refused in bounded time."""
+    """F17. Another process holds the lock, longer than anybody waits: readers read on, writers are refused in time."""
     running = service()
     headers = running.session()
 

@@ -18,6 +18,8 @@ __all__ = ["proxy", "service"]
 
 WORKERS = 2
 TIMES = 10 if TORTURE else 1
+BOTH = ["sqlite", "postgresql"]
+WAYS = ["behind the proxy", "without a proxy"]
 
 
 def restarted(running):
@@ -30,7 +32,8 @@ def restarted(running):
     assert len(running.pids) == WORKERS
 
 
-@pytest.mark.parametrize("way", ["behind the proxy", "without a proxy"])
+@pytest.mark.parametrize("way", WAYS if TORTURE else WAYS[:1])
+@pytest.mark.parametrize("database_url", BOTH if TORTURE else BOTH[:1], indirect=True)
 def test_workers_that_are_restarted_in_turn_fail_no_request(service, proxy, database_url, way):
     """Files in every way, on new connections and on kept ones. Without a proxy the service closes what was kept."""
     running = service(database_url=database_url, workers=WORKERS, trusted_proxies="127.0.0.1")
@@ -118,3 +121,34 @@ def test_the_end_of_the_terminal_is_an_orderly_one(service, workers):
     restarted(running)
     assert running.stop() == 0
     assert [event for event in running.events if "died" in event["event"]] == []
+
+
+@pytest.mark.parametrize("database_url", BOTH if TORTURE else BOTH[1:], indirect=True)
+def test_services_that_are_restarted_in_turn_are_one_service(service, proxy, database_url, tmp_path):
+    """Two on one store and database, as the proxy's upstreams: what one does not take goes to the other.
+
+    Only who connects while a listening socket is just being closed, some microseconds, is told to come back.
+    """
+    shared = {"database_url": database_url, "storage_dir": tmp_path / "store", "trusted_proxies": "127.0.0.1"}
+    running = [service(**shared), service(**shared)]
+    for each in running:
+        each.settings["port"] = each.port
+    headers = running[0].session()
+    port = proxy(*(each.port for each in running))
+
+    async def run():
+        async with Load(port, headers) as load:
+            for _ in range(TIMES):
+                for each in running:
+                    await load.rounds(2)
+                    assert await asyncio.to_thread(each.stop) == 0
+                    await asyncio.to_thread(each.start)
+            await load.rounds(2)
+        return load
+
+    load = asyncio.run(run())
+    assert load.cut == []
+    assert len(load.refused) <= len(running) * TIMES
+    assert {(answer.status, answer.headers["retry-after"]) for answer in load.refused} <= {(503, "2")}
+    load.all_landed(running[0])
+    assert [each.stop() for each in running] == [0, 0]

@@ -3,16 +3,18 @@
 import asyncio
 import hashlib
 import signal
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.interop.clients import TORTURE
+from tests.load import Load
 from tests.postgres import Postgres
-from tests.service import HISTORY, UPLOADS, Cut, ask, service
+from tests.service import HISTORY, UPLOADS, ask, service
 
 __all__ = ["service"]
 
-CLIENTS = 20
+TIMES = 10 if TORTURE else 1
 LARGE = 600_000  # bytes; more than waits in memory
 
 
@@ -41,41 +43,27 @@ def records(running, headers):
         return {item["filename"]: item for item in client.get(HISTORY, params={"limit": 500}).json()["items"]}
 
 
-def test_a_stop_under_load_loses_nothing_that_was_acknowledged(service, database_url):
-    running = service(database_url=database_url)
+@pytest.mark.parametrize("workers", [1, 2] if TORTURE else [1])
+def test_a_stop_under_load_loses_nothing_that_was_acknowledged(service, database_url, workers):
+    """F27. Files come as forms, as bodies and in several requests, on new connections and on kept ones."""
+    running = service(database_url=database_url, workers=workers)
     headers = running.session()
-    acknowledged = {}
-    enough = asyncio.Event()
 
-    async def upload(client):
-        """One file after the other until the service has gone."""
-        with suppress(Cut):
-            for number in range(10_000):
-                name = f"{client}-{number}"
-                answer = await ask(running.port, "PUT", f"{UPLOADS}/{name}", headers, name.encode() * 100)
-                if answer.status != 201:
-                    assert answer.json()["code"] == "unavailable"
-                    continue
-                acknowledged[name] = answer.json()["sha256"]
-                if len(acknowledged) >= 5 * CLIENTS:
-                    enough.set()
-
-    async def load():
-        async with asyncio.TaskGroup() as group:
-            for client in range(CLIENTS):
-                group.create_task(upload(client))
-            await enough.wait()
+    async def load_and_stop():
+        async with Load(running.port, headers, once=True) as load:
+            await load.rounds(3)
             running.send(signal.SIGTERM)
+        return load
 
-    asyncio.run(load())
-    assert running.wait() == 0
-    assert running.said("error") == []
-    assert list((running.store / "staging").iterdir()) == []
-    running.start()
-    listed = records(running, headers)
-    assert acknowledged.keys() <= listed.keys()
-    for name, item in listed.items():
-        assert (item["status"], item["sha256"]) == ("completed", hashlib.sha256(name.encode() * 100).hexdigest())
+    for _ in range(TIMES):
+        load = asyncio.run(load_and_stop())
+        assert running.wait() == 0
+        assert running.said("error") == []
+        assert list((running.store / "staging").iterdir()) == []
+        assert {answer.status for answer in load.refused} <= {503}
+        running.start()
+        load.all_landed(running)
+        headers = running.session()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,0 +1,103 @@
+"""A way to a server that can be cut: silence in both directions, as when the network between is gone, and no reset.
+
+with Partition(database.port) as way:
+    service(database_url=way.leads(url))
+    way.cut()
+    way.heal()
+"""
+
+import asyncio
+import threading
+from urllib.parse import urlsplit
+
+BLOCK = 64 * 1024
+PATIENCE = 20.0  # seconds
+
+
+class Partition:
+    """While it is cut who connects waits, and what was sent is kept. Healed it arrives late, as TCP would have it.
+
+    With `cut_before` it cuts itself when these bytes come from the client, before they pass.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self.is_cut = threading.Event()
+        self.cut_before: bytes | None = None
+        self._server_port = port
+        self._loop = asyncio.new_event_loop()
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._ending = asyncio.Event()
+        self._listening = threading.Event()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True)
+
+    def __enter__(self) -> "Partition":
+        self._thread.start()
+        assert self._listening.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        self._loop.close()
+
+    def leads(self, url: str) -> str:
+        """The server's URL, by this way."""
+        parts = urlsplit(url)
+        return parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{self.port}").geturl()
+
+    def cut(self) -> None:
+        self._loop.call_soon_threadsafe(self._cut)
+        assert self.is_cut.wait(PATIENCE)
+
+    def heal(self) -> None:
+        self.is_cut.clear()
+        self._loop.call_soon_threadsafe(self._whole.set)
+
+    def _cut(self) -> None:
+        self._whole.clear()
+        self.is_cut.set()
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._listening.set()
+        await self._ending.wait()
+        server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._connect(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other = None
+        try:
+            await self._whole.wait()
+            back, other = await asyncio.open_connection("127.0.0.1", self._server_port)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pass_on(reader, other, told=True))
+                both.create_task(self._pass_on(back, writer, told=False))
+        except* OSError:
+            pass
+        finally:
+            writer.close()
+            if other is not None:
+                other.close()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, told: bool) -> None:
+        while block := await reader.read(BLOCK):
+            if told and self.cut_before is not None and self.cut_before in block:
+                self.cut_before = None
+                self._cut()
+            await self._whole.wait()
+            writer.write(block)
+            await writer.drain()
+        await self._whole.wait()
+        writer.close()
