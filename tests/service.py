@@ -57,7 +57,7 @@ class Service:
     def __init__(self, directory: Path, *, change: str = "", **settings: object) -> None:
         self.directory = directory
         self.change = change
-        self.store = directory / "waybill-data"
+        self.store = Path(str(settings.get("storage_dir", directory / "waybill-data")))
         self.settings = settings
         self.lines: list[str] = []
         self.events: list[dict[str, Any]] = []
@@ -233,7 +233,7 @@ def service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """`service(**settings)` runs one, in a directory of its own."""
     with ExitStack() as started:
 
-        def run(**settings: object) -> Service:
+        def run(**settings: Any) -> Service:
             made = Service(tmp_path / f"service-{len(list(tmp_path.glob('service-*')))}", **settings)
             return started.enter_context(closing(made)).start()
 

@@ -1,16 +1,17 @@
-"""The service is told to stop: what was acknowledged is kept, nobody is waited for without end, and it says 0."""
+"""F27. The service is told to stop: what was acknowledged is kept, nobody is waited for without end, and it says 0."""
 
 import asyncio
 import hashlib
 import signal
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
 from tests.interop.clients import TORTURE
 from tests.load import Load
 from tests.postgres import Postgres
-from tests.service import HISTORY, UPLOADS, ask, service
+from tests.service import HISTORY, PATIENCE, UPLOADS, Cut, ask, service
 
 __all__ = ["service"]
 
@@ -45,7 +46,7 @@ def records(running, headers):
 
 @pytest.mark.parametrize("workers", [1, 2] if TORTURE else [1])
 def test_a_stop_under_load_loses_nothing_that_was_acknowledged(service, database_url, workers):
-    """F27. Files come as forms, as bodies and in several requests, on new connections and on kept ones."""
+    """Files come as forms, as bodies and in several requests, on new connections and on kept ones."""
     running = service(database_url=database_url, workers=workers)
     headers = running.session()
 
@@ -220,7 +221,7 @@ def test_a_stop_ends_although_the_database_is_frozen(service, database):
 
 @pytest.mark.parametrize("connection", ["new", "kept"])
 def test_who_was_just_about_to_ask_is_answered(service, connection):
-    """F27. Its request may be on the way when the connection would be closed; it learns that it was the last."""
+    """Its request may be on the way when the connection would be closed; it learns that it was the last."""
     running = service(change="from app.server.connection import Connection\nConnection.LAST_REQUEST_SECONDS = 60")
     request = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -244,7 +245,6 @@ def test_who_was_just_about_to_ask_is_answered(service, connection):
 
 
 def test_a_connection_on_which_nothing_is_asked_keeps_nobody(service):
-    """F27."""
     running = service(shutdown_timeout="1h")
 
     async def run():
@@ -255,3 +255,92 @@ def test_a_connection_on_which_nothing_is_asked_keeps_nobody(service):
 
     asyncio.run(run())
     assert running.wait() == 0
+
+
+# --- in the middle of what cannot be cut short
+
+HELD = """
+import os, time
+from pathlib import Path
+from app import server
+
+server.LAST_SECONDS = {last_seconds}
+flush = os.fsync
+
+def held(fd):
+    flush(fd)
+    if Path("hold").exists():
+        Path("held").touch()
+        while Path("hold").exists():
+            time.sleep(0.01)
+
+os.fsync = held
+"""
+
+
+async def until_there(path):
+    async with asyncio.timeout(PATIENCE):
+        while not path.exists():  # noqa: ASYNC110  # another process makes it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("ends", ["in time", "never"])
+def test_a_stop_in_a_flush(service, ends):
+    """The flush is waited for, and the client has its answer; a disk that hangs does not keep the process."""
+    running = service(change=HELD.format(last_seconds=60.0 if ends == "in time" else 0.5), shutdown_timeout="1s")
+    headers = running.session()
+    hold, held = running.directory / "hold", running.directory / "held"
+
+    async def run():
+        hold.touch()
+        uploading = asyncio.create_task(ask(running.port, "PUT", f"{UPLOADS}/a.bin", headers, b"hello" * LARGE))
+        await until_there(held)
+        running.send(signal.SIGTERM)
+        await asyncio.to_thread(running.wait_for, "Shutting down")
+        if ends == "in time":
+            hold.unlink()
+            assert (await uploading).status == 201
+            return await asyncio.to_thread(running.wait)
+        status = await asyncio.to_thread(running.wait)
+        with suppress(Cut):
+            assert (await uploading).status == 503
+        return status
+
+    status = asyncio.run(run())
+    assert status == (0 if ends == "in time" else 1)
+    hold.unlink(missing_ok=True)
+    running.start()
+    found = records(running, headers)
+    if ends == "in time":
+        assert found["a.bin"]["sha256"] == hashlib.sha256(b"hello" * LARGE).hexdigest()
+    else:
+        assert running.wait_for("swept")["staged_removed"] == 1
+        assert found == {}
+
+
+@pytest.mark.parametrize("ends", ["in time", "never"])
+def test_a_stop_in_a_commit(service, ends):
+    """Another process holds SQLite's lock: until it lets go, or for longer than anybody waits."""
+    running = service(shutdown_timeout="30s")
+    headers = running.session()
+
+    async def run():
+        with closing(sqlite3.connect(running.store / "waybill.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            uploading = asyncio.create_task(ask(running.port, "PUT", f"{UPLOADS}/a.bin", headers, b"hello"))
+            while not list((running.store / "files").glob("*/*")):  # noqa: ASYNC110  # it has its name, and no row
+                await asyncio.sleep(0.01)
+            running.send(signal.SIGTERM)
+            await asyncio.to_thread(running.wait_for, "Shutting down")
+            if ends == "in time":
+                other.execute("ROLLBACK")
+            answer = await uploading
+            return answer.status, await asyncio.to_thread(running.wait)
+
+    answered, status = asyncio.run(run())
+    assert answered == (201 if ends == "in time" else 503)
+    assert status == 0 or ends == "never"
+    running.start()
+    assert [record["status"] for record in records(running, headers).values()] == (
+        ["completed"] if ends == "in time" else []
+    )
