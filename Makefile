@@ -31,10 +31,8 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py
 
-torture: $(VENV)/.test ## Break off 300 uploads by each client, kill the service under 300 more, fail its every call; half an hour
-	TORTURE=1 $(BIN)/python -m pytest tests/interop/test_cut_connections.py tests/interop/test_uppy.py \
-	  tests/faults/test_kill_resumable.py tests/faults/test_disk_full.py tests/faults/test_io_errors.py \
-	  tests/faults/test_odd_calls.py tests/faults/test_resources.py tests/faults/test_idempotency.py
+torture: $(VENV)/.test ## Break the service in every way that is known, for long; ends with a report
+	TORTURE=1 $(BIN)/python -m pytest tests/interop/test_cut_connections.py tests/interop/test_uppy.py tests/faults
 
 bench: $(VENV)/.bench ## Measure Waybill beside its peers (bench/README.md); BENCH=--quick for ten minutes
 	$(BIN)/python -m bench $(BENCH)

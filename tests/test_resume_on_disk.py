@@ -63,6 +63,7 @@ class TestDirectory:
         )  # nobody had the file: no copy was needed
 
     async def test_a_frozen_process_cannot_touch_what_another_took_over(self, world, monkeypatch):
+        """F23."""
         monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.1)
         frozen, worker = await world.worker(), await world.worker()
         monkeypatch.setattr(frozen.resumes._turns, "_watch", lambda: asyncio.sleep(3600))

@@ -450,6 +450,7 @@ class TestRenewal:
 
     @pytest.mark.parametrize("skew", [-300, 300])
     async def test_workers_whose_clocks_differ_agree(self, world, skew):
+        """F30."""
         mine, other = world.worker(), world.worker(clock=Time(NOW + skew * 1_000_000))
         for here, there in ((mine, other), (other, mine)):
             session, text = await start(here)

@@ -137,6 +137,7 @@ class TestTransactions:
         assert await stored(db) == set()
 
     async def test_a_commit_that_fails_keeps_nothing_and_locks_nothing(self, db):
+        """F16."""
         await execute(db, *CHILDREN)
 
         async def work(unit):
@@ -170,6 +171,7 @@ class TestTransactions:
         assert (await records.find_session(db, "mine")).expires_at == 30
 
     async def test_a_unit_that_lost_a_race_is_tried_again_as_a_whole(self, postgres):
+        """F16."""
         db = Db(url := postgres.create_database())
         await db.open()
         await migrate(db, now_us=0)
@@ -209,7 +211,7 @@ class TestCancellation:
         assert await stored(db) == {upload(1).id}
 
     async def test_no_moment_to_cancel_loses_a_connection_or_an_acknowledged_row(self, db):
-        """One or two cancellations after each number of turns of the event loop, on a pool that others use too."""
+        """F26. One or two cancellations after each number of turns of the event loop, on a pool that others use too."""
         acknowledged, cancelled = set(), 0
         for number in range(120):
             each = upload(number)
@@ -230,6 +232,7 @@ class TestCancellation:
         assert db.slots() == (3, 3)
 
     async def test_a_storm_of_cancellations_loses_nothing(self, db):
+        """F26."""
         chances = random.Random(7)
         acknowledged = set()
 
@@ -267,6 +270,7 @@ class TestDeadlines:
         assert hasty.slots() == (1, 1)
 
     async def test_waiting_for_a_connection_is_bounded(self, hasty):
+        """F15."""
         begun, go_on = asyncio.Event(), asyncio.Event()
 
         async def work(unit):
@@ -294,6 +298,7 @@ class TestDeadlines:
         await hasty.transaction(work, timeout=60)
 
     async def test_a_lock_that_another_process_holds_is_waited_for_within_bounds(self, hasty, database_url):
+        """F17."""
         holder = await lock(database_url)
         with pytest.raises(Unavailable):
             await records.insert_uploads(hasty, [upload(1)])

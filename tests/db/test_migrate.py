@@ -1,4 +1,4 @@
-"""Migrations: each file once, by whoever comes first, whole or not at all."""
+"""F34. Migrations: each file once, by whoever comes first, whole or not at all."""
 
 import asyncio
 import os

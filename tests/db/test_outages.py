@@ -61,6 +61,7 @@ async def refused(db: Db) -> None:
 
 @pytest.mark.parametrize("mode", ["immediate", "fast"])
 async def test_a_server_that_stops_and_starts(server, mode):
+    """F12."""
     async with database(server) as db:
         await asyncio.gather(*(records.insert_uploads(db, [upload(n)]) for n in range(8)))
         server.stop(mode)
@@ -84,6 +85,7 @@ async def test_connections_that_are_known_to_be_lost_are_not_borrowed(server):
 
 
 async def test_what_was_acknowledged_survives_crashes_under_load(server):
+    """F12."""
     async with database(server) as db:
         acknowledged, enough, stop = set(), asyncio.Event(), asyncio.Event()
 
@@ -112,6 +114,7 @@ async def test_what_was_acknowledged_survives_crashes_under_load(server):
 
 
 async def test_a_frozen_server_is_refused_in_time_and_needs_nothing_when_it_is_back(server):
+    """F13."""
     async with database(server) as db:
         await asyncio.gather(*(db.ping() for _ in range(4)))
         server.freeze()
@@ -139,6 +142,7 @@ async def test_closing_is_bounded_while_the_server_is_frozen(server):
 
 @pytest.mark.parametrize("moment", ["before the commit", "between two transactions"])
 async def test_a_connection_that_the_server_ends_is_replaced(server, moment):
+    """F14."""
     async with database(server) as db:
         for _ in range(10):
             if moment == "before the commit":

@@ -173,6 +173,7 @@ class Race:
 
 
 def test_of_all_who_send_at_once_one_wins_each_time(running, headers, source):
+    """F24."""
     with one_client_each(running) as clients, ThreadPoolExecutor(2) as pool:
         upload = Upload(clients[0], headers, source.piece("file.bin", 4 * MIB))
         race = Race(upload)
@@ -187,7 +188,7 @@ def test_of_all_who_send_at_once_one_wins_each_time(running, headers, source):
 
 @pytest.mark.parametrize("fate", ["frozen", "killed"])
 def test_a_worker_that_does_not_let_go_is_taken_over_from(running, headers, source, fate):
-    """A frozen one may wake up at any time, with more to write, and must find that the upload is no longer its own."""
+    """F23. A frozen one may wake up at any time, with more to write, and must find that the upload is no longer its own."""
     with one_client_each(running) as (one, other):
         upload = Upload(one, headers, source.piece("file.bin", 16 * MIB))
         of_another = source.piece("another.bin", 16 * MIB).content  # so that it is seen whose bytes count

@@ -137,6 +137,7 @@ CUT_SHORT = {
 
 @pytest.mark.parametrize(("lines", "body"), cases(CUT_SHORT))
 def test_who_hangs_up_in_a_body_leaves_nothing(visitor, lines, body):
+    """F22."""
     assert visitor.said_to(visitor.put(*lines) + body, hang_up=True) == []
     assert visitor.ended()["code"] == "incomplete_body"
     visitor.left_nothing("incomplete_body")

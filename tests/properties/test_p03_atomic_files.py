@@ -196,6 +196,7 @@ def test_an_upload_is_stored_whole_or_not_at_all(whole, data, lost_after, ways):
 
 @given(whole=bodies, moments=st.integers(0, 40), ways=st.fixed_dictionaries(ways))
 def test_an_upload_that_is_cancelled_is_stored_whole_or_not_at_all(whole, moments, ways):
+    """F26."""
     files = {key: [body[:100], body[100:]] for key, body in whole.items()}
     with small_world(), quick_directory() as root:
         world = World(root, whole)
