@@ -188,7 +188,7 @@ def test_of_all_who_send_at_once_one_wins_each_time(running, headers, source):
 
 @pytest.mark.parametrize("fate", ["frozen", "killed"])
 def test_a_worker_that_does_not_let_go_is_taken_over_from(running, headers, source, fate):
-    """F23. A frozen one may wake up at any time, with more to write, and must find that the upload is no longer its own."""
+    """F23. A frozen one may wake up at any time, with more to write, and must find that it has lost the upload."""
     with one_client_each(running) as (one, other):
         upload = Upload(one, headers, source.piece("file.bin", 16 * MIB))
         of_another = source.piece("another.bin", 16 * MIB).content  # so that it is seen whose bytes count
