@@ -1,4 +1,4 @@
-"""F26. Cancelled at any moment, an upload leaves nothing: no bytes, descriptor or memory, and never a byte elsewhere."""
+"""F26. Cancelled at any moment, an upload leaves nothing: no bytes, descriptor, memory, and never a byte elsewhere."""
 
 import asyncio
 import os
