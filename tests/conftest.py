@@ -8,6 +8,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests.interop.clients import TORTURE
 from tests.postgres import Postgres
 
 # A slow machine is no failure, and a database or a directory may serve all examples of a test.
@@ -24,6 +25,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 # Where rich is installed structlog would show every local of a failure, and some of ours cannot be shown.
 plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked as torture is for `make torture` alone."""
+    if not TORTURE:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("torture")])
+        items[:] = [item for item in items if not item.get_closest_marker("torture")]
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def _accepted(listening: socket.socket) -> list[socket.socket]:
     found = []
     with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
         same.setblocking(False)
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # nobody waits any more, or no more can be taken
             while True:
                 found.append(same.accept()[0])
     return found

@@ -12,13 +12,14 @@ import psutil
 import pytest
 
 from tests.faults.test_resumable_workers import SENT, Race, Stalled, Upload
-from tests.interop.clients import MIB, everything, have_landed, source
+from tests.interop.clients import MIB, TORTURE, everything, have_landed, source
 from tests.service import PATIENCE, UPLOADS, service
 
 __all__ = ["service", "source"]
 
 MINUTE = 60
 HOUR = 60 * MINUTE
+JUMPS = [(HOUR, -HOUR), (-HOUR, HOUR)]
 CHANGE = """
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ def is_off_by(answer):
     return (made - datetime.now(UTC)).total_seconds()
 
 
-@pytest.mark.parametrize("jumps", [(HOUR, -HOUR), (-HOUR, HOUR)])
+@pytest.mark.parametrize("jumps", JUMPS if TORTURE else JUMPS[:1])
 def test_a_clock_that_jumps_ends_no_session_and_no_upload(service, tmp_path, source, jumps):
     """Sessions and uploads that may wait for three hours outlive a jump of two, whichever way it goes."""
     clock = Clock(tmp_path / "clock")
@@ -102,6 +103,7 @@ def test_services_whose_clocks_differ_know_the_same_sessions(pair):
             assert here.get("/api/session", headers=new).status_code == 401
 
 
+@pytest.mark.torture
 def test_services_whose_clocks_differ_hold_an_upload_one_at_a_time(pair, source):
     """They race for each piece of it; then one is frozen with the upload in its hands, and must not have it back."""
     headers = pair[0].session()

@@ -152,6 +152,7 @@ def test_postgresql_freezes(service, database):
     assert running.stop() == 0
 
 
+@pytest.mark.torture
 def test_every_connection_is_taken(service, database):
     """F15. Somebody holds what all of them wait for, and whoever comes then waits for one of them."""
     url = database.create_database()

@@ -79,6 +79,7 @@ def test_who_is_reset_in_the_middle_leaves_nothing(visitor, lines, body):
     visitor.left_nothing("incomplete_body")
 
 
+@pytest.mark.torture
 def test_who_falls_silent_in_the_middle_leaves_nothing(running):
     """The service has enough of it after a while, and says so to whoever still listens."""
     silent = [(Visitor(running), *point) for point in POINTS.values()]

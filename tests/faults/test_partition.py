@@ -33,6 +33,7 @@ def way(postgres):
         yield way
 
 
+@pytest.mark.torture
 def test_the_way_to_postgresql_is_cut_and_comes_back(service, database_url, way):
     """F25. As if PostgreSQL were away: refused in time, full service once it is back, every connection."""
     running = service(database_url=way.leads(database_url), database_pool_size=POOL)

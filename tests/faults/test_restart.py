@@ -75,6 +75,7 @@ def test_a_stop_in_the_middle_of_a_restart_is_heard(service):
     assert list((running.store / "staging").iterdir()) == []
 
 
+@pytest.mark.torture
 def test_a_new_worker_that_cannot_start_leaves_the_old_ones(service, tmp_path):
     running = service(workers=WORKERS, database_url=f"sqlite:///{tmp_path}/waybill.db")
     before = running.pids
@@ -90,6 +91,7 @@ def test_a_new_worker_that_cannot_start_leaves_the_old_ones(service, tmp_path):
     assert running.stop() == 0
 
 
+@pytest.mark.torture
 def test_a_worker_that_hangs_does_not_keep_the_others_from_being_restarted(service):
     """It stops where it stands when it has been told to end: it is killed after its time, and the next has its turn."""
     change = "from app import server\nserver.LAST_SECONDS = 0.1"
@@ -106,7 +108,7 @@ def test_a_worker_that_hangs_does_not_keep_the_others_from_being_restarted(servi
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize("workers", [1, WORKERS])
+@pytest.mark.parametrize("workers", [1, WORKERS] if TORTURE else [1])
 def test_the_end_of_the_terminal_is_an_orderly_one(service, workers):
     """Every process of the terminal gets SIGHUP: one that serves alone stops, and workers leave it to their parent."""
     running = service(workers=workers)
