@@ -74,6 +74,7 @@ def serve(settings: Settings) -> bool:
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
+        timeout_worker_healthcheck=2,  # for the second look, see `Workers`: no signal is heard meanwhile
         reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
     )
     config.most_connections = settings.max_connections

@@ -3,6 +3,7 @@
 import time
 from socket import socket
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import structlog
 from uvicorn import Config
@@ -13,6 +14,8 @@ from uvicorn.supervisors.multiprocess import Process
 log = structlog.stdlib.get_logger("waybill.server")
 
 _START_SECONDS: Final = 60.0
+_SILENT_SECONDS: Final = 30.0
+"""A worker that has answered nothing for so long hangs. A machine that swaps may well take some seconds for it."""
 
 
 class Workers(Multiprocess):
@@ -32,6 +35,7 @@ class Workers(Multiprocess):
         self._coming: Process | None = None
         self._leaving: Process | None = None
         self._deadline = 0.0
+        self._heard: WeakKeyDictionary[Process, float] = WeakKeyDictionary()
 
     def serve(self) -> bool:
         """Serve until told to stop; False when the workers could not start."""
@@ -43,9 +47,18 @@ class Workers(Multiprocess):
         self._old = list(self.processes)
 
     def keep_subprocess_alive(self) -> None:
-        super().keep_subprocess_alive()
+        answered = [self._answers(worker) for worker in self.processes]  # all are asked, whatever the first says
+        if not all(answered):
+            super().keep_subprocess_alive()  # looks again, and replaces it
         if not self.should_exit.is_set():
             self._restart()
+
+    def _answers(self, worker: Process) -> bool:
+        """Whether it lives and has been heard of lately. Nobody waits: what is heard answers the question before."""
+        now = time.monotonic()
+        if worker.ping(timeout=0):
+            self._heard[worker] = now
+        return worker.process.is_alive() and now - self._heard.setdefault(worker, now) < _SILENT_SECONDS
 
     def _restart(self) -> None:
         """Take the next step that can be taken without waiting: a signal to stop must be heard between any two."""

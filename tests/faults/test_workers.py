@@ -98,6 +98,17 @@ def test_a_worker_that_was_killed_is_replaced_with_the_settings_that_were_checke
         assert running.stop() == 0
 
 
+def test_a_worker_that_hangs_is_replaced(service):
+    running = service(workers=2, change="from app.server import workers\nworkers._SILENT_SECONDS = 1.0")
+    hanging = psutil.Process(running.pids[0])
+    hanging.suspend()
+    running.wait_for("Application startup complete.", count=3)
+    assert not hanging.is_running() or hanging.status() == psutil.STATUS_ZOMBIE
+    running.look_for_workers()
+    assert len(running.pids) == 2
+    assert running.stop() == 0
+
+
 def figures(client):
     lines = client.get("/metrics").text.splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
