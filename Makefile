@@ -33,7 +33,6 @@ properties: $(VENV)/.test ## Try the properties, and damaged requests, on many m
 
 torture: $(VENV)/.test ## Break the service in every way that is known, for long; ends with a report
 	TORTURE=1 $(BIN)/python -m pytest tests/interop/test_cut_connections.py tests/interop/test_uppy.py tests/faults
-	TORTURE=1 $(BIN)/python -m pytest tests/interop/test_cut_connections.py tests/interop/test_uppy.py tests/faults
 
 bench: $(VENV)/.bench ## Measure Waybill beside its peers (bench/README.md); BENCH=--quick for ten minutes
 	$(BIN)/python -m bench $(BENCH)
