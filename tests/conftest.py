@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.interop.clients import TORTURE
 from tests.postgres import Postgres
+from tests.tally import show, tally
+
+__all__ = ["tally"]
 
 # A slow machine is no failure, and a database or a directory may serve all examples of a test.
 settings.register_profile(
@@ -52,3 +55,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     url = server.create_database()
     yield url
     server.drop_database(url)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    show(terminalreporter)

@@ -280,7 +280,8 @@ async def ask(
                 await writer.drain()
             start, *fields = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             found = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
-            rest = await reader.readexactly(int(found["content-length"])) if "content-length" in found else b""
+            follows = method != "HEAD" and "content-length" in found
+            rest = await reader.readexactly(int(found["content-length"])) if follows else b""
     except (OSError, asyncio.IncompleteReadError) as error:
         raise Cut(f"{method} {path}: {error!r}") from error
     finally:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import os
 import queue
 import random
 import shutil
@@ -21,7 +20,6 @@ from tests.service import HISTORY, PATIENCE, Service
 
 HERE = Path(__file__).parent
 MIB = 1024 * 1024
-TORTURE = bool(os.environ.get("TORTURE"))  # as long and as many as promised, instead of what fits into every run
 
 
 # --- what is sent

@@ -14,9 +14,10 @@ from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
 
 from tests.cutting_proxy import FATES, CuttingProxy
-from tests.interop.clients import MIB, TORTURE, Job, all_done, have_landed, in_threads
+from tests.interop.clients import MIB, Job, all_done, have_landed, in_threads
 from tests.interop.test_python_clients import WithWholeAddress
 from tests.service import UPLOADS, Service
+from tests.tally import TORTURE
 
 COUNT = 300 if TORTURE else 5
 SMALLEST, LARGEST = MIB, (64 if TORTURE else 3) * MIB

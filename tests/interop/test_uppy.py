@@ -5,8 +5,9 @@ from contextlib import ExitStack
 
 from tests.cutting_proxy import CuttingProxy
 from tests.interop.browser import UPPY, Browser, Site, bundle
-from tests.interop.clients import MIB, TORTURE
+from tests.interop.clients import MIB
 from tests.service import UPLOADS, service
+from tests.tally import TORTURE
 
 __all__ = ["service"]
 
