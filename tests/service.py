@@ -140,6 +140,11 @@ class Service:
         self.send(number)
         return self.wait()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, and nobody has asked it to by these methods."""
+        return self._process is not None and self._process.poll() is not None
+
     def wait(self) -> int:
         """The exit status, once it has ended and all that it said is read."""
         assert self._process is not None

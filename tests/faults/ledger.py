@@ -1,6 +1,7 @@
 """What was sent, what the service said of it, and whether it kept its word, whatever happened to it in between.
 
-A file's content follows from its name, so nothing sent needs to be kept; and its name begins with its protocol.
+A file's content follows from its name, so nothing sent needs to be kept: `raw-7.3000` was sent by raw and has 3,000
+bytes, which follow from the whole name.
 """
 
 import asyncio
@@ -24,15 +25,18 @@ from tests.tally import Row, Tally
 PROTOCOLS = ("form", "raw", "tus", "resumable")
 RESUMABLE = {"tus": Tus, "resumable": Resumable}
 BOUNDARY = "no-content-holds-this-boundary"
-_SIZES = (3_000, 100_000, 600_000)  # joined in memory, held in memory, written in blocks
+SIZES = (3_000, 100_000, 600_000)  # up to these: joined in memory, held in memory, written in blocks
 _DAYS_US = 9 * 86_400_000_000  # what nobody comes back for is over by then
 
 Headers = Mapping[str, str]
 
 
+def name_of(protocol: str, number: object, size: int) -> str:
+    return f"{protocol}-{number}.{size}"
+
+
 def content_of(name: str) -> bytes:
-    chance = Random(name)
-    return chance.randbytes(chance.randrange(1, chance.choice(_SIZES)))
+    return Random(name).randbytes(int(name.rpartition(".")[2]))
 
 
 def form_of(name: str, content: bytes) -> tuple[Headers, bytes]:
@@ -100,15 +104,17 @@ class Ledger:
 
     # --- sending
 
-    async def send(self, port: Callable[[], Awaitable[int]], headers: Headers, name: str, chance: Random) -> None:
-        """Send it by its protocol; one that can be resumed goes on to its end. Raises Cut for the others."""
+    async def send(
+        self, port: Callable[[], Awaitable[int]], headers: Headers, name: str, chance: Random, *, pieces: int = 256_000
+    ) -> None:
+        """Send it by its protocol; one that can be resumed goes on to its end, in such pieces. Raises Cut for others."""
         protocol, content = name.partition("-")[0], content_of(name)
         if protocol in RESUMABLE:
 
             def told(offset: int) -> None:
                 self.row(name).acknowledged += 1
 
-            sender = Sender(name, content, headers, RESUMABLE[protocol], port, told, chance)
+            sender = Sender(name, content, headers, RESUMABLE[protocol], port, told, chance, pieces)
             await sender.run()
             self.acknowledge(headers, name, hashlib.sha256(content).hexdigest())
             return

@@ -4,7 +4,7 @@ import asyncio
 import random
 from contextlib import suppress
 
-from tests.faults.ledger import PROTOCOLS, Address, Ledger, new_session, nothing_is_left
+from tests.faults.ledger import PROTOCOLS, SIZES, Address, Ledger, name_of, new_session, nothing_is_left
 from tests.service import Cut, service
 from tests.tally import TORTURE
 
@@ -47,9 +47,10 @@ class Storm:
         number = 0
         while not self.over:
             number += 1
+            name = name_of(protocol, f"{lane}-{number}", chance.randrange(1, chance.choice(SIZES)))
             await self.address.port()  # so that a session is there
             with suppress(Cut):
-                await self.ledger.send(self.address.port, self.session, f"{protocol}-{lane}-{number}.bin", chance)
+                await self.ledger.send(self.address.port, self.session, name, chance)
 
     async def look(self):
         while not self.over:

@@ -1,0 +1,130 @@
+"""kill -9 at each system call of an upload that changes a file or says something, in each thread that takes part."""
+
+import asyncio
+import random
+import re
+import shutil
+import subprocess
+from collections import Counter
+from contextlib import contextmanager, suppress
+
+import psutil
+import pytest
+
+from tests.faults.ledger import Address, Ledger, name_of, new_session, nothing_is_left
+from tests.service import Cut, service
+from tests.tally import TORTURE
+
+__all__ = ["service"]
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (Debian: apt-get install strace)")
+
+FAULT = "kill -9 at each call"
+CALLS = (
+    "openat,close,write,writev,pwrite64,pwritev,fsync,fdatasync,sync_file_range,syncfs,ftruncate,fallocate,"
+    "rename,renameat,renameat2,link,linkat,unlink,unlinkat,utimensat,sendto,sendmsg"
+)
+SMALL, LARGE, PIECES = 3_000, 1_500_000, 400_000  # kept in memory, written in two blocks; a resumable one's requests
+UPLOADS = [("form", SMALL), ("raw", LARGE), ("tus", PIECES)]
+MORE_UPLOADS = [("form", LARGE), ("raw", SMALL), ("resumable", PIECES)]
+FEW = 2  # of all points of an upload
+# The same thread is to make the same calls each time: there is one of a kind then, and none waits for its like.
+ONE_THREAD_OF_A_KIND = """
+from concurrent.futures import ThreadPoolExecutor as Pool
+made = Pool.__init__
+Pool.__init__ = lambda self, workers=None, *more, **named: made(self, 1, *more, **named)
+"""
+
+
+@contextmanager
+def strace(target, log, *options):
+    """Follow a process or thread until the end of the block, or its own."""
+    command = ["strace", "--attach", str(target), "--output", log, *options]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracing:
+        try:
+            assert " attached" in tracing.stderr.readline()
+            yield
+        finally:
+            tracing.terminate()
+
+
+class Victim:
+    """The service, and one who sends to it."""
+
+    def __init__(self, running, ledger, directory):
+        self.running, self.ledger = running, ledger
+        self.address = Address(running)
+        self.log = directory / "trace"
+        self.session = {}
+        self.count = 0
+
+    async def begin(self):
+        self.session = await new_session(self.running.port)
+
+    async def send(self, protocol, size):
+        self.count += 1
+        name = name_of(protocol, self.count, size)
+        with suppress(Cut):
+            await self.ledger.send(self.address.port, self.session, name, random.Random(0), pieces=PIECES)
+
+    async def warm_up(self, protocol, size):
+        """So often that every thread and connection is there; returns the threads, oldest first."""
+        for _ in range(3):
+            await self.send(protocol, size)
+        return sorted(thread.id for thread in psutil.Process(self.running.pid).threads())
+
+    async def points(self, protocol, size):
+        """Every call that an upload makes: which of the threads makes it, its name, and which of its like it is."""
+        threads = await self.warm_up(protocol, size)
+        with strace(self.running.pid, self.log, "--follow-forks", f"--trace={CALLS}"):
+            await self.send(protocol, size)
+        counted, found = Counter(), []
+        for thread, call in re.findall(r"^(\d+) +(\w+)\(", self.log.read_text(), re.MULTILINE):
+            if int(thread) in threads:
+                kind = threads.index(int(thread)), call
+                counted[kind] += 1
+                found.append((*kind, counted[kind]))
+        return found
+
+    async def strike(self, protocol, size, point):
+        """Send one more and kill the service at this call; whether it came to that."""
+        at, call, when = point
+        threads = await self.warm_up(protocol, size)
+        with strace(threads[at], "/dev/null", f"--trace={call}", f"--inject={call}:signal=KILL:when={when}"):
+            sending = asyncio.create_task(self.send(protocol, size))
+            while not sending.done() and not self.running.ended:
+                await asyncio.wait((sending,), timeout=0.005)
+            for _ in range(20):  # it may be struck right after its answer
+                if self.running.ended:
+                    break
+                await asyncio.sleep(0.01)
+        died = self.running.ended
+        if died:
+            async with self.address.closed():
+                await asyncio.to_thread(self.running.wait)
+                await asyncio.to_thread(self.running.start)
+        await sending  # a resumable one goes on
+        return died
+
+
+@pytest.mark.parametrize(("protocol", "size"), UPLOADS + (MORE_UPLOADS if TORTURE else []))
+def test_at_every_call_what_was_acknowledged_survives(service, database_url, tally, tmp_path, protocol, size):
+    running = service(database_url=database_url, database_pool_size=2, change=ONE_THREAD_OF_A_KIND)
+    ledger = Ledger.of(tally, FAULT, database_url, (protocol,))
+    victim = Victim(running, ledger, tmp_path)
+
+    async def run():
+        await victim.begin()
+        points = await victim.points(protocol, size)
+        assert {"openat", "fsync"} <= {call for _, call, _ in points}
+        for point in points if TORTURE else random.sample(points, FEW):
+            await victim.begin()
+            if await victim.strike(protocol, size, point):
+                ledger.injected()
+            await ledger.check(running.port, victim.session)
+        assert running.said("error") == []
+        await nothing_is_left(running, ledger)
+
+    asyncio.run(run())
+    ledger.is_clean()
+    assert ledger.rows[protocol].injected

@@ -1,0 +1,149 @@
+"""The power fails, at any moment: what a client was told is there when the service starts again, whole; no part shows.
+
+Store and database lie on the same disk, as they do for most who run the service.
+"""
+
+import asyncio
+import hashlib
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+
+from app import main, records
+from app.config import Settings
+from app.db import migrate
+from app.model import HistoryQuery, Status
+from app.verify import verify
+from tests.faults.disk import Disk
+from tests.faults.ledger import PROTOCOLS, RESUMABLE, Ledger, content_of, name_of, new_session
+from tests.sender import Sender
+from tests.service import Service
+from tests.storage.stores import needs_root, quick_directory
+from tests.tally import TORTURE
+
+pytestmark = needs_root
+
+SMALL, LARGE, PIECES = 3_000, 600_000, 250_000
+MOMENTS, TORN = (None, 2) if TORTURE else (8, 1)  # all
+
+
+class Enough(Exception):
+    """It has come as far as it should."""
+
+
+@dataclass
+class Story:
+    """What was told, and when."""
+
+    disk: Disk
+    begun: int = 0
+    keys: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+    """By name, when it was acknowledged."""
+    offsets: list[tuple[int, str, str, int]] = field(default_factory=list)
+    """When, of which name, with which key, how far."""
+
+
+async def send_everything(running, ledger, story, protocol):
+    """One small, one large, and several at once, which are flushed together; of a resumable one a beginning, too."""
+    headers = await new_session(running.port)
+    story.begun = story.disk.now()
+
+    async def port():
+        return running.port
+
+    async def send(number, size, *, until=None):
+        name = name_of(protocol, number, size)
+        if protocol not in RESUMABLE:
+            await ledger.send(port, headers, name, random.Random(0))
+        else:
+
+            def told(offset):
+                key = sender.path.rpartition("/")[2]
+                story.offsets.append((story.disk.now(), name, key, offset))
+                if until is not None and offset >= until:
+                    raise Enough
+
+            chance = random.Random(number)
+            sender = Sender(name, content_of(name), headers, RESUMABLE[protocol], port, told, chance, PIECES)
+            await sender.run()
+            ledger.acknowledge(headers, name, hashlib.sha256(content_of(name)).hexdigest())
+        story.files[name] = story.disk.now()
+
+    await send(1, SMALL)
+    await send(2, LARGE)
+    async with asyncio.TaskGroup() as group:
+        for number in range(3, 7):
+            group.create_task(send(number, SMALL * number))
+    if protocol in RESUMABLE:
+        with suppress(Enough):
+            await send(7, LARGE, until=PIECES)
+
+
+async def recover(settings, row, story, moment):
+    """Start as the service does, sweep, go on with what was begun, and see that every promise is kept."""
+    async with main.stores(settings) as (storage, db):
+        await migrate.migrate(db, now_us=main.now_us())
+        keys = main.secret_keys(settings)
+        row.lost += moment >= story.begun and keys != story.keys  # with it every session is
+        async with main.receiving(settings, storage, db) as ways_in:
+            swept = await ways_in.sweeper.once()
+            row.lost += swept.records_lost
+            told = {name: (key, offset) for when, name, key, offset in story.offsets if when <= moment}
+            for name, (key, offset) in told.items():
+                await go_on(ways_in.resumes, row, name, key, offset)
+        shown = {}
+        for session in await records.list_sessions(db, 10):
+            page = await records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=100)
+            completed = [upload for upload in page.uploads if upload.status is Status.COMPLETED]
+            row.wrong += len(completed) - len({upload.filename for upload in completed})
+            shown |= {upload.filename: upload.sha256 for upload in completed}
+        found = await verify(storage, db)
+        row.partial += len(found.missing) + len(found.damaged)
+        row.files += len(found.foreign) + len(list((settings.storage_dir / "staging").glob("*/*")))
+    row.wrong += sum(digest != hashlib.sha256(content_of(name)).hexdigest() for name, digest in shown.items())
+    promised = {name for name, when in story.files.items() if when <= moment} | told.keys()
+    row.lost += len(promised - shown.keys())
+
+
+async def go_on(resumes, row, name, key, offset):
+    """An offset that was told holds; what is missing after it comes, and then it is whole."""
+    resource = await resumes.find(key, None, newest=True)
+    row.lost += resource.offset < offset
+    if not resource.completed:
+        content = content_of(name)
+        async with resumes.append(key, None, offset=resource.offset, length=len(content)) as appending:
+            await appending.write(content[resource.offset :])
+            await appending.keep()
+
+
+@pytest.fixture
+def disk():
+    with quick_directory() as directory:
+        yield Disk(directory)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_at_every_moment_a_power_cut_leaves_what_was_told(disk, tally, protocol):
+    ledger = Ledger.of(tally, "power cut at each write", "sqlite", (protocol,))
+    row, story = ledger.rows[protocol], Story(disk)
+    with disk.mounted() as volume:
+        running = Service(volume, storage_dir=volume / "store", database_url=f"sqlite:///{volume}/waybill.db")
+        try:
+            running.start()
+            asyncio.run(send_everything(running, ledger, story, protocol))
+            assert running.said("error") == []
+        finally:
+            running.close()
+        settings = Settings(
+            storage_dir=volume / "store", database_url=f"sqlite:///{volume}/waybill.db", min_free_space=0
+        )
+        story.keys = main.secret_keys(settings)
+    moments = disk.moments()
+    chance = random.Random(0)
+    for _, moment in disk.images(moments if TORTURE else chance.sample(moments, MOMENTS), torn=TORN, chance=chance):
+        asyncio.run(recover(settings, row, story, moment))
+        row.injected += 1
+    row.is_clean()
