@@ -51,9 +51,9 @@ _SETTINGS = {
 class Postgres:
     """One server with its own data directory; every method returns when the deed is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         self._programs = _programs()
-        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=_quick_directory()))
+        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=directory or _quick_directory()))
         self._data = self._home / "data"
         self._numbers = count(1)
         self._watch: subprocess.Popen[bytes] | None = None
@@ -85,6 +85,8 @@ class Postgres:
                   f"--command={statement}", url or self.url("postgres"))  # fmt: skip
 
     def start(self) -> None:
+        # The one before may have been killed, and PIDs come again.
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
         settings = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]
         server = [str(self._programs / "postgres"), "-D", str(self._data), *settings]
         command = ["/bin/sh", "-c", _WATCH, "sh", str(self._home), *server]
@@ -107,7 +109,6 @@ class Postgres:
         self.thaw()
         self._watch.communicate(b"QUIT\n" if mode == "immediate" else b"INT\n", _PATIENCE)
         self._watch = None
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """Stop every process of the server where it stands: sockets stay open, nothing answers."""

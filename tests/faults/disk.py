@@ -4,7 +4,7 @@ It is one file in a FUSE file system, under a loop device, with ext4 on it. What
 there after a power cut, and in any order: `images` gives what may be left.
 
     disk = Disk(directory)
-    with disk.mounted() as volume:
+    with disk.remembering() as volume:
         ...  # and at some moment: promised = disk.now()
     for volume, moment in disk.images(disk.moments(), torn=1, chance=Random(0)):
         ...  # what was promised before the moment is there
@@ -60,7 +60,7 @@ class Disk:
         _copy(self._empty, self._backing)
 
     @contextmanager
-    def mounted(self) -> Iterator[Path]:
+    def remembering(self) -> Iterator[Path]:
         """Its volume, of which everything is remembered."""
         command = [sys.executable, __file__, str(self._backing), str(self._fuse), str(self._log)]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL) as serving:
@@ -70,7 +70,7 @@ class Disk:
                     assert serving.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
-                with _mounted(self._fuse / "image", self.volume):
+                with mounted(self._fuse / "image", self.volume):
                     yield self.volume
             finally:
                 subprocess.run(["umount", str(self._fuse)], check=True)
@@ -102,7 +102,7 @@ class Disk:
                 for part in [pending, *parts]:
                     _copy(self._flushed, self._image)
                     _write(self._image, part)
-                    with _mounted(self._image, self.volume):
+                    with mounted(self._image, self.volume):
                         yield self.volume, op.end
 
     def _ops(self) -> Iterator[_Op]:
@@ -113,7 +113,8 @@ class Disk:
 
 
 @contextmanager
-def _mounted(image: Path, at: Path) -> Iterator[None]:
+def mounted(image: Path, at: Path) -> Iterator[None]:
+    """The image's file system at `at`; in the end it is unmounted, which nobody may be using any more."""
     done = subprocess.run(["mount", "-o", "loop", str(image), str(at)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")

@@ -147,7 +147,7 @@ class Ledger:
             else:
                 answer = await _answer(port, "GET", f"/api/ingestion/files/{item['id']}", headers)
                 # It may have been completed between the two questions.
-                row.partial += answer.status != 404 and answer.body != content_of(name)
+                row.partial += answer.status == 200 and answer.body != content_of(name)
         return shown
 
     async def _read(self, port: int, headers: Headers, row: Row, item: Mapping[str, Any]) -> None:
@@ -168,6 +168,14 @@ class Ledger:
         for name, digest in promised.items():
             self.row(name).lost += name not in shown
             self.row(name).wrong += shown.get(name, digest) != digest
+
+    async def delete(self, port: int, headers: Headers, chance: Random) -> None:
+        """Delete about half of what the session has; from then on it does not show."""
+        for item in await _history(port, headers):
+            if item["status"] == "completed" and chance.random() < 0.5:
+                answer = await _answer(port, "DELETE", item["links"]["content"], headers)
+                assert answer.status == 204, answer
+                self.promised[headers["Cookie"]].pop(item["filename"], None)
 
 
 async def _answer(port: int, method: str, path: str, headers: Headers) -> Answer:
@@ -221,8 +229,8 @@ def staged(running: Service) -> list[Path]:
 
 
 def settings_of(running: Service) -> Settings:
-    url = str(running.settings.get("database_url", f"sqlite:///{running.store}/waybill.db"))
-    return Settings(_env_file=None, storage_dir=running.store, database_url=url, min_free_space=0)
+    url = running.settings["database_url"]
+    return Settings.model_validate({"storage_dir": running.store, "database_url": url, "min_free_space": 0})
 
 
 async def swept(settings: Settings) -> tuple[int, verify.Verified]:

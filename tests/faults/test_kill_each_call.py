@@ -5,10 +5,10 @@ import random
 import re
 import shutil
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.faults.ledger import Address, Ledger, name_of, new_session, nothing_is_left
@@ -27,22 +27,29 @@ CALLS = (
 SMALL, LARGE, PIECES = 3_000, 1_500_000, 400_000  # kept in memory, written in two blocks; a resumable one's requests
 UPLOADS = [("form", SMALL), ("raw", LARGE), ("tus", PIECES)]
 MORE_UPLOADS = [("form", LARGE), ("raw", SMALL), ("resumable", PIECES)]
-FEW = 2  # of all points of an upload
-# The same thread is to make the same calls each time: there is one of a kind then, and none waits for its like.
+FEW = 1  # of all points of an upload
+# The same thread is to make the same calls each time: there is one in a pool then, none waits for its like, and the
+# kernel knows it by its name.
 ONE_THREAD_OF_A_KIND = """
+import ctypes, threading
 from concurrent.futures import ThreadPoolExecutor as Pool
-made = Pool.__init__
+made, ran = Pool.__init__, threading.Thread.run
+def run(self):
+    ctypes.CDLL(None).prctl(15, self.name.encode())
+    ran(self)
+threading.Thread.run = run
 Pool.__init__ = lambda self, workers=None, *more, **named: made(self, 1, *more, **named)
 """
 
 
 @contextmanager
-def strace(target, log, *options):
-    """Follow a process or thread until the end of the block, or its own."""
-    command = ["strace", "--attach", str(target), "--output", log, *options]
+def strace(targets, log, *options):
+    """Follow processes or threads until the end of the block, or their own."""
+    command = ["strace", *(f"--attach={target}" for target in targets), "--output", log, *options]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracing:
         try:
-            assert " attached" in tracing.stderr.readline()
+            for _ in targets:
+                assert " attached" in tracing.stderr.readline()
             yield
         finally:
             tracing.terminate()
@@ -68,29 +75,30 @@ class Victim:
             await self.ledger.send(self.address.port, self.session, name, random.Random(0), pieces=PIECES)
 
     async def warm_up(self, protocol, size):
-        """So often that every thread and connection is there; returns the threads, oldest first."""
+        """So often that every thread and connection is there; returns the threads by what kind they are."""
         for _ in range(3):
             await self.send(protocol, size)
-        return sorted(thread.id for thread in psutil.Process(self.running.pid).threads())
+        threads = defaultdict(list)
+        for task in Path(f"/proc/{self.running.pid}/task").iterdir():
+            threads[re.sub(r"\d.*", "", (task / "comm").read_text().strip())].append(int(task.name))
+        return threads
 
     async def points(self, protocol, size):
-        """Every call that an upload makes: which of the threads makes it, its name, and which of its like it is."""
-        threads = await self.warm_up(protocol, size)
-        with strace(self.running.pid, self.log, "--follow-forks", f"--trace={CALLS}"):
+        """Every call that an upload makes: what kind of thread makes it, its name, and which of its like it is."""
+        kinds = {thread: kind for kind, threads in (await self.warm_up(protocol, size)).items() for thread in threads}
+        with strace([self.running.pid], self.log, "--follow-forks", f"--trace={CALLS}"):
             await self.send(protocol, size)
         counted, found = Counter(), []
         for thread, call in re.findall(r"^(\d+) +(\w+)\(", self.log.read_text(), re.MULTILINE):
-            if int(thread) in threads:
-                kind = threads.index(int(thread)), call
-                counted[kind] += 1
-                found.append((*kind, counted[kind]))
+            counted[thread, call] += 1
+            found.append((kinds[int(thread)], call, counted[thread, call]))
         return found
 
     async def strike(self, protocol, size, point):
         """Send one more and kill the service at this call; whether it came to that."""
-        at, call, when = point
-        threads = await self.warm_up(protocol, size)
-        with strace(threads[at], "/dev/null", f"--trace={call}", f"--inject={call}:signal=KILL:when={when}"):
+        kind, call, when = point
+        threads = (await self.warm_up(protocol, size))[kind]
+        with strace(threads, "/dev/null", f"--trace={call}", f"--inject={call}:signal=KILL:when={when}"):
             sending = asyncio.create_task(self.send(protocol, size))
             while not sending.done() and not self.running.ended:
                 await asyncio.wait((sending,), timeout=0.005)

@@ -5,22 +5,27 @@ Store and database lie on the same disk, as they do for most who run the service
 
 import asyncio
 import hashlib
+import os
 import random
-from contextlib import suppress
+import shutil
+import signal
+import subprocess
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import pytest
 
 from app import main, records
-from app.config import Settings
 from app.db import migrate
 from app.model import HistoryQuery, Status
 from app.verify import verify
-from tests.faults.disk import Disk
-from tests.faults.ledger import PROTOCOLS, RESUMABLE, Ledger, content_of, name_of, new_session
+from tests.faults.disk import Disk, mounted
+from tests.faults.ledger import PROTOCOLS, RESUMABLE, Ledger, content_of, name_of, new_session, settings_of
+from tests.faults.storm import Storm
+from tests.postgres import Postgres
 from tests.sender import Sender
 from tests.service import Service
-from tests.storage.stores import needs_root, quick_directory
+from tests.storage.stores import cut_power, needs_root, quick_directory
 from tests.tally import TORTURE
 
 pytestmark = needs_root
@@ -129,17 +134,15 @@ def disk():
 def test_at_every_moment_a_power_cut_leaves_what_was_told(disk, tally, protocol):
     ledger = Ledger.of(tally, "power cut at each write", "sqlite", (protocol,))
     row, story = ledger.rows[protocol], Story(disk)
-    with disk.mounted() as volume:
-        running = Service(volume, storage_dir=volume / "store", database_url=f"sqlite:///{volume}/waybill.db")
+    with disk.remembering() as volume:
+        running = Service(volume, database_url=f"sqlite:///{volume}/waybill.db")
         try:
             running.start()
             asyncio.run(send_everything(running, ledger, story, protocol))
             assert running.said("error") == []
         finally:
             running.close()
-        settings = Settings(
-            storage_dir=volume / "store", database_url=f"sqlite:///{volume}/waybill.db", min_free_space=0
-        )
+        settings = settings_of(running)
         story.keys = main.secret_keys(settings)
     moments = disk.moments()
     chance = random.Random(0)
@@ -147,3 +150,60 @@ def test_at_every_moment_a_power_cut_leaves_what_was_told(disk, tally, protocol)
         asyncio.run(recover(settings, row, story, moment))
         row.injected += 1
     row.is_clean()
+
+
+FILE_SYSTEMS = ["ext4", "xfs"]
+CUTS = 40 if TORTURE else 1
+
+
+@pytest.fixture(params=FILE_SYSTEMS)
+def image(request, tmp_path):
+    """A disk with a file system on it."""
+    make = f"mkfs.{request.param}"
+    if shutil.which(make) is None:
+        pytest.skip(f"needs {make} (Debian: apt-get install e2fsprogs xfsprogs)")
+    image = tmp_path / request.param
+    image.touch()
+    os.truncate(image, 1 << 30)
+    subprocess.run([make, "-q", str(image)], check=True)
+    return image
+
+
+@pytest.mark.parametrize("database", ["sqlite", *(["postgresql"] if TORTURE else [])])
+def test_a_power_cut_at_any_time_leaves_what_was_told(image, tmp_path, tally, database):
+    ledger = Ledger.of(tally, f"power cut, {image.name}", database)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    with ExitStack() as stack:
+        disk = stack.enter_context(ExitStack())
+        disk.enter_context(mounted(image, volume))
+        volume.chmod(0o755)
+        url, postgres = f"sqlite:///{volume}/waybill.db", None
+        if database == "postgresql":
+            postgres = Postgres(volume)
+            stack.callback(postgres.close)
+            url = postgres.create_database()
+        running = Service(volume, database_url=url)
+        stack.callback(running.close)
+        os.sync()
+        running.start()
+
+        def cut():
+            # Everything ends at once: nobody is told anything after it.
+            running.send(signal.SIGSTOP)
+            if postgres:
+                postgres.freeze()
+            cut_power(volume)
+            running.kill()
+            if postgres:
+                postgres.stop()
+            disk.close()
+            disk.enter_context(mounted(image, volume))
+            if postgres:
+                postgres.start()
+
+        async def die():
+            await asyncio.to_thread(cut)
+
+        asyncio.run(Storm(running, ledger, die).rage(CUTS))
+    ledger.is_clean()

@@ -1,7 +1,9 @@
 """Local stores for tests, file systems to put them on, and ways to make a system call late or wrong."""
 
 import asyncio
+import fcntl
 import os
+import struct
 import subprocess
 import tempfile
 import threading
@@ -14,6 +16,8 @@ from app.storage.local import LocalStorage
 from tests.contracts.storage import new_key
 
 ROOT = os.geteuid() == 0
+_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN: every later call fails, and what was not flushed is never written
+_WITHOUT_FLUSH = struct.pack("I", 2)
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount")
 
 
@@ -114,3 +118,12 @@ def thin_disk(at: Path):
 
 def remount(at: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(at)], check=True)
+
+
+def cut_power(root: Path) -> None:
+    """From here on the file system at `root` is as its disk was at this moment."""
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SHUTDOWN, _WITHOUT_FLUSH)
+    finally:
+        os.close(fd)

@@ -1,9 +1,7 @@
 """What was published survives a power cut, whole; what was not is absent or whole, at whatever step the power went."""
 
 import asyncio
-import fcntl
 import os
-import struct
 import subprocess
 from contextlib import ExitStack, contextmanager, suppress
 from unittest.mock import patch
@@ -14,12 +12,9 @@ from app.errors import Unavailable
 from app.storage import Mark, kernel
 from tests.contracts.partial import append, complete
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
-from tests.storage.stores import local, mounted, needs_root
+from tests.storage.stores import cut_power, local, mounted, needs_root
 
 pytestmark = needs_root
-
-_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN: every later call fails, and what was not flushed is never written
-_WITHOUT_FLUSH = struct.pack("I", 2)
 
 
 @pytest.fixture
@@ -36,14 +31,6 @@ def disk(tmp_path):
             yield root
 
     return mount
-
-
-def cut_power(root) -> None:
-    fd = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.ioctl(fd, _SHUTDOWN, _WITHOUT_FLUSH)
-    finally:
-        os.close(fd)
 
 
 @contextmanager
