@@ -6,8 +6,8 @@
         ...
         row.is_clean()
 
-With TORTURE=1 the rows of all tests are shown at the end as one table, whichever process ran them; TORTURE_REPORT names a
-file that gets it as Markdown.
+With TORTURE=1 the rows of all tests are shown at the end as one table, whichever process ran them; TORTURE_REPORT
+names a file that gets it as Markdown.
 """
 
 import os
@@ -106,7 +106,9 @@ def table(rows: Iterable[Row]) -> list[str]:
     rows = list(rows)
     cells = [list(_HEADINGS.values()), *(_cells(row) for row in rows)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(_HEADINGS))]
-    rule = ["-" * width if name in _KEYS else "-" * (width - 1) + ":" for name, width in zip(_HEADINGS, widths, strict=True)]
+    rule = [
+        "-" * width if name in _KEYS else "-" * (width - 1) + ":" for name, width in zip(_HEADINGS, widths, strict=True)
+    ]
     lines = [_line(line, widths) for line in (cells[0], rule, *cells[1:])]
 
     def total(*names: str) -> str:

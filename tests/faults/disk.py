@@ -1,7 +1,7 @@
 """A disk that remembers every write and every flush, so that the power can fail at any moment of its past, many times.
 
-It is one file in a FUSE file system, under a loop device, with ext4 on it. What a real disk has cached may or may not be
-there after a power cut, and in any order: `images` gives what may be left.
+It is one file in a FUSE file system, under a loop device, with ext4 on it. What a real disk has cached may or may not
+be there after a power cut: `images` gives what may be left.
 
     disk = Disk(directory)
     with disk.remembering() as volume:

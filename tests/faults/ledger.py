@@ -107,7 +107,7 @@ class Ledger:
     async def send(
         self, port: Callable[[], Awaitable[int]], headers: Headers, name: str, chance: Random, *, pieces: int = 256_000
     ) -> None:
-        """Send it by its protocol; one that can be resumed goes on to its end, in such pieces. Raises Cut for others."""
+        """Send it by its protocol; one that can be resumed goes on to its end, in such pieces. Others raise Cut."""
         protocol, content = name.partition("-")[0], content_of(name)
         if protocol in RESUMABLE:
 
@@ -134,7 +134,7 @@ class Ledger:
     # --- looking
 
     async def look(self, port: int, headers: Headers, seen: set[str] | None) -> dict[str, str]:
-        """The digests of all files that show, by name; each whose id is not yet `seen` is read, unless none shall be."""
+        """The digests of all files that show, by name; those whose ids are not yet `seen` are read, none without it."""
         shown: dict[str, str] = {}
         for item in await _history(port, headers):
             name, row = item["filename"], self.row(item["filename"])

@@ -55,6 +55,14 @@ def strace(targets, log, *options):
             tracing.terminate()
 
 
+def threads_of(pid):
+    """The threads of a process by their names, less the numbers in them."""
+    threads = defaultdict(list)
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        threads[re.sub(r"\d.*", "", (task / "comm").read_text().strip())].append(int(task.name))
+    return threads
+
+
 class Victim:
     """The service, and one who sends to it."""
 
@@ -78,10 +86,7 @@ class Victim:
         """So often that every thread and connection is there; returns the threads by what kind they are."""
         for _ in range(3):
             await self.send(protocol, size)
-        threads = defaultdict(list)
-        for task in Path(f"/proc/{self.running.pid}/task").iterdir():
-            threads[re.sub(r"\d.*", "", (task / "comm").read_text().strip())].append(int(task.name))
-        return threads
+        return threads_of(self.running.pid)
 
     async def points(self, protocol, size):
         """Every call that an upload makes: what kind of thread makes it, its name, and which of its like it is."""

@@ -94,15 +94,18 @@ CLIENTS = {
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_every_upload_ends_whole_and_once(running, source, name):
+def test_every_upload_ends_whole_and_once(running, source, tally, name):
     send, protocol = CLIENTS[name]
+    row = tally("connections cut", protocol, "sqlite")
+    row.memory_before = running.memory()
     seed = zlib.crc32(name.encode())
     pieces = [source.piece(f"{number}.bin", size) for number, size in enumerate(sizes(random.Random(seed)))]
     headers = running.session()
     with CuttingProxy(running.port, seed=seed, reach=REACH) as proxy:
         send(f"{proxy.url}{UPLOADS}", headers, pieces)
     with running.client(headers=headers) as client:
-        have_landed(client, pieces, protocol)
-    assert sum(proxy.met.values()) >= COUNT
+        row.acknowledged = len(have_landed(client, pieces, protocol))
+    row.injected, row.memory_after = sum(proxy.met.values()), running.memory()
+    assert row.injected >= COUNT
     assert proxy.met.keys() <= set(FATES)
     assert running.said("error") == []

@@ -83,12 +83,16 @@ def test_a_paused_upload_goes_on_after_a_restart_of_the_service(service, tmp_pat
         assert len(done["history"]["items"]) == 1
 
 
-def test_every_upload_ends_whole_and_once_over_a_bad_connection(service, tmp_path, source):
+def test_every_upload_ends_whole_and_once_over_a_bad_connection(service, tmp_path, source, tally):
+    row = tally("connections cut", "tus", "sqlite")
     seed = 1
     count, largest = (300, 64 * MIB) if TORTURE else (3, 3 * MIB)
     chance = random.Random(seed)
     sizes = [round(MIB * (largest / MIB) ** chance.random()) for _ in range(count)]
     pieces = [source.piece(f"{number}.bin", size) for number, size in enumerate(sizes)]
     with Visit(service, tmp_path, pieces, [{"options": {"limit": 4}}], seed=seed, reach=largest // 4) as visit:
+        row.memory_before = visit.running.memory()
         visit.all_done()
-        assert sum(visit.proxy.met.values()) >= count
+        row.acknowledged, row.memory_after = count, visit.running.memory()
+        row.injected = sum(visit.proxy.met.values())
+        assert row.injected >= count
