@@ -5,8 +5,8 @@ PYTHON ?= python3
 PYTEST ?= -n 2
 BENCH ?=
 TORTURE_REPORT ?= torture.md
-TORTURES := tests/faults/test_kill_any_time.py tests/faults/test_power_cut.py tests/faults/test_kill_each_call.py \
-  tests/faults/test_leaks.py tests/interop/test_cut_connections.py tests/interop/test_uppy.py
+TORTURES := tests/faults/test_kill_any_time.py tests/faults/test_power_cut.py tests/faults/test_leaks.py \
+  tests/faults/test_kill_each_call.py tests/interop/test_cut_connections.py tests/interop/test_uppy.py
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -96,7 +96,7 @@ class Postgres:
             )
         deadline, seen = time.monotonic() + _PATIENCE, False
         while not self._is_ready():
-            runs = any(child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process(self._watch.pid).children())
+            runs = any(map(_runs, psutil.Process(self._watch.pid).children()))
             if (seen and not runs) or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start: {(self._home / 'log').read_text(errors='replace')}")
             seen = seen or runs
@@ -109,6 +109,16 @@ class Postgres:
         self.thaw()
         self._watch.communicate(b"QUIT\n" if mode == "immediate" else b"INT\n", _PATIENCE)
         self._watch = None
+
+    def kill(self) -> None:
+        """End every process of the server where it stands, without a look at its directory, which may be gone."""
+        assert self._watch is not None
+        processes = psutil.Process(self._watch.pid).children(recursive=True)  # the postmaster first
+        self._signal(signal.SIGKILL, processes)
+        self._watch.communicate(b"KILL\n", _PATIENCE)
+        self._watch = None
+        while any(map(_runs, processes)):
+            time.sleep(0.01)
 
     def freeze(self) -> None:
         """Stop every process of the server where it stands: sockets stay open, nothing answers."""
@@ -154,6 +164,13 @@ class Postgres:
             return (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _quick_directory() -> str | None:

@@ -10,7 +10,7 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
-KILLS = 500 if TORTURE else 2  # on each database
+KILLS = 500 if TORTURE else 1  # on each database
 STARTING = 0.1  # so often it is killed once more while it starts
 A_START = 0.9  # seconds, or so
 

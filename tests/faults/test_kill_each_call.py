@@ -25,9 +25,10 @@ CALLS = (
     "rename,renameat,renameat2,link,linkat,unlink,unlinkat,utimensat,sendto,sendmsg"
 )
 SMALL, LARGE, PIECES = 3_000, 1_500_000, 400_000  # kept in memory, written in two blocks; a resumable one's requests
-UPLOADS = [("form", SMALL), ("raw", LARGE), ("tus", PIECES)]
-MORE_UPLOADS = [("form", LARGE), ("raw", SMALL), ("resumable", PIECES)]
-FEW = 1  # of all points of an upload
+UPLOADS = [("form", SMALL), ("raw", LARGE), ("tus", PIECES), ("resumable", PIECES)]
+ALL = [(database, *upload) for database in ("sqlite", "postgresql") for upload in UPLOADS]
+SOME = [("sqlite", "tus", PIECES), ("postgresql", "form", LARGE)]
+FEW = 2  # of all points of an upload
 # The same thread is to make the same calls each time: there is one in a pool then, none waits for its like, and the
 # kernel knows it by its name.
 ONE_THREAD_OF_A_KIND = """
@@ -120,7 +121,7 @@ class Victim:
         return died
 
 
-@pytest.mark.parametrize(("protocol", "size"), UPLOADS + (MORE_UPLOADS if TORTURE else []))
+@pytest.mark.parametrize(("database_url", "protocol", "size"), ALL if TORTURE else SOME, indirect=["database_url"])
 def test_at_every_call_what_was_acknowledged_survives(service, database_url, tally, tmp_path, protocol, size):
     running = service(database_url=database_url, database_pool_size=2, change=ONE_THREAD_OF_A_KIND)
     ledger = Ledger.of(tally, FAULT, database_url, (protocol,))
