@@ -115,7 +115,11 @@ class Ledger:
                 self.row(name).acknowledged += 1
 
             sender = Sender(name, content, headers, RESUMABLE[protocol], port, told, chance, pieces)
-            await sender.run()
+            try:
+                await sender.run()
+            except AssertionError:
+                self.row(name).lost += 1  # it holds the service to every offset that it was told
+                raise
             self.acknowledge(headers, name, hashlib.sha256(content).hexdigest())
             return
         answer = await self._send_at_once(await port(), headers, name, content)
