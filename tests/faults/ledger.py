@@ -204,10 +204,9 @@ async def _history(port: int, headers: Headers) -> list[dict[str, Any]]:
 # --- what is left in the end
 
 
-def figures(running: Service) -> dict[str, float]:
+async def figures(port: int) -> dict[str, float]:
     """What /metrics says, by name, where there is one figure of it."""
-    with running.client() as client:
-        lines = client.get("/metrics").text.splitlines()
+    lines = (await ask(port, "GET", "/metrics")).body.decode().splitlines()
     return {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[:1] != "#")}
 
 
@@ -215,7 +214,7 @@ async def at_rest(running: Service) -> dict[str, float]:
     """The figures once nothing is under way; those that are not at rest after all are leaks."""
     found: dict[str, float] = {}
     for _ in range(200):
-        found = await asyncio.to_thread(figures, running)
+        found = await figures(running.port)
         if not any(leaks(found)) and not staged(running):
             break
         await asyncio.sleep(0.05)  # no event tells of a connection whose end the service has yet to notice

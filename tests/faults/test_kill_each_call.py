@@ -96,8 +96,9 @@ class Victim:
             await self.send(protocol, size)
         counted, found = Counter(), []
         for thread, call in re.findall(r"^(\d+) +(\w+)\(", self.log.read_text(), re.MULTILINE):
-            counted[thread, call] += 1
-            found.append((kinds[int(thread)], call, counted[thread, call]))
+            if kind := kinds.get(int(thread)):  # not one that has just come into being
+                counted[thread, call] += 1
+                found.append((kind, call, counted[thread, call]))
         return found
 
     async def strike(self, protocol, size, point):

@@ -33,6 +33,8 @@ pytestmark = needs_root
 
 SMALL, LARGE, PIECES = 3_000, 600_000, 250_000
 MOMENTS = 4  # with TORTURE=1, all
+FILE_SYSTEMS = ["ext4", "xfs"] if TORTURE else ["ext4"]
+CUTS = {"sqlite": 40, "postgresql": 15} if TORTURE else {"sqlite": 1}
 
 
 class Enough(Exception):
@@ -159,10 +161,6 @@ def test_at_every_moment_a_power_cut_leaves_what_was_told(place, tally, protocol
         asyncio.run(recover(settings, row, story, moment))
         row.injected += 1
     row.is_clean()
-
-
-FILE_SYSTEMS = ["ext4", "xfs"] if TORTURE else ["ext4"]
-CUTS = {"sqlite": 40, "postgresql": 15} if TORTURE else {"sqlite": 1}
 
 
 @pytest.fixture(params=FILE_SYSTEMS)
