@@ -26,6 +26,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.seed import Grown, Seed
+
 PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure
 UPLOADS = "/api/ingestion/uploads"
 HISTORY = "/api/ingestion/history"
@@ -51,18 +53,20 @@ def changed(change: str, *arguments: str) -> list[str]:
 class Service:
     """`waybill serve` in `directory`. Every method returns when the deed is done; no process outlives `close`.
 
-    `change` is Python that runs in its process first, to shorten a time that would be waited for.
+    `change` is Python that runs in its process first, to shorten a time that would be waited for. One that is started
+    over and over grows from a `seed`.
     """
 
-    def __init__(self, directory: Path, *, change: str = "", **settings: object) -> None:
+    def __init__(self, directory: Path, *, change: str = "", seed: Seed | None = None, **settings: object) -> None:
         self.directory = directory
         self.change = change
+        self.seed = seed
         self.store = Path(str(settings.get("storage_dir", directory / "waybill-data")))
         self.settings = settings
         self.lines: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.url = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Grown | None = None
         self._children: list[psutil.Process] = []
         self._news = threading.Condition()
         self._reader = threading.Thread()
@@ -89,18 +93,22 @@ class Service:
         assert self._process is None
         self.directory.mkdir(parents=True, exist_ok=True)
         self.lines, self.events, self._said_all, self._children = [], [], False, []
-        self._process = subprocess.Popen(
-            changed(self.change, "serve"),
-            cwd=self.directory,
-            env=environment(self.directory, **self.settings),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        variables = environment(self.directory, **self.settings)
+        if self.seed is None:
+            self._process = subprocess.Popen(
+                changed(self.change, "serve"),
+                cwd=self.directory,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        else:
+            self._process = self.seed.grow(self.directory, variables)
         self._reader = threading.Thread(target=self._read, args=[self._process], daemon=True)
         self._reader.start()
 
-    def _read(self, process: "subprocess.Popen[bytes]") -> None:
+    def _read(self, process: "subprocess.Popen[bytes] | Grown") -> None:
         assert process.stderr is not None
         for line in process.stderr:
             text = line.decode(errors="replace")
@@ -231,6 +239,12 @@ def _event(line: str) -> dict[str, Any]:
         return found
     match = re.match(r"\S+Z (\w+) +(.*)", line)
     return {"level": match[1], "event": match[2]} if match else {"level": "none", "event": line.rstrip("\n")}
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Iterator[Seed]:
+    with closing(Seed(environment(tmp_path))) as seed:
+        yield seed
 
 
 @pytest.fixture

@@ -5,18 +5,18 @@ import random
 
 from tests.faults.ledger import Ledger
 from tests.faults.storm import Storm
-from tests.service import service
+from tests.service import seed, service
 from tests.tally import TORTURE
 
-__all__ = ["service"]
+__all__ = ["seed", "service"]
 
 KILLS = 500 if TORTURE else 1  # on each database
 STARTING = 0.1  # so often it is killed once more while it starts
 A_START = 0.9  # seconds, or so
 
 
-def test_what_was_acknowledged_survives_and_nothing_else_shows(service, database_url, tally):
-    running = service(database_url=database_url)
+def test_what_was_acknowledged_survives_and_nothing_else_shows(service, seed, database_url, tally):
+    running = service(database_url=database_url, seed=seed)
     ledger = Ledger.of(tally, "kill -9 at any time", database_url)
     chance = random.Random(0)
 
