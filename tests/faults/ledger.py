@@ -81,10 +81,22 @@ class Ledger:
     rows: Mapping[str, Row]
     promised: dict[str, dict[str, str]] = field(default_factory=dict)
     """By the session's cookie and a file's name, the digest that was acknowledged."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
     def of(cls, tally: Tally, fault: str, database: str, protocols: tuple[str, ...] = PROTOCOLS) -> "Ledger":
         return cls({protocol: tally(fault, protocol, database) for protocol in protocols})
+
+    async def acknowledges(self, more: int) -> None:
+        """Return when so many more files and offsets were acknowledged."""
+        enough = self.acknowledged + more
+        while self.acknowledged < enough:
+            self.news.clear()
+            await self.news.wait()
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(row.acknowledged for row in self.rows.values())
 
     def injected(self) -> None:
         for row in self.rows.values():
@@ -98,9 +110,13 @@ class Ledger:
         return self.rows[name.partition("-")[0]]
 
     def acknowledge(self, headers: Headers, name: str, digest: str) -> None:
-        self.row(name).acknowledged += 1
+        self.told(name)
         self.promised.setdefault(headers["Cookie"], {})[name] = digest
         self.row(name).wrong += digest != hashlib.sha256(content_of(name)).hexdigest()
+
+    def told(self, name: str) -> None:
+        self.row(name).acknowledged += 1
+        self.news.set()
 
     # --- sending
 
@@ -110,11 +126,9 @@ class Ledger:
         """Send it by its protocol; one that can be resumed goes on to its end, in such pieces. Others raise Cut."""
         protocol, content = name.partition("-")[0], content_of(name)
         if protocol in RESUMABLE:
-
-            def told(offset: int) -> None:
-                self.row(name).acknowledged += 1
-
-            sender = Sender(name, content, headers, RESUMABLE[protocol], port, told, chance, pieces)
+            sender = Sender(
+                name, content, headers, RESUMABLE[protocol], port, lambda _: self.told(name), chance, pieces
+            )
             try:
                 await sender.run()
             except AssertionError:

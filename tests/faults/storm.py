@@ -9,7 +9,8 @@ from tests.faults.ledger import PROTOCOLS, SIZES, Address, Headers, Ledger, name
 from tests.service import Cut, Service
 
 CLIENTS = 2  # by each protocol
-LATEST = 0.3  # seconds after it was found sound again
+MOST = 12  # files and offsets that are acknowledged from one death to the next, or a little more
+LATEST = 0.05  # seconds after the last of them
 
 
 class Storm:
@@ -34,6 +35,7 @@ class Storm:
                 group.create_task(self._send(protocol, Random(number), number))
             group.create_task(self._look())
             for _ in range(deaths):
+                await self.ledger.acknowledges(self._chance.randrange(MOST))
                 await asyncio.sleep(self._chance.uniform(0, LATEST))
                 await self._end_and_start()
             self._over = True
