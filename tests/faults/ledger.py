@@ -163,14 +163,14 @@ class Ledger:
                     await self._read(port, headers, row, item)
                     seen.add(item["id"])
             else:
-                answer = await _answer(port, "GET", f"/api/ingestion/files/{item['id']}", headers)
+                answer = await answered(port, "GET", f"/api/ingestion/files/{item['id']}", headers)
                 # It may have been completed between the two questions.
                 row.partial += answer.status == 200 and answer.body != content_of(name)
         return shown
 
     async def _read(self, port: int, headers: Headers, row: Row, item: Mapping[str, Any]) -> None:
         content, link = content_of(item["filename"]), item["links"]["content"]
-        head, got = await _answer(port, "HEAD", link, headers), await _answer(port, "GET", link, headers)
+        head, got = await answered(port, "HEAD", link, headers), await answered(port, "GET", link, headers)
         if (head.status, got.status) == (200, 200):
             lengths = {item["size"], int(head.headers["content-length"]), len(got.body)}
             whole = lengths == {len(content)}
@@ -191,12 +191,12 @@ class Ledger:
         """Delete about half of what the session has; from then on it does not show."""
         for item in await _history(port, headers):
             if item["status"] == "completed" and chance.random() < 0.5:
-                answer = await _answer(port, "DELETE", item["links"]["content"], headers)
+                answer = await answered(port, "DELETE", item["links"]["content"], headers)
                 assert answer.status == 204, answer
                 self.promised[headers["Cookie"]].pop(item["filename"], None)
 
 
-async def _answer(port: int, method: str, path: str, headers: Headers) -> Answer:
+async def answered(port: int, method: str, path: str, headers: Headers) -> Answer:
     answer = await ask(port, method, path, headers)
     if answer.status in BROKEN:
         raise Cut(f"{path}: {answer.status}")
@@ -207,7 +207,7 @@ async def _history(port: int, headers: Headers) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = []
     path: str | None = f"{HISTORY}?limit=500"
     while path:
-        page = await _answer(port, "GET", path, headers)
+        page = await answered(port, "GET", path, headers)
         assert page.status == 200, page
         found = page.json()
         items += found["items"]
