@@ -287,5 +287,5 @@ async def nothing_is_left(running: Service, ledger: Ledger) -> None:
     row.files += left + unowned + len(kept.without_record) + len(kept.foreign)
     row.slots += slots
     row.lost += len(kept.missing)
-    row.wrong += len(kept.damaged)
+    row.wrong += len(kept.replaced) + len(kept.resized) + len(kept.altered) + len(kept.unreadable)
     assert kept.files >= sum(len(names) for names in ledger.promised.values())

@@ -33,7 +33,7 @@ ABORTS = 10_000 if TORTURE else 60  # on each database, after as many as a tenth
 SOAK_SECONDS = 180.0 if TORTURE else 0.6
 AT_ONCE = 12
 WHOLE = 0.03  # so many send everything, and go before the answer comes
-GROWTH = 32 * MIB  # of memory, however much was done
+GROWTH = 64 * MIB  # of memory, however much was done: blocks to write with are kept, and so are pages of malloc
 POOLS = 16  # descriptors that pools of threads and connections may yet open, when more comes at once than before
 
 
