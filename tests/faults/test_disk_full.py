@@ -7,10 +7,10 @@ from contextlib import closing, suppress
 import pytest
 
 from tests.faults.guest import CHUNK, FORM, KIB, MIB, WAYS, Baseline, Guest, Halfway, content_of, figures, is_success
-from tests.interop.clients import TORTURE
 from tests.sender import TUS
 from tests.service import UPLOADS, Service
 from tests.storage.stores import mounted, needs_root, tmpfs
+from tests.tally import TORTURE
 
 pytestmark = needs_root
 

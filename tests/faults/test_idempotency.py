@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 
 from tests.cutting_proxy import CuttingProxy
-from tests.interop.clients import TORTURE, everything
+from tests.interop.clients import everything
 from tests.postgres import Postgres
 from tests.service import UPLOADS, Cut, ask, service
+from tests.tally import TORTURE
 
 __all__ = ["service"]
 

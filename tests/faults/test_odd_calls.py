@@ -22,9 +22,9 @@ from tests.faults.guest import (
     is_success,
 )
 from tests.faults.tracing import NAMED_THREADS, needs_strace, traced
-from tests.interop.clients import TORTURE
 from tests.sender import TUS
 from tests.service import HISTORY, UPLOADS, Service
+from tests.tally import TORTURE
 
 PUBLISHES = "waybill-publish"
 

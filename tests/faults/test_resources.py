@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from tests.faults.guest import KIB, MIB, Baseline, Guest, Halfway, content_of, eventually
-from tests.interop.clients import TORTURE, everything
+from tests.interop.clients import everything
 from tests.service import PATIENCE, UPLOADS, Cut, Service, ask, service
+from tests.tally import TORTURE
 
 __all__ = ["service"]
 
