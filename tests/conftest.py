@@ -8,9 +8,8 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from tests.interop.clients import TORTURE
 from tests.postgres import Postgres
-from tests.tally import show, tally
+from tests.tally import TORTURE, show, tally
 
 __all__ = ["tally"]
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from tests.faults.test_resumable_workers import SENT, Race, Stalled, Upload
-from tests.interop.clients import MIB, TORTURE, everything, have_landed, source
+from tests.interop.clients import MIB, everything, have_landed, source
 from tests.service import PATIENCE, UPLOADS, service
+from tests.tally import TORTURE
 
 __all__ = ["service", "source"]
 

@@ -15,10 +15,11 @@ import asyncpg
 import pytest
 
 from tests.faults.test_database_outage import all_slots_are_free
-from tests.interop.clients import TORTURE, everything
+from tests.interop.clients import everything
 from tests.load import form, raw, tus
 from tests.postgres import Postgres
 from tests.service import PATIENCE, service
+from tests.tally import TORTURE
 
 __all__ = ["service"]
 
