@@ -74,7 +74,7 @@ class FormDecoder:
         self._delimiter = b"\r\n--" + _boundary(content_type)
         self._max_parts = max_parts
         self._max_field_bytes = max_field_bytes
-        self._place: Literal["preamble", "boundary", "head", "content", "epilogue", "refused"] = "preamble"
+        self._place: Literal["preamble", "boundary", "head", "start", "content", "epilogue", "refused"] = "preamble"
         self._kept = b""  # what was fed and cannot be understood without what follows
         self._parts = 0
         self._part: _Part | None = None
@@ -139,6 +139,8 @@ class FormDecoder:
                     if len(data) - at > _MAX_HEAD_BYTES:
                         raise MalformedForm(f"the headers of a part have more than {_MAX_HEAD_BYTES} bytes")
                     break
+                if self._delimiter in b"\r\n" + data[at:end]:
+                    raise MalformedForm("a boundary stands among the headers of a part")
                 self._part, self._part_bytes = _Part(data[at:end]), 0
                 self._parts += 1
                 if self._parts > self._max_parts:
@@ -146,6 +148,14 @@ class FormDecoder:
                 if self._part.filename != "":
                     yield self._part.begin(self._part.filename)
                 at = end + 4
+                place = "start"
+            elif place == "start":
+                # With the empty line's own CRLF this would be a delimiter: some read an empty part here, some its bytes.
+                behind = data[at : at + len(self._delimiter) - 2]
+                if self._delimiter == b"\r\n" + behind:
+                    raise MalformedForm("a boundary stands where the bytes of a part begin")
+                if self._delimiter.startswith(b"\r\n" + behind):
+                    break
                 place = "content"
             elif place == "preamble":
                 at = self._behind_preamble(data)
