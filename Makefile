@@ -6,6 +6,7 @@ PYTEST ?= -n 2
 BENCH ?=
 TORTURE_REPORT ?= torture.md
 TORTURES := tests/faults tests/interop/test_cut_connections.py tests/interop/test_uppy.py
+FUZZ ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check properties torture bench constraints
+.PHONY: help run test check properties fuzz torture bench constraints
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py
 
+fuzz: $(VENV)/.fuzz ## Fuzz all that reads what strangers write, then whole requests; FUZZ="--cases 9 form" picks
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
 torture: $(VENV)/.test ## Kill it, cut its power and its connections, fail its every call, and print what came of it; 45 minutes
 	TORTURE=1 TORTURE_REPORT=$(TORTURE_REPORT) $(BIN)/python -m pytest $(PYTEST) --maxschedchunk=1 $(TORTURES)
 
@@ -42,7 +46,7 @@ bench: $(VENV)/.bench ## Measure Waybill beside its peers (bench/README.md); BEN
 constraints: ## Write constraints.txt anew from the newest versions that pyproject.toml allows
 	rm -rf $(VENV)/fresh
 	$(PYTHON) -m venv $(VENV)/fresh
-	$(VENV)/fresh/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(VENV)/fresh/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
 	{ echo '# The exact versions that were tested. To bring them up to date: make constraints'; \
 	  $(VENV)/fresh/bin/python -m pip freeze --exclude-editable; } > constraints.txt.new
 	mv constraints.txt.new constraints.txt
@@ -64,3 +68,7 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.fuzz: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[test,fuzz]'
+	touch $@ $(VENV)/.run $(VENV)/.test
