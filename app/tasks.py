@@ -21,6 +21,9 @@ async def to_the_end(work: Awaitable[T]) -> T:
         if running.cancelled():
             raise
         cancelled = error
+    except BaseException:
+        del running  # it holds the error, whose traceback holds this: a circle, and all that the caller has in hand
+        raise
     while not running.done():
         try:
             await asyncio.wait((running,))
@@ -28,4 +31,7 @@ async def to_the_end(work: Awaitable[T]) -> T:
             cancelled = error
     if not running.cancelled():
         running.exception()  # fetched, so that asyncio does not report it as forgotten
-    raise cancelled
+    try:
+        raise cancelled
+    finally:
+        del cancelled  # for the same reason

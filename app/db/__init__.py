@@ -253,6 +253,8 @@ class Db(_Named):
             if limit.expired():
                 raise Unavailable("the database does not answer in time") from error
             raise
+        finally:
+            del limit  # it holds the task, which holds its error, whose traceback holds this
 
     async def _attempt(self, use: Callable[[Any], Awaitable[T]], writes: bool) -> T:
         """Borrow a connection for one `use`.

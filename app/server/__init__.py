@@ -174,8 +174,8 @@ def collect_rarely() -> None:
     """Have Python look for cycles of garbage less often, and never among what the start made.
 
     By default it looks after every 700 new containers, which a few requests make, and now and then
-    at everything that was imported: measured, a sixth of the CPU of a small upload. A request
-    leaves a few hundred bytes in cycles, so what waits longer stays small.
+    at everything that was imported: measured, a sixth of the CPU of a small upload. Requests leave next to no cycles, refused ones
+    among them (tests hold that), so what waits longer stays small.
     """
     gc.collect()
     gc.freeze()

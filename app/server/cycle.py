@@ -40,6 +40,10 @@ class Cycle(RequestResponseCycle):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _INTERIM_PHRASES.get(status, b""), lines))
 
+    def _let_go(self) -> None:
+        """There is nothing more to say. Through `say_before` the scope would hold itself, for the collector to find."""
+        self.scope.pop("extensions", None)
+
     async def receive(self) -> Any:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -60,6 +64,7 @@ class Cycle(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
+            self._let_go()
             return
         kind = message["type"]
         if not self.response_started:
@@ -118,7 +123,7 @@ class Cycle(RequestResponseCycle):
             if self.expected_content_length:
                 raise RuntimeError("an answer is shorter than its Content-Length")
             self.response_complete = True
-            self.scope.pop("extensions", None)  # with `say_before`, through which the scope would hold itself
+            self._let_go()
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()

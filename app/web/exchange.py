@@ -116,11 +116,12 @@ class ExchangeMiddleware:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except (UploadError, HTTPException) as error:
-            refusal = refusal_of(error, scope)
             if exchange.status:
                 _log_failure(exchange, scope)
                 raise  # the answer has begun and cannot be taken back: the server cuts the connection
-            await exchange.refuse(refusal, scope)
+            # Under no name: what a traceback names, and names it, is a circle that keeps the request and its body's
+            # last block until the collector comes by.
+            await exchange.refuse(refusal_of(error, scope), scope)
         except Exception:
             _log_failure(exchange, scope)
             if exchange.status:

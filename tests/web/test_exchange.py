@@ -1,12 +1,15 @@
 """What every answer has: an id, a log line, a clean end. What breaks is a 500 that says nothing."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 from structlog.testing import capture_logs
 
+from app.errors import UploadError
 from tests.asgi import Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -53,6 +56,39 @@ async def test_every_answer_has_a_request_id(
         assert b"request_id" not in answer.body
     else:
         assert answer.json()["request_id"] == answer["x-request-id"]
+
+
+REFUSED = [
+    ("GET", "/nowhere", {}, 404),
+    ("GET", HISTORY, {}, 401),
+    ("PUT", f"{UPLOADS}/%00", {}, 400),
+    ("PUT", f"{UPLOADS}/a", {"Content-Length": "9"}, 400),
+    ("POST", UPLOADS, {"Content-Type": "multipart/form-data; boundary=B"}, 400),
+    ("DELETE", f"{UPLOADS}/aaaaaaaaaaaaaaaaaaaaaa", {"Tus-Resumable": "1.0.0"}, 404),
+    (
+        "PATCH",
+        f"{UPLOADS}/aaaaaaaaaaaaaaaaaaaaaa",
+        {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"},
+        404,
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "headers", "status"), REFUSED)
+async def test_a_refusal_keeps_nothing_alive(
+    service: Service, method: str, target: str, headers: dict[str, str], status: int
+) -> None:
+    """Its traceback holds every frame, and so the last block of the body: nothing may wait for the collector of cycles."""
+    client = service.client()
+    gc.disable()
+    gc.freeze()  # what was there before is no longer listed
+    try:
+        assert (await client.request(method, target, body=b"hello", headers=headers)).status == status
+        await asyncio.sleep(0)
+        assert [one for one in gc.get_objects() if isinstance(one, UploadError | HTTPException)] == []
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def fails(*arguments: Any, **others: Any) -> Any:
