@@ -150,7 +150,7 @@ class FormDecoder:
                 at = end + 4
                 place = "start"
             elif place == "start":
-                # With the empty line's own CRLF this would be a delimiter: some read an empty part here, some its bytes.
+                # With the empty line's own CRLF this is a delimiter: some read an empty part here, others bytes.
                 behind = data[at : at + len(self._delimiter) - 2]
                 if self._delimiter == b"\r\n" + behind:
                     raise MalformedForm("a boundary stands where the bytes of a part begin")

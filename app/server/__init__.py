@@ -40,7 +40,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _MMAP_BYTES: Final = 32 * 1024 * 1024
 _TRIM_BYTES: Final = 64 * 1024 * 1024
-_GARBAGE_THRESHOLD: Final = 50_000
+_GARBAGE_THRESHOLD: Final = 10_000
 # A thread that publishes a batch takes the interpreter back after each system call, a few times a file. By default it
 # would wait 5 ms each time while the event loop is busy, and everybody's answer with it.
 _SWITCH_SECONDS: Final = 0.0005
@@ -174,8 +174,9 @@ def collect_rarely() -> None:
     """Have Python look for cycles of garbage less often, and never among what the start made.
 
     By default it looks after every 700 new containers, which a few requests make, and now and then
-    at everything that was imported: measured, a sixth of the CPU of a small upload. Requests leave next to no cycles, refused ones
-    among them (tests hold that), so what waits longer stays small.
+    at everything that was imported: measured, a sixth of the CPU of a small upload. Requests leave
+    no cycles, refused ones among them, so little waits for it; and to look at many times as many
+    at once would hold the event loop for longer than a request may.
     """
     gc.collect()
     gc.freeze()

@@ -28,7 +28,7 @@ ROUND = 2_000  # cases after which everything is looked at
 QUIET_SECONDS = 0.1  # who has said all he has to say listens so long for more
 STALL_SECONDS = 0.05
 CHANGE = """
-import gc, json, time, types
+import json, time, types
 import app.server.connection, app.web.exchange
 app.web.exchange._LINGER_SECONDS = 0.05
 slowest = 0.0
@@ -54,6 +54,8 @@ def in_steps(coroutine, who):
             awaited = timed(work, given, who=who)
         except StopIteration as end:
             return end.value
+        finally:
+            given = None  # an error that is held here would hold this
         try:
             work, given = coroutine.send, (yield awaited)
         except BaseException as error:

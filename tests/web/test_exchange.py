@@ -78,7 +78,7 @@ REFUSED = [
 async def test_a_refusal_keeps_nothing_alive(
     service: Service, method: str, target: str, headers: dict[str, str], status: int
 ) -> None:
-    """Its traceback holds every frame, and so the last block of the body: nothing may wait for the collector of cycles."""
+    """Its traceback holds every frame, and so the last block of the body: none may wait for the collector of cycles."""
     client = service.client()
     gc.disable()
     gc.freeze()  # what was there before is no longer listed
