@@ -34,8 +34,9 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py
 
-fuzz: $(VENV)/.fuzz ## Fuzz all that reads what strangers write, then whole requests; FUZZ="--cases 9 form" picks
+fuzz: $(VENV)/.fuzz ## Try a million cases, on parsers and as whole requests; a quarter of an hour; FUZZ="--help"
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+	FUZZ_REQUESTS=100000 $(BIN)/python -m pytest -q tests/hostile/test_many_requests.py
 
 torture: $(VENV)/.test ## Kill it, cut its power and its connections, fail its every call, and print what came of it; 45 minutes
 	TORTURE=1 TORTURE_REPORT=$(TORTURE_REPORT) $(BIN)/python -m pytest $(PYTEST) --maxschedchunk=1 $(TORTURES)

@@ -63,8 +63,8 @@ def last(pattern: str, said: str) -> int:
 
 def main() -> int:
     asked = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    asked.add_argument("--cases", type=int, default=100_000, help="of each target (%(default)s)")
-    asked.add_argument("--seconds", type=int, default=60, help="for each target at most (%(default)s)")
+    asked.add_argument("--cases", type=int, default=130_000, help="of each target (%(default)s)")
+    asked.add_argument("--seconds", type=int, default=300, help="for each target at most (%(default)s)")
     asked.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (all)")
     given = asked.parse_args()
     unknown = set(given.targets) - TARGETS.keys()

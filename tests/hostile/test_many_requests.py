@@ -2,7 +2,7 @@
 
 A case is a good request that met with accidents, or a resumable upload whose every further request did, on connections
 of their own. Everything about it follows from its number, so a case that fails can be sent again by itself.
-`make fuzz` sends FUZZ_REQUESTS of them (300,000) and prints what came of it; every run sends a few.
+`make fuzz` sends FUZZ_REQUESTS of them and prints what came of it; every run sends a few.
 """
 
 import asyncio
