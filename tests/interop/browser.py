@@ -102,7 +102,7 @@ class Site:
 class Browser:
     """Chromium at this address, with a profile of its own."""
 
-    def __init__(self, url: str, directory: Path) -> None:
+    def __init__(self, url: str, directory: Path, *options: str) -> None:
         self._process = subprocess.Popen(
             [
                 chromium(),
@@ -113,6 +113,7 @@ class Browser:
                 "--disable-gpu",
                 "--no-first-run",
                 f"--user-data-dir={directory}",
+                *options,
                 url,
             ],
             stdin=subprocess.DEVNULL,
