@@ -29,8 +29,11 @@ QUIET_SECONDS = 0.1  # who has said all he has to say listens so long for more
 STALL_SECONDS = 0.05
 CHANGE = """
 import json, time, types
-import app.server.connection, app.web.exchange
+import app.db, app.publish, app.server.connection, app.web.exchange
 app.web.exchange._LINGER_SECONDS = 0.05
+# A disk that others keep busy is not the subject: it would be a 503, and rightly so.
+app.db.Db.__init__.__kwdefaults__["timeout"] = 60.0
+app.publish.Publisher.__init__.__kwdefaults__["patience_seconds"] = 60.0
 slowest = 0.0
 
 def timed(work, *arguments, who):
@@ -149,8 +152,9 @@ class Sent:
             self.stored += 1
 
     def overheard(self):
-        """The log holds no error, nor a line that is none; then it is forgotten."""
+        """The log holds no error, no line that is none, no control character; then it is forgotten."""
         with self.running._news:
+            assert [line for line in self.running.lines if re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", line)] == []
             assert self.running.said("error") + self.running.said("critical") + self.running.said("none") == []
             self.running.lines.clear()
             self.running.events.clear()

@@ -6,10 +6,11 @@ quotas do not exist yet.
 """
 
 import json
+import re
 
 import pytest
 
-from tests.hostile.wire import END, Visitor, cases, named, part
+from tests.hostile.wire import END, Visitor, cases, named, part, rest
 from tests.service import HISTORY, UPLOADS
 
 SESSION = "/api/session"
@@ -191,4 +192,75 @@ def test_4_6_3_the_log_holds_no_secret_and_a_name_begins_no_line_in_it(visitor, 
     assert token not in lines
     assert token.split(".")[0] not in lines
     assert key not in lines
+    assert (running.store / "secret.key").read_text().strip() not in lines
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lines)
     assert all(line.startswith("{") and json.loads(line)["event"] != "forged" for line in running.lines)
+
+
+def raw_of(visitor, start, *lines, body=b""):
+    """The answer as it comes, but for its date."""
+    said = [
+        line.encode() for line in (start + " HTTP/1.1", "Host: x", "Connection: close", "X-Request-Id: same", *lines)
+    ]
+    with visitor.connect() as connection:
+        connection.sendall(b"\r\n".join([*said, b"", b""]) + body)
+        received = rest(connection)
+    return re.sub(rb"(?im)^date: [^\r]*\r\n", b"", received)
+
+
+ABSENT = "0193a1f0-0000-7000-8000-000000000000"
+CHUNK = [
+    "Tus-Resumable: 1.0.0",
+    "Content-Type: application/offset+octet-stream",
+    "Upload-Offset: 0",
+    "Content-Length: 1",
+]
+DRAFT = ["Content-Type: application/partial-upload", "Upload-Offset: 0", "Upload-Complete: ?1", "Content-Length: 1"]
+
+
+def test_nothing_tells_what_is_anothers_from_what_is_not_there(visitor, running):
+    """P10: byte by byte, the headers too. But for the date, and the request's id, which the client gave."""
+    cookie = f"Cookie: {visitor.session['Cookie']}"
+    stranger = Visitor(running)
+    theirs = stranger.said_to(stranger.put("Content-Length: 5") + b"hello")[0].json()["id"]
+    mine = visitor.said_to(visitor.put("Content-Length: 5") + b"hello")[0].json()["id"]
+    assert visitor.asked(f"DELETE /api/ingestion/files/{mine}").status == 204
+    for method in ("GET", "HEAD", "DELETE"):
+        for more in ([], ["Range: bytes=0-1"], ["If-None-Match: *"]):
+            answers = {
+                raw_of(visitor, f"{method} /api/ingestion/files/{each}", cookie, *more)
+                for each in (theirs, ABSENT, mine, "x")
+            }
+            assert len(answers) == 1
+            assert b" 404 " in answers.pop()[:16]
+    for method in ("GET", "HEAD"):
+        answers = {raw_of(visitor, f"{method} {HISTORY}/{each}", cookie) for each in (theirs, ABSENT, "x")}
+        assert len(answers) == 1
+        assert b" 404 " in answers.pop()[:16]
+
+
+def test_nothing_tells_anothers_upload_in_several_requests_from_none(visitor, running):
+    cookie = f"Cookie: {visitor.session['Cookie']}"
+    stranger = Visitor(running)
+    theirs = stranger.asked(f"POST {UPLOADS}", "Tus-Resumable: 1.0.0", "Upload-Length: 5")["location"]
+    absent = f"{UPLOADS}/{'a' * 22}"
+    assert visitor.asked(f"HEAD {absent}", "Tus-Resumable: 1.0.0").status == 404
+    version = "Upload-Draft-Interop-Version: 10"
+    for method, lines, body in (
+        ("HEAD", CHUNK[:1], b""),
+        ("HEAD", [version], b""),
+        ("GET", [version], b""),
+        ("PATCH", CHUNK, b"x"),
+        ("PATCH", DRAFT, b"x"),
+        ("POST", [*CHUNK, "X-HTTP-Method-Override: PATCH"], b"x"),
+        ("DELETE", CHUNK[:1], b""),
+        ("DELETE", [version], b""),
+    ):
+        answers = {raw_of(visitor, f"{method} {each}", cookie, *lines, body=body) for each in (theirs, absent)}
+        assert len(answers) == 1, (method, lines, answers)
+        assert b" 404 " in answers.pop()[:16]
+    for each in (theirs, absent):
+        lines = [cookie, CHUNK[0], f"Upload-Concat: final;{each}", "Content-Length: 0"]
+        assert b" 404 " in raw_of(visitor, f"POST {UPLOADS}", *lines)[:16]
+    # And what is theirs is as it was.
+    assert stranger.asked(f"HEAD {theirs}", "Tus-Resumable: 1.0.0")["upload-offset"] == "0"

@@ -118,7 +118,9 @@ class Origin:
                 told = json.loads(self._body())
                 if told["event"] != "waiting":
                     origin.news.put(told)
-                came = [path for path in list((service or origin).asked) if f"from={quote(origin.url, safe='')}" in path]
+                came = [
+                    path for path in list((service or origin).asked) if f"from={quote(origin.url, safe='')}" in path
+                ]
                 answer = {"patience": time.monotonic() < origin._until, "came": len(came)}
                 answer["next"] = origin.plan.get("next")
                 self._answer("application/json", json.dumps(answer).encode())
