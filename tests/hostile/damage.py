@@ -1,5 +1,6 @@
 """Good requests of every kind, and what accidents make of them. Chance is an argument: Hypothesis's, or a seed's."""
 
+import re
 from random import Random
 
 from tests.hostile.wire import END, FORM, Visitor, named, part
@@ -135,8 +136,8 @@ def noise(chance: Random) -> bytes:
 
 
 def damaged(chance: Random, request: bytes) -> bytes:
-    """The request after a few accidents, each to its bytes or to its lines."""
-    for _ in range(chance.randint(1, 4)):
+    """The request after a few accidents, each to its bytes or to its lines; often its length is true again."""
+    for _ in range(chance.choice((1, 1, 1, 2, 3))):
         at, until = sorted((chance.randint(0, len(request)), chance.randint(0, len(request))))
         match chance.choice(ACCIDENTS):
             case "insert":
@@ -151,7 +152,14 @@ def damaged(chance: Random, request: bytes) -> bytes:
                 request = request[:until]
             case at_lines:
                 request = _with_lines(chance, request.split(b"\r\n"), at_lines)
-    return request
+    # Otherwise hardly any damage to a body would come to whoever reads it.
+    return with_true_length(request) if chance.randrange(3) else request
+
+
+def with_true_length(request: bytes) -> bytes:
+    """The same, its Content-Length that of what stands behind the head, if it has one there."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    return re.sub(rb"(?<=\r\nContent-Length: )[0-9]+", b"%d" % len(body), head, count=1) + end + body
 
 
 def _with_lines(chance: Random, lines: list[bytes], accident: str) -> bytes:

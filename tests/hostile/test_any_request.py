@@ -88,5 +88,6 @@ def test_whatever_is_sent_the_service_answers_and_stores_what_was_sent_or_nothin
 @pytest.mark.parametrize("accident", ACCIDENTS)
 def test_every_accident_happens(accident, monkeypatch):
     monkeypatch.setattr(damage, "ACCIDENTS", [accident])
+    assert damage.with_true_length(b"A:\r\nContent-Length: 9\r\n\r\nhi") == b"A:\r\nContent-Length: 2\r\n\r\nhi"
     request = b"PUT / HTTP/1.1\r\nA: b\r\nC: d\r\n\r\n"
     assert any(damaged(Random(seed), request) != request for seed in range(20))
