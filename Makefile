@@ -36,7 +36,7 @@ properties: $(VENV)/.test ## Try the properties, and damaged requests, on many m
 
 fuzz: $(VENV)/.fuzz ## Try a million cases, on parsers and as whole requests; a quarter of an hour; FUZZ="--help"
 	$(BIN)/python -m tests.fuzz $(FUZZ)
-	FUZZ_REQUESTS=100000 $(BIN)/python -m pytest -q tests/hostile/test_many_requests.py
+	FUZZ_REQUESTS=120000 $(BIN)/python -m pytest -q tests/hostile/test_many_requests.py
 
 torture: $(VENV)/.test ## Kill it, cut its power and its connections, fail its every call, and print what came of it; 45 minutes
 	TORTURE=1 TORTURE_REPORT=$(TORTURE_REPORT) $(BIN)/python -m pytest $(PYTEST) --maxschedchunk=1 $(TORTURES)

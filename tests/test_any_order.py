@@ -233,7 +233,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert len({record["id"] for record in records}) == len(records)
         for record in records:
             if record["id"] not in self.files:
-                [file, *_] = [file for file in self.perhaps if file.is_said_by(record)]
+                found = [file for file in self.perhaps if file.is_said_by(record)]
+                assert found, f"nobody sent this whole, or it was answered otherwise: {record}"
+                [file, *_] = found
                 self.perhaps.remove(file)
                 self.landed(record, file)
             assert self.files[record["id"]].is_said_by(record)

@@ -2,7 +2,8 @@
 
 A case is a good request that met with accidents, or a resumable upload whose every further request did, on connections
 of their own. Everything about it follows from its number, so a case that fails can be sent again by itself.
-`make fuzz` sends FUZZ_REQUESTS of them and prints what came of it; every run sends a few.
+`make fuzz` sends FUZZ_REQUESTS of them, or as many as come to their end in FUZZ_SECONDS, and prints what came of it;
+every run sends a few.
 """
 
 import asyncio
@@ -23,11 +24,14 @@ from tests.service import PATIENCE, UPLOADS
 
 COUNT = int(os.environ.get("FUZZ_REQUESTS", "600"))
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "600"))
 AT_ONCE = 64
 ROUND = 2_000  # cases after which everything is looked at
 QUIET_SECONDS = 0.1  # who has said all he has to say listens so long for more
 STALL_SECONDS = 0.05
 CHANGE = """
+import os
+os.environ["WAYBILL_SWEEP_INTERVAL"] = "1d"  # files are taken away once they were seen, which it would miss
 import json, time, types
 import app.db, app.publish, app.server.connection, app.web.exchange
 app.web.exchange._LINGER_SECONDS = 0.05
@@ -87,7 +91,7 @@ class Sent:
         self.bytes = {}
         self.statuses = Counter()
         self.unexpected = []
-        self.stored = 0
+        self.stored = self.cases = 0
 
     async def say(self, number, pieces, quiet=QUIET_SECONDS):
         """Send these pieces and listen until the service has nothing more to say; the answers as they came."""
@@ -162,7 +166,10 @@ class Sent:
 
 
 async def send_all(running, sent):
+    until = time.monotonic() + SECONDS
     for first in range(FIRST, FIRST + COUNT, ROUND):
+        if time.monotonic() > until:
+            break
         # What was cut off late may land late: the round before is kept in mind.
         sent.bytes = {number: one for number, one in sent.bytes.items() if number >= first - ROUND}
         visitor = await asyncio.to_thread(Visitor, running)  # some cases end the session, or delete the file
@@ -179,6 +186,7 @@ async def send_all(running, sent):
         sent.look()
         sent.overheard()
         assert sent.unexpected == []
+        sent.cases = min(first + ROUND, FIRST + COUNT) - FIRST
 
 
 def loop_lag(metrics):
@@ -206,7 +214,7 @@ def test_no_request_brings_a_5xx_a_stall_or_a_wrong_byte(running, capsys):
     with capsys.disabled() if "FUZZ_REQUESTS" in os.environ else nullcontext():
         requests = sum(sent.statuses.values())
         sys.stdout.write(f"""
-requests: cases                {COUNT:>10,}   in {took:,.0f} s, {COUNT / took:,.0f}/s
+requests: cases                {sent.cases:>10,}   in {took:,.0f} s, {sent.cases / took:,.0f}/s
   answers                      {requests:>10,}   of them 5xx: {sum(n for s, n in sent.statuses.items() if s >= 500)}
   files stored, all compared   {sent.stored:>10,}
   loop later than 50 ms        {late:>10,}   of {looks:,} looks, by the clock of a machine that others use too
