@@ -32,7 +32,8 @@ check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 	$(BIN)/python -m pytest $(PYTEST)
 
 properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py \
+	  tests/test_any_order.py
 
 fuzz: $(VENV)/.fuzz ## Try a million cases, on parsers and as whole requests; a quarter of an hour; FUZZ="--help"
 	$(BIN)/python -m tests.fuzz $(FUZZ)

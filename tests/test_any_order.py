@@ -309,4 +309,4 @@ def running(tmp_path_factory):
 
 DEATHS = 1  # of one example: they are what takes long
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=max(5, settings().max_examples // 10), stateful_step_count=25)
+TestAnyOrder.settings = settings(max_examples=max(5, settings().max_examples // 20), stateful_step_count=25)
