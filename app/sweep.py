@@ -1,6 +1,7 @@
 """What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple
@@ -23,6 +24,8 @@ EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that ended without an upload is forgotten a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
 """A claim that ran out so long ago is nobody's: who holds it has only been slow, if nobody else wanted the key."""
+LEFT_BY_A_CRASH: Final = 1024
+"""A crash leaves no more files without a record than two batches hold: one being published, one being recorded."""
 _AT_ONCE: Final = 500
 _PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
 
@@ -176,17 +179,21 @@ class Sweeper:
     async def _sweep_files(self, swept: Swept) -> None:
         """Finish deletions that a crash interrupted; set aside files that no row knows."""
         unknown: list[str] = []
+        left: Counter[float | None] = Counter()
         async for found in self._storage.walk(self._grace_seconds):
             swept.files += len(found)
-            settled = [file.key for file in found if file.settled]
-            for keys in _slices(settled):
+            settled = {file.key: file.left for file in found if file.settled}
+            for keys in _slices(list(settled)):
                 statuses = await records.statuses_of(self._db, keys)
-                unknown += [key for key in keys if key not in statuses]
+                without = [key for key in keys if key not in statuses]
+                unknown += without
+                left.update(settled[key] for key in without)
                 deleted = [key for key in keys if statuses.get(key) == Status.DELETED]
                 await self._storage.remove(deleted)
                 swept.files_removed += len(deleted)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        if too_many(len(unknown), swept.files):
+        explained = sum(count for crash, count in left.items() if crash is not None and count <= LEFT_BY_A_CRASH)
+        if too_many(len(unknown) - explained, swept.files):
             swept.stopped = f"{len(unknown)} of {swept.files} files have no record; is this their database?"
             log.error("files are left alone", reason=swept.stopped)
             return

@@ -168,7 +168,7 @@ class TestFiles:
             (dead / key(8)).write_bytes(b"half")
             swept = await sweeper(mine, db).once()
             assert swept.staged_removed == 1
-            assert not dead.exists()
+            assert list(dead.iterdir()) == []
             await staged.finish()
             assert await other.publish([staged]) == {}
             assert await files(mine) == [7]
@@ -197,6 +197,29 @@ class TestTooMany:
     )  # fmt: skip
     def test_more_than_ten_and_a_thousandth_or_all_there_is(self, found, of, answer):
         assert too_many(found, of) is answer
+
+    @pytest.mark.parametrize(
+        ("crash", "of_a_crash", "stopped"),
+        [("then", 40, False), (None, 40, True), ("an hour before", 40, True), ("then", 39, True)],
+    )
+    async def test_what_a_crash_explains_is_no_contradiction(
+        self, tmp_path, db, monkeypatch, crash, of_a_crash, stopped
+    ):
+        """Two batches without a row, and the directory of a process that did not end in good order."""
+        monkeypatch.setattr("app.sweep.LEFT_BY_A_CRASH", of_a_crash)
+        async with local(tmp_path) as storage:
+            await put(storage, db, *range(1, 6))
+            for number in range(100, 140):
+                await put_file(storage, number)
+            if crash is not None:
+                dead = tmp_path / "staging" / key(9)
+                dead.mkdir()
+                if crash != "then":
+                    os.utime(dead, (0, dead.stat().st_mtime - HOUR))
+            swept = await sweeper(storage, db).once()
+            assert (swept.stopped is not None, swept.files_set_aside) == (stopped, 0 if stopped else 40)
+            if stopped:
+                assert "40 of 45 files have no record" in swept.stopped
 
     async def test_files_are_left_alone_and_so_are_rows(self, store, db):
         await put(store, db, *range(1, 21))

@@ -120,11 +120,17 @@ class Stored(Protocol):
 
 
 class Found(NamedTuple):
-    """What a walk met under a key. `settled` is true once it is as old as the grace that was asked for."""
+    """What a walk met under a key.
+
+    `settled` is true once it is as old as the grace that was asked for. `left` is when the process
+    ended without an end that published it, or may have, in its last moments; that crash explains
+    why nobody recorded the file.
+    """
 
     key: str
     size: int
     settled: bool
+    left: float | None = None
 
 
 class FoundPartial(NamedTuple):
@@ -228,7 +234,10 @@ class Storage(Protocol):
         """Names in the store that are none of its own: under no key, or not what such a name stands for."""
 
     async def sweep(self, keep_aside_seconds: float) -> int:
-        """Remove what dead owners left staged, and what was set aside longer ago; return how many files."""
+        """Remove what dead owners left staged, and what was set aside longer ago; return how many files.
+
+        When an owner died is remembered for as long.
+        """
 
     def alone_at(self, work: Work) -> AbstractContextManager[bool]:
         """Whether the caller alone, of all who use this store, does this work now; no other can until it ends."""

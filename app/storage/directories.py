@@ -1,6 +1,7 @@
 """The tree of the local store: made, checked, opened once, and cleared of what crashes leave.
 
-    staging/<owner>/<key>     received, not visible; one directory a process, held by a lock
+    staging/<owner>/<key>     received, not visible; one directory a process, held by a lock; that of a dead one
+                              is emptied and tells by its time, for days, when it died
     partial/<key>.<fence>     received in part, not visible; of any process, who writes it holds a lock on it
     files/<last two>/<key>    published
     trash/<key>               set aside, to be rescued for days
@@ -14,6 +15,7 @@ import fcntl
 import os
 import re
 import stat
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,9 @@ from app.storage import Found, FoundPartial, Work, is_key, kernel
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
+LAST_SECONDS: Final = 30.0
+"""So long before a process dies it may have published a file whose record it had yet to write."""
+_CLOCK_SECONDS: Final = 1.0
 SHARDS: Final = [f"{number:02x}" for number in range(256)]
 _PARTIAL = re.compile(r"([0-9a-f-]{36})\.(0|[1-9][0-9]{0,18})", re.ASCII)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -159,15 +164,30 @@ class Directories:
 
     # --- looking over everything
 
-    def found_in(self, shard: str, before: float) -> list[Found]:
-        """The published files of one shard; those not changed since `before` are settled."""
+    def crashes(self) -> list[float]:
+        """The last moments of owners that did not end in good order, as far as they are remembered, oldest first."""
+        with _listing(self._staging_fd) as entries:
+            owners = [entry.name for entry in entries if entry.name != self.owner and is_key(entry.name)]
+        ended = []
+        for owner in owners:
+            with suppress(OSError), self._dead(owner) as fd:
+                ended.append(os.fstat(fd).st_mtime)
+        return sorted(ended)
+
+    def found_in(self, shard: str, before: float, crashes: Sequence[float] = ()) -> list[Found]:
+        """The published files of one shard; those not changed since `before` are settled.
+
+        `crashes` are in order. One that came within `LAST_SECONDS` of a file explains it.
+        """
         found = []
         for name in self._entries(shard, files=True):
             try:
                 state = os.stat(name, dir_fd=self._shard_fds[shard], follow_symlinks=False)
             except FileNotFoundError:
                 continue  # deleted since it was listed
-            found.append(Found(name, state.st_size, state.st_ctime <= before))
+            at = bisect_left(crashes, state.st_ctime - _CLOCK_SECONDS)
+            left = crashes[at] if at < len(crashes) and crashes[at] <= state.st_ctime + LAST_SECONDS else None
+            found.append(Found(name, state.st_size, state.st_ctime <= before, left))
         return found
 
     def partials(self) -> list[tuple[str, int]]:
@@ -276,40 +296,49 @@ class Directories:
                         removed += 1
         return removed
 
-    def remove_stale(self) -> int:
-        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells."""
+    def remove_stale(self, remember_seconds: float) -> int:
+        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells.
+
+        Its directory tells when it died, by its time, and stays for as long as that is to be remembered.
+        """
+        forget_before = self.now() - remember_seconds
         with _listing(self._staging_fd) as entries:
             owners = [entry.name for entry in entries if entry.name != self.owner]
-        return sum(self._remove_stale(owner) for owner in owners)
+        return sum(self._remove_stale(owner, forget_before) for owner in owners)
 
-    def _remove_stale(self, owner: str) -> int:
+    def _remove_stale(self, owner: str, forget_before: float) -> int:
+        removed = 0
         try:
             if not is_key(owner):
                 raise NotADirectoryError(owner)
-            fd = os.open(owner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._staging_fd)
-        except FileNotFoundError:
-            return 0  # another sweeper was faster
+            with self._dead(owner) as fd:
+                state = os.fstat(fd)
+                for name in os.listdir(fd):
+                    os.unlink(name, dir_fd=fd)
+                    removed += 1
+                if state.st_mtime <= forget_before:
+                    os.rmdir(owner, dir_fd=self._staging_fd)
+                elif removed:
+                    os.utime(fd, ns=(state.st_atime_ns, state.st_mtime_ns))
         except NotADirectoryError:
             log.warning("something foreign lies in staging", name=owner)
-            return 0
-        removed = 0
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name in os.listdir(fd):
-                os.unlink(name, dir_fd=fd)
-                removed += 1
-            os.rmdir(owner, dir_fd=self._staging_fd)
-        except BlockingIOError:
-            return 0  # its owner lives
-        except FileNotFoundError:
-            return removed  # another sweeper is at it
+        except (BlockingIOError, FileNotFoundError):
+            pass  # its owner lives; or another sweeper is at it
         except OSError as error:
             log.warning("stale staging could not be removed", owner=owner, error=error.strerror)
-            return removed
+        if removed:
+            log.info("removed stale staging", owner=owner, files=removed)
+        return removed
+
+    @contextmanager
+    def _dead(self, owner: str) -> Iterator[int]:
+        """The staging directory of an owner that is dead, which nobody else looks at meanwhile; else OSError."""
+        fd = os.open(owner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._staging_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield fd
         finally:
             os.close(fd)
-        log.info("removed stale staging", owner=owner, files=removed)
-        return removed
 
 
 @contextmanager

@@ -351,8 +351,9 @@ class LocalStorage:
 
     async def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
         before = await self._ask(self._directories.now) - grace_seconds
+        crashes = await self._ask(self._directories.crashes)
         for shard in SHARDS:
-            yield await self._ask(self._directories.found_in, shard, before)
+            yield await self._ask(self._directories.found_in, shard, before, crashes)
 
     async def missing(self, keys: Sequence[str]) -> list[str]:
         return await self._ask(self._directories.missing, keys)
@@ -361,7 +362,7 @@ class LocalStorage:
         return await self._ask(self._directories.strays)
 
     async def sweep(self, keep_aside_seconds: float) -> int:
-        stale = await self._ask(self._directories.remove_stale)
+        stale = await self._ask(self._directories.remove_stale, keep_aside_seconds)
         return stale + await self._ask(self._directories.empty_trash, keep_aside_seconds)
 
     @contextmanager

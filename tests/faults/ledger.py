@@ -251,16 +251,11 @@ def settings_of(running: Service) -> Settings:
 
 
 async def swept(settings: Settings) -> tuple[int, verify.Verified]:
-    """Let a week pass and sweep, once the service has ended: how much was left that nobody owns, and what was kept.
-
-    What the sweep could not know to be a crash's, it would leave to the operator: so many files at once that have no
-    record may mean another database. Here it is known.
-    """
+    """Let a week pass and sweep, once the service has ended: how much was left that nobody owns, and what was kept."""
     later = main.now_us() + _DAYS_US
     grace = {"grace_seconds": 0.0}
     with (
         patch.object(main, "now_us", lambda: later),
-        patch.object(sweep, "too_many", lambda found, of: False),
         patch.object(verify, "_GRACE_SECONDS", 0.0),
         patch.dict(sweep.Sweeper.__init__.__kwdefaults__, grace),
         patch.dict(expiry.Expiry.__init__.__kwdefaults__, grace),

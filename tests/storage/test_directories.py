@@ -14,6 +14,7 @@ import pytest
 import app.storage.directories
 from app.errors import Unavailable, Unusable
 from app.storage import NotStored
+from app.storage.directories import LAST_SECONDS
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, put, staged
 from tests.storage.stores import ROOT, files_in, local, mounted, needs_root, tmpfs
 
@@ -298,6 +299,29 @@ async def test_only_the_staging_of_dead_owners_is_swept(tmp_path):
     await storage.close()
 
 
+async def test_when_an_owner_died_is_remembered_and_explains_what_it_published_last(tmp_path):
+    process = Process(tmp_path)
+    process.go_on()
+    published = process.says()
+    process.says("staged")
+    process.process.send_signal(signal.SIGKILL)
+    process.end()
+    storage = await prepared(tmp_path)
+    [owner] = set(os.listdir(tmp_path / "staging")) - {storage._directories.owner}
+    died = (tmp_path / "staging" / owner).stat().st_mtime
+    assert await storage.sweep(3600) == 2
+    assert os.listdir(tmp_path / "staging" / owner) == []
+    for after, explains in ((0, True), (20, True), (-2, False), (LAST_SECONDS + 1, False)):
+        os.utime(tmp_path / "staging" / owner, (0, died + after))
+        [[found]] = [slice_ async for slice_ in storage.walk(0) if slice_]
+        assert found.key == published
+        assert found.left == (pytest.approx(died + after) if explains else None)
+    os.utime(tmp_path / "staging" / owner, (0, died - 3600))
+    assert await storage.sweep(3600) == 0
+    assert os.listdir(tmp_path / "staging") == [storage._directories.owner]
+    await storage.close()
+
+
 async def test_a_sweeper_that_is_faster_than_the_lock_takes_nothing_away(tmp_path, monkeypatch):
     """It may remove the new staging directory before it is opened, and again before it is locked."""
     other = await prepared(tmp_path)
@@ -307,14 +331,14 @@ async def test_a_sweeper_that_is_faster_than_the_lock_takes_nothing_away(tmp_pat
     def sweep_first(*arguments, **named):
         if arguments[0] == owner and "open" not in sweeps:
             sweeps.append("open")
-            other._directories.remove_stale()
+            other._directories.remove_stale(0)
             assert not (tmp_path / "staging" / owner).exists()
         return real_open(*arguments, **named)
 
     def sweep_before_lock(fd, how):
         if how == fcntl.LOCK_EX and "lock" not in sweeps:
             sweeps.append("lock")
-            other._directories.remove_stale()
+            other._directories.remove_stale(0)
             assert not (tmp_path / "staging" / owner).exists()
         real_flock(fd, how)
 
