@@ -1,6 +1,6 @@
 """The power fails, at any moment: what a client was told is there when the service starts again, whole; no part shows.
 
-Store and database lie on the same disk, as they do for most who run the service.
+F20, F21. Store and database lie on the same disk, as they do for most who run the service.
 """
 
 import asyncio
