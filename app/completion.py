@@ -17,11 +17,12 @@ from typing import Any, Final
 import structlog
 
 from app import resources
+from app.batches import Incoming
 from app.db import Db, Unit
 from app.errors import DigestMismatch, Gone, QuotaExceeded, StorageFull, TooLarge, Unavailable, UploadError
 from app.holding import Holding, mark_of
 from app.model import Clock, Failure, Resource, Status, Upload
-from app.publish import Incoming, Publisher
+from app.publish import Publisher
 from app.quota import Quotas
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
 from app.turns import Turns

@@ -10,6 +10,7 @@ from typing import Final, Self
 
 import structlog
 
+from app.batches import Incoming, OutcomeUnknown
 from app.errors import (
     DigestMismatch,
     Internal,
@@ -21,7 +22,7 @@ from app.errors import (
     UploadError,
 )
 from app.model import Clock, Protocol, Upload
-from app.publish import Incoming, OutcomeUnknown, Publisher
+from app.publish import Publisher
 from app.quota import STEP_BYTES, Granted, Quotas
 from app.records import NewSession
 from app.storage import Reservation, Storage

@@ -15,12 +15,12 @@ from typing import Final, Self
 import structlog
 
 from app import claims
+from app.batches import OutcomeUnknown
 from app.claims import Asked
 from app.db import Db
 from app.errors import IdempotencyMismatch, KeyInUse, UploadError
 from app.metrics import Metrics
 from app.model import Clock, Upload
-from app.publish import OutcomeUnknown
 
 log = structlog.stdlib.get_logger("waybill.once")
 

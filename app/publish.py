@@ -8,19 +8,19 @@ one is flushed: an idle service adds no delay, a busy one pays for few flushes.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
 import structlog
 
 from app import claims, records, usage
+from app.batches import Incoming, Landing, OutcomeUnknown, Stage, told
 from app.db import Db, Unit
-from app.errors import Internal, KeyInUse, Unavailable, UploadError
+from app.errors import KeyInUse, Unavailable, UploadError
 from app.metrics import Metrics, Outcome
-from app.model import Clock, Failure, Protocol, Status, Upload
+from app.model import Clock, Status, Upload
 from app.records import NewSession
-from app.storage import Staged, Storage
+from app.storage import Storage
 from app.tasks import to_the_end
 
 log = structlog.stdlib.get_logger("waybill.publish")
@@ -45,135 +45,6 @@ class PassedOver(Exception):
         self.claim_ids = claim_ids
 
 
-class OutcomeUnknown(Unavailable):
-    """The files are durable; whether their rows are could not be learnt in time.
-
-    It is settled when the database answers again: the uploads stand in the history, as
-    completed if they were recorded after all, else as failed.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("the database went away while the upload was recorded; the history will tell its outcome")
-
-
-@dataclass(slots=True)
-class Incoming:
-    """One file of a request on its way in."""
-
-    id: str
-    session_id: str
-    filename: str
-    content_type: str
-    protocol: Protocol
-    created_at: int
-    staged: Staged
-    stays: bool = False
-    """It came in several requests and has its record already: whatever its landing meets, it can be landed again."""
-
-    def completed(self, at: int) -> Upload:
-        return self._upload(Status.COMPLETED, sha256=self.staged.sha256, completed_at=max(at, self.created_at))
-
-    def failed(self, error: UploadError) -> Upload:
-        return self._upload(Status.FAILED, error=Failure(code=error.code, detail=str(error)))
-
-    def _upload(
-        self,
-        status: Status,
-        *,
-        sha256: str | None = None,
-        completed_at: int | None = None,
-        error: Failure | None = None,
-    ) -> Upload:
-        return Upload(
-            id=self.id,
-            session_id=self.session_id,
-            filename=self.filename,
-            content_type=self.content_type,
-            size=self.staged.size,
-            sha256=sha256,
-            status=status,
-            protocol=self.protocol,
-            created_at=self.created_at,
-            completed_at=completed_at,
-            error=error,
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Landing:
-    """The files of one request, or the records of its failure: they land together or not at all."""
-
-    files: Sequence[Incoming]
-    arrival: NewSession | None
-    done: "asyncio.Future[list[Upload]]"
-    uploads: list[Upload] = field(default_factory=list)
-    allowances: Sequence[str] = ()
-    """Of the session's quota; given back by the transaction that records the uploads, which are counted then."""
-    claim: str | None = None
-    """On an Idempotency-Key: the same transaction records under it what landed, or nothing when it was passed over."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Those of the files that go when they do not land."""
-        return [file.id for file in self.files if not file.stays]
-
-    @property
-    def stays(self) -> bool:
-        return any(file.stays for file in self.files)
-
-    def landed(self) -> None:
-        if not self.done.done():  # else its request was cancelled; the outcome is in the history
-            self.done.set_result(self.uploads)
-
-    def refuse(self, refusal: UploadError) -> None:
-        if not self.done.done():
-            self.done.set_exception(refusal)
-
-
-class _Stage:
-    """One step of the way. What has gathered while a batch was worked on is the next batch.
-
-    No batch is larger than `most` files by more than one request, none is lost, and none
-    can end the stage.
-    """
-
-    def __init__(self, work: Callable[[list[_Landing]], Awaitable[None]], *, most: int) -> None:
-        self._work = work
-        self._most = most
-        self._waiting: list[_Landing] = []
-        self._soon = asyncio.Event()
-        self._closing = False
-
-    def check(self) -> None:
-        if self._closing:
-            raise Unavailable("the service is stopping", retry_after=5)
-
-    def put(self, landing: _Landing) -> None:
-        """Take a landing in; raises Unavailable when none is taken any more."""
-        self.check()
-        self._waiting.append(landing)
-        self._soon.set()
-
-    def close(self) -> None:
-        """Take nothing new; `run` ends when all that was taken has been worked on."""
-        self._closing = True
-        self._soon.set()
-
-    async def run(self) -> None:
-        while not self._closing or self._waiting:
-            await self._soon.wait()
-            while self._waiting:
-                batch = _take(self._waiting, self._most)
-                try:
-                    await self._work(batch)
-                except Exception as error:
-                    refusal = _told(error)
-                    for landing in batch:
-                        landing.refuse(refusal)
-            if not self._closing:
-                self._soon.clear()
-
-
 class Publisher:
     """Publish files and record them, in that order, in shared batches.
 
@@ -196,9 +67,9 @@ class Publisher:
         self._now_us = now_us
         self._patience_seconds = patience_seconds
         self._haste_seconds = min(patience_seconds, _HASTE_SECONDS)
-        self._publishing = _Stage(self._publish, most=MAX_BATCH_FILES)
-        self._recording = _Stage(self._record, most=_MAX_BATCH_ROWS)
-        self._in_doubt: list[_Landing] = []
+        self._publishing = Stage(self._publish, most=MAX_BATCH_FILES)
+        self._recording = Stage(self._record, most=_MAX_BATCH_ROWS)
+        self._in_doubt: list[Landing] = []
         self._away = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -244,7 +115,7 @@ class Publisher:
             UploadError: none of them landed. What is staged still is the caller's to abort.
         """
         self.check()
-        landing = _Landing(
+        landing = Landing(
             files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances, claim=claim
         )
         self._publishing.put(landing)
@@ -257,7 +128,7 @@ class Publisher:
             OutcomeUnknown: the database is away; they are recorded when it is back.
             UploadError: they are not recorded.
         """
-        landing = _Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
+        landing = Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
         self._recording.put(landing)
         await landing.done
 
@@ -277,13 +148,13 @@ class Publisher:
 
     # --- first stage: files
 
-    async def _publish(self, batch: list[_Landing]) -> None:
+    async def _publish(self, batch: list[Landing]) -> None:
         files = [file for landing in batch for file in landing.files]
         self.metrics.batch_files.observe(len(files))
         try:
             refused = await self._storage.publish([file.staged for file in files])
         except Exception as error:
-            refused = dict.fromkeys([file.id for file in files], _told(error))
+            refused = dict.fromkeys([file.id for file in files], told(error))
         published_at = self._now_us()
         for landing in batch:
             try:
@@ -293,7 +164,7 @@ class Publisher:
                 landing.uploads = [file.completed(published_at) for file in landing.files]
             except Exception as error:
                 await self._take_back([upload_id for upload_id in landing.ids if upload_id not in refused])
-                landing.refuse(_told(error))
+                landing.refuse(told(error))
             else:
                 self._recording.put(landing)
 
@@ -308,7 +179,7 @@ class Publisher:
 
     # --- second stage: rows
 
-    async def _record(self, batch: list[_Landing]) -> None:
+    async def _record(self, batch: list[Landing]) -> None:
         try:
             await self._commit(batch)
         except PassedOver as error:
@@ -337,7 +208,7 @@ class Publisher:
                 await self._record(batch[middle:])
                 return
             log.error("the database refused uploads", uploads=sum(len(each.uploads) for each in batch))
-            refusal = _told(error)
+            refusal = told(error)
             for landing in batch:
                 await self._take_back(landing.ids)
                 landing.refuse(refusal)
@@ -347,7 +218,7 @@ class Publisher:
                 for upload in landing.uploads:
                     self.metrics.ended(upload.protocol, _OUTCOMES[upload.status])
 
-    async def _commit(self, batch: list[_Landing]) -> None:
+    async def _commit(self, batch: list[Landing]) -> None:
         """One transaction for all rows; repeated while the database is away, which is safe by their ids.
 
         Raises:
@@ -379,7 +250,7 @@ class Publisher:
                 raise doubt
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _insert_once(self, uploads: Sequence[Upload], batch: Sequence[_Landing]) -> Callable[[Unit], Awaitable[object]]:
+    def _insert_once(self, uploads: Sequence[Upload], batch: Sequence[Landing]) -> Callable[[Unit], Awaitable[object]]:
         """Record these uploads, and under the keys of those that have one what landed; raises PassedOver."""
         insert = _insert(uploads, batch)
         keyed = {landing.claim: landing.uploads for landing in batch if landing.claim is not None}
@@ -436,18 +307,8 @@ class Publisher:
             del self._in_doubt[: len(batch)]
 
 
-def _told(error: Exception) -> UploadError:
-    """The refusal that a failure amounts to. What is ours to fix goes to the log, once for all whom it hits."""
-    if isinstance(error, UploadError):
-        return error
-    log.error("uploads failed through a fault of ours", exc_info=error)
-    refusal = Internal()
-    refusal.__cause__ = error
-    return refusal
-
-
 def _insert(
-    uploads: Sequence[Upload], batch: Sequence[_Landing], *, then_ask_for: Sequence[str] = ()
+    uploads: Sequence[Upload], batch: Sequence[Landing], *, then_ask_for: Sequence[str] = ()
 ) -> Callable[[Unit], Awaitable[dict[str, str]]]:
     """Record these uploads and the new sessions of the batch; the statuses of those asked for."""
     arrivals = [landing.arrival for landing in batch if landing.arrival]
@@ -467,21 +328,10 @@ def _insert(
     return run
 
 
-def _failed(batch: Sequence[_Landing]) -> list[Upload]:
+def _failed(batch: Sequence[Landing]) -> list[Upload]:
     """The records that say of all uploads of the batch that they failed."""
     unknown = OutcomeUnknown()
     failed: list[Upload] = []
     for landing in batch:
         failed += [file.failed(unknown) for file in landing.files] if landing.files else landing.uploads
     return failed
-
-
-def _take(waiting: list[_Landing], most: int) -> list[_Landing]:
-    """Take the next batch from those who wait: whole landings, in order, until it holds enough files."""
-    files = count = 0
-    while count < len(waiting) and files < most:
-        files += max(1, len(waiting[count].files))
-        count += 1
-    batch = waiting[:count]
-    del waiting[:count]
-    return batch

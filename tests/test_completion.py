@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from app import resources
+from app.batches import OutcomeUnknown
 from app.errors import Gone, StorageFull, Unavailable
 from app.model import Status
-from app.publish import OutcomeUnknown
 from app.verify import verify
 from tests.resumables import HOUR, sha, worker, world
 from tests.unreliable import Gate, coming, until

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 
 from app import records
+from app.batches import OutcomeUnknown
 from app.errors import (
     DigestMismatch,
     Internal,
@@ -19,7 +20,7 @@ from app.errors import (
 )
 from app.ingest import Ingest, Limits, Visitor
 from app.model import HistoryQuery, Protocol, Session, Status
-from app.publish import OutcomeUnknown, Publisher
+from app.publish import Publisher
 from app.records import NewSession
 from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStaged

@@ -9,9 +9,10 @@ import asyncpg
 import pytest
 
 from app import records
+from app.batches import Incoming, OutcomeUnknown
 from app.errors import Internal, StorageFull, Unavailable
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
-from app.publish import MAX_BATCH_FILES, Incoming, OutcomeUnknown, Publisher
+from app.publish import MAX_BATCH_FILES, Publisher
 from app.records import NewSession
 from app.storage import kernel
 from app.storage.local import LocalStorage

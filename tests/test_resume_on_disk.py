@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from app.batches import OutcomeUnknown
 from app.errors import Unavailable
 from app.model import Protocol
-from app.publish import OutcomeUnknown
 from app.resume import Superseded
 from app.storage.local import LocalStorage
 from tests.resumables import World, Writer, sha

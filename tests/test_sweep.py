@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from app import records
+from app.batches import Incoming
 from app.errors import StorageFull, Unavailable
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
-from app.publish import Incoming, Publisher
+from app.publish import Publisher
 from app.records import NewSession
 from app.storage.local import LocalStorage
 from app.sweep import EMPTY_SESSION_US, Sweeper, too_many

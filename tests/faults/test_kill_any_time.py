@@ -1,4 +1,4 @@
-"""kill -9 at any time, under uploads by every way at once: what was acknowledged is there, and nothing else shows. F19."""
+"""kill -9 at any time, under uploads by every way at once: what was acknowledged is there, nothing else shows. F19."""
 
 import asyncio
 import random

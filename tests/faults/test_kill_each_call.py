@@ -1,4 +1,4 @@
-"""kill -9 at each system call of an upload that changes a file or says something, in each thread that takes part. F18."""
+"""kill -9 at each system call of an upload that changes a file or says something, in each of its threads. F18."""
 
 import asyncio
 import random
