@@ -106,7 +106,12 @@ class TestDatabaseFile:
         settings = settings_in(tmp_path, database_url=f"sqlite:///{tmp_path}/elsewhere/records.db")
         async with services(settings):
             files = sorted((tmp_path / "elsewhere").iterdir())
-            assert [file.name for file in files] == ["records.db", "records.db-shm", "records.db-wal"]
+            assert [file.name for file in files] == [
+                "records.db",
+                "records.db-reserve",
+                "records.db-shm",
+                "records.db-wal",
+            ]
             assert {mode(file) for file in files} == {0o600}
         assert mode(tmp_path / "elsewhere") == 0o700
 

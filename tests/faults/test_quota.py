@@ -31,23 +31,22 @@ def test_what_a_crash_held_is_free_when_nobody_renews_it(service, database_url):
     headers = running.session()
 
     async def cut_off() -> None:
-        arrived = asyncio.Queue[None]()
+        killed = asyncio.Event()
 
         async def half():
             yield bytes(1000)
-            arrived.put_nowait(None)
-            await asyncio.Event().wait()
+            await killed.wait()
+            yield bytes(1000)
 
         held = [
             asyncio.create_task(ask(running.port, "PUT", f"{UPLOADS}/half", headers, half(), length=2000))
             for _ in range(3)
         ]
-        for _ in held:
-            await arrived.get()
         while running.metric("waybill_received_bytes_total") < 3000:  # noqa: ASYNC110  # a process of its own
             await asyncio.sleep(0.05)
         assert (await ask(running.port, "PUT", f"{UPLOADS}/one-more", headers, b"")).status == 413
         running.kill()
+        killed.set()
         assert all(isinstance(each, Cut) for each in await asyncio.gather(*held, return_exceptions=True))
 
     asyncio.run(cut_off())

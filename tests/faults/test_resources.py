@@ -169,8 +169,9 @@ def test_when_there_is_no_descriptor_at_all_nothing_is_lost_and_nothing_spins(se
         large = under_way.enter_context(Halfway(guest, 2 * MIB))
         large.send(MIB)
         large.staged()
-        resource.prlimit(guest.running.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
-        more(20)
+        used = max(map(int, os.listdir(f"/proc/{guest.running.pid}/fd"))) + 1
+        resource.prlimit(guest.running.pid, resource.RLIMIT_NOFILE, (used, limits[1]))
+        more(50)  # which take those in between, if there are any
         does_not_spin(guest.running)
         assert held.answer().code == "unavailable"
         assert large.answer().status == 201

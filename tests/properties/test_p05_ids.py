@@ -34,7 +34,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield running
 
 
-HEADERS = ("X-Request-Id", "Idempotency-Key", "Upload-Id", "ETag", "If-None-Match", "Content-Id")
+HEADERS = ("X-Request-Id", "Upload-Id", "ETag", "If-None-Match", "Content-Id")
 wishes = st.tuples(
     st.uuids().map(str) | st.integers(0, 99),  # an id that the client would like; or one that was given out before
     st.sets(st.sampled_from(HEADERS)),
