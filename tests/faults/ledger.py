@@ -87,16 +87,13 @@ class Ledger:
     def of(cls, tally: Tally, fault: str, database: str, protocols: tuple[str, ...] = PROTOCOLS) -> "Ledger":
         return cls({protocol: tally(fault, protocol, database) for protocol in protocols})
 
-    async def acknowledges(self, more: int) -> None:
-        """Return when so many more files and offsets were acknowledged."""
-        enough = self.acknowledged + more
-        while self.acknowledged < enough:
+    async def acknowledges(self, protocol: str, more: int) -> None:
+        """Return when so many more of its files or offsets were acknowledged."""
+        row = self.rows[protocol]
+        enough = row.acknowledged + more
+        while row.acknowledged < enough:
             self.news.clear()
             await self.news.wait()
-
-    @property
-    def acknowledged(self) -> int:
-        return sum(row.acknowledged for row in self.rows.values())
 
     def injected(self) -> None:
         for row in self.rows.values():
