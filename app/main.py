@@ -205,11 +205,9 @@ async def receiving(
 
 @asynccontextmanager
 async def _quotas(settings: Settings, db: Db) -> AsyncIterator[Quotas | None]:
-    """The quotas, if one is set. If none is, nothing is counted, and what had been is forgotten: it grows old."""
+    """The quotas, if one is set."""
     uploads, size = settings.session_quota_uploads or None, settings.session_quota or None
     if uploads is None and size is None:
-        if await usage.is_known(db):
-            await db.transaction(usage.forget)
         yield None
         return
     quotas = Quotas(db, uploads=uploads, size=size, holder=new_id(), now_us=now_us, new_id=new_id)
@@ -230,6 +228,8 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
     async with AsyncExitStack() as stack:
         storage, db = await stack.enter_async_context(stores(settings, metrics))
         await migrate.migrate(db, now_us=now_us())
+        if not (settings.session_quota or settings.session_quota_uploads) and await usage.is_known(db):
+            await db.transaction(usage.forget)  # nothing is counted from now on, so what had been grows old
         keys = secret_keys(settings)
         sessions = Sessions(
             db,

@@ -132,6 +132,8 @@ class Quotas:
                 await usage.forget_idle(self._db, now_us)
             except UploadError as error:
                 log.warning("quotas could not be looked after", reason=str(error))
+            except Exception:
+                log.exception("quotas could not be looked after")
             if self._returned:
                 self._attend()
 

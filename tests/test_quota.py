@@ -151,3 +151,23 @@ async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_
 
     await until(left)
     looking.cancel()
+
+
+async def test_what_breaks_once_does_not_end_the_renewing(stack, database_url, monkeypatch):
+    db, quotas = await process(stack, database_url, "one", size=1000)
+    await quotas.grant("a", "mine", uploads=1, size=600)
+    monkeypatch.setattr("app.quota.LEASE_SECONDS", 0.01)
+    faults = [RuntimeError("a fault of ours"), Unavailable("away")]
+    renew, renewed = usage.renew, asyncio.Event()
+
+    async def broken_at_first(*arguments):
+        if faults:
+            raise faults.pop(0)
+        await renew(*arguments)
+        renewed.set()
+
+    monkeypatch.setattr(usage, "renew", broken_at_first)
+    looking = asyncio.create_task(quotas.run())
+    await coming(renewed)
+    looking.cancel()
+    assert await has(db) == Amount(1, 600)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app import records
+from app import main, records
 from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
 from tests.strategies import form
 
@@ -395,3 +395,15 @@ async def test_a_database_that_is_away_refuses_instead_of_forgetting(
     assert running.state["db"].transaction == transaction
     assert (await client.put("f", b"x" * 500)).status == 201
     await settled(client, used=(1000, 2))
+
+
+async def test_a_command_that_knows_of_no_quota_forgets_nothing_of_a_running_service(
+    stack: AsyncExitStack, tmp_path: Path, database_url: str
+) -> None:
+    client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=1000))
+    assert (await create(client, 900)).status == 201
+    without = settings_in(tmp_path, database_url)
+    async with main.receiving(without, running.state["storage"], running.state["db"]) as ways_in:  # as `waybill sweep`
+        assert ways_in.quotas is None
+    assert await quota(client) == (900, 1)
+    (await client.put("f", b"x" * 101)).refused(413, "quota_exceeded")
