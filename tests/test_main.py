@@ -38,8 +38,10 @@ def open_files():
 
 
 def end(threads):
-    """Wait for these threads, which have been told to end."""
+    """Wait for these threads, which have been told to end; those of the loop's own pool end with the loop."""
     for thread in threads:
+        if thread.name.startswith("asyncio_"):
+            continue
         thread.join(PATIENCE)
         assert not thread.is_alive(), thread
 
