@@ -64,6 +64,7 @@ class Assembly:
                 for name, mark in sources:
                     if mark.offset:
                         self._append(file, name, mark)
+                file.cut()
                 if self._staging.durable:
                     os.fsync(file.fileno())
                     os.fsync(directories.partial_fd)

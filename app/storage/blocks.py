@@ -2,7 +2,8 @@
 
 Measured: page-cache writes cost 0.25 to 2.4 CPU seconds a GiB and leave the flush to wait
 for them; direct writes of 1 MiB from aligned memory cost 0.05 to 0.1 and leave it nothing
-to do. While one block is digested and written, the next one fills.
+to do. While one block is digested and written, the next one fills; and in a long file the
+disk writes a block while the processor digests it.
 """
 
 import asyncio
@@ -17,13 +18,15 @@ from typing import Final, Protocol
 
 from aiofiles.threadpool import wrap
 
-from app.storage import kernel
+from app.storage import aio, kernel
 from app.storage.space import Reserved, Space
 from app.tasks import to_the_end
 
 BLOCK_BYTES: Final = 1024 * 1024
 ALIGNMENT: Final = 4096
 _WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+_AHEAD_BYTES: Final = 64 * 1024 * 1024
+"""A long file is lengthened by so much at a time: ext4 waits for a direct write that lengthens it. `cut` ends it."""
 
 
 class Digest(Protocol):
@@ -67,6 +70,7 @@ class DigestingFile(io.FileIO):
         self._space = space
         self._reservation = reservation
         self.written = 0
+        self.length = 0
         self.digest: Digest = hashlib.sha256()
 
     def write(self, block: "memoryview | bytes | bytearray") -> int:  # type: ignore[override]  # FileIO takes any buffer
@@ -75,8 +79,7 @@ class DigestingFile(io.FileIO):
             fd = self.fileno()
             claimed = self._space.begin_write(len(view), self._reservation)
             try:
-                self.digest.update(view)
-                self._write_all(fd, view)
+                self._digest_and_write(fd, view)
             finally:
                 self._space.end_write(claimed)
         return len(view)
@@ -84,6 +87,39 @@ class DigestingFile(io.FileIO):
     def close(self) -> None:
         with self._busy:
             super().close()
+
+    def cut(self) -> None:
+        """Let the file end where its bytes do."""
+        if self.length > self.written:
+            os.ftruncate(self.fileno(), self.written)
+            self.length = self.written
+
+    def _digest_and_write(self, fd: int, view: memoryview) -> None:
+        pending = self._begin_write(fd, view)
+        try:
+            self.digest.update(view)
+        finally:
+            count = 0 if pending is None else pending.wait()
+        if count:
+            os.lseek(fd, count, os.SEEK_CUR)
+            self._wrote(count)
+        self._write_all(fd, view[count:])
+
+    def _begin_write(self, fd: int, view: memoryview) -> aio.PendingWrite | None:
+        """Have the disk begin with a block of a long file; None for any other, which is to be written afterwards."""
+        if len(view) < BLOCK_BYTES or self.written < BLOCK_BYTES or not self._bypasses():
+            return None
+        if self.written + len(view) > self.length:
+            try:
+                os.ftruncate(fd, self.written + _AHEAD_BYTES)
+            except OSError:
+                return None  # a limit is near, and the write itself will tell if it is met
+            self.length = self.written + _AHEAD_BYTES
+        return aio.begin_write(fd, view, self.written)
+
+    def _bypasses(self) -> bool:
+        """Whether a whole block goes past the page cache now."""
+        return self._direct and self.written % ALIGNMENT == 0
 
     def _write_all(self, fd: int, view: memoryview) -> None:
         while view:
@@ -105,6 +141,7 @@ class DigestingFile(io.FileIO):
         if not self._direct and (self.written + count) // _WRITEBACK_BYTES > self.written // _WRITEBACK_BYTES:
             self._keep_dirty_pages_few()
         self.written += count
+        self.length = max(self.length, self.written)
 
     def leave_direct(self) -> None:
         """Write through the page cache from here on; pieces need no alignment then."""

@@ -49,7 +49,8 @@ class PartialFile(DigestingFile):
         """Cut off what lies behind the offset, and write on there."""
         os.ftruncate(self.fileno(), offset)
         os.lseek(self.fileno(), offset, os.SEEK_SET)
-        self.written, self.digest = offset, digest
+        self.written = self.length = offset
+        self.digest = digest
 
     def write_undigested(self, view: memoryview) -> None:
         """For bytes whose digest is known: `go_to` tells it."""
@@ -66,6 +67,11 @@ class PartialFile(DigestingFile):
     def leave_direct(self) -> None:
         self._direct = False
         self._bypass(False)
+
+    def _bypasses(self) -> bool:
+        if super()._bypasses():
+            self._bypass(True)
+        return self._bypassing
 
     def _write_all(self, fd: int, view: memoryview) -> None:
         while view:
@@ -262,6 +268,7 @@ class LocalPartial(LocalStaged):
     def _keep(self) -> None:
         self._write_held()
         file = self._opened()
+        file.cut()
         if self._staging.durable:
             os.fsync(file.fileno())
             if self._mark.offset == 0:
@@ -298,7 +305,7 @@ class LocalPartial(LocalStaged):
         """
         try:
             try:
-                if self._file is not None and not self.finished and self._file.written > self._mark.offset:
+                if self._file is not None and not self.finished and self._file.length > self._mark.offset:
                     self._cut_off()
             finally:
                 self.close()

@@ -209,6 +209,8 @@ class LocalStaged:
             for block in self._held.blocks:
                 file.write(block)
             self._sha256 = file.digest.hexdigest()
+        else:
+            self._file.cut()
 
     def take_name(self) -> None:
         """Lie under the key among the published files."""

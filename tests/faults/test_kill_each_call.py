@@ -21,10 +21,10 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs st
 
 FAULT = "kill -9 at each call"
 CALLS = (
-    "openat,close,write,writev,pwrite64,pwritev,fsync,fdatasync,sync_file_range,syncfs,ftruncate,fallocate,"
+    "openat,close,write,writev,pwrite64,pwritev,fsync,fdatasync,io_submit,io_getevents,sync_file_range,syncfs,ftruncate,fallocate,"
     "rename,renameat,renameat2,link,linkat,unlink,unlinkat,utimensat,sendto,sendmsg"
 )
-SMALL, LARGE, PIECES = 3_000, 1_500_000, 400_000  # kept in memory, written in two blocks; a resumable one's requests
+SMALL, LARGE, PIECES = 3_000, 2_500_000, 400_000  # kept in memory, written in three blocks; a resumable one's requests
 UPLOADS = [("form", SMALL), ("raw", LARGE), ("tus", PIECES), ("resumable", PIECES)]
 ALL = [(database, *upload) for database in ("sqlite", "postgresql") for upload in UPLOADS]
 SOME = [("sqlite", "tus", PIECES), ("postgresql", "form", LARGE)]

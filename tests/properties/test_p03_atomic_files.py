@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from app.errors import StorageFull, Unavailable, UploadError
-from app.storage import NotStored, blocks, directories, kernel, local, space, staging
+from app.storage import NotStored, aio, blocks, directories, kernel, local, space, staging
 from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStorage
 from app.tasks import to_the_end
@@ -82,6 +82,7 @@ class World:
     CALLS = (
         (os, "open"),
         (os, "write"),
+        (aio, "begin_write"),
         (os, "fsync"),
         (os, "unlink"),
         (kernel, "syncfs"),

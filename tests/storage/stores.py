@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.storage import aio
 from app.storage.local import LocalStorage
 from tests.contracts.storage import new_key
 
@@ -52,11 +53,32 @@ def limit(monkeypatch: pytest.MonkeyPatch, root: Path, capacity: int, *, inodes:
     """Let the file system below `root` seem to hold `capacity` bytes, to the byte."""
 
     def look(fd: int) -> os.statvfs_result:
-        used = sum((root / name).lstat().st_size for name in files_in(root))
+        used = sum(bytes_of((root / name).lstat()) for name in files_in(root))
         free = capacity - used
         return os.statvfs_result((1, 1, capacity, free, free, 1000, 10, 10 if inodes else 0, 0, 255))
 
     monkeypatch.setattr(os, "fstatvfs", look)
+
+
+def bytes_of(state: os.stat_result) -> int:
+    """What a file takes, to the byte; one that was made longer ahead of its bytes does not take that length."""
+    return min(state.st_size, state.st_blocks * 512)
+
+
+def write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel would write while a thread digests passes through `os.write`, for tests that get in its way."""
+
+    class Written:
+        def __init__(self, count: int) -> None:
+            self.wait = lambda: count
+
+    def begin_write(fd: int, view: memoryview, offset: int) -> Written:
+        assert os.lseek(fd, 0, os.SEEK_CUR) == offset
+        count = os.write(fd, view)
+        os.lseek(fd, offset, os.SEEK_SET)
+        return Written(count)
+
+    monkeypatch.setattr(aio, "begin_write", begin_write)
 
 
 class Gate:

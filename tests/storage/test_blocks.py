@@ -8,12 +8,12 @@ import os
 import pytest
 
 from app.errors import Unavailable
-from app.storage import blocks, kernel
+from app.storage import aio, blocks, kernel
 from app.storage.blocks import BLOCK_BYTES, BlockPool, DigestingFile
 from app.storage.space import Space
 from app.storage.staging import POOLED_BLOCKS
 from tests.contracts.storage import MiB, content_of, fill, get, new_key, put
-from tests.storage.stores import files_in, local
+from tests.storage.stores import files_in, local, write_at_once
 
 
 @pytest.fixture
@@ -54,7 +54,13 @@ def writes(monkeypatch):
         noted.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), len(view)))
         return real(fd, view)
 
+    def begin_write(fd, view, offset):
+        noted.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), len(view)))
+        return real_begin(fd, view, offset)
+
+    real_begin = aio.begin_write
     monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(aio, "begin_write", begin_write)
     return noted
 
 
@@ -82,6 +88,7 @@ def test_only_an_unaligned_tail_passes_through_the_page_cache(tmp_path, opened, 
             file.write(aligned(content[at : at + BLOCK_BYTES]))
         assert file.written == len(content)
         assert file.digest.digest() == hashlib.sha256(content).digest()
+        file.cut()
     assert (tmp_path / "file").read_bytes() == content
     assert writes[:2] == [(True, BLOCK_BYTES)] * 2
     assert writes[2:] == ([(False, tail)] if tail else [])
@@ -105,6 +112,79 @@ def test_a_write_that_the_kernel_cuts_short_is_gone_on_with(tmp_path, opened, mo
         file.write(aligned(content[:5000]))
         assert file.digest.digest() == hashlib.sha256(content + content[:5000]).digest()
     assert (tmp_path / "file").read_bytes() == content + content[:5000]
+
+
+class Pending:
+    """A write that the kernel ends as a test says, and of which it tells whether that was waited for."""
+
+    def __init__(self, count=0, error=None):
+        self.count, self.error, self.waited = count, error, False
+
+    def wait(self):
+        self.waited = True
+        if self.error is not None:
+            raise self.error
+        return self.count
+
+
+@pytest.mark.parametrize("count", [0, 4096, 512, BLOCK_BYTES - 4096, BLOCK_BYTES])
+def test_what_the_kernel_leaves_of_a_block_that_it_wrote_by_itself_is_gone_on_with(
+    tmp_path, opened, monkeypatch, count
+):
+    real, content = aio.begin_write, content_of(3 * BLOCK_BYTES + 5)
+
+    def cut_short(fd, view, offset):
+        pending = Pending(real(fd, view[:count], offset).wait() if count else 0)
+        begun.append(pending)
+        return pending
+
+    begun: list[Pending] = []
+    monkeypatch.setattr(aio, "begin_write", cut_short)
+    with opened(direct=True) as file:
+        for at in range(0, len(content), BLOCK_BYTES):
+            file.write(aligned(content[at : at + BLOCK_BYTES]))
+        assert file.digest.digest() == hashlib.sha256(content).digest()
+        file.cut()
+    assert (tmp_path / "file").read_bytes() == content
+    assert [pending.waited for pending in begun] == [True] * (1 if count == 512 else 2)  # no longer aligned
+
+
+def test_memory_is_not_let_go_while_the_kernel_reads_it(opened, monkeypatch):
+    """Whatever happens meanwhile: in the next moment it may hold another upload's bytes."""
+
+    class Broken:
+        def update(self, block):
+            raise MemoryError
+
+    with opened(direct=True) as file:
+        file.write(aligned(content_of(BLOCK_BYTES)))
+        pending = Pending(BLOCK_BYTES)
+        monkeypatch.setattr(aio, "begin_write", lambda fd, view, offset: pending)
+        file.digest = Broken()
+        with pytest.raises(MemoryError):
+            file.write(aligned(content_of(BLOCK_BYTES)))
+    assert pending.waited
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_an_error_of_a_block_that_the_kernel_wrote_by_itself_is_raised(opened, monkeypatch, number):
+    with opened(direct=True) as file:
+        file.write(aligned(content_of(BLOCK_BYTES)))
+        pending = Pending(error=OSError(number, "no"))
+        monkeypatch.setattr(aio, "begin_write", lambda fd, view, offset: pending)
+        with pytest.raises(OSError, match="no"):
+            file.write(aligned(content_of(BLOCK_BYTES)))
+        assert file.written == BLOCK_BYTES
+
+
+def test_a_file_that_may_not_get_that_long_is_written_as_it_comes(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(blocks, "_AHEAD_BYTES", 2**62)
+    content = content_of(3 * BLOCK_BYTES)
+    with opened(direct=True) as file:
+        for at in range(0, len(content), BLOCK_BYTES):
+            file.write(aligned(content[at : at + BLOCK_BYTES]))
+        assert file.length == len(content)
+    assert (tmp_path / "file").read_bytes() == content
 
 
 def test_a_closed_file_takes_nothing_more(opened):
@@ -146,8 +226,9 @@ async def test_a_file_system_that_refuses_direct_writes_gets_others(tmp_path, mo
     await storage.close()
 
 
-async def test_an_empty_pool_changes_only_the_way(direct_storage, writes):
+async def test_an_empty_pool_changes_only_the_way(direct_storage, monkeypatch, writes):
     storage = direct_storage
+    write_at_once(monkeypatch)
     files = []
     for seed in range(POOLED_BLOCKS + 3):
         file = storage.stage(new_key())

@@ -9,7 +9,17 @@ import pytest
 from app.errors import StorageFull, TooLarge, Unavailable
 from app.storage import kernel
 from tests.contracts.storage import MiB, content_of, fill, get, keys, new_key, put, staged
-from tests.storage.stores import Gate, descriptors, files_in, local, needs_root, remount, thin_disk, tmpfs
+from tests.storage.stores import (
+    Gate,
+    descriptors,
+    files_in,
+    local,
+    needs_root,
+    remount,
+    thin_disk,
+    tmpfs,
+    write_at_once,
+)
 
 EIO = OSError(errno.EIO, "Input/output error")
 
@@ -190,6 +200,7 @@ async def test_a_small_file_that_cannot_be_written_is_refused_alone(tmp_path, st
 
 @pytest.mark.parametrize("at", range(1, 6))
 async def test_a_large_file_whose_write_fails_is_refused_by_the_next_call(tmp_path, storage, monkeypatch, at):
+    write_at_once(monkeypatch)
     file = storage.stage(new_key())
     with monkeypatch.context() as broken:
         Broken(broken, os, "write", at=at, times=1000)
@@ -203,6 +214,7 @@ async def test_a_large_file_whose_write_fails_is_refused_by_the_next_call(tmp_pa
 
 async def test_an_error_that_was_passed_over_never_becomes_a_file(tmp_path, storage, monkeypatch):
     """The block after the lost one may well be written: what is not whole gets no name."""
+    write_at_once(monkeypatch)
     file = storage.stage(new_key())
     content = content_of(5 * MiB)
     with monkeypatch.context() as broken:
@@ -264,6 +276,7 @@ async def test_lack_of_descriptors_or_memory_refuses_but_does_not_end_the_trust(
 
 
 async def test_a_file_too_large_for_the_file_system_is_told_so(tmp_path, storage, monkeypatch):
+    write_at_once(monkeypatch)
     file = storage.stage(new_key())
     with monkeypatch.context() as broken:
         Broken(broken, os, "write", at=3, times=1000, error=OSError(errno.EFBIG, "File too large"))

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from app.errors import Unavailable
-from app.storage import Mark, kernel
+from app.storage import Mark, aio, kernel
 from tests.contracts.partial import append, complete
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
 from tests.storage.stores import cut_power, local, mounted, needs_root
@@ -51,6 +51,7 @@ def power_cut_before(call: int, root):
         for owner, name in [
             (os, "open"),
             (os, "write"),
+            (aio, "begin_write"),
             (os, "fsync"),
             (os, "ftruncate"),
             (kernel, "syncfs"),
