@@ -23,6 +23,8 @@ _log = structlog.get_logger(__name__)
 _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1
 _LAST_ID: Final = "\U0010ffff"
+_LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
+_NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
 
 
 class NewSession(NamedTuple):
@@ -89,8 +91,10 @@ async def list_uploads(
 ) -> Page:
     """One page of a session's uploads, from behind `after` or from the start."""
     bounds = _newest_first(query, after) if query.order == "newest" else _oldest_first(query, after)
-    name = "list_uploads" if query.order == "newest" else "list_uploads_oldest"
-    rows = await asks.many(name, session_id=session_id, page_size=page_size + 1, **bounds, **_filters(query))
+    name, wanted = _LISTS[query.order], _filters(query)
+    if query.filename_pattern is not None:
+        name, wanted = _NAMED_LISTS[query.order], {**wanted, "pattern": query.filename_pattern}
+    rows = await asks.many(name, session_id=session_id, page_size=page_size + 1, **bounds, **wanted)
     more, rows = len(rows) > page_size, rows[:page_size]
     uploads = list(_readable(rows))
     # The end comes from the rows: a broken one is left out, but must not end the listing early.
@@ -105,6 +109,7 @@ async def count_uploads(asks: Asks, session_id: str, query: HistoryQuery) -> int
         session_id=session_id,
         from_us=_or(query.from_us, _LEAST),
         until_us=_until(query),
+        pattern=query.filename_pattern,
         **_filters(query),
     )
     return int(row["uploads"]) if row else 0
@@ -332,7 +337,6 @@ def _filters(query: HistoryQuery) -> dict[str, Any]:
         "statuses": _json([status.value for status in query.statuses]) if query.statuses else None,
         "protocol": query.protocol.value if query.protocol else None,
         "sha256": query.sha256,
-        "pattern": query.filename_pattern,
     }
 
 

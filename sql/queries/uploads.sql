@@ -1,18 +1,16 @@
 -- uploads: one row per file on its way in or already in. Inserting is in the dialects' folders.
 
 -- name: list_uploads :many
--- params: session_id, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?, page_size
+-- params: session_id, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, sha256?, page_size
 -- One page of a session's uploads, newest first, from just before (before_us, before_id) back to from_us.
 -- statuses is a JSON array: a status is asked for when it stands there in quotes. Inside coalesce PostgreSQL
 -- does not guess how few rows the filters leave; it would guess so few that it sorts the session for each page.
--- The pattern stands alone, because SQLite's index answers it: a row that does not fit is never fetched.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
 FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) < (:before_us, :before_id)
   AND created_at_us >= :from_us
-  AND coalesce(CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\', FALSE)
   AND coalesce(
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
@@ -24,7 +22,7 @@ ORDER BY created_at_us DESC, id DESC
 LIMIT :page_size;
 
 -- name: list_uploads_oldest :many
--- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?, page_size
+-- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, sha256?, page_size
 -- One page of a session's uploads, oldest first, from just after (after_us, after_id) up to and with until_us.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
@@ -32,7 +30,6 @@ FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) > (:after_us, :after_id)
   AND created_at_us <= :until_us
-  AND coalesce(CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\', FALSE)
   AND coalesce(
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL

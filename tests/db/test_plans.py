@@ -1,5 +1,6 @@
 """A page of history reads its rows in the order of the index, whatever else a session and a table hold."""
 
+import re
 import sqlite3
 
 import asyncpg
@@ -18,12 +19,15 @@ MIDDLE = Position(NOW + 700, "")
 ARGUMENTS = [
     ("list_uploads", {**PAGE, **records._newest_first(HistoryQuery(), None)}),
     ("list_uploads", {**PAGE, **records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
-    (
-        "list_uploads",
-        {**PAGE, **records._newest_first(HistoryQuery(), None), **records._filters(HistoryQuery(filename="9"))},
-    ),
     ("list_uploads_oldest", {**PAGE, **records._oldest_first(HistoryQuery(), None)}),
     ("list_uploads_oldest", {**PAGE, **records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
+]
+NAMED = {**PAGE, "pattern": HistoryQuery(filename="9").filename_pattern}
+NAMED_ARGUMENTS = [
+    ("list_named_uploads", {**NAMED, **records._newest_first(HistoryQuery(), None)}),
+    ("list_named_uploads", {**NAMED, **records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
+    ("list_named_uploads_oldest", {**NAMED, **records._oldest_first(HistoryQuery(), None)}),
+    ("list_named_uploads_oldest", {**NAMED, **records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
 ]
 
 
@@ -44,7 +48,7 @@ async def fill(url: str) -> None:
 async def test_sqlite_reads_a_page_in_the_order_of_the_index(tmp_path):
     await fill(f"sqlite:///{tmp_path}/waybill.db")
     connection = sqlite3.connect(tmp_path / "waybill.db")
-    for name, arguments in ARGUMENTS:
+    for name, arguments in ARGUMENTS + NAMED_ARGUMENTS:
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {load('sqlite')[name].statement}", arguments)]
         assert len(plan) == 1
         assert plan[0].startswith(f"SEARCH uploads USING INDEX {INDEX} (session_id=? AND ")
@@ -96,22 +100,38 @@ async def connection(postgres):
 
 
 async def test_postgresql_reads_a_page_in_the_order_of_the_index(connection):
-    def in_order(plan):
-        text = "\n".join(row[0] for row in plan)
-        assert "Sort" not in text
-        assert "Bitmap" not in text
+    async for text in postgresql_plans(connection, ARGUMENTS):
         assert f"using {INDEX}" in text
+        assert "Index Only" not in text
         assert "ROW(created_at_us, id)" in text.partition("Filter:")[0]
 
-    for number, (name, arguments) in enumerate(ARGUMENTS):
+
+async def test_postgresql_looks_for_names_in_the_index_before_it_fetches_a_row(connection):
+    await connection.execute("VACUUM uploads")  # or the index does not know which rows are there for all to see
+    async for text in postgresql_plans(connection, NAMED_ARGUMENTS):
+        names, _, row = text.partition("uploads_have_one_id_each")
+        assert re.search(f"Index Only Scan (Backward )?using {INDEX}", names)
+        assert "ROW(created_at_us, id)" in names.partition("Filter:")[0]
+        assert "filename_folded ~~" in names
+        assert "filename_folded" not in row
+
+
+async def postgresql_plans(connection, questions):
+    """How PostgreSQL goes about each of them, for these values and for whatever values come: without sorting."""
+    for number, (name, arguments) in enumerate(questions):
         query = load("postgresql")[name]
         values = [arguments[param] for param in query.order]
-        in_order(await connection.fetch(f"EXPLAIN {query.statement}", *values))
+        plans = [await connection.fetch(f"EXPLAIN {query.statement}", *values)]
         # asyncpg prepares: after some calls PostgreSQL may plan once for whatever values come.
         await connection.execute("SET plan_cache_mode = force_generic_plan")
         await connection.execute(f"PREPARE generic_{number} AS {query.statement}")
-        in_order(await connection.fetch(f"EXPLAIN EXECUTE generic_{number}({', '.join(map(literal, values))})"))
+        plans.append(await connection.fetch(f"EXPLAIN EXECUTE generic_{number}({', '.join(map(literal, values))})"))
         await connection.execute("RESET plan_cache_mode")
+        for plan in plans:
+            text = "\n".join(row[0] for row in plan)
+            assert "Sort" not in text
+            assert "Bitmap" not in text
+            yield text
 
 
 def literal(value: str | int | None) -> str:

@@ -23,6 +23,60 @@ SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = exclude
     completed_at_us = excluded.completed_at_us
 WHERE uploads.status IN ('uploading', 'processing');
 
+-- name: list_named_uploads :many
+-- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- One page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from sqlite: PostgreSQL
+-- looks at nothing in an index but what it orders by before it fetches a row, so those that fit are found there first
+-- and then fetched one by one. OFFSET 0 keeps it to that; what coalesce is for stands in list_uploads.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM (
+    SELECT id AS named_id, created_at_us AS named_at_us
+    FROM uploads
+    WHERE session_id = :session_id
+      AND (created_at_us, id) < (:before_us, :before_id)
+      AND created_at_us >= :from_us
+      AND coalesce(filename_folded LIKE :pattern ESCAPE '\', FALSE)
+    ORDER BY created_at_us DESC, id DESC
+    OFFSET 0
+) AS named
+CROSS JOIN LATERAL (SELECT * FROM uploads WHERE id = named_id OFFSET 0) AS uploads
+WHERE coalesce(
+      size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:statuses AS TEXT) IS NULL
+           OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      FALSE)
+ORDER BY named_at_us DESC, named_id DESC
+LIMIT :page_size;
+
+-- name: list_named_uploads_oldest :many
+-- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- The same, oldest first, as list_uploads_oldest.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM (
+    SELECT id AS named_id, created_at_us AS named_at_us
+    FROM uploads
+    WHERE session_id = :session_id
+      AND (created_at_us, id) > (:after_us, :after_id)
+      AND created_at_us <= :until_us
+      AND coalesce(filename_folded LIKE :pattern ESCAPE '\', FALSE)
+    ORDER BY created_at_us, id
+    OFFSET 0
+) AS named
+CROSS JOIN LATERAL (SELECT * FROM uploads WHERE id = named_id OFFSET 0) AS uploads
+WHERE coalesce(
+      size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:statuses AS TEXT) IS NULL
+           OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      FALSE)
+ORDER BY named_at_us, named_id
+LIMIT :page_size;
+
 -- name: list_uploads_by_id :many
 -- params: ids
 -- Each upload of a JSON array of ids, over all sessions; unknown ids are left out.

@@ -1,0 +1,2 @@
+-- 0006_index_filenames.sql
+-- Nothing to do: the index that orders a session's history has held the name from the start. In postgresql it now does.
