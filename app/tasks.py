@@ -14,24 +14,36 @@ async def to_the_end(work: Awaitable[T]) -> T:
     a file, or a transaction that is about to commit, is never abandoned. The caller of a
     cancelled call does not learn the outcome. `work` needs its own bound in time.
     """
-    running = asyncio.ensure_future(work)
+    told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    running = asyncio.ensure_future(_tell(work, told))
     try:
-        return await asyncio.shield(running)
+        return await told
     except asyncio.CancelledError as error:
-        if running.cancelled():
-            raise
         cancelled = error
     except BaseException:
-        del running  # it holds the error, whose traceback holds this: a circle, and all that the caller has in hand
+        del told  # it holds the error, whose traceback holds this: a circle, and all that the caller has in hand
         raise
     while not running.done():
         try:
             await asyncio.wait((running,))
         except asyncio.CancelledError as error:
             cancelled = error
-    if not running.cancelled():
-        running.exception()  # fetched, so that asyncio does not report it as forgotten
     try:
         raise cancelled
     finally:
         del cancelled  # for the same reason
+
+
+async def _tell(work: Awaitable[T], told: "asyncio.Future[T]") -> None:
+    """Do the work and tell how it ended, one turn of a busy loop before a task would; nobody else is told."""
+    try:
+        result = await work
+        if not told.done():
+            told.set_result(result)
+    except asyncio.CancelledError:
+        told.cancel()
+    except BaseException as error:
+        if not told.done():
+            told.set_exception(error)
+    finally:
+        del told
