@@ -31,7 +31,7 @@ from tests.tally import TORTURE
 
 pytestmark = needs_root
 
-SMALL, LARGE, PIECES = 3_000, 600_000, 250_000
+SMALL, LARGE, PIECES = 3_000, 2_400_000, 2_200_000  # of a large one the second block is written beside its digest
 MOMENTS = 4  # with TORTURE=1, all
 FILE_SYSTEMS = ["ext4", "xfs"] if TORTURE else ["ext4"]
 CUTS = {"sqlite": 40, "postgresql": 15} if TORTURE else {"sqlite": 1}
