@@ -19,9 +19,7 @@ from databases.core import Connection
 
 from app.db import queries
 from app.db.driver import Driver, Row
-from app.db.postgresql import PostgresqlDriver
 from app.db.queries import Dialect
-from app.db.sqlite import SqliteDriver
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
 from app.tasks import to_the_end
 
@@ -29,11 +27,6 @@ __all__ = ["Asks", "Db", "Row", "Unit"]
 
 T = TypeVar("T")
 
-_DRIVERS: Final[dict[str, type[Driver]]] = {
-    "sqlite": SqliteDriver,
-    "postgresql": PostgresqlDriver,
-    "postgres": PostgresqlDriver,
-}
 _URL_OPTIONS: Final[dict[Dialect, set[str]]] = {"sqlite": set(), "postgresql": {"ssl", "host"}}
 _PATIENCE: Final = 1.0  # seconds that a connection may take to close in good order
 
@@ -340,10 +333,7 @@ def _understood(url: str) -> tuple[str, Driver]:
     Raises:
         Unusable: it names no database that is known here, or sets what would be ignored.
     """
-    scheme = url.partition(":")[0]
-    if scheme not in _DRIVERS:
-        raise Unusable("the database's URL must begin with sqlite:/// or postgresql://")
-    driver = _DRIVERS[scheme]()
+    driver = _driver(url.partition(":")[0])
     try:
         parts = DatabaseURL(url)
         name, database, options, _ = parts.obscure_password, parts.database, parts.options, parts.port
@@ -354,6 +344,20 @@ def _understood(url: str) -> tuple[str, Driver]:
     if unknown := options.keys() - _URL_OPTIONS[driver.dialect]:
         raise Unusable(f"{name}: the options {sorted(unknown)} are not known here and would be ignored")
     return name, driver
+
+
+def _driver(scheme: str) -> Driver:
+    """The driver for URLs of this scheme. The other one is not imported: it takes memory, and time to start."""
+    match scheme:
+        case "sqlite":
+            from app.db.sqlite import SqliteDriver
+
+            return SqliteDriver()
+        case "postgresql" | "postgres":
+            from app.db.postgresql import PostgresqlDriver
+
+            return PostgresqlDriver()
+    raise Unusable("the database's URL must begin with sqlite:/// or postgresql://")
 
 
 async def _answered(driver: Driver, answer: Awaitable[T]) -> T:

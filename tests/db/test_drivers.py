@@ -1,6 +1,9 @@
 """What a failure of the database amounts to: an outage, a full disk, or a mistake that must show itself."""
 
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -83,3 +86,10 @@ async def test_postgresql_connections_that_are_gone_in_the_words_of_today(postgr
     assert [type(refusal) for refusal in gone] == [Unavailable] * 4
     assert not PostgresqlDriver().is_open(connection)
     assert not PostgresqlDriver().is_open(borrowed)
+
+
+@pytest.mark.parametrize(("url", "not_needed"), [("sqlite:///a.db", "asyncpg"), ("postgresql://a/b", "aiosqlite")])
+def test_the_other_databases_driver_is_not_loaded(url, not_needed):
+    """It would take memory, and time to start."""
+    code = f"import sys, app.main, app.db; app.db.Db({url!r}); sys.exit({not_needed!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
