@@ -80,6 +80,11 @@ class Protocol(StrEnum):
     RESUMABLE = "resumable"
 
 
+# To look one up is a tenth of what it costs to ask the enum, for every record of every page.
+_STATUSES: Final = {status.value: status for status in Status}
+_PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
+
+
 def rfc3339(time_us: int) -> str:
     """The time as `2026-11-22T20:33:00.123456Z`: always six digits, always Z."""
     seconds, beyond = divmod(time_us, 1_000_000)
@@ -202,8 +207,8 @@ class Upload(BaseModel):
             content_type=row["content_type"],
             size=row["size_bytes"],
             sha256=row["sha256"],
-            status=_member(Status, row["status"]),
-            protocol=_member(Protocol, row["protocol"]),
+            status=_STATUSES.get(row["status"], row["status"]),  # what is none is for the model to refuse
+            protocol=_PROTOCOLS.get(row["protocol"], row["protocol"]),
             created_at=row["created_at_us"],
             completed_at=row["completed_at_us"],
             error=None if code is None else Failure(code=code, detail=row["error_detail"]),
@@ -230,14 +235,6 @@ class Upload(BaseModel):
     def as_json(self) -> bytes:
         """The record as a client sees it, in UTF-8."""
         return self.model_dump_json().encode()
-
-
-def _member(kind: type[Any], value: object) -> Any:
-    """The enum's member, or the value itself for the model to refuse."""
-    try:
-        return kind(value)
-    except ValueError:
-        return value
 
 
 def folded(text: str) -> str:
