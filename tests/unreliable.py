@@ -194,8 +194,9 @@ async def coming(event: asyncio.Event) -> None:
 async def until(so: Callable[[], bool | Awaitable[bool]]) -> None:
     """Let the others run until something is so that no event tells of."""
     async with asyncio.timeout(60):
-        for _ in count():
+        for turn in count():
             answer = so()
             if answer if isinstance(answer, bool) else await answer:
                 return
-            await asyncio.sleep(0)
+            # After a while for a moment: who only asks keeps the interpreter from the threads that work.
+            await asyncio.sleep(0 if turn < 100 else 0.001)
