@@ -69,9 +69,10 @@ class PartialFile(DigestingFile):
         self._bypass(False)
 
     def _bypasses(self) -> bool:
-        if super()._bypasses():
+        bypasses = super()._bypasses()
+        if bypasses:
             self._bypass(True)
-        return self._bypassing
+        return bypasses
 
     def _write_all(self, fd: int, view: memoryview) -> None:
         while view:

@@ -8,8 +8,9 @@ import os
 import pytest
 
 from app.errors import Unavailable
-from app.storage import aio, blocks, kernel
+from app.storage import aio, blocks, kernel, running_digest
 from app.storage.blocks import BLOCK_BYTES, BlockPool, DigestingFile
+from app.storage.partial import PartialFile
 from app.storage.space import Space
 from app.storage.staging import POOLED_BLOCKS
 from tests.contracts.storage import MiB, content_of, fill, get, new_key, put
@@ -38,7 +39,9 @@ def opened(tmp_path):
     space = Space(0)
     space.watch(fd)
 
-    def open_file(*, direct):
+    def open_file(*, direct, kind=DigestingFile):
+        if kind is PartialFile:
+            return PartialFile(os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR), space=space, reservation=None)
         flags = os.O_CREAT | os.O_WRONLY | (os.O_DIRECT if direct else 0)
         return DigestingFile(os.open(tmp_path / "file", flags), direct=direct, space=space, reservation=None)
 
@@ -298,3 +301,16 @@ async def test_dirty_pages_never_pile_up(tmp_path, storage, monkeypatch):
         assert start <= covered
         covered = max(covered, stop)
     assert covered >= 40 * MiB
+
+
+def test_a_block_that_begins_between_the_alignments_is_not_left_to_the_kernel(tmp_path, opened):
+    """The one before it went past the page cache, but this one cannot."""
+    with opened(direct=True, kind=PartialFile) as file:
+        content = content_of(3 * BLOCK_BYTES)
+        file.enter_direct()
+        file.write(aligned(content[:BLOCK_BYTES]))
+        file.write(aligned(content[BLOCK_BYTES : 2 * BLOCK_BYTES]))
+        file.go_to(BLOCK_BYTES + 100, running_digest.begun())
+        file.write(aligned(b"-" * 100 + content[BLOCK_BYTES + 100 : 2 * BLOCK_BYTES + 100])[100:])
+        file.cut()
+    assert (tmp_path / "file").read_bytes() == content[: 2 * BLOCK_BYTES + 100]
