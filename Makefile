@@ -14,22 +14,25 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check properties fuzz torture bench constraints
+.PHONY: help run test test-slow check properties fuzz torture bench constraints
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Start the service on http://127.0.0.1:8000 (settings: README.md)
 	$(BIN)/waybill serve
 
-test: $(VENV)/.test ## Run the whole suite; PYTEST="-k name" picks from it
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(VENV)/.test ## Run every test but the slow ones; PYTEST="-k name" picks from them
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: $(VENV)/.test ## Run the slow tests: kills, power cuts, file systems, browsers, restarts under load
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 check: $(VENV)/.test ## Format, lint, types, tests: what every commit passes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 properties: $(VENV)/.test ## Try the properties, and damaged requests, on many more examples
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PYTEST) tests/properties tests/hostile/test_any_request.py \

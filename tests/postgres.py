@@ -188,6 +188,14 @@ def _nobody() -> dict[str, int]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid}
 
 
+def program(name: str) -> Path:
+    """A program of PostgreSQL (`psql`, `pg_dump`, `pg_restore` ...), of the version of the server of the tests.
+
+    Started as root it runs as root, which all but the server itself allow.
+    """
+    return _programs() / name
+
+
 @cache
 def _programs() -> Path:
     """Where the programs lie, at a place that the server's own user can reach."""
