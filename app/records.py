@@ -308,7 +308,10 @@ async def expire_sessions(unit: Unit, now_us: int) -> int:
 
 
 async def delete_empty_sessions(asks: Asks, ended_before_us: int) -> int:
-    """Sessions that ended before then, with no upload and nobody merged into them, go; how many."""
+    """Sessions that ended before then and have no upload go; how many.
+
+    One that joined another stays as long as that one's row: uploads that are under way in it follow it there.
+    """
     return len(await asks.many("delete_empty_sessions", ended_before_us=ended_before_us))
 
 

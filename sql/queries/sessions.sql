@@ -58,9 +58,10 @@ RETURNING id;
 
 -- name: delete_empty_sessions :many
 -- params: ended_before_us
--- Sessions that ended long enough ago and that nothing refers to. The ids of those deleted.
+-- Sessions that ended long enough ago and have no upload. The ids of those deleted. One that joined another stays as
+-- long as that one's row: it says where an upload belongs that is still under way, however long that takes.
 DELETE FROM sessions
 WHERE ended_at_us < :ended_before_us
   AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.session_id = sessions.id)
-  AND NOT EXISTS (SELECT 1 FROM sessions AS merged WHERE merged.merged_into_id = sessions.id)
+  AND NOT EXISTS (SELECT 1 FROM sessions AS joined WHERE joined.id = sessions.merged_into_id)
 RETURNING id;

@@ -573,11 +573,18 @@ class RecordsContract:
                 await records.end_session(unit, name, ended_at)
 
         await db.transaction(work)
-        # The one that joined another goes first; then nobody refers to the other any more.
+        # The one that joined another goes last: it says where uploads under way belong.
         assert await records.delete_empty_sessions(db, NOW + 9) == 2
-        assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender", "joined"]
+        assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender", "old"]
         assert await records.delete_empty_sessions(db, NOW + 9) == 1
         assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender"]
+
+    async def test_the_row_of_a_session_that_joined_another_stays_as_long_as_that_one(self, db):
+        await insert(db, session("old"), session("joined"))
+        await db.transaction(lambda unit: records.merge_sessions(unit, "old", "joined", NOW + 1))
+        assert await records.delete_empty_sessions(db, NOW + 10**15) == 0
+        await records.insert_uploads(db, [upload(1, "old")])
+        assert await everything(db, "joined") == [upload(1, "joined")]
 
     # Uploads that come in several requests.
 
