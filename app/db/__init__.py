@@ -103,14 +103,24 @@ class Unit(_Named):
             raise
 
 
+class _Reading(_Named):
+    """The database, for questions that may take long: they wait for one another, and leave connections to others."""
+
+    def __init__(self, db: "Db", places: asyncio.Semaphore) -> None:
+        self._queries, self._db, self._places = db._queries, db, places
+
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
+        return await self._db._once(lambda raw: self._db._driver.fetch(raw, query, arguments), queue=self._places)
+
+
 class Db(_Named):
     """One database, used from one event loop.
 
     Every call ends within `timeout` seconds, and so does the wait for one of `pool_size`
-    connections. When the database is away, busy, frozen or lost in the middle, a call raises
-    Unavailable; when its disk is full, StorageFull; what it refuses (a constraint, a mistake in a
-    statement) passes through as the driver's own exception. A cancelled call runs to its end
-    before the cancellation goes on.
+    connections. What is asked of `reading` never has more than half of them. When the database
+    is away, busy, frozen or lost in the middle, a call raises Unavailable; when its disk is full,
+    StorageFull; what it refuses (a constraint, a mistake in a statement) passes through as the
+    driver's own exception. A cancelled call runs to its end before the cancellation goes on.
 
     Raises:
         Unusable: the URL names no database that is known here.
@@ -124,6 +134,8 @@ class Db(_Named):
         self._size, self._taken = pool_size, 0
         self._slots = asyncio.Semaphore(pool_size)
         self._writers = asyncio.Semaphore(1 if self._driver.one_writer else pool_size)
+        self.reading: Asks = _Reading(self, asyncio.Semaphore(max(1, pool_size // 2)))
+        """For whatever looks at more rows than it gives: a count, a search, a page behind filters."""
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
         self._closing = False
@@ -220,24 +232,34 @@ class Db(_Named):
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
         return await self._once(lambda raw: self._driver.fetch(raw, query, arguments), writes=query.writes)
 
-    async def _once(self, ask: Callable[[Any], Awaitable[T]], *, writes: bool = False) -> T:
+    async def _once(
+        self, ask: Callable[[Any], Awaitable[T]], *, writes: bool = False, queue: asyncio.Semaphore | None = None
+    ) -> T:
         """One statement, which is a transaction of its own."""
-        return await self._call(lambda raw: _answered(self._driver, ask(raw)), writes=writes)
+        return await self._call(lambda raw: _answered(self._driver, ask(raw)), writes=writes, queue=queue)
 
     async def _call(
-        self, use: Callable[[Any], Awaitable[T]], *, timeout: float | None = None, writes: bool = False
+        self,
+        use: Callable[[Any], Awaitable[T]],
+        *,
+        timeout: float | None = None,
+        writes: bool = False,
+        queue: asyncio.Semaphore | None = None,
     ) -> T:
         """`use` a connection, in a task of its own, until it succeeds, fails for good or runs out of time."""
         if self._closing:
             raise Unavailable("the service is stopping")
-        return await to_the_end(self._attempts(use, self._timeout if timeout is None else timeout, writes))
+        queue = self._writers if writes else queue
+        return await to_the_end(self._attempts(use, self._timeout if timeout is None else timeout, writes, queue))
 
-    async def _attempts(self, use: Callable[[Any], Awaitable[T]], timeout: float, writes: bool) -> T:
+    async def _attempts(
+        self, use: Callable[[Any], Awaitable[T]], timeout: float, writes: bool, queue: asyncio.Semaphore | None
+    ) -> T:
         try:
             async with asyncio.timeout(timeout) as limit:
                 while True:
                     try:
-                        return await self._attempt(use, writes)
+                        return await self._attempt(use, writes, queue)
                     except Unavailable as error:
                         if not self._driver.is_conflict(error.__cause__):
                             raise
@@ -249,14 +271,14 @@ class Db(_Named):
         finally:
             del limit  # it holds the task, which holds its error, whose traceback holds this
 
-    async def _attempt(self, use: Callable[[Any], Awaitable[T]], writes: bool) -> T:
+    async def _attempt(self, use: Callable[[Any], Awaitable[T]], writes: bool, queue: asyncio.Semaphore | None) -> T:
         """Borrow a connection for one `use`.
 
         It comes back only when it is known to be as good as new. After a cancellation, which in
         here is the deadline, nothing is known and nothing may be waited for: it is given up.
         """
-        # Writers queue before they borrow, so that they never hold every connection while they wait.
-        async with self._writers if writes else nullcontext():
+        # Who queues does so before it borrows, so that no connection is held by one who only waits.
+        async with queue or nullcontext():
             await self._slots.acquire()
             self._taken += 1
             connection, sound = None, False

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from app import records
-from app.db import Db
+from app.db import Asks
 from app.model import HistoryQuery, Page, Upload
 
 _PAGE_SIZE: Final = 500
@@ -27,7 +27,7 @@ class Export(NamedTuple):
     lines: Callable[[Sequence[Upload]], bytes]
 
     async def stream(
-        self, db: Db, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
+        self, db: Asks, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
     ) -> AsyncIterator[bytes]:
         """All matching records, page by page: memory and each query stay small however many there are.
 
@@ -39,7 +39,7 @@ class Export(NamedTuple):
         return self._lines_from(page, db, session_id, query, left_out)
 
     async def _lines_from(
-        self, page: Page, db: Db, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
+        self, page: Page, db: Asks, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
     ) -> AsyncIterator[bytes]:
         yield self.head + self.lines(page.uploads)
         while page.end is not None:

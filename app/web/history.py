@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 async def list_page(request: Request[Services]) -> Response:
     """GET /api/ingestion/history: one page, newest first; or everything, as CSV or NDJSON."""
-    db = request.state["db"]
+    db = request.state["db"].reading
     left_out = request.state["metrics"].broken_records.add
     session_id = caller_of(request).session.id
     asked = parse(request, session_id)

@@ -12,6 +12,7 @@ from app import records
 from app.db import Db
 from app.db.migrate import migrate
 from app.errors import NotFound, StorageFull, Unavailable, Unusable
+from app.model import HistoryQuery
 from tests.contracts.records import everything, session, upload
 from tests.unreliable import until
 
@@ -326,6 +327,23 @@ class TestDeadlines:
         assert db.slots() == (2, 3)
         go_on.set()
         await asyncio.gather(*writers)
+
+    async def test_readers_that_take_long_leave_connections_to_uploads(self, db, monkeypatch):
+        """What 48 who count their history at once did to everybody else."""
+        go_on, fetch = asyncio.Event(), db._driver.fetch
+
+        async def slowly(raw, query, arguments):
+            if query.name == "count_uploads":
+                await go_on.wait()
+            return await fetch(raw, query, arguments)
+
+        monkeypatch.setattr(db._driver, "fetch", slowly)
+        counts = [asyncio.create_task(records.count_uploads(db.reading, "mine", HistoryQuery())) for _ in range(10)]
+        await until(lambda: db.slots() == (2, 3))
+        await asyncio.gather(*(records.insert_uploads(db, [upload(number)]) for number in range(5)))
+        assert db.slots() == (2, 3)
+        go_on.set()
+        assert await asyncio.gather(*counts) == [5] * 10
 
     @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
     async def test_a_new_file_that_another_process_holds_is_waited_for(self, database_url):
