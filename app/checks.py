@@ -62,7 +62,7 @@ async def _database(settings: Settings) -> str:
     db = open_database(settings)
     try:
         await db.open()
-        waiting = await migrate.pending(db)
+        waiting = (await migrate.pending(db)).names
     except Unavailable as error:  # made for clients, whom the address does not concern
         raise Unavailable(f"{_address(settings.database_url.get_secret_value())}: {error}") from error
     finally:

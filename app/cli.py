@@ -36,19 +36,23 @@ def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
 
     @wraps(work)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
-        import asyncio
-
-        try:
-            status = asyncio.run(work(*arguments, **options))
-        except Unusable as error:
-            click.echo(str(error), err=True)
-            status = EX_CONFIG
-        except UploadError as error:
-            click.echo(f"{error.title}: {error}", err=True)
-            status = EX_UNAVAILABLE
-        sys.exit(status)
+        sys.exit(_status_of(work(*arguments, **options)))
 
     return run
+
+
+def _status_of(work: Coroutine[Any, Any, int]) -> int:
+    """Do the work; its number is the status, unless it is refused, which is told in one line."""
+    import asyncio
+
+    try:
+        return asyncio.run(work)
+    except Unusable as error:
+        click.echo(str(error), err=True)
+        return EX_CONFIG
+    except UploadError as error:
+        click.echo(f"{error.title}: {error}", err=True)
+        return EX_UNAVAILABLE
 
 
 def _settings() -> "Settings":
@@ -67,7 +71,7 @@ async def _stores(*, migrated: bool = True) -> "AsyncIterator[tuple[Storage, Db]
     from app.main import stores
 
     async with stores(_settings()) as (storage, db):
-        if migrated and await migrate.pending(db):
+        if migrated and (await migrate.pending(db)).needed:
             raise Unusable("the database's schema is not current; waybill migrate makes it so")
         yield storage, db
 
@@ -85,9 +89,9 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Check everything, then serve until SIGTERM."""
-    import asyncio
+    import signal
 
-    from app import checks, logs, server
+    from app import logs, server
     from app.config import load
 
     try:
@@ -96,12 +100,32 @@ def serve() -> None:
         click.echo(str(error), err=True)
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_format, settings.log_level)
-    failed = [check for check in asyncio.run(checks.run(settings)) if not check.ok]
+    # What a migration waits for may take hours, and the first process of a container has no handler of its own.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if status := _status_of(_prepare(settings)):
+        sys.exit(status)
+    signal.signal(signal.SIGTERM, before)
+    sys.exit(0 if server.serve(settings) else EX_UNAVAILABLE)
+
+
+async def _prepare(settings: "Settings") -> int:
+    """Check everything and bring the schema up to date: here, where a signal is heard while a migration waits."""
+    from app import checks
+    from app.db import migrate
+    from app.main import now_us, open_database
+
+    failed = [check for check in await checks.run(settings) if not check.ok]
     for check in failed:
         click.echo(f"{check.name}: {check.found}", err=True)
     if failed:
-        sys.exit(_status(failed))
-    sys.exit(0 if server.serve(settings) else EX_UNAVAILABLE)
+        return _status(failed)
+    db = open_database(settings)
+    try:
+        await db.open()
+        await migrate.migrate(db, now_us=now_us(), indexes=False)
+    finally:
+        await db.close()
+    return 0
 
 
 def _status(failed: "list[Check]") -> int:

@@ -227,7 +227,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
     metrics = Metrics(seats, stopwatch=time.perf_counter)
     async with AsyncExitStack() as stack:
         storage, db = await stack.enter_async_context(stores(settings, metrics))
-        await migrate.migrate(db, now_us=now_us())
+        await migrate.migrate(db, now_us=now_us(), indexes=False)
         if not (settings.session_quota or settings.session_quota_uploads) and await usage.is_known(db):
             await db.transaction(usage.forget)  # nothing is counted from now on, so what had been grows old
         keys = secret_keys(settings)
@@ -249,6 +249,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         metrics.refresh()
         sweeping = sweeper.run(settings.sweep_interval.total_seconds())
         works = [sessions.keep_seen(), sweeping, once.renew(), metrics.watch()]
+        works.append(migrate.keep_building(db, now_us=now_us))
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:

@@ -9,21 +9,21 @@ in a task of its own that no cancellation reaches and that ends by its own deadl
 import asyncio
 import logging
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, nullcontext, suppress
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from typing import Any, Final, TypeVar
 
 from databases import Database, DatabaseURL
 from databases.core import Connection
 
 from app.db import queries
+from app.db.asking import Aside, Asks, Named, Unit, answered
 from app.db.driver import Driver, Row
 from app.db.queries import Dialect
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
 from app.tasks import to_the_end
 
-__all__ = ["Asks", "Db", "Row", "Unit"]
+__all__ = ["Aside", "Asks", "Db", "Row", "Unit"]
 
 T = TypeVar("T")
 
@@ -35,75 +35,7 @@ for _talkative in ("databases", "aiosqlite"):
     logging.getLogger(_talkative).setLevel(logging.WARNING)
 
 
-class Asks(Protocol):
-    """Whoever can be asked a named query: the database itself, or one transaction in it."""
-
-    async def one(self, name: str, /, **params: Any) -> Row | None: ...
-
-    async def many(self, name: str, /, **params: Any) -> list[Row]: ...
-
-    async def run(self, name: str, /, **params: Any) -> None: ...
-
-
-class _Named(ABC):
-    """Asks by name; subclasses say how a query is asked."""
-
-    _queries: Mapping[str, queries.Query]
-
-    @abstractmethod
-    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]: ...
-
-    async def one(self, name: str, /, **params: Any) -> Row | None:
-        """The row of a query of kind :one, or None."""
-        rows = await self._rows(name, "one", params)
-        return rows[0] if rows else None
-
-    async def many(self, name: str, /, **params: Any) -> list[Row]:
-        """The rows of a query of kind :many."""
-        return await self._rows(name, "many", params)
-
-    async def run(self, name: str, /, **params: Any) -> None:
-        """Do what a query of kind :run says."""
-        await self._rows(name, "run", params)
-
-    async def _rows(self, name: str, kind: queries.Kind, params: dict[str, Any]) -> list[Row]:
-        query = self._queries[name]
-        if query.kind != kind:
-            raise TypeError(f"{name} is a query of kind :{query.kind}, not :{kind}")
-        return await self._ask(query, query.arguments(params))
-
-
-class Unit(_Named):
-    """One transaction. It ends with the function that it was given to.
-
-    After a statement has failed nothing of the unit is kept, whether or not the function
-    lets the error pass: PostgreSQL could not go on, so neither does SQLite.
-    """
-
-    def __init__(self, driver: Driver, raw: Any, known: Mapping[str, queries.Query]) -> None:
-        self._driver, self._raw, self._queries = driver, raw, known
-        self.failure: Exception | None = None
-        self.ended = False
-
-    async def execute(self, statement: str) -> None:
-        """Run one statement as it stands: for migrations."""
-        await self._step(self._driver.execute(self._raw, statement))
-
-    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
-        return await self._step(self._driver.fetch(self._raw, query, arguments))
-
-    async def _step(self, answer: Coroutine[Any, Any, T]) -> T:
-        if self.ended:
-            answer.close()
-            raise RuntimeError("the transaction has ended; its unit cannot be used any more")
-        try:
-            return await _answered(self._driver, answer)
-        except Exception as error:
-            self.failure = error
-            raise
-
-
-class _Reading(_Named):
+class _Reading(Named):
     """The database, for questions that may take long: they wait for one another, and leave connections to others."""
 
     def __init__(self, db: "Db", places: asyncio.Semaphore) -> None:
@@ -113,7 +45,7 @@ class _Reading(_Named):
         return await self._db._once(lambda raw: self._db._driver.fetch(raw, query, arguments), queue=self._places)
 
 
-class Db(_Named):
+class Db(Named):
     """One database, used from one event loop.
 
     Every call ends within `timeout` seconds, and so does the wait for one of `pool_size`
@@ -202,7 +134,7 @@ class Db(_Named):
         """
 
         async def use(raw: Any) -> T:
-            await _answered(self._driver, self._driver.begin(raw, timeout))
+            await answered(self._driver, self._driver.begin(raw, timeout))
             unit = Unit(self._driver, raw, self._queries)
             try:
                 result = await work(unit)
@@ -210,7 +142,7 @@ class Db(_Named):
                 unit.ended = True
             if unit.failure is not None:
                 raise unit.failure
-            await _answered(self._driver, self._driver.commit(raw))
+            await answered(self._driver, self._driver.commit(raw))
             return result
 
         return await self._call(use, timeout=timeout, writes=True)
@@ -229,6 +161,20 @@ class Db(_Named):
                 if not await to_the_end(asyncio.to_thread(self._driver.make_room)):
                     raise
 
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[Aside]:
+        """A connection of its own beside the pool's: no transaction, no deadline; a cancellation ends what it does.
+
+        For what takes long and is in nobody's way. It is closed in the end, and what a session holds is then free.
+        """
+        connection = Connection(self._database, self._database._backend)
+        await answered(self._driver, self._driver.connect(connection))
+        try:
+            await answered(self._driver, self._driver.lift_limits(connection.raw_connection))
+            yield Aside(self._driver, connection.raw_connection, self._queries)
+        finally:
+            await self._part(connection)
+
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
         return await self._once(lambda raw: self._driver.fetch(raw, query, arguments), writes=query.writes)
 
@@ -236,7 +182,7 @@ class Db(_Named):
         self, ask: Callable[[Any], Awaitable[T]], *, writes: bool = False, queue: asyncio.Semaphore | None = None
     ) -> T:
         """One statement, which is a transaction of its own."""
-        return await self._call(lambda raw: _answered(self._driver, ask(raw)), writes=writes, queue=queue)
+        return await self._call(lambda raw: answered(self._driver, ask(raw)), writes=writes, queue=queue)
 
     async def _call(
         self,
@@ -286,7 +232,7 @@ class Db(_Named):
                 connection = await self._connection()
                 try:
                     if writes and self._driver.doubts:
-                        await _answered(self._driver, self._driver.settle(connection.raw_connection))
+                        await answered(self._driver, self._driver.settle(connection.raw_connection))
                     result = await use(connection.raw_connection)
                 except Exception as error:
                     with suppress(Exception):  # what cannot be undone here is undone by giving the connection up
@@ -310,7 +256,7 @@ class Db(_Named):
             await self._driver.abandon(connection.raw_connection)
         # Made by hand: database.connection() belongs to the task that asks for it.
         connection = Connection(self._database, self._database._backend)
-        await _answered(self._driver, self._driver.connect(connection))
+        await answered(self._driver, self._driver.connect(connection))
         self._open.add(connection)
         return connection
 
@@ -380,17 +326,6 @@ def _driver(scheme: str) -> Driver:
 
             return PostgresqlDriver()
     raise Unusable("the database's URL must begin with sqlite:/// or postgresql://")
-
-
-async def _answered(driver: Driver, answer: Awaitable[T]) -> T:
-    """The answer, or the refusal that its failure amounts to."""
-    try:
-        return await answer
-    except Exception as error:
-        refusal = driver.refusal(error)
-        if refusal is None:
-            raise
-        raise refusal from error
 
 
 def _root(error: Exception) -> Exception:

@@ -73,6 +73,10 @@ class Driver(ABC):
     async def begin(self, raw: Any, timeout: float | None) -> None:
         """Start a transaction that may write; `timeout` in seconds if not the usual one."""
 
+    async def lift_limits(self, raw: Any) -> None:
+        """Let statements on this connection take as long as they need."""
+        return
+
     @abstractmethod
     async def commit(self, raw: Any) -> None:
         """Return only when the transaction is durable."""

@@ -1,53 +1,156 @@
-"""Brings a database's tables to what the code needs: forward only, one transaction a file."""
+"""Brings a database's tables to what the code needs: forward only, and beside whoever uses them meanwhile.
 
+On PostgreSQL a statement that changes a table needs it for itself for a moment. While somebody reads for long, a dump
+for instance, it would wait for them, and everybody else would wait behind it. So each file gives way after a second and
+is tried again. A file of nothing but indexes holds nobody up: they are built beside the work, as drafts, for as long as
+it takes, and get their names in the short transaction that records the file.
+"""
+
+import asyncio
 import hashlib
-from typing import Final
+import random
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
-from app.db import Asks, Db, Unit
-from app.db.queries import Dialect, Migration, migrations
-from app.errors import Unusable
+import structlog
 
-_TIMEOUT: Final = 600.0  # seconds for one file, and for waiting until another process is done with one
+from app.db import Aside, Asks, Db, Unit
+from app.db.queries import Dialect, Index, Migration, migrations, oldest_code
+from app.errors import Unusable, UploadError
+
+log = structlog.stdlib.get_logger("waybill.db")
+
+_TIMEOUT: Final = 600.0  # seconds for one file
+_CONFLICTS: Final = {"55P03", "40P01"}  # a lock was not to be had within a second; two waited for each other
+_TURN_SECONDS: Final = 0.1  # until whoever migrates now may be done with a file
+_PAUSE_SECONDS: Final = 4.0  # after a try for which others waited up to a second
+_LONG_PAUSE_SECONDS: Final = 40.0
 
 
-async def migrate(db: Db, *, now_us: int) -> list[str]:
-    """Apply what is pending; return the names of the files that were applied here.
+class Pending(NamedTuple):
+    """The files that are still to be applied: those that the code needs, and those that only build indexes."""
 
-    Any number of processes may do this at once: each file is applied by one of them. A process
-    that dies half-way leaves its file unapplied.
+    needed: list[Migration]
+    indexes: list[Migration]
+
+    @property
+    def names(self) -> list[str]:
+        return [migration.name for migration in sorted([*self.needed, *self.indexes])]
+
+
+async def pending(db: Db) -> Pending:
+    """What is still to be applied; changes nothing.
+
+    A database that has had more migrations than this code knows is not behind: old code survives a new schema, unless
+    a migration says that it needs newer code.
 
     Raises:
-        Unusable: a file that was applied has been edited since; nothing is applied.
+        Unusable: a file has been edited after it was applied, or this code is too old for the schema.
+    """
+    return _sorted(db.dialect, await _applied(db))
+
+
+async def migrate(db: Db, *, now_us: int, indexes: bool = True) -> list[str]:
+    """Apply what is pending; return the names of the files that were applied here.
+
+    A new database gets everything at once. Without `indexes` those files stay that only build indexes on tables that
+    are in use: see `keep_building`. Any number of processes may do this at once: each file is applied by one of them. A
+    process that dies half-way leaves its file unapplied.
+
+    Raises:
+        Unusable: a file was edited after it was applied, this code is too old, or a file cannot be applied.
     """
     applied: list[str] = []
-    while name := await _next(db, now_us):
-        applied.append(name)
+    if not await _applied(db):
+        everything = [(migration, migration.statements) for migration in migrations(db.dialect)]
+        if await _apply(db, everything, now_us):
+            applied += [migration.name for migration, _ in everything]
+    while needed := (await pending(db)).needed:
+        if await _apply(db, [(needed[0], needed[0].statements)], now_us):
+            applied.append(needed[0].name)
+    pauses = _Pauses("indexes wait for another process", first=_TURN_SECONDS, longest=_PAUSE_SECONDS)
+    while indexes and (await pending(db)).indexes:
+        try:
+            if built := await build_indexes(db, now_us=now_us):
+                applied += built
+                continue
+        except UploadError as error:
+            if not _is_conflict(error):
+                raise
+        await pauses.wait()
     return applied
 
 
-async def pending(db: Db) -> list[str]:
-    """The names of the files that are still to be applied; changes nothing.
+async def keep_building(db: Db, *, now_us: Callable[[], int]) -> None:
+    """Build the indexes that are missing, and try again until none is."""
+    pauses = _Pauses("indexes wait for another process", first=_TURN_SECONDS, longest=_LONG_PAUSE_SECONDS)
+    while True:
+        try:
+            if not (await pending(db)).indexes:
+                return
+            await build_indexes(db, now_us=now_us())
+        except (UploadError, Unusable) as error:
+            log.warning("indexes not built", reason=str(error))
+        await pauses.wait()
 
-    A database that has had more migrations than this code knows is not behind: old code
-    survives a new schema.
 
-    Raises:
-        Unusable: a file that was applied has been edited since.
+async def build_indexes(db: Db, *, now_us: int) -> list[str]:
+    """Build the indexes that are missing beside whoever uses their tables, and record their files.
+
+    A draft takes as long as the longest transaction that is open. One whose building was broken off is dropped and
+    begun again, one that is whole is used. While another process builds nothing is done.
     """
-    return [migration.name for migration in await _pending(db, db.dialect)]
+    built: list[str] = []
+    async with db.aside() as aside:
+        lock = await aside.one("lock_index_builds")
+        if lock is None or not lock["locked"]:
+            return built
+        for migration in _sorted(db.dialect, await _applied(aside)).indexes:
+            log.info("building indexes", migration=migration.name)
+            naming = [await _draft(aside, migration, index) for index in migration.indexes or []]
+            if await _apply(db, [(migration, list(filter(None, naming)))], now_us):
+                built.append(migration.name)
+                log.info("built indexes", migration=migration.name)
+    return built
 
 
-async def _next(db: Db, now_us: int) -> str | None:
-    """Apply the first pending file; its name, or None when there is none left."""
-    if not await _pending(db, db.dialect):
-        return None  # the usual start: nothing is locked, nothing is written
+async def _draft(aside: Aside, migration: Migration, index: Index) -> str | None:
+    """Build the index under another name; return the statement that is left to do, None when nothing is."""
+    if index.on is None:
+        return f"DROP INDEX {index.name}"
+    if Index(index.name, None) not in (migration.indexes or []) and await _is_whole(aside, index.name):
+        return None  # somebody has made it by hand
+    draft = f"{index.name}_draft"
+    if (whole := await _is_whole(aside, draft)) is False:
+        await _execute(aside, migration, f"DROP INDEX CONCURRENTLY {draft}")
+    if not whole:
+        await _execute(aside, migration, f"CREATE INDEX CONCURRENTLY {draft} ON {index.on}")
+    return f"ALTER INDEX {draft} RENAME TO {index.name}"
 
-    async def apply(unit: Unit) -> str | None:
-        await unit.many("lock_migrations")
+
+async def _is_whole(asks: Asks, name: str) -> bool | None:
+    """Whether the building of the index has ended; None when there is no such index."""
+    found = await asks.one("find_index", name=name)
+    return None if found is None else bool(found["whole"])
+
+
+async def _apply(db: Db, files: list[tuple[Migration, list[str]]], now_us: int) -> bool:
+    """Do the files' statements and record them, in one transaction; False when another process has done so.
+
+    It gives way to whoever uses a table for more than a second, and tries again.
+    """
+    first = files[0][0]
+
+    async def apply(unit: Unit) -> bool | None:
+        lock = await unit.one("lock_migrations")
+        if lock is None or not lock["locked"]:
+            return None
         await unit.run("create_migrations")
-        for migration in await _pending(unit, db.dialect):  # again: another process may have been here
-            for statement in migration.statements:
-                await unit.execute(statement)
+        if first.number in await _applied(unit):
+            return False
+        for migration, statements in files:
+            for statement in statements:
+                await _execute(unit, migration, statement)
             await unit.run(
                 "insert_migration",
                 number=migration.number,
@@ -55,20 +158,69 @@ async def _next(db: Db, now_us: int) -> str | None:
                 checksum=_checksum(migration),
                 applied_at_us=now_us,
             )
-            return migration.name
-        return None
+        return True
 
-    return await db.transaction(apply, timeout=_TIMEOUT)
+    pauses = _Pauses("migration gives way", first=_PAUSE_SECONDS, longest=_PAUSE_SECONDS, migration=first.name)
+    while True:
+        try:
+            if (done := await db.transaction(apply, timeout=_TIMEOUT)) is not None:
+                return done
+        except UploadError as error:
+            if not _is_conflict(error):
+                raise
+            await pauses.wait()
+        else:
+            await asyncio.sleep(_TURN_SECONDS)
 
 
-async def _pending(asks: Asks, dialect: Dialect) -> list[Migration]:
+async def _execute(where: Unit | Aside, migration: Migration, statement: str) -> None:
+    try:
+        await where.execute(statement)
+    except UploadError:
+        raise
+    except Exception as error:  # the database's own reason, whatever its class
+        raise Unusable(f"the migration {migration.name} cannot be applied: {error}") from error
+
+
+async def _applied(asks: Asks) -> dict[int, tuple[str, str]]:
+    """The names and checksums of the files that this database has had."""
     found = await asks.one("has_migrations")
-    applied = await asks.many("list_migrations") if found and found["tables"] else []
-    checksums = {row["number"]: row["checksum"] for row in applied}
-    for migration in migrations(dialect):
-        if checksums.get(migration.number, _checksum(migration)) != _checksum(migration):
+    rows = await asks.many("list_migrations") if found and found["tables"] else []
+    return {row["number"]: (row["name"], row["checksum"]) for row in rows}
+
+
+def _sorted(dialect: Dialect, applied: dict[int, tuple[str, str]]) -> Pending:
+    known = migrations(dialect)
+    for name, _ in applied.values():
+        if oldest_code(name) > len(known):
+            raise Unusable(f"the schema is of a newer version, which must be started instead: it has had {name}")
+    for migration in known:
+        if migration.number in applied and applied[migration.number][1] != _checksum(migration):
             raise Unusable(f"the migration {migration.name} has been edited after it was applied")
-    return [migration for migration in migrations(dialect) if migration.number not in checksums]
+    due = [migration for migration in known if migration.number not in applied]
+    # SQLite's readers are in nobody's way, and it can build nothing beside a writer.
+    optional = [migration for migration in due if dialect == "postgresql" and migration.indexes is not None]
+    return Pending([migration for migration in due if migration not in optional], optional)
+
+
+def _is_conflict(error: UploadError) -> bool:
+    """Whether nothing is wrong but that others were there first."""
+    return getattr(error.__cause__, "sqlstate", None) in _CONFLICTS
+
+
+class _Pauses:
+    """Waits between tries, ever longer, and says why, ever more rarely: it may take as long as a dump does."""
+
+    def __init__(self, event: str, *, first: float, longest: float, **fields: str) -> None:
+        self._event, self._fields, self._tries = event, fields, 0
+        self._seconds, self._longest = first, longest
+
+    async def wait(self) -> None:
+        self._tries += 1
+        if self._tries & (self._tries - 1) == 0:  # a power of two
+            log.warning(self._event, tries=self._tries, **self._fields)
+        await asyncio.sleep(self._seconds * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
+        self._seconds = min(self._seconds * 2, self._longest)
 
 
 def _checksum(migration: Migration) -> str:

@@ -35,7 +35,7 @@ class PostgresqlDriver(Driver):
         # of `Db` does, so that the connection stays good; the deadline is for a server that is silent.
         return {
             "min_size": 0,
-            "max_size": pool_size,
+            "max_size": pool_size + 1,  # `Db.aside` takes one more
             "timeout": timeout,
             "max_inactive_connection_lifetime": 0,
             "server_settings": {"application_name": "waybill", **_limits(timeout)},
@@ -65,6 +65,9 @@ class PostgresqlDriver(Driver):
     async def begin(self, raw: asyncpg.Connection, timeout: float | None) -> None:
         limits = {} if timeout is None else _limits(timeout)
         await raw.execute("; ".join(["BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())]))
+
+    async def lift_limits(self, raw: asyncpg.Connection) -> None:
+        await raw.execute("; ".join(f"SET {name} = 0" for name in _limits(0)))
 
     async def commit(self, raw: asyncpg.Connection) -> None:
         # After a failed statement this would roll back and say so in a word that is no error; `Unit`

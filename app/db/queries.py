@@ -23,6 +23,9 @@ _HEADER: Final = re.compile(
 )
 # Quoted text is matched first, so that neither a comment nor a parameter begins inside it.
 _TOKEN: Final = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|(?<!:):(?P<param>[a-z][a-z0-9_]*)")
+_MIGRATION_NAME: Final = re.compile(r"[0-9]{4}_[a-z0-9_]+(?:\.needs_(?P<oldest>[0-9]{4}))?\.sql")
+# A unique index is not one of these: statements rely on it.
+_INDEX: Final = re.compile(r"DROP INDEX (?P<dropped>\w+)|CREATE INDEX (?P<made>\w+)\s+ON\s+(?P<on>.+)", re.DOTALL)
 
 
 class Malformed(Exception):
@@ -60,6 +63,13 @@ class Query:
         return given
 
 
+class Index(NamedTuple):
+    """What a migration does with an index: it is made on `on`, or, where that is None, it goes."""
+
+    name: str
+    on: str | None
+
+
 class Migration(NamedTuple):
     """One file of `sql/migrations/`; `name` is the file's, `number` its first four digits."""
 
@@ -72,6 +82,20 @@ class Migration(NamedTuple):
         """The file's statements, each of which ends with a semicolon, and that with an empty line or the file's end."""
         bare = _without_comments(self.text)
         return [statement.strip() for statement in re.split(r";[ ]*(?:\n[ ]*(?=\n|$)|$)", bare) if statement.strip()]
+
+    @property
+    def indexes(self) -> list[Index] | None:
+        """The file's statements, if each of them makes or drops an index that only makes queries faster; else None."""
+        found = [_INDEX.fullmatch(statement) for statement in self.statements]
+        if not found or None in found:
+            return None
+        return [Index(match["dropped"] or match["made"], match["on"]) for match in found if match]
+
+
+def oldest_code(name: str) -> int:
+    """The highest migration that code must know to use a database that has had the migration `name`; 0 for any."""
+    match = _MIGRATION_NAME.fullmatch(name)
+    return int(match["oldest"] or 0) if match else 0
 
 
 def folder() -> Path:
@@ -112,9 +136,12 @@ def migrations(dialect: Dialect) -> tuple[Migration, ...]:
     """Every migration in its order.
 
     Raises:
-        Malformed: the numbers are not 1, 2, 3, …
+        Malformed: the numbers are not 1, 2, 3, …, or a name is none that older code could read.
     """
     paths = sorted((folder() / "migrations" / dialect).glob("*.sql"))
+    for path in paths:
+        if not _MIGRATION_NAME.fullmatch(path.name):
+            raise Malformed(f"migrations/{dialect}/{path.name}: the name is not 0001_what_it_does.sql")
     found = tuple(Migration(int(path.name[:4]), path.name, path.read_text("utf-8")) for path in paths)
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
         raise Malformed(f"migrations/{dialect}: the numbers have a gap or are there twice")

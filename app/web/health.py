@@ -76,7 +76,7 @@ async def _checks(services: Services) -> dict[str, str]:
 
 
 async def _schema(db: Db) -> None:
-    if await migrate.pending(db):
+    if (await migrate.pending(db)).needed:
         raise Unavailable("the schema is not current; waybill migrate makes it so")
 
 

@@ -1,4 +1,4 @@
-"""F34. Migrations: each file once, by whoever comes first, whole or not at all."""
+"""F34. Migrations: each file once, by whoever comes first, whole or not at all, and beside whoever uses the tables."""
 
 import asyncio
 import os
@@ -58,9 +58,9 @@ def process(url: str, fatal: int = 0) -> "subprocess.Popen[str]":
 
 
 async def test_a_new_database_gets_everything_once(db):
-    assert await pending(db) == NAMES
+    assert (await pending(db)).names == NAMES
     assert await migrate.migrate(db, now_us=1) == NAMES
-    assert await pending(db) == []
+    assert (await pending(db)).names == []
     assert await migrate.migrate(db, now_us=2) == []
     assert [row["name"] for row in await db.many("list_migrations")] == NAMES
 
@@ -87,7 +87,7 @@ async def test_a_process_that_dies_half_way_leaves_nothing_behind(database_url, 
     assert dead.returncode == -signal.SIGKILL
     db = Db(database_url)
     await db.open()
-    assert await pending(db) == NAMES
+    assert (await pending(db)).names == NAMES
     assert await migrate.migrate(db, now_us=0) == NAMES
     await db.close()
 
@@ -105,11 +105,12 @@ async def test_a_file_that_was_edited_after_it_was_applied_is_refused(db, monkey
 async def test_a_file_that_fails_leaves_the_ones_before_it(db, monkeypatch):
     number = len(NAMES) + 1
     bad = Migration(number, f"{number:04d}_bad.sql", "CREATE TABLE good (id TEXT);\n\nCREATE TABLE good (id TEXT);\n")
+    await migrate.migrate(db, now_us=0)
     monkeypatch.setattr(migrate, "migrations", lambda dialect: (*migrations(dialect), bad))
     for _ in range(2):
-        with pytest.raises(Exception, match="good"):
+        with pytest.raises(Unusable, match=f"{bad.name} cannot be applied: .*good"):
             await migrate.migrate(db, now_us=0)
-        assert await pending(db) == [bad.name]
+        assert (await pending(db)).names == [bad.name]
 
 
 async def test_a_database_that_is_ahead_of_the_code_is_no_obstacle(db, monkeypatch):
@@ -118,5 +119,20 @@ async def test_a_database_that_is_ahead_of_the_code_is_no_obstacle(db, monkeypat
     with monkeypatch.context() as later:
         later.setattr(migrate, "migrations", lambda dialect: (*migrations(dialect), newer))
         assert await migrate.migrate(db, now_us=0) == [*NAMES, newer.name]
-    assert await pending(db) == []
+    assert (await pending(db)).names == []
     assert await migrate.migrate(db, now_us=0) == []
+
+
+async def record(db, name):
+    """Record a migration as newer code does."""
+    await db.run("insert_migration", number=int(name[:4]), name=name, checksum="of newer code", applied_at_us=0)
+
+
+async def test_a_schema_that_needs_newer_code_is_refused(db):
+    await migrate.migrate(db, now_us=0)
+    await record(db, f"0098_newer.needs_{len(NAMES):04d}.sql")
+    assert (await pending(db)).names == []
+    await record(db, f"0099_newest.needs_{len(NAMES) + 1:04d}.sql")
+    for ask in (pending(db), migrate.migrate(db, now_us=0)):
+        with pytest.raises(Unusable, match=r"the schema is of a newer version, .* it has had 0099_newest"):
+            await ask

@@ -50,7 +50,7 @@ def test_a_statement_names_its_columns():
 
 def test_the_migrations_of_both_dialects_have_the_same_names():
     assert [migration.name for migration in migrations("sqlite")] == [m.name for m in migrations("postgresql")]
-    assert all(re.fullmatch(r"\d{4}_[a-z_]+\.sql", migration.name) for migration in migrations("sqlite"))
+    assert all(re.fullmatch(r"\d{4}_[a-z_]+(\.needs_\d{4})?\.sql", found.name) for found in migrations("sqlite"))
 
 
 def test_a_migration_falls_into_its_statements():
@@ -63,6 +63,28 @@ def test_a_statement_of_a_migration_may_hold_others():
     trigger = "CREATE TRIGGER t AFTER INSERT ON a\nBEGIN\n    UPDATE b SET c = 1;\n    UPDATE b SET d = 2;\nEND"
     text = f"-- Why.\n{trigger};\n\nDROP TABLE e;"
     assert queries.Migration(1, "0001_try.sql", text).statements == [trigger, "DROP TABLE e"]
+
+
+@pytest.mark.parametrize(
+    ("text", "indexes"),
+    [
+        ("DROP INDEX a;\n\nCREATE INDEX b\nON t (c)\nWHERE d;", [("a", None), ("b", "t (c)\nWHERE d")]),
+        ("CREATE UNIQUE INDEX a ON t (c);", None),
+        ("CREATE INDEX a ON t (c);\n\nDROP TABLE d;", None),
+        ("-- Nothing to do.", None),
+    ],
+)
+def test_a_migration_of_nothing_but_indexes_is_known(text, indexes):
+    assert queries.Migration(1, "0001_try.sql", text).indexes == indexes
+
+
+def test_no_later_migration_needs_an_index_that_may_not_be_there_yet():
+    late = set()
+    for migration in migrations("postgresql"):
+        if migration.indexes is None:
+            assert not late & set(re.findall(r"\w+", "".join(migration.statements))), migration.name
+        else:
+            late |= {index.name for index in migration.indexes}
 
 
 def test_comments_and_quotes_hold_no_parameters():
@@ -104,8 +126,11 @@ def test_a_query_that_is_there_twice_is_refused(tmp_path, monkeypatch):
         load.__wrapped__("sqlite")
 
 
-@pytest.mark.parametrize("names", [["0001_a.sql", "0003_b.sql"], ["0001_a.sql", "0001_b.sql"], ["0002_a.sql"]])
-def test_migrations_with_a_gap_are_refused(tmp_path, monkeypatch, names):
+@pytest.mark.parametrize(
+    "names",
+    [["0001_a.sql", "0003_b.sql"], ["0001_a.sql", "0001_b.sql"], ["0002_a.sql"], ["0001_a.needs_1.sql"], ["0001.sql"]],
+)
+def test_migrations_with_a_gap_or_another_name_are_refused(tmp_path, monkeypatch, names):
     (tmp_path / "migrations" / "sqlite").mkdir(parents=True)
     for name in names:
         (tmp_path / "migrations" / "sqlite" / name).touch()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from app import records
+from app.db.migrate import Pending
 from app.errors import StorageFull, Unavailable, Unusable
 from app.records import Scrub
 from tests.asgi import Service
@@ -57,7 +58,7 @@ async def test_what_fails_is_named(service: Service, monkeypatch: pytest.MonkeyP
         case "database":
             monkeypatch.setattr(state["db"], "ping", raises(Unavailable("the database does not answer")))
         case "schema":
-            monkeypatch.setattr("app.web.health.migrate.pending", lambda db: gives(["0002"]))
+            monkeypatch.setattr("app.web.health.migrate.pending", lambda db: gives(Pending(["0002"], [])))
         case "store":
             monkeypatch.setattr(state["storage"], "test", raises(StorageFull()))
         case "free_space":
