@@ -17,12 +17,12 @@ log = structlog.stdlib.get_logger("waybill.publish")
 class OutcomeUnknown(Unavailable):
     """The files are durable; whether their rows are could not be learnt in time.
 
-    It is settled when the database answers again: the uploads stand in the history, as
-    completed if they were recorded after all, else as failed.
+    It is settled when the database answers again, or whoever locked the session lets go: the uploads
+    stand in the history, as completed if they were recorded after all, else as failed.
     """
 
     def __init__(self) -> None:
-        super().__init__("the database went away while the upload was recorded; the history will tell its outcome")
+        super().__init__("the upload could not be recorded in time; the history will tell its outcome")
 
 
 @dataclass(slots=True)
@@ -80,6 +80,14 @@ class Landing:
     """Of the session's quota; given back by the transaction that records the uploads, which are counted then."""
     claim: str | None = None
     """On an Idempotency-Key: the same transaction records under it what landed, or nothing when it was passed over."""
+    doubted: bool = False
+    """An attempt to record it may have been committed, though nobody heard of it."""
+    patient_until: float | None = None
+    """Until then, by the loop's clock, it waits for whoever has locked what it needs."""
+
+    @property
+    def session_id(self) -> str:
+        return (self.files or self.uploads)[0].session_id
 
     @property
     def ids(self) -> list[str]:
@@ -120,6 +128,10 @@ class Stage:
     def put(self, landing: Landing) -> None:
         """Take a landing in; raises Unavailable when none is taken any more."""
         self.check()
+        self.put_back(landing)
+
+    def put_back(self, landing: Landing) -> None:
+        """Take in what another stage, or this one, took in before."""
         self._waiting.append(landing)
         self._soon.set()
 

@@ -289,6 +289,13 @@ class Unavailable(UploadError):
         self.headers = {"Retry-After": str(retry_after)}
 
 
+class Locked(Unavailable):
+    """Somebody's transaction holds what this one needs, for longer than this one waits; nothing of it was done."""
+
+    def __init__(self) -> None:
+        super().__init__("somebody else is changing the same records now")
+
+
 class StorageFull(UploadError):
     code, status, title = "storage_full", 507, "There is not enough space for this upload"
 

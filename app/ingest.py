@@ -122,7 +122,8 @@ class Ingest:
         return reservation
 
     def count(self, landing: object, session_id: str) -> None:
-        """It is this session's; raises RateLimited when that has too many under way."""
+        """It is this session's; raises RateLimited when that has too many under way, Unavailable while it is locked."""
+        self._publisher.check(session_id)
         most = self.limits.requests_at_once_of_session
         if most is not None:
             if self._live_of[session_id] >= most:

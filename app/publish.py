@@ -7,16 +7,19 @@ one is flushed: an idle service adds no delay, a busy one pays for few flushes.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
 import structlog
 
-from app import claims, records, usage
-from app.batches import Incoming, Landing, OutcomeUnknown, Stage, told
-from app.db import Db, Unit
-from app.errors import KeyInUse, Unavailable, UploadError
+from app import claims
+from app.batches import Incoming, Landing, Stage, told
+from app.db import LOCK_SECONDS, Db, Unit
+from app.errors import KeyInUse, Locked, Unavailable, UploadError
+from app.in_doubt import InDoubt, insert
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Status, Upload
 from app.records import NewSession
@@ -34,6 +37,8 @@ _PATIENCE_SECONDS: Final = 4.0
 _HASTE_SECONDS: Final = 1.0
 """The same for those who waited meanwhile: by then it is known to be away."""
 _RETRY_SECONDS: Final = 0.1
+_SEARCH_SECONDS: Final = 1.0
+"""How long a group may be delayed by looking for those of it that are locked."""
 _OUTCOMES: Final[dict[Status, Outcome]] = {Status.COMPLETED: "completed", Status.FAILED: "failed"}
 
 
@@ -68,9 +73,11 @@ class Publisher:
         self._patience_seconds = patience_seconds
         self._haste_seconds = min(patience_seconds, _HASTE_SECONDS)
         self._publishing = Stage(self._publish, most=MAX_BATCH_FILES)
-        self._recording = Stage(self._record, most=_MAX_BATCH_ROWS)
-        self._in_doubt: list[Landing] = []
-        self._away = asyncio.Event()
+        self._recording = Stage(self._record_group, most=_MAX_BATCH_ROWS)
+        self._waiting_for_locks = Stage(self._record_locked, most=_MAX_BATCH_ROWS)
+        self._locked: Counter[str] = Counter()  # the sessions of those who wait for locks
+        self._in_doubt = InDoubt(db, self._take_back, self.metrics)
+        self._away = self._in_doubt.away
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -79,7 +86,8 @@ class Publisher:
             for name, work in (
                 ("publish", self._publishing.run()),
                 ("record", self._recording.run()),
-                ("settle", self._settle_when_back()),
+                ("wait-for-locks", self._waiting_for_locks.run()),
+                ("settle", self._in_doubt.run()),
             )
         ]
         return self
@@ -89,11 +97,13 @@ class Publisher:
     ) -> None:
         await to_the_end(self._close())
 
-    def check(self) -> None:
-        """Raise Unavailable when an upload could not land now: the database is away, or the service stops."""
+    def check(self, session_id: str | None = None) -> None:
+        """Raise Unavailable when an upload, of this session if it is known, could not land now.
+
+        The database is away, somebody holds the session locked for long, or the service stops.
+        """
         self._publishing.check()
-        if self._away.is_set():
-            raise Unavailable("the database is away")
+        self._in_doubt.check(session_id)
 
     async def land(
         self,
@@ -111,7 +121,7 @@ class Publisher:
 
         Raises:
             KeyInUse: it does not: another request has passed it over.
-            OutcomeUnknown: the database went away in the middle; nothing was lost.
+            OutcomeUnknown: the database went away in the middle, or the session stayed locked; nothing was lost.
             UploadError: none of them landed. What is staged still is the caller's to abort.
         """
         self.check()
@@ -125,7 +135,7 @@ class Publisher:
         """Record uploads that have no files: those that failed.
 
         Raises:
-            OutcomeUnknown: the database is away; they are recorded when it is back.
+            OutcomeUnknown: the database is away, or the session locked; they are recorded when it is back.
             UploadError: they are not recorded.
         """
         landing = Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
@@ -133,18 +143,17 @@ class Publisher:
         await landing.done
 
     async def _close(self) -> None:
-        publishing, recording, settling = self._tasks
-        self._publishing.close()
-        await publishing
-        self._recording.close()
-        await recording
+        *working, settling = self._tasks
+        for stage, work in zip((self._publishing, self._recording, self._waiting_for_locks), working, strict=True):
+            stage.close()
+            await work
         settling.cancel()
         await asyncio.wait((settling,))
-        try:
-            await self._settle()  # the last chance
-        except Unavailable:
-            doubted = [upload_id for landing in self._in_doubt for upload_id in landing.ids]
-            log.error("the database stays away; the sweeper will find these files", uploads=doubted)
+        if self._in_doubt:
+            with suppress(Unavailable):
+                await self._in_doubt.settle()  # the last chance
+        if self._in_doubt:
+            log.error("these uploads stay in doubt; the sweeper will find the files", uploads=self._in_doubt.ids)
 
     # --- first stage: files
 
@@ -179,7 +188,37 @@ class Publisher:
 
     # --- second stage: rows
 
-    async def _record(self, batch: list[Landing]) -> None:
+    async def _record_group(self, batch: list[Landing]) -> None:
+        """Record what has gathered, but for sessions that others hold locked: those leave the group."""
+        for landing in batch:
+            if landing.session_id in self._locked:
+                self._set_aside(landing)
+        if rest := [landing for landing in batch if landing.session_id not in self._locked]:
+            await self._record(rest)
+
+    async def _record_locked(self, batch: list[Landing]) -> None:
+        """Try again, after a moment, to record what was set aside; whose patience is over is in doubt."""
+        await asyncio.sleep(_RETRY_SECONDS)
+        now = asyncio.get_running_loop().time()
+        late = {landing for landing in batch if landing.patient_until is not None and landing.patient_until <= now}
+        if late:
+            uploads = [upload.id for landing in late for upload in landing.uploads]
+            log.warning("uploads are not recorded: somebody holds their session locked", uploads=uploads)
+            self._in_doubt.put(late, locked=True)
+        try:
+            if rest := [landing for landing in batch if landing not in late]:
+                await self._record(rest)
+        finally:
+            self._locked -= Counter(landing.session_id for landing in batch)
+
+    def _set_aside(self, landing: Landing) -> None:
+        """Leave the group, and the others in it, alone: somebody holds what this one needs."""
+        if landing.patient_until is None:
+            landing.patient_until = asyncio.get_running_loop().time() + self._patience_seconds
+        self._locked[landing.session_id] += 1
+        self._waiting_for_locks.put_back(landing)
+
+    async def _record(self, batch: list[Landing], search_until: float | None = None) -> None:
         try:
             await self._commit(batch)
         except PassedOver as error:
@@ -191,15 +230,23 @@ class Publisher:
                 landing.refuse(KeyInUse())
             if rest := [landing for landing in batch if landing not in passed]:
                 await self._record(rest)
+        except Locked:
+            # One whose session is locked must not hold up its neighbours: by halves it is soon alone.
+            now = asyncio.get_running_loop().time()
+            search_until = now + _SEARCH_SECONDS if search_until is None else search_until
+            sessions = sorted({landing.session_id for landing in batch})
+            if len(sessions) == 1 or now >= search_until:
+                for landing in batch:
+                    self._set_aside(landing)
+                return
+            some = set(sessions[: len(sessions) // 2])
+            await self._record([landing for landing in batch if landing.session_id in some], search_until)
+            await self._record([landing for landing in batch if landing.session_id not in some], search_until)
         except Unavailable as error:
             # The files stay: the rows may be there after all.
-            log.error("the database is away; the outcome is open", uploads=sum(len(each.uploads) for each in batch))
-            self._in_doubt += [landing for landing in batch if not landing.stays]
-            self._away.set()
-            for landing in batch:
-                unknown = OutcomeUnknown()
-                unknown.__cause__ = error
-                landing.refuse(unknown)
+            uploads = sum(len(each.uploads) for each in batch)
+            log.error("the outcome of uploads is open", uploads=uploads, reason=str(error))
+            self._in_doubt.put(batch, away=True)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, UploadError):
                 # One bad row must not fail its neighbours: by halves it is soon alone.
@@ -209,9 +256,11 @@ class Publisher:
                 return
             log.error("the database refused uploads", uploads=sum(len(each.uploads) for each in batch))
             refusal = told(error)
+            self._in_doubt.put([landing for landing in batch if landing.doubted])
             for landing in batch:
-                await self._take_back(landing.ids)
-                landing.refuse(refusal)
+                if not landing.doubted:
+                    await self._take_back(landing.ids)
+                    landing.refuse(refusal)
         else:
             for landing in batch:
                 landing.landed()
@@ -222,116 +271,43 @@ class Publisher:
         """One transaction for all rows; repeated while the database is away, which is safe by their ids.
 
         Raises:
+            Locked: they are not recorded by this, since somebody holds what one of them needs.
             Unavailable: whether they are recorded is not known.
             PassedOver: they are not, because of some of them.
-            Exception: they are not.
+            Exception: they are not by this; those that are `doubted` may be by an attempt before.
         """
         uploads = [upload for landing in batch for upload in landing.uploads]
         clock = asyncio.get_running_loop().time
         deadline = clock() + (self._haste_seconds if self._away.is_set() else self._patience_seconds)
-        doubt: Unavailable | None = None
         while True:
             began = self.metrics.stopwatch()
             try:
-                await self._db.transaction(self._insert_once(uploads, batch), timeout=deadline - clock())
-            except Unavailable as error:
-                doubt = error
-            except PassedOver:
-                raise  # nor has an attempt before been committed: the key would have its answer
-            except Exception as error:
-                if doubt is None:
+                work = self._insert_once(uploads, batch)
+                await self._db.transaction(work, timeout=deadline - clock(), lock_timeout=LOCK_SECONDS)
+            except Locked:
+                raise
+            except Unavailable:
+                for landing in batch:
+                    landing.doubted = True
+                if clock() + _RETRY_SECONDS >= deadline:
                     raise
-                raise doubt from error  # the attempt before may have been committed
             else:
                 self.metrics.stages["rows_commit"].observe(self.metrics.stopwatch() - began)
                 self.metrics.batch_rows.observe(len(uploads))
                 return
-            if clock() + _RETRY_SECONDS >= deadline:
-                raise doubt
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _insert_once(self, uploads: Sequence[Upload], batch: Sequence[Landing]) -> Callable[[Unit], Awaitable[object]]:
         """Record these uploads, and under the keys of those that have one what landed; raises PassedOver."""
-        insert = _insert(uploads, batch)
+        insert_all = insert(uploads, batch)
         keyed = {landing.claim: landing.uploads for landing in batch if landing.claim is not None}
         if not keyed:
-            return insert
+            return insert_all
 
         async def run(unit: Unit) -> None:
             # The uploads first, as whoever moves a session's does: two that lock in the same order never deadlock.
-            await insert(unit)
+            await insert_all(unit)
             if passed := await claims.answer(unit, keyed, self._now_us() + ANSWERED_US):
                 raise PassedOver(passed)
 
         return run
-
-    # --- afterwards: what was in doubt
-
-    async def _settle_when_back(self) -> None:
-        """While the database is away, ask until it answers; then settle what was in doubt. Until cancelled."""
-        while True:
-            await self._away.wait()
-            try:
-                await self._db.ping()
-                self._away.clear()
-                await self._settle()
-            except Exception as error:
-                if not isinstance(error, Unavailable):
-                    log.exception("asking whether the database is back failed")
-                self._away.set()
-                await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _settle(self) -> None:
-        """What was in doubt has failed, unless it was recorded after all.
-
-        The failed rows decide it, since an id has one row: an insert that is still under
-        way is waited for, and one that came later would find the id taken. So a file may go
-        when the row of its id, asked for after that, is not that of a completed upload.
-        """
-        while self._in_doubt:
-            batch = self._in_doubt[:MAX_BATCH_FILES]
-            ids = [upload_id for landing in batch for upload_id in landing.ids]
-            try:
-                failed = _failed(batch)
-                statuses = await self._db.transaction(_insert(failed, batch, then_ask_for=ids))
-                gone = [upload_id for upload_id in ids if statuses[upload_id] != Status.COMPLETED]
-                await self._take_back(gone)
-                for upload in failed:
-                    completed = statuses.get(upload.id) == Status.COMPLETED
-                    self.metrics.ended(upload.protocol, "completed" if completed else "failed")
-                log.warning("settled what was in doubt", recorded=len(ids) - len(gone), failed=gone)
-            except Unavailable:
-                raise
-            except Exception:
-                log.exception("what was in doubt could not be settled; the sweeper will find the files", uploads=ids)
-            del self._in_doubt[: len(batch)]
-
-
-def _insert(
-    uploads: Sequence[Upload], batch: Sequence[Landing], *, then_ask_for: Sequence[str] = ()
-) -> Callable[[Unit], Awaitable[dict[str, str]]]:
-    """Record these uploads and the new sessions of the batch; the statuses of those asked for."""
-    arrivals = [landing.arrival for landing in batch if landing.arrival]
-    allowances = [allowance for landing in batch for allowance in landing.allowances]
-
-    async def run(unit: Unit) -> dict[str, str]:
-        if allowances:  # in the order in which PostgreSQL locks when some are asked for
-            await usage.lock(unit, {upload.session_id for upload in uploads})
-        if arrivals:
-            await records.insert_sessions(unit, arrivals)
-        if uploads:
-            await records.insert_uploads(unit, uploads)
-        if allowances:
-            await usage.give_back(unit, allowances)
-        return await records.statuses_of(unit, then_ask_for) if then_ask_for else {}
-
-    return run
-
-
-def _failed(batch: Sequence[Landing]) -> list[Upload]:
-    """The records that say of all uploads of the batch that they failed."""
-    unknown = OutcomeUnknown()
-    failed: list[Upload] = []
-    for landing in batch:
-        failed += [file.failed(unknown) for file in landing.files] if landing.files else landing.uploads
-    return failed

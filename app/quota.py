@@ -8,15 +8,15 @@ two uploads get the last place. What a crash leaves granted is free again when n
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from app import usage
-from app.db import Db, Unit
-from app.errors import QuotaExceeded, Unavailable, UploadError
+from app.db import LOCK_SECONDS, Db, Unit
+from app.errors import Locked, QuotaExceeded, Unavailable, UploadError
 from app.model import Clock, Resource
 from app.usage import Allowance, Amount
 
@@ -26,6 +26,8 @@ LEASE_SECONDS: Final = 60.0
 _LEASE_US: Final = int(LEASE_SECONDS * 1_000_000)
 _AT_ONCE: Final = 256
 _REMEMBERED: Final = 10_000
+_SEARCH_SECONDS: Final = 1.0
+"""How long a group may be delayed by looking for those of it that are locked."""
 STEP_BYTES: Final = 8 * 1024 * 1024
 """An upload whose length nobody knows is granted this much more at a time."""
 
@@ -46,6 +48,26 @@ class _Asked:
     answer: "asyncio.Future[Amount]"
 
 
+class _Group(NamedTuple):
+    """What one transaction answers: who asked, and by their ids, the sessions of what was returned."""
+
+    asked: list[_Asked]
+    returned: dict[str, str]
+
+    def split(self, sessions: Collection[str]) -> "tuple[_Group, _Group]":
+        """What is of these sessions, and the rest."""
+        parts = _Group([], {}), _Group([], {})
+        for each in self.asked:
+            parts[each.session_id not in sessions].asked.append(each)
+        for allowance_id, session_id in self.returned.items():
+            parts[session_id not in sessions].returned[allowance_id] = session_id
+        return parts
+
+    @property
+    def sessions(self) -> list[str]:
+        return sorted({each.session_id for each in self.asked}.union(self.returned.values()))
+
+
 class Quotas:
     """The quotas of all sessions, as one process asks for them; None is no limit.
 
@@ -63,6 +85,7 @@ class Quotas:
         self._asked: list[_Asked] = []
         self._returned: dict[str, str] = {}
         self._answering: asyncio.Task[None] | None = None
+        self._locked: dict[str, asyncio.Task[None]] = {}
         self._left: OrderedDict[str, tuple[int | None, int | None]] = OrderedDict()
 
     def request(self, session_id: str) -> "Granted":
@@ -139,8 +162,8 @@ class Quotas:
 
     async def close(self) -> None:
         """Give back what is granted here. Nothing may be under way any more."""
-        if self._answering is not None:
-            await asyncio.wait((self._answering,))
+        if answering := {*self._locked.values(), *filter(None, (self._answering,))}:
+            await asyncio.wait(answering)
         try:
             await usage.give_back_all(self._db, self._holder)
         except UploadError as error:
@@ -153,37 +176,78 @@ class Quotas:
     async def _attend_to_all(self) -> None:
         try:
             while self._asked or self._returned:
-                asked, self._asked = self._asked[:_AT_ONCE], self._asked[_AT_ONCE:]
+                later, now = _Group(self._asked, self._returned).split(self._locked)
+                asked, self._asked = now.asked[:_AT_ONCE], now.asked[_AT_ONCE:] + later.asked
+                self._returned = later.returned
                 asked = [each for each in asked if not each.answer.done()]  # others were cancelled
-                returned, self._returned = self._returned, {}
-                if not await self._attend_to(asked, returned):
+                if not (asked or now.returned):
+                    break  # who is left waits for a lock
+                if not await self._attend_to(_Group(asked, now.returned)):
                     break  # `run`, or who asks next, tries again
         finally:
             self._answering = None
 
-    async def _attend_to(self, asked: list[_Asked], returned: dict[str, str]) -> bool:
-        async def run(unit: Unit) -> list[Amount | QuotaExceeded]:
-            return await self._decide(unit, asked, returned)
-
+    async def _attend_to(self, group: _Group, search_until: float | None = None) -> bool:
+        """Answer a group; False if the database cannot. A session that somebody holds locked leaves it: by halves."""
+        now = asyncio.get_running_loop().time()
+        search_until = now + _SEARCH_SECONDS if search_until is None else search_until
         try:
-            answers = await self._db.transaction(run)
+            await self._answer_all(group, lock_timeout=LOCK_SECONDS)
+        except Locked:
+            sessions = group.sessions
+            if len(sessions) == 1 or now >= search_until:
+                self._wait_for(group)
+                return True
+            parts = group.split(set(sessions[: len(sessions) // 2]))
+            return all([await self._attend_to(part, search_until) for part in parts])
         except Exception as error:
-            self._returned = returned | self._returned
             if not isinstance(error, UploadError):
                 log.error("quotas cannot be granted", exc_info=error)
-            waiting, self._asked = asked + self._asked, []
-            for each in waiting:
-                if not each.answer.done():
-                    each.answer.set_exception(Unavailable("the session's quota cannot be asked for"))
+            waiting, self._asked = self._asked, []
+            self._refuse(group, waiting)
             return False
-        for each, answer in zip(asked, answers, strict=True):
+        return True
+
+    async def _answer_all(self, group: _Group, *, lock_timeout: float | None) -> None:
+
+        async def run(unit: Unit) -> list[Amount | QuotaExceeded]:
+            return await self._decide(unit, *group)
+
+        answers = await self._db.transaction(run, lock_timeout=lock_timeout)
+        for each, answer in zip(group.asked, answers, strict=True):
             if each.answer.done():
                 continue  # cancelled meanwhile: who asked gives it back
             if isinstance(answer, QuotaExceeded):
                 each.answer.set_exception(answer)
             else:
                 each.answer.set_result(answer)
-        return True
+
+    def _wait_for(self, group: _Group) -> None:
+        """Answer a group when what it needs is not locked any more, or refuse it; the others go on."""
+
+        async def run() -> None:
+            try:
+                await self._answer_all(group, lock_timeout=None)
+            except Exception as error:
+                if not isinstance(error, UploadError):
+                    log.error("quotas cannot be granted", exc_info=error)
+                same, others = _Group(self._asked, {}).split(group.sessions)
+                self._asked = others.asked
+                self._refuse(group, same.asked)
+            finally:
+                for session_id in group.sessions:
+                    del self._locked[session_id]
+                if self._asked:
+                    self._attend()
+
+        self._locked |= dict.fromkeys(group.sessions, asyncio.create_task(run(), name="waybill-quotas-locked"))
+
+    def _refuse(self, group: _Group, waiting: list[_Asked]) -> None:
+        """Refuse who asked, and who waits for the same answer; what was returned is for the next time."""
+        self._returned = group.returned | self._returned
+        for each in group.asked + waiting:
+            if not each.answer.done():
+                each.answer.set_exception(Unavailable("the session's quota cannot be asked for"))
 
     async def _decide(self, unit: Unit, asked: list[_Asked], returned: dict[str, str]) -> list[Amount | QuotaExceeded]:
         sessions = {each.session_id for each in asked}

@@ -25,6 +25,7 @@ FLOORS = [
     {"usage"},
     {"resources", "claims"},
     {"batches", "turns", "lookup", "quota"},
+    {"in_doubt"},
     {"publish"},
     {"ingest", "once", "sessions", "sweep", "verify", "holding"},
     {"scrub"},

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+from dataclasses import replace
 from itertools import groupby
 
 import asyncpg
@@ -10,7 +11,7 @@ import pytest
 
 from app import records
 from app.batches import Incoming, OutcomeUnknown
-from app.errors import Internal, StorageFull, Unavailable
+from app.errors import Internal, Locked, StorageFull, Unavailable
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
 from app.publish import MAX_BATCH_FILES, Publisher
 from app.records import NewSession
@@ -446,6 +447,130 @@ class TestOutage:
             world.db.away = False
             await coming(world.store.removed)
         assert await world.statuses() == [(1, "failed")]
+
+
+class TestLockedSessions:
+    """Somebody holds the row of one session: a join that takes its time, an operator's transaction."""
+
+    @pytest.fixture
+    async def held(self, db, database_url):
+        """The row of the session "held", locked by another connection until `released` is set."""
+        async with asyncio.TaskGroup() as holders:
+            released = asyncio.Event()
+            locked = asyncio.Event()
+
+            async def hold():
+                raw = await asyncpg.connect(database_url)
+                async with raw.transaction():
+                    await raw.execute("SELECT 1 FROM sessions WHERE id = 'held' FOR UPDATE")
+                    locked.set()
+                    await released.wait()
+                await raw.close()
+
+            async def save(unit):
+                await records.insert_sessions(unit, [arrival("held")])
+
+            await db.transaction(save)
+            holders.create_task(hold())
+            await locked.wait()
+            yield released
+            released.set()
+
+    async def land(self, world, publisher, *sessions):
+        """Land a file for each session, all handed over together."""
+        files = [
+            replace(file, session_id=session)
+            for file, session in zip(await world.files(*[1] * len(sessions)), sessions, strict=True)
+        ]
+        return await begun(*[publisher.land([file], None) for file in files])
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_a_locked_session_leaves_the_group_and_lands_when_it_is_free(self, world, held):
+        async with world.publisher() as publisher:
+            first, *others = await self.land(world, publisher, "held", *map(str, range(9)))
+            await asyncio.gather(*others)
+            transactions = world.db.transactions
+            second, *others = await self.land(world, publisher, "held", *map(str, range(9)))
+            await asyncio.gather(*others)
+            assert world.db.transactions <= transactions + 2  # the group did not meet it again
+            assert not first.done()
+            assert not second.done()
+            publisher.check()
+            held.set()
+            await asyncio.gather(first, second)
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_a_session_that_stays_locked_is_refused_alone_and_settled_when_it_is_free(self, world, held):
+        async with world.publisher(patience=0.2) as publisher:
+            gone, *others = await self.land(world, publisher, "held", "another", "a third")
+            await asyncio.gather(*others)
+            with pytest.raises(OutcomeUnknown):
+                await gone
+            publisher.check("another")
+            with pytest.raises(Locked):
+                publisher.check("held")
+            assert len(await world.store.contents()) == 3
+            held.set()
+            await coming(world.store.removed)
+            await until(lambda: not publisher._in_doubt)
+            publisher.check("held")
+            [again] = await self.land(world, publisher, "held")
+            await again
+        page = await records.list_uploads(world.db, "held", HistoryQuery(), after=None, page_size=9)
+        assert [upload.status for upload in page.uploads] == ["completed", "failed"]
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_what_is_in_doubt_of_a_locked_session_keeps_nobody_else_in_doubt(self, world, held):
+        world.db.away = True
+        async with world.publisher(patience=0) as publisher:
+            for landing in await self.land(world, publisher, "another", "held", "a third"):
+                with pytest.raises(OutcomeUnknown):
+                    await landing
+            world.db.away = False
+            await until(lambda: len(publisher._in_doubt) == 1)
+            publisher.check()
+            with pytest.raises(Locked):
+                publisher.check("held")
+            held.set()
+            await until(lambda: not publisher._in_doubt)
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_a_table_that_is_locked_refuses_in_bounded_time_and_is_no_outage_afterwards(
+        self, world, database_url
+    ):
+        raw = await asyncpg.connect(database_url)
+        async with world.publisher(patience=0.2) as publisher:
+            async with raw.transaction():
+                await raw.execute("LOCK TABLE uploads IN SHARE MODE")
+                landings = await self.land(world, publisher, *map(str, range(40)))
+                async with asyncio.timeout(20):
+                    results = await asyncio.gather(*landings, return_exceptions=True)
+            assert {type(result) for result in results} == {OutcomeUnknown}
+            await until(lambda: not publisher._in_doubt)
+            await asyncio.gather(*await self.land(world, publisher, *map(str, range(40))))
+        await raw.close()
+
+    async def test_an_answer_to_a_question_alone_does_not_bring_the_database_back(self, world, monkeypatch):
+        """Readers are answered while somebody holds SQLite's only writer, and on a standby."""
+        world.db.away = True
+        async with world.publisher(patience=0) as publisher:
+            with pytest.raises(OutcomeUnknown):
+                await publisher.land(await world.files(1), None)
+            asked = asyncio.Event()
+            back = []
+
+            async def ping(db):
+                asked.set()
+
+            monkeypatch.setattr(Database, "ping", ping)
+            monkeypatch.setattr(publisher._away, "clear", lambda: back.append("back"))
+            await coming(asked)
+            tried = world.db.transactions
+            await until(lambda: world.db.transactions >= tried + 3)
+            assert back == []
+            world.db.away = False
+            await coming(world.store.removed)
+            await until(lambda: back == ["back"])
 
 
 class SqliteInsert:

@@ -91,7 +91,9 @@ class Database(Db):
         self.transactions = 0
         self.timeouts: list[float | None] = []
 
-    async def transaction(self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None) -> T:
+    async def transaction(
+        self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None, lock_timeout: float | None = None
+    ) -> T:
         await self.gate.pass_through()
         self.transactions += 1
         self.timeouts.append(timeout)
@@ -100,7 +102,9 @@ class Database(Db):
             raise StorageFull
         if failure == "away" or (self.away and failure is None):
             raise Unavailable("away, as the test says")
-        result = await super().transaction(work)  # a slow machine is no failure, however short the time it is given
+        result = await super().transaction(
+            work, lock_timeout=lock_timeout
+        )  # a slow machine is no failure, however short the time it is given
         self.story.append("committed")
         if failure == "lost":
             raise Unavailable("the answer is lost, as the test says")

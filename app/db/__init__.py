@@ -18,16 +18,18 @@ from databases.core import Connection
 
 from app.db import queries
 from app.db.asking import Aside, Asks, Named, Unit, answered
-from app.db.driver import Driver, Row
+from app.db.driver import LOCK_SECONDS, Driver, Row
 from app.db.queries import Dialect
-from app.errors import StorageFull, Unavailable, Unusable, UploadError
+from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
 from app.tasks import to_the_end
 
-__all__ = ["Aside", "Asks", "Db", "Row", "Unit"]
+__all__ = ["LOCK_SECONDS", "Aside", "Asks", "Db", "Row", "Unit"]
 
 T = TypeVar("T")
 
 _URL_OPTIONS: Final[dict[Dialect, set[str]]] = {"sqlite": set(), "postgresql": {"ssl", "host"}}
+_PAUSE: Final = (0.002, 0.05)  # seconds, from and to, before a transaction that lost a race is tried again
+_LOCK_PAUSE: Final = (0.05, 0.15)  # the same when somebody held a lock
 _PATIENCE: Final = 1.0  # seconds that a connection may take to close in good order
 
 # On DEBUG both print the arguments of every statement.
@@ -121,20 +123,25 @@ class Db(Named):
         """
         return await self._once(self._driver.inspect)
 
-    async def transaction(self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None) -> T:
+    async def transaction(
+        self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None, lock_timeout: float | None = None
+    ) -> T:
         """Do all of `work` or nothing of it; return what it returned once that is durable.
 
         `work` may be called more than once, because a unit that lost a race is tried again as a
         whole: nothing outside the database may depend on how often. It waits for nothing but the
-        unit, and in the task that calls it.
+        unit, and in the task that calls it. A lock that others hold is waited for as long as there is
+        time, in turns between which no connection is borrowed; with `lock_timeout` for one turn of so
+        many seconds.
 
         Raises:
+            Locked: it lasted longer; nothing was done.
             Unavailable: the outcome is unknown, since the answer to a COMMIT may have been lost.
                 Ask again, or make `work` such that doing it twice is doing it once.
         """
 
         async def use(raw: Any) -> T:
-            await answered(self._driver, self._driver.begin(raw, timeout))
+            await answered(self._driver, self._driver.begin(raw, timeout, lock_timeout))
             unit = Unit(self._driver, raw, self._queries)
             try:
                 result = await work(unit)
@@ -145,7 +152,7 @@ class Db(Named):
             await answered(self._driver, self._driver.commit(raw))
             return result
 
-        return await self._call(use, timeout=timeout, writes=True)
+        return await self._call(use, timeout=timeout, writes=True, waits=lock_timeout is None)
 
     async def transaction_that_frees(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """The same, for `work` after which something can be removed: a full disk does not keep it from being done.
@@ -191,27 +198,42 @@ class Db(Named):
         timeout: float | None = None,
         writes: bool = False,
         queue: asyncio.Semaphore | None = None,
+        waits: bool = True,
     ) -> T:
         """`use` a connection, in a task of its own, until it succeeds, fails for good or runs out of time."""
         if self._closing:
             raise Unavailable("the service is stopping")
-        queue = self._writers if writes else queue
-        return await to_the_end(self._attempts(use, self._timeout if timeout is None else timeout, writes, queue))
+        timeout = self._timeout if timeout is None else timeout
+        return await to_the_end(self._attempts(use, timeout, writes, self._writers if writes else queue, waits))
 
     async def _attempts(
-        self, use: Callable[[Any], Awaitable[T]], timeout: float, writes: bool, queue: asyncio.Semaphore | None
+        self,
+        use: Callable[[Any], Awaitable[T]],
+        timeout: float,
+        writes: bool,
+        queue: asyncio.Semaphore | None,
+        waits: bool,
     ) -> T:
+        locked = False
         try:
             async with asyncio.timeout(timeout) as limit:
                 while True:
                     try:
                         return await self._attempt(use, writes, queue)
+                    except Locked:
+                        if not waits:
+                            raise
+                        locked = True
                     except Unavailable as error:
                         if not self._driver.is_conflict(error.__cause__):
                             raise
-                    await asyncio.sleep(random.uniform(0.002, 0.05))  # noqa: S311  # jitter, not a secret
+                        locked = False
+                    pause = _LOCK_PAUSE if locked else _PAUSE
+                    await asyncio.sleep(random.uniform(*pause))  # noqa: S311  # jitter, not a secret
         except TimeoutError as error:
             if limit.expired():
+                if locked:
+                    raise Locked from error
                 raise Unavailable("the database does not answer in time") from error
             raise
         finally:

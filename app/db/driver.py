@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from asyncio import Future
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from databases.core import Connection
 
@@ -11,6 +11,9 @@ from app.db.queries import Dialect, Query
 from app.errors import UploadError
 
 Row = Mapping[str, Any]
+
+LOCK_SECONDS: Final = 0.1
+"""How long a lock is waited for in one turn: whoever is blocked must not hold up those who share its transaction."""
 
 
 class Driver(ABC):
@@ -70,8 +73,8 @@ class Driver(ABC):
     async def execute(self, raw: Any, statement: str) -> None: ...
 
     @abstractmethod
-    async def begin(self, raw: Any, timeout: float | None) -> None:
-        """Start a transaction that may write; `timeout` in seconds if not the usual one."""
+    async def begin(self, raw: Any, timeout: float | None, lock_timeout: float | None = None) -> None:
+        """Start a transaction that may write; in seconds, how long it may take and wait for a lock if not as usual."""
 
     async def lift_limits(self, raw: Any) -> None:
         """Let statements on this connection take as long as they need."""

@@ -21,7 +21,8 @@ from app.errors import Unusable, UploadError
 log = structlog.stdlib.get_logger("waybill.db")
 
 _TIMEOUT: Final = 600.0  # seconds for one file
-_CONFLICTS: Final = {"55P03", "40P01"}  # a lock was not to be had within a second; two waited for each other
+_LOCK_SECONDS: Final = 1.0  # for which others wait behind us
+_CONFLICTS: Final = {"55P03", "40P01"}  # a lock was not to be had in that time; two waited for each other
 _TURN_SECONDS: Final = 0.1  # until whoever migrates now may be done with a file
 _PAUSE_SECONDS: Final = 4.0  # after a try for which others waited up to a second
 _LONG_PAUSE_SECONDS: Final = 40.0
@@ -163,7 +164,7 @@ async def _apply(db: Db, files: list[tuple[Migration, list[str]]], now_us: int) 
     pauses = _Pauses("migration gives way", first=_PAUSE_SECONDS, longest=_PAUSE_SECONDS, migration=first.name)
     while True:
         try:
-            if (done := await db.transaction(apply, timeout=_TIMEOUT)) is not None:
+            if (done := await db.transaction(apply, timeout=_TIMEOUT, lock_timeout=_LOCK_SECONDS)) is not None:
                 return done
         except UploadError as error:
             if not _is_conflict(error):

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from app.db.driver import Driver, Row
+from app.db.driver import LOCK_SECONDS, Driver, Row
 from app.db.queries import Query
-from app.errors import StorageFull, Unavailable, Unusable, UploadError
+from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
 
 # What an operator may have turned off, and what the service then could not promise.
 _DURABLE: Final = {
@@ -20,7 +20,8 @@ _DURABLE: Final = {
 
 _DISK_FULL: Final = "53100"
 _CONFLICTS: Final = {"40001", "40P01"}  # serialization failure, deadlock
-_OUTAGES: Final = {"55P03", "25P03", "25P04", "25006"}  # time ran out, in three ways; a server that only reads
+_LOCKED: Final = "55P03"
+_OUTAGES: Final = {"25P03", "25P04", "25006"}  # time ran out, in two ways; a server that only reads
 _OUTAGE_CLASSES: Final = {"08", "40", "53", "57", "58"}  # connection, rollback, resources, operator, system
 _MISFIT_CLASSES: Final = {"28", "3D"}  # no such user, or a wrong password; no such database
 _LOST: Final = ("connection is closed", "pool is closing", "pool is closed", "released back to the pool")
@@ -62,8 +63,10 @@ class PostgresqlDriver(Driver):
     async def execute(self, raw: asyncpg.Connection, statement: str) -> None:
         await raw.execute(statement)
 
-    async def begin(self, raw: asyncpg.Connection, timeout: float | None) -> None:
+    async def begin(self, raw: asyncpg.Connection, timeout: float | None, lock_timeout: float | None = None) -> None:
         limits = {} if timeout is None else _limits(timeout)
+        if lock_timeout is not None:
+            limits["lock_timeout"] = _milliseconds(lock_timeout)
         await raw.execute("; ".join(["BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())]))
 
     async def lift_limits(self, raw: asyncpg.Connection) -> None:
@@ -100,6 +103,8 @@ class PostgresqlDriver(Driver):
             case asyncpg.PostgresError(sqlstate=str(state)):
                 if state == _DISK_FULL:
                     return StorageFull()
+                if state == _LOCKED:
+                    return Locked()
                 if state in _OUTAGES or state[:2] in _OUTAGE_CLASSES | _MISFIT_CLASSES or self.is_conflict(error):
                     return Unavailable("the database cannot be used now")
             case asyncpg.InterfaceError() if str(error).endswith(_LOST):
@@ -124,7 +129,7 @@ class PostgresqlDriver(Driver):
 def _limits(timeout: float) -> dict[str, str]:
     """What the server holds a transaction of so many seconds to, even when we are gone."""
     return {
-        "lock_timeout": _milliseconds(timeout * 0.6),
+        "lock_timeout": _milliseconds(min(LOCK_SECONDS, timeout * 0.6)),
         "statement_timeout": _milliseconds(timeout * 0.8),
         "idle_in_transaction_session_timeout": _milliseconds(timeout * 2),
     }

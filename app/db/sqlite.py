@@ -127,7 +127,7 @@ class SqliteDriver(Driver):
     async def execute(self, raw: aiosqlite.Connection, statement: str) -> None:
         await raw.execute_fetchall(statement)
 
-    async def begin(self, raw: aiosqlite.Connection, timeout: float | None) -> None:
+    async def begin(self, raw: aiosqlite.Connection, timeout: float | None, lock_timeout: float | None = None) -> None:
         # A deferred BEGIN that reads first and writes later fails at once when somebody wrote
         # in between, whatever the busy timeout says.
         await raw.execute_fetchall("BEGIN IMMEDIATE")

@@ -10,7 +10,7 @@ import pytest
 
 from app.db.postgresql import PostgresqlDriver
 from app.db.sqlite import SqliteDriver
-from app.errors import StorageFull, Unavailable
+from app.errors import Locked, StorageFull, Unavailable
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
@@ -52,7 +52,8 @@ def test_sqlite(error, expected):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        *((postgresql_error(code), Unavailable) for code in ("08006", "40001", "40P01", "53200", "53300", "55P03")),
+        *((postgresql_error(code), Unavailable) for code in ("08006", "40001", "40P01", "53200", "53300")),
+        (postgresql_error("55P03"), Locked),
         *((postgresql_error(code), Unavailable) for code in ("57014", "57P01", "57P03", "58030", "25006", "25P03")),
         *((postgresql_error(code), Unavailable) for code in ("28P01", "3D000")),
         (postgresql_error("53100"), StorageFull),

@@ -27,7 +27,8 @@ FOR UPDATE;
 -- name: touch_sessions :run
 -- params: rows
 -- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.
--- Differs from sqlite: jsonb_to_recordset unpacks the array; greatest is called max there.
+-- Differs from sqlite: jsonb_to_recordset unpacks the array; greatest is called max there; one that somebody holds
+-- locked is passed over, so that it keeps no other one waiting: it is seen again.
 UPDATE sessions
 SET last_seen_us = greatest(sessions.last_seen_us, seen.last_seen_us),
     expires_at_us = greatest(sessions.expires_at_us, seen.expires_at_us)
@@ -35,4 +36,9 @@ FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS seen (
     id TEXT COLLATE "C", last_seen_us BIGINT, expires_at_us BIGINT
 )
 WHERE sessions.id = seen.id
-  AND sessions.ended_at_us IS NULL;
+  AND sessions.id IN (SELECT free.id
+                      FROM sessions AS free
+                      WHERE free.ended_at_us IS NULL
+                        AND free.id IN (SELECT r.id
+                                        FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (id TEXT COLLATE "C"))
+                      FOR NO KEY UPDATE SKIP LOCKED);
