@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from app import usage
 from app.config import Settings
 from app.db import Db, migrate
+from app.db.schema import SchemaWatch
 from app.errors import Unusable, UploadError
 from app.ingest import Ingest, Limits
 from app.lookup import Lookup
@@ -249,7 +250,8 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         metrics.refresh()
         sweeping = sweeper.run(settings.sweep_interval.total_seconds())
         works = [sessions.keep_seen(), sweeping, once.renew(), metrics.watch()]
-        works.append(migrate.keep_building(db, now_us=now_us))
+        schema = SchemaWatch(db)
+        works += [schema.run(), migrate.keep_building(db, now_us=now_us)]
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:
@@ -261,6 +263,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
             settings=settings,
             storage=storage,
             db=db,
+            schema=schema,
             lookup=Lookup(db),
             ingest=ingest,
             once=once,

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from app import cli, logs, verify
 from app.config import load
+from app.db import migrate
+from app.db.queries import Migration, migrations
 from app.main import build, new_id
 from tests.service import HISTORY, PATIENCE, UPLOADS, environment
 
@@ -178,6 +180,21 @@ class TestCheck:
         done = run("check")
         assert done.exit_code == 78
         assert "FAIL  storage: " in done.stdout
+
+
+class TestSchema:
+    @pytest.mark.parametrize("command", ["serve", "check", "migrate", "history", "verify", "sweep"])
+    def test_one_that_needs_newer_code_is_refused_in_a_line(self, command, on_any_database, monkeypatch):
+        assert run("migrate").exit_code == 0
+        needs = Migration(99, f"0099_newer.needs_{len(migrations('sqlite')) + 1:04d}.sql", "DROP TABLE scrubs;\n")
+        with monkeypatch.context() as newer:
+            newer.setattr(migrate, "migrations", lambda dialect: (*migrations(dialect), needs))
+            newer.setattr(migrate, "oldest_code", lambda name: 0)
+            assert run("migrate").stdout == f"applied {needs.name}\n"
+        done = run(command)
+        assert done.exit_code == 78
+        assert [line for line in done.output.splitlines() if needs.name in line] == [done.output.splitlines()[-1]]
+        assert "Traceback" not in done.output
 
 
 class TestMigrate:

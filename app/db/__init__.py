@@ -30,6 +30,7 @@ T = TypeVar("T")
 _URL_OPTIONS: Final[dict[Dialect, set[str]]] = {"sqlite": set(), "postgresql": {"ssl", "host"}}
 _PAUSE: Final = (0.002, 0.05)  # seconds, from and to, before a transaction that lost a race is tried again
 _LOCK_PAUSE: Final = (0.05, 0.15)  # the same when somebody held a lock
+_REFUSED: Final = "the database cannot be used now"
 _PATIENCE: Final = 1.0  # seconds that a connection may take to close in good order
 
 # On DEBUG both print the arguments of every statement.
@@ -44,7 +45,18 @@ class _Reading(Named):
         self._queries, self._db, self._places = db._queries, db, places
 
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
-        return await self._db._once(lambda raw: self._db._driver.fetch(raw, query, arguments), queue=self._places)
+        fetch = lambda raw: self._db._driver.fetch(raw, query, arguments)  # noqa: E731
+        return await self._db._guarded(lambda: self._db._once(fetch, queue=self._places))
+
+
+class _Unguarded(Named):
+    """The database, for the question whether its schema can be used."""
+
+    def __init__(self, db: "Db") -> None:
+        self._queries, self._db = db._queries, db
+
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
+        return await self._db._once(lambda raw: self._db._driver.fetch(raw, query, arguments))
 
 
 class Db(Named):
@@ -70,6 +82,12 @@ class Db(Named):
         self._writers = asyncio.Semaphore(1 if self._driver.one_writer else pool_size)
         self.reading: Asks = _Reading(self, asyncio.Semaphore(max(1, pool_size // 2)))
         """For whatever looks at more rows than it gives: a count, a search, a page behind filters."""
+        self.unguarded: Asks = _Unguarded(self)
+        """For looking at the schema, also while that is refused."""
+        self.refused: str | None = None
+        """Why nothing may be asked of the database now, as long as that is so."""
+        self.explain: Callable[[], Awaitable[str | None]] | None = None
+        """Asked when a statement fails for its own sake: why, if the schema is the reason."""
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
         self._closing = False
@@ -152,7 +170,7 @@ class Db(Named):
             await answered(self._driver, self._driver.commit(raw))
             return result
 
-        return await self._call(use, timeout=timeout, writes=True, waits=lock_timeout is None)
+        return await self._guarded(lambda: self._call(use, timeout=timeout, writes=True, waits=lock_timeout is None))
 
     async def transaction_that_frees(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """The same, for `work` after which something can be removed: a full disk does not keep it from being done.
@@ -183,7 +201,24 @@ class Db(Named):
             await self._part(connection)
 
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
-        return await self._once(lambda raw: self._driver.fetch(raw, query, arguments), writes=query.writes)
+        fetch = lambda raw: self._driver.fetch(raw, query, arguments)  # noqa: E731
+        return await self._guarded(lambda: self._once(fetch, writes=query.writes))
+
+    async def _guarded(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask, unless the schema cannot be used; a statement that fails for that reason is no mistake of ours."""
+        if self.refused is not None:
+            raise Unavailable(_REFUSED)
+        try:
+            return await ask()
+        except Exception as error:
+            if isinstance(error, UploadError) or self.explain is None:
+                raise
+            reason = None
+            with suppress(UploadError):
+                reason = await self.explain()
+            if reason is None:
+                raise
+            raise Unavailable(_REFUSED) from error
 
     async def _once(
         self, ask: Callable[[Any], Awaitable[T]], *, writes: bool = False, queue: asyncio.Semaphore | None = None

@@ -48,7 +48,7 @@ async def pending(db: Db) -> Pending:
     Raises:
         Unusable: a file has been edited after it was applied, or this code is too old for the schema.
     """
-    return _sorted(db.dialect, await _applied(db))
+    return _sorted(db.dialect, await _applied(db.unguarded))
 
 
 async def migrate(db: Db, *, now_us: int, indexes: bool = True) -> list[str]:

@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import records
-from app.db import Db, migrate
-from app.errors import Unavailable, Unusable, UploadError
+from app.db import Db
+from app.db.schema import SchemaWatch
+from app.errors import Unavailable, UploadError
 from app.tasks import to_the_end
 from app.web.services import Services
 
@@ -69,20 +70,20 @@ async def _checks(services: Services) -> dict[str, str]:
     free = await storage.free_bytes()
     return {
         "database": await _result(db.ping()),
-        "schema": await _result(_schema(db)),
+        "schema": await _result(_schema(services["schema"])),
         "store": await _result(storage.test()),
         "free_space": "ok" if free is None or free > 0 else "the space that is kept free is all that is left",
     }
 
 
-async def _schema(db: Db) -> None:
-    if (await migrate.pending(db)).needed:
-        raise Unavailable("the schema is not current; waybill migrate makes it so")
+async def _schema(schema: SchemaWatch) -> None:
+    if reason := await schema.look():
+        raise Unavailable(reason)
 
 
 async def _result(check: Awaitable[Any]) -> str:
     try:
         await check
-    except (UploadError, Unusable) as error:
+    except UploadError as error:
         return str(error)
     return "ok"

@@ -4,6 +4,7 @@ from typing import TypedDict
 
 from app.config import Settings
 from app.db import Db
+from app.db.schema import SchemaWatch
 from app.ingest import Ingest
 from app.lookup import Lookup
 from app.metrics import Metrics
@@ -19,6 +20,7 @@ class Services(TypedDict):
     settings: Settings
     storage: Storage
     db: Db
+    schema: SchemaWatch
     lookup: Lookup
     ingest: Ingest
     once: Once

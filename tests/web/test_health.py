@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from app import records
-from app.db.migrate import Pending
 from app.errors import StorageFull, Unavailable, Unusable
 from app.records import Scrub
 from tests.asgi import Service
@@ -58,7 +57,7 @@ async def test_what_fails_is_named(service: Service, monkeypatch: pytest.MonkeyP
         case "database":
             monkeypatch.setattr(state["db"], "ping", raises(Unavailable("the database does not answer")))
         case "schema":
-            monkeypatch.setattr("app.web.health.migrate.pending", lambda db: gives(Pending(["0002"], [])))
+            monkeypatch.setattr(state["schema"], "look", lambda: gives("the schema lacks 0002"))
         case "store":
             monkeypatch.setattr(state["storage"], "test", raises(StorageFull()))
         case "free_space":
@@ -73,9 +72,11 @@ async def test_what_fails_is_named(service: Service, monkeypatch: pytest.MonkeyP
 
 
 async def test_an_edited_schema_is_a_check_that_fails(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.web.health.migrate.pending", raises(Unusable("0001 has been edited")))
-    answer = await service.client().get("/health/ready")
+    with monkeypatch.context() as patch:
+        patch.setattr("app.db.migrate.pending", raises(Unusable("0001 has been edited")))
+        answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["checks"]["schema"]) == (503, "0001 has been edited")
+    await service.state["schema"].look()
 
 
 async def test_damage_is_a_warning_and_uploads_are_taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

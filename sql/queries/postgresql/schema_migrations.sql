@@ -8,11 +8,10 @@ SELECT CASE WHEN to_regclass('schema_migrations') IS NULL THEN 0 ELSE 1 END AS t
 
 -- name: lock_migrations :one
 -- params: none
--- Whether nobody else migrates until the transaction ends; if so, no statement in it waits longer than a second.
+-- Whether nobody else migrates until the transaction ends.
 -- Differs from sqlite: transactions run side by side; the number is ours, any would do. Nobody waits for the lock in a
 -- transaction, for whoever builds an index waits for transactions.
-SELECT CASE WHEN pg_try_advisory_xact_lock(7245916382) THEN 1 ELSE 0 END AS locked,
-       set_config('lock_timeout', '1000', TRUE) AS milliseconds;
+SELECT CASE WHEN pg_try_advisory_xact_lock(7245916382) THEN 1 ELSE 0 END AS locked;
 
 -- name: lock_index_builds :one
 -- params: none

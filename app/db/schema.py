@@ -1,0 +1,52 @@
+"""Keeps this code from a schema that it cannot use, also when it becomes so while the service runs."""
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from app.db import Db, migrate
+from app.errors import Unusable, UploadError
+
+log = structlog.stdlib.get_logger("waybill.db")
+
+_WATCH_SECONDS: Final = 5.0
+
+
+class SchemaWatch:
+    """The schema, looked at every few seconds and whenever a statement is refused for its own sake.
+
+    While this code cannot use it, nothing is asked of the database: uploads are refused, and what runs in the
+    background neither reads what it would misunderstand nor changes anything.
+    """
+
+    def __init__(self, db: Db) -> None:
+        self._db = db
+        db.explain = self.look
+
+    async def look(self) -> str | None:
+        """Look at the schema; return why this code cannot use it, None if it can.
+
+        Raises:
+            UploadError: the database does not say so now.
+        """
+        reason = None
+        try:
+            if needed := (await migrate.pending(self._db)).needed:
+                reason = f"the schema lacks {needed[0].name}: waybill migrate brings it up to date"
+        except Unusable as error:
+            reason = str(error)
+        if reason != self._db.refused:
+            self._db.refused = reason
+            if reason is not None:
+                log.error("schema not usable", reason=reason)
+            else:
+                log.info("schema usable again")
+        return reason
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            with suppress(UploadError):  # it is away, and others say so
+                await self.look()
