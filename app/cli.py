@@ -2,15 +2,18 @@
 
 Results go to standard output, errors and progress to standard error. Exit status: 0 done,
 1 something is not as it should be, 2 wrong usage, 69 something that is needed is away: the
-database, the store, the address to listen on; 78 the configuration is not usable.
+database, the store, the address to listen on; 74 the results could not be written; 78 the
+configuration is not usable.
 
 Every command imports what it needs: `waybill --help` should not take half a second.
 """
 
+import errno
+import io
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stdout
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from app.storage import Storage
 
 EX_UNAVAILABLE: Final = 69
+EX_IOERR: Final = 74
 EX_CONFIG: Final = 78
 P = ParamSpec("P")
 
@@ -76,7 +80,36 @@ async def _stores(*, migrated: bool = True) -> "AsyncIterator[tuple[Storage, Db]
         yield storage, db
 
 
-@click.group(help="Waybill: uploads that land whole or not at all, and a history of them.")
+class _Commands(click.Group):
+    """Commands whose results are printed when they have ended, all at once."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        output = io.StringIO()
+        try:
+            with redirect_stdout(output):
+                return super().main(*arguments, **options)
+        finally:
+            if not _written(output.getvalue()):
+                sys.exit(EX_IOERR)
+
+
+def _written(text: str) -> bool:
+    """Print the text; False, and why, if it cannot be. Whoever reads no further wants no reason."""
+    if not text or sys.stdout is None:
+        return True
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would be tried again, and told again, at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            click.echo(f"standard output: {error.strerror}", err=True)
+        return False
+    return True
+
+
+@click.group(cls=_Commands, help="Waybill: uploads that land whole or not at all, and a history of them.")
 @click.version_option(package_name="waybill")
 def main() -> None:
     # A program can be started with standard files closed. The next file or connection that is
@@ -198,7 +231,7 @@ async def verify_(as_json: bool) -> int:
 
     async with _stores() as (storage, db):
         count = await records.count_stored(db) + await records.count_damaged(db)
-        with click.progressbar(length=count, label="verifying", file=sys.stderr) as bar:
+        with click.progressbar(length=count, label="verifying", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             found = await verify(storage, db, on_file=lambda: bar.update(1))
     if as_json:
         _print(found.as_dict())

@@ -301,7 +301,7 @@ class Completions:
             await self._holding.commit_open(whole, resource.fence, partial)
         except NotStored:
             await self._holding.lose(resource)
-        except (StorageFull, TooLarge) as error:
+        except StorageFull as error:
             await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise
         except Unavailable:

@@ -299,8 +299,8 @@ class Locked(Unavailable):
 class StorageFull(UploadError):
     code, status, title = "storage_full", 507, "There is not enough space for this upload"
 
-    def __init__(self) -> None:
-        super().__init__("the upload would use space that this server keeps free")
+    def __init__(self, detail: str = "the upload would use space that this server keeps free") -> None:
+        super().__init__(detail)
 
 
 class Unusable(Exception):

@@ -245,7 +245,7 @@ class Publisher:
         except Unavailable as error:
             # The files stay: the rows may be there after all.
             uploads = sum(len(each.uploads) for each in batch)
-            log.error("the outcome of uploads is open", uploads=uploads, reason=str(error))
+            log.error("the outcome of uploads is open", uploads=uploads, reason=str(error.__cause__ or error))
             self._in_doubt.put(batch, away=True)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, UploadError):

@@ -357,3 +357,26 @@ class TestStandardFiles:
             ["/bin/sh", "-c", line], env=environment(Path()), capture_output=True, text=True, timeout=PATIENCE
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "nothing to apply\n", "")
+
+
+def started(tmp_path, *arguments, **options):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, env=environment(tmp_path), stderr=subprocess.PIPE, check=False, **options)
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("sweep", "--json"), ("--help",)], ids=" ".join)
+def test_results_that_cannot_be_written_end_a_command_with_one_line_and_a_status(tmp_path, arguments):
+    with open("/dev/full", "wb") as full:
+        done = started(tmp_path, *arguments, stdout=full)
+    assert done.stderr == b"standard output: No space left on device\n"
+    assert done.returncode == 74
+
+
+def test_a_reader_that_hangs_up_ends_a_command_without_a_word(tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = started(tmp_path, "check", stdout=writes)
+    os.close(writes)
+    assert done.stderr == b""
+    assert done.returncode == 74

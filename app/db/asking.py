@@ -4,9 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
+import structlog
+
 from app.db import queries
 from app.db.driver import Driver, Row
+from app.errors import StorageFull
 
+log = structlog.stdlib.get_logger("waybill.db")
 T = TypeVar("T")
 
 
@@ -100,4 +104,6 @@ async def answered(driver: Driver, answer: Awaitable[T]) -> T:
         refusal = driver.refusal(error)
         if refusal is None:
             raise
+        if isinstance(refusal, StorageFull):
+            log.warning("the database is full", reason=str(error))
         raise refusal from error

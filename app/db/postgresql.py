@@ -102,7 +102,7 @@ class PostgresqlDriver(Driver):
         match error:
             case asyncpg.PostgresError(sqlstate=str(state)):
                 if state == _DISK_FULL:
-                    return StorageFull()
+                    return StorageFull("this server's database has no space left")
                 if state == _LOCKED:
                     return Locked()
                 if state in _OUTAGES or state[:2] in _OUTAGE_CLASSES | _MISFIT_CLASSES or self.is_conflict(error):

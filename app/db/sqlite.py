@@ -176,7 +176,7 @@ class SqliteDriver(Driver):
             return Unavailable("the connection to the database is lost")
         code = _code(error)
         if code == sqlite3.SQLITE_FULL:
-            return StorageFull()
+            return StorageFull("this server's database has no space left")
         if code in _CONFLICTS:
             return Unavailable("the database is busy")
         return Unavailable("the database cannot be used now") if code in _OUTAGES else None

@@ -2,10 +2,9 @@
 
 A *staged* file is received but not visible. Publishing gives it its key, whole and
 durable; from then on it never changes. A *partial* file is staged too, but comes in several
-requests and stays when its process ends. Refusals are `errors.StorageFull` (no room above
-the floor of free space), `errors.TooLarge` (the file system cannot hold such a file) and
-`errors.Unavailable` (the store cannot be used or trusted now); any method that waits may
-raise the last.
+requests and stays when its process ends. Refusals are `errors.StorageFull` (no room above the floor of
+free space, or for so large a file) and `errors.Unavailable` (the store cannot be used or
+trusted now); any method that waits may raise the last.
 """
 
 import re
@@ -59,7 +58,7 @@ class Staged(Protocol):
     async def write(self, block: bytes | memoryview) -> None:
         """Take the next bytes. They may be kept in memory until the file is published.
 
-        Raises StorageFull, TooLarge or Unavailable, the last also when the file is finished or has ended.
+        Raises StorageFull or Unavailable, the last also when the file is finished or has ended.
         """
 
     async def finish(self) -> None:

@@ -15,6 +15,13 @@ _PLENTY_SECONDS: Final = 0.05
 """With so much to spare, no disk takes in so short a time what would bring it near the floor: no need to look again."""
 
 
+class FloorReached(OSError):
+    """The space that the write needs is there, and kept free."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Reserved:
     """A part of the free space that is promised; it shrinks as its bytes are written."""
 
@@ -85,13 +92,13 @@ class Space:
     # --- in threads
 
     def begin_write(self, size: int, reservation: Reserved | None) -> int:
-        """Claim room for one write, or raise ENOSPC as a full disk would; what it returns is for `end_write`."""
+        """Claim room for one write, or raise FloorReached; what it returns is for `end_write`."""
         with self._lock:
             state, room = self._look(size)
             claimed = -(-size // state.f_frsize) * state.f_frsize  # whole blocks
             promised = min(size, reservation.left) if reservation else 0
             if claimed > max(0, room) or (size > promised and claimed - promised > room - self.reserved):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise FloorReached
             if reservation:
                 reservation.left -= promised
             self.reserved -= promised

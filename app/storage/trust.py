@@ -2,15 +2,20 @@
 
 import errno
 import os
+import resource
 from typing import Final
 
 import structlog
 
-from app.errors import StorageFull, TooLarge, Unavailable, UploadError
+from app.errors import StorageFull, Unavailable, UploadError
+from app.storage.space import FloorReached
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
-FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+FULL: Final = {
+    errno.ENOSPC: "this server's disk is full",
+    errno.EDQUOT: "this server has used up the space that it may use of its disk",
+}
 _OUT_OF: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -34,18 +39,26 @@ class Trust:
     def refusal(self, error: Exception, key: str, size: int) -> UploadError:
         """Why the upload is refused.
 
-        A full disk, a file beyond what the file system holds, and the lack of descriptors
-        concern this upload alone; any other I/O error ends the trust in the store.
+        A full disk, a file beyond what the process or the file system may hold, and the lack of
+        descriptors concern this upload alone; any other I/O error ends the trust in the store.
         """
         if isinstance(error, UploadError):
             return error
         if not isinstance(error, OSError):
             log.error("an upload met a fault of the service", key=key, exc_info=error)
             return Unavailable()
-        if error.errno in FULL:
+        if isinstance(error, FloorReached):
             return StorageFull()
-        if error.errno == errno.EFBIG:
-            return TooLarge(size, size - 1)
+        if error.errno in FULL:
+            log.warning("no space for an upload", key=key, reason=reason(error))
+            return StorageFull(FULL[error.errno])
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limited = 0 <= limit <= size
+        # A write past the page cache that the kernel cuts at the limit is no longer aligned.
+        if error.errno == errno.EFBIG or (limited and error.errno == errno.EINVAL):
+            by = f"ulimit -f, {limit} bytes" if limited else "the file system"  # whose limit nobody can ask for
+            log.error("no file of this size can be written", key=key, size=size, limited_by=by)
+            return StorageFull(f"this server cannot store a file of {size} bytes or more")
         if error.errno == errno.EEXIST:
             log.error("a key was given out twice", key=key)
             return Unavailable()

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from app.errors import StorageFull, TooLarge, Unavailable
+from app.errors import StorageFull, Unavailable
 from app.storage import kernel
 from tests.contracts.storage import MiB, content_of, fill, get, keys, new_key, put, staged
 from tests.storage.stores import (
@@ -275,12 +275,14 @@ async def test_lack_of_descriptors_or_memory_refuses_but_does_not_end_the_trust(
     await put(storage, b"next")
 
 
-async def test_a_file_too_large_for_the_file_system_is_told_so(tmp_path, storage, monkeypatch):
+async def test_a_file_too_large_for_the_file_system_is_refused_without_a_limit_that_nobody_knows(
+    tmp_path, storage, monkeypatch
+):
     write_at_once(monkeypatch)
     file = storage.stage(new_key())
     with monkeypatch.context() as broken:
         Broken(broken, os, "write", at=3, times=1000, error=OSError(errno.EFBIG, "File too large"))
-        with pytest.raises(TooLarge):
+        with pytest.raises(StorageFull, match="cannot store a file of"):
             await fill(file, content_of(5 * MiB), MiB)
     await file.abort()
     assert files_in(tmp_path) == []
