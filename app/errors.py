@@ -62,9 +62,17 @@ class BadFilename(UploadError):
 class DigestMismatch(UploadError):
     code, status, title = "digest_mismatch", 400, "The bytes do not have the digest that was declared"
 
-    def __init__(self, expected: str, actual: str) -> None:
+    def __init__(self, expected: str, actual: str, algorithm: str = "sha-256") -> None:
         super().__init__("the digest of the received bytes differs from the one declared")
-        self.members = {"algorithm": "sha-256", "expected": expected, "actual": actual}
+        self.members = {"algorithm": algorithm, "expected": expected, "actual": actual}
+
+
+class UncheckedDigest(BadRequest):
+    """A digest was declared that cannot be checked: it is refused and not ignored (RFC 9530 §5)."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field} names neither a sha-256 nor a sha-512 digest, and no other is checked here")
+        self.headers = {"Want-Repr-Digest": "sha-256=10, sha-512=5"}
 
 
 class ChunkDigestMismatch(DigestMismatch):

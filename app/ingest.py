@@ -1,12 +1,13 @@
 """The write path of one request: stage, count, digest, hand over to publish."""
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import structlog
 
@@ -21,7 +22,7 @@ from app.errors import (
     Unavailable,
     UploadError,
 )
-from app.model import Clock, Protocol, Upload
+from app.model import UNDECLARED, Clock, Digests, Protocol, Upload
 from app.publish import Publisher
 from app.quota import STEP_BYTES, Granted, Quotas
 from app.records import NewSession
@@ -201,7 +202,8 @@ class Landing:
         self._files: list[Incoming] = []
         self._before = 0  # bytes of the files before the current one
         self._current: Incoming | None = None
-        self._expected: str | None = None
+        self._expected = UNDECLARED
+        self._sha512: Any = None
         self._handed_over = False
 
     async def __aenter__(self) -> Self:
@@ -238,8 +240,13 @@ class Landing:
         """Whether a file is begun and not ended."""
         return self._current is not None
 
-    async def begin_file(self, filename: str, content_type: str, *, sha256: str | None = None) -> None:
-        """Begin the next file. With `sha256` its bytes must have that digest.
+    @property
+    def sizes(self) -> list[int]:
+        """How many bytes each file has so far, in their order."""
+        return [file.staged.size for file in self._files]
+
+    async def begin_file(self, filename: str, content_type: str, *, digests: Digests = UNDECLARED) -> None:
+        """Begin the next file. Its bytes must have the `digests`.
 
         Raises:
             TooManyFiles: the request holds more files than are accepted.
@@ -247,7 +254,8 @@ class Landing:
         if len(self._files) >= self._ingest.limits.files:
             raise TooManyFiles(len(self._files) + 1, self._ingest.limits.files)
         self._current = self._ingest.begin(self, filename, content_type)
-        self._expected = sha256
+        self._expected = digests
+        self._sha512 = None if digests.sha512 is None else hashlib.sha512()
         self._files.append(self._current)
 
     async def write(self, block: bytes | memoryview) -> None:
@@ -260,6 +268,8 @@ class Landing:
             raise TooLarge(size, self._ingest.limits.file_bytes)
         if self.granted is not None:
             await self.granted.need(len(self._files), self._before + size, more=self._yet_to_come(self._before + size))
+        if self._sha512 is not None:
+            self._sha512.update(block)
         await staged.write(block)
 
     def _yet_to_come(self, size: int) -> int:
@@ -276,8 +286,11 @@ class Landing:
             await self.granted.need(len(self._files), self._before + staged.size)
         self._before += staged.size
         await staged.finish()
-        if self._expected is not None and staged.sha256 != self._expected:
-            raise DigestMismatch(self._expected, staged.sha256)
+        sha256, sha512 = self._expected
+        if sha256 is not None and staged.sha256 != sha256:
+            raise DigestMismatch(sha256, staged.sha256)
+        if sha512 is not None and self._sha512 is not None and self._sha512.hexdigest() != sha512:
+            raise DigestMismatch(sha512, self._sha512.hexdigest(), "sha-512")
 
     async def publish(self) -> list[Upload]:
         """Make all files visible, whole and durable, and return their records; or none of them.

@@ -253,6 +253,24 @@ class Session(BaseModel):
     expires_at: Timestamp
 
 
+class Digests(NamedTuple):
+    """The digests that bytes must have, in hex; None for one that nobody declared."""
+
+    sha256: str | None = None
+    sha512: str | None = None
+
+    def agrees_with(self, other: "Digests") -> bool:
+        """Whether the same bytes can have both."""
+        return all(one == another for one, another in zip(self, other, strict=True) if None not in (one, another))
+
+    def joined_with(self, other: "Digests") -> "Digests":
+        """What is declared by either; the two must agree."""
+        return Digests(self.sha256 or other.sha256, self.sha512 or other.sha512)
+
+
+UNDECLARED: Final = Digests()
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """An upload that comes in several requests, as the database knows it. Times are microseconds.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 BOUNDARY = "----boundary-7MA4YWxkTrZu0gW"
 
-_INVISIBLE = "\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\ufeff" + "".join(
+_INVISIBLE = "\u061c\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\ufeff" + "".join(
     map(chr, range(0x2060, 0x2070))
 )
 _NASTY_NAMES = (

@@ -19,7 +19,7 @@ from app.errors import (
     Unavailable,
 )
 from app.ingest import Ingest, Limits, Visitor
-from app.model import HistoryQuery, Protocol, Session, Status
+from app.model import UNDECLARED, Digests, HistoryQuery, Protocol, Session, Status
 from app.publish import Publisher
 from app.records import NewSession
 from app.storage.local import LocalStorage
@@ -69,11 +69,11 @@ class World:
     def request(self, visitor=None, *, declared=None):
         return self.ingest.request(visitor=visitor or Visitor("mine"), protocol=Protocol.FORM, declared=declared)
 
-    async def send(self, *files, visitor=None, declared=None, sha256=None, then=None):
+    async def send(self, *files, visitor=None, declared=None, digests=UNDECLARED, then=None):
         """One request with files, given as (name, size); what `then` is, is raised before it is published."""
         async with self.request(visitor, declared=declared) as landing:
             for name, size in files:
-                await landing.begin_file(name, "text/plain", sha256=sha256)
+                await landing.begin_file(name, "text/plain", digests=digests)
                 for start in range(0, size, BLOCK):
                     await landing.write(bytes(min(BLOCK, size - start)))
                 await landing.end_file()
@@ -191,21 +191,21 @@ class TestRefusals:
         assert [code for *_, code in await world.outcome()] == ["completed"] * 3 + ["too_many_files"] * 3
 
     async def test_a_digest_must_be_that_of_the_bytes(self, world):
-        await world.send(("true", 0), sha256=EMPTY)
+        await world.send(("true", 0), digests=Digests(EMPTY))
         with pytest.raises(DigestMismatch) as refusal:
-            await world.send(("false", 1), sha256=EMPTY)
+            await world.send(("false", 1), digests=Digests(EMPTY))
         actual = hashlib.sha256(b"\0").hexdigest()
         assert refusal.value.members == {"algorithm": "sha-256", "expected": EMPTY, "actual": actual}
         assert await world.outcome() == [("true", 0, "completed"), ("false", 1, "digest_mismatch")]
 
     async def test_a_digest_that_differs_takes_the_request_back(self, world):
         with pytest.raises(DigestMismatch):
-            await world.send(("a", 0), ("b", 1), ("c", 0), sha256=EMPTY)
+            await world.send(("a", 0), ("b", 1), ("c", 0), digests=Digests(EMPTY))
         assert await world.outcome() == [("a", 0, "digest_mismatch"), ("b", 1, "digest_mismatch")]
 
     async def test_the_next_file_does_not_inherit_a_digest(self, world):
         async with world.request() as landing:
-            await landing.begin_file("a", "a/b", sha256=EMPTY)
+            await landing.begin_file("a", "a/b", digests=Digests(EMPTY))
             await landing.end_file()
             await landing.begin_file("b", "a/b")
             await landing.write(b"anything")

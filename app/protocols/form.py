@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from app.errors import BadRequest, MalformedForm, RequestTooLarge, TooManyFiles, UnsupportedMediaType
-from app.protocols.headers import UNNAMED, content_type, extended_value, parameters, safe_filename, unquoted
+from app.model import UNDECLARED, Digests
+from app.protocols.headers import (
+    UNNAMED,
+    content_type,
+    declared_digests,
+    extended_value,
+    parameters,
+    safe_filename,
+    unquoted,
+)
 
 MAX_PREAMBLE_BYTES: Final = 64
 MAX_EPILOGUE_BYTES: Final = 64
@@ -26,16 +35,21 @@ _ENCODING, _DISPOSITION, _TYPE, _LENGTH = (
     b"content-type",
     b"content-length",
 )
-_KNOWN_HEADERS = frozenset({_ENCODING, _DISPOSITION, _TYPE, _LENGTH})
+_DIGESTS = (b"repr-digest", b"content-digest")
+_KNOWN_HEADERS = frozenset({_ENCODING, _DISPOSITION, _TYPE, _LENGTH, *_DIGESTS})
 _IDENTITY_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
 
 class PartBegin(NamedTuple):
-    """A part begins: a file under its clean name, or a plain field when `filename` is None."""
+    """A part begins: a file under its clean name, or a plain field when `filename` is None.
+
+    `digests` are what its own headers say that its bytes have.
+    """
 
     filename: str | None
     content_type: str
     name: str
+    digests: Digests = UNDECLARED
 
 
 class PartData(NamedTuple):
@@ -212,7 +226,7 @@ def _part_of(data: bytes, start: int, stop: int) -> bytes | memoryview:
 class _Part:
     """A part's headers, understood."""
 
-    __slots__ = ("content_type", "filename", "length", "name")
+    __slots__ = ("content_type", "digests", "filename", "length", "name")
 
     def __init__(self, head: bytes) -> None:
         known = _known_headers(head)
@@ -232,9 +246,10 @@ class _Part:
             raise MalformedForm('a part\'s Content-Disposition must be form-data with a name="…" that is not empty')
         self.content_type = content_type(known.get(_TYPE))
         self.length = known.get(_LENGTH)
+        self.digests = _digests(known)
 
     def begin(self, filename: str | None) -> PartBegin:
-        return PartBegin(filename, self.content_type, self.name)
+        return PartBegin(filename, self.content_type, self.name, self.digests)
 
 
 def _known_headers(head: bytes) -> dict[bytes, str]:
@@ -255,19 +270,47 @@ def _known_headers(head: bytes) -> dict[bytes, str]:
     return known
 
 
+def _digests(known: dict[bytes, str]) -> Digests:
+    """What a part's own fields declare of its bytes; both are about the same ones."""
+    declared = UNDECLARED
+    for name in _DIGESTS:
+        if name in known:
+            one = declared_digests(name.decode().title(), [known[name]])
+            if not declared.agrees_with(one):
+                raise BadRequest("a part's Repr-Digest and Content-Digest name different digests for the same bytes")
+            declared = declared.joined_with(one)
+    return declared
+
+
 def _filename(found: dict[str, str]) -> str | None:
     """The clean name of a part's file, None for a plain field, empty for `filename=""`."""
     plain = _form_value(found["filename"]) if "filename" in found else None
     if "filename*" in found:
         # RFC 7578 §4.2 forbids it, and two readers could see two names. But .NET's HttpClient always sends both,
-        # the plain one as an encoded word when it is not ASCII; so it may stay where it says the same.
+        # the plain one as an encoded word when it is not ASCII, and Apache's one with question marks; so it may
+        # stay where it says the same.
         name = extended_value(found["filename*"])
-        if plain not in (name, b"=?utf-8?B?" + base64.b64encode(name) + b"?="):
+        if plain not in (name, b"=?utf-8?B?" + base64.b64encode(name) + b"?=") and not _stands_in(plain, name):
             raise BadRequest("filename* is not for forms, unless filename says the same")
         plain = name
     if plain is None:
         return None
     return safe_filename(plain) if plain else ""
+
+
+def _stands_in(plain: bytes | None, name: bytes) -> bool:
+    """Whether `plain` is `name` with `?` or `_` for what is not ASCII: for its characters, UTF-16 units or bytes."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        return False
+    shown = "" if plain is None else plain.decode("latin-1")
+    pairs = "".join("\ufffd\ufffd" if character > "\uffff" else character for character in text)
+    return any(
+        len(shown) == len(units)
+        and all(one == other or (one >= "\x80" and other in "?_") for one, other in zip(units, shown, strict=True))
+        for units in (text, pairs, name.decode("latin-1"))
+    )
 
 
 def _form_value(text: str) -> bytes:

@@ -8,7 +8,7 @@ not understand; nothing is guessed.
 import base64
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
 from itertools import pairwise
@@ -17,8 +17,16 @@ from urllib.parse import quote, unquote_to_bytes
 
 import http_sf
 
-from app.errors import BadFilename, BadRequest, RangeNotSatisfiable
-from app.model import DEFAULT_CONTENT_TYPE, MAX_CONTENT_TYPE_CHARACTERS, MAX_FILENAME_BYTES, MAX_SIZE, microseconds
+from app.errors import BadFilename, BadRequest, RangeNotSatisfiable, UncheckedDigest
+from app.model import (
+    DEFAULT_CONTENT_TYPE,
+    MAX_CONTENT_TYPE_CHARACTERS,
+    MAX_FILENAME_BYTES,
+    MAX_SIZE,
+    UNDECLARED,
+    Digests,
+    microseconds,
+)
 
 UNNAMED: Final = "unnamed"
 MAX_RANGES: Final = 5
@@ -28,7 +36,9 @@ _MAX_KEY_CHARACTERS = 255
 _MAX_RANGE_CHARACTERS = 256  # five ranges of 19-digit positions, with room for spaces
 _MAX_DATE_CHARACTERS = 64
 
-_INVISIBLE = re.compile("[\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")  # bidi and zero-width controls
+# Bidi and zero-width controls, but for the two joiners, which are spelling in Persian, Hindi and emoji.
+_INVISIBLE = re.compile("[\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_JOINERS = "\u200c\u200d"
 _REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SEPARATOR = re.compile(r"[/\\]")
 _SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
@@ -42,8 +52,8 @@ def safe_filename(raw: str | bytes) -> str:
     r"""The name a client gave a file, as data for display; never a path.
 
     Strict UTF-8, in NFC, the last path element only (`/` and `\` both separate), without
-    bidi and zero-width controls and without surrounding spaces; what is then empty, `.` or
-    `..` becomes `unnamed`. Cleaning a clean name changes nothing.
+    bidi and zero-width controls (the joiners U+200C and U+200D stay) and without surrounding
+    spaces; what is then empty, `.` or `..` becomes `unnamed`. Cleaning a clean name changes nothing.
 
     Raises:
         BadFilename: control characters, broken UTF-8 or lone surrogates, more than 255 bytes.
@@ -63,7 +73,16 @@ def safe_filename(raw: str | bytes) -> str:
         name = unicodedata.normalize("NFC", name)
     if len(name.encode()) > MAX_FILENAME_BYTES:
         raise BadFilename(f"a filename has at most {MAX_FILENAME_BYTES} bytes of UTF-8")
-    return UNNAMED if name in {"", ".", ".."} else name
+    return UNNAMED if name.strip(_JOINERS) in {"", ".", ".."} else name
+
+
+def searched_name(text: str) -> str:
+    """The part of a clean name that a search for `text` looks for: cleaned as `safe_filename` cleans a name.
+
+    What would be nothing then is looked for as it is.
+    """
+    shown = _INVISIBLE.sub("", _SEPARATOR.split(text)[-1]).strip(_SPACES)
+    return unicodedata.normalize("NFC", shown) or text
 
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
@@ -71,9 +90,11 @@ _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 # curl escape no backslash, and a file may be named `notes\`.
 _QUOTED = r'"(?:[^"\\]++|\\(?:(?="\Z)|.))*+"'
 _HEAD = re.compile(rf"{_WORD}(?:/{_WORD})?")
-_PARAMETER = re.compile(rf"[ \t]*+;[ \t]*+(?:({_WORD})=({_WORD}|{_QUOTED}))?")
+# What a `filename*` holds, with the four that RFC 8187 wants escaped and clients do not escape.
+_ENCODED = r"[!#$%&'()*+.^_`|~0-9A-Za-z-]++"
+_PARAMETER = re.compile(rf"[ \t]*+;[ \t]*+(?:({_WORD})=((?<=\*=){_ENCODED}|{_WORD}|{_QUOTED}))?")
 _ESCAPED = re.compile(r"\\(.)")
-_EXTENDED = re.compile(r"(?i:utf-8)'[0-9A-Za-z-]*'((?:[!#$&+.^_`|~0-9A-Za-z-]|%[0-9A-Fa-f]{2})*+)")
+_EXTENDED = re.compile(r"(?i:utf-8)'[0-9A-Za-z-]*'((?:[!#$&'()*+.^_`|~0-9A-Za-z-]|%[0-9A-Fa-f]{2})*+)")
 _ATTRIBUTE_CHARACTERS = "!#$&+-.^_`|~"  # RFC 8187 §3.2.1, beside letters and digits
 _NOT_FOR_THE_FALLBACK = re.compile(r"[^ !#$&'()+,.0-9=@A-Z\[\]^_`a-z{}~-]")
 
@@ -115,6 +136,8 @@ def unquoted(text: str) -> str:
 
 def extended_value(text: str) -> bytes:
     """The bytes of a `filename*`, which is `UTF-8'language'percent-encoded` (RFC 8187).
+
+    `(`, `)`, `'` and `*` may stand there as they are: nothing else can be meant by them.
 
     Raises:
         BadRequest: it is not, or it names another character set.
@@ -189,15 +212,20 @@ def request_id(raw: str | None) -> str | None:
     return raw if raw is not None and _REQUEST_ID.fullmatch(raw) else None
 
 
-def repr_digests(value: str) -> str | None:
-    """The SHA-256 that a Repr-Digest or Content-Digest declares, None when it names only other algorithms.
+def declared_digests(name: str, values: Sequence[str]) -> Digests:
+    """The digests that the fields `name`, a Repr-Digest or Content-Digest, declare; none if there is no field.
 
     Several fields of the same name are one, joined by commas. As in every structured
-    dictionary, the last of two equal keys counts (RFC 9651 §3.2).
+    dictionary, the last of two equal keys counts (RFC 9651 §3.2). Other algorithms beside
+    the two that are checked are passed over.
 
     Raises:
-        BadRequest: not a structured dictionary, or `sha-256` is not 32 bytes.
+        UncheckedDigest: neither sha-256 nor sha-512 is among them, so nothing could be checked.
+        BadRequest: it is no structured dictionary, or a digest has another length than its algorithm's.
     """
+    value = ", ".join(values).strip(" \t")
+    if not value:  # as an empty dictionary is written: not at all
+        return UNDECLARED
     if len(value) > _MAX_DIGEST_FIELD_CHARACTERS:
         raise BadRequest(f"a digest field has at most {_MAX_DIGEST_FIELD_CHARACTERS} characters")
     try:
@@ -205,11 +233,18 @@ def repr_digests(value: str) -> str | None:
     except http_sf.StructuredFieldError:
         raise BadRequest("a digest field looks like sha-256=:base64:") from None
     digests = cast("dict[str, tuple[object, object]]", fields)  # each with its parameters, which mean nothing here
-    if "sha-256" not in digests:
+    found = Digests(_digest(digests, "sha-256", 32), _digest(digests, "sha-512", 64))
+    if found == UNDECLARED:
+        raise UncheckedDigest(name)
+    return found
+
+
+def _digest(digests: Mapping[str, tuple[object, object]], algorithm: str, size: int) -> str | None:
+    if algorithm not in digests:
         return None
-    digest, _ = digests["sha-256"]
-    if not isinstance(digest, bytes) or len(digest) != 32:
-        raise BadRequest("a sha-256 digest has 32 bytes, as sha-256=:base64:")
+    digest, _ = digests[algorithm]
+    if not isinstance(digest, bytes) or len(digest) != size:
+        raise BadRequest(f"a {algorithm} digest has {size} bytes, as {algorithm}=:base64:")
     return digest.hex()
 
 
@@ -237,6 +272,21 @@ def idempotency_key(value: str) -> str:
 def digest_field(sha256: str) -> str:
     """A Repr-Digest or Content-Digest that declares `sha256`, given in hex."""
     return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
+
+
+_CONTENT_RANGE = re.compile(r"bytes[ \t]+0-([0-9]{1,19})/([0-9]{1,19})", re.IGNORECASE)
+
+
+def whole_range(value: str) -> int:
+    """The size of the file that a request's Content-Range says its body is, the whole of it.
+
+    Raises:
+        BadRequest: it says that the body is a fragment, or cannot be read; `0-5/*` and `*/0` do not say whole.
+    """
+    match = _CONTENT_RANGE.fullmatch(value.strip(" \t"))
+    if match is None or int(match[1]) + 1 != int(match[2]):
+        raise BadRequest("a Content-Range makes the body a fragment, which is no file; send the whole file")
+    return int(match[2])
 
 
 _RANGE = re.compile(r"([0-9]*)-([0-9]*)")

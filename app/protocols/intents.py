@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from app.errors import BadRequest, ChecksumMismatch, ChunkDigestMismatch, UploadError
-from app.model import MAX_SIZE
+from app.errors import BadRequest, ChecksumMismatch, DigestMismatch, UploadError
+from app.model import MAX_SIZE, UNDECLARED, Digests
+from app.protocols.headers import declared_digests
 
 _WHOLE = re.compile(r"[0-9]{1,19}")
 
@@ -48,6 +49,7 @@ _HASHERS: Final[dict[str, Callable[[], Hasher]]] = {
     "crc32": _Crc32,
 }
 ALGORITHMS: Final = tuple(_HASHERS)
+_HTTP: Final = {"sha256": "sha-256", "sha512": "sha-512"}  # their names in Content-Digest
 DIGEST_BYTES: Final = {name: len(hasher().digest()) for name, hasher in _HASHERS.items()}
 
 
@@ -81,10 +83,28 @@ class Checksum:
         """As tus has it: a mismatch is 460."""
         return cls(algorithm, digest, ChecksumMismatch)
 
-    @classmethod
-    def of_content(cls, sha256: str) -> "Checksum":
-        """As Content-Digest has it (RFC 9530), given in hex: a mismatch is 400."""
-        return cls("sha256", bytes.fromhex(sha256), lambda _, expected, actual: ChunkDigestMismatch(expected, actual))
+
+_NOTHING: Final = Digests(hashlib.sha256().hexdigest(), hashlib.sha512().hexdigest())
+
+
+def refuse_unless_of_nothing(digests: Digests) -> None:
+    """Check the Content-Digest of a request that brings no bytes; raises DigestMismatch."""
+    for expected, actual, algorithm in zip(digests, _NOTHING, _HTTP.values(), strict=True):
+        if expected not in {None, actual}:
+            raise DigestMismatch(str(expected), str(actual), algorithm)
+
+
+def checksums(digests: Digests, mismatch: Callable[[str, str, str], UploadError]) -> tuple[Checksum, ...]:
+    """What a body must have by these digests; `mismatch` makes the refusal of expected, actual and algorithm."""
+    return tuple(
+        Checksum(
+            name,
+            bytes.fromhex(digest),
+            lambda algorithm, expected, actual: mismatch(expected, actual, _HTTP[algorithm]),
+        )
+        for name, digest in zip(("sha256", "sha512"), digests, strict=True)
+        if digest is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +113,7 @@ class Create:
 
     `ends` says whether the file ends with this request; None when the length alone tells.
     `filename` is clean, None when the request names none; `metadata` and `concat` are raw.
-    `sha256` is what the whole file must have, in hex; `checksum` what this body must have.
+    `digests` are what the whole file must have; `checks` what this body must have.
     A part `is_part`: it serves a later Concatenate and is no upload of its own.
     """
 
@@ -105,32 +125,37 @@ class Create:
     concat: str | None = None
     is_part: bool = False
     brings_bytes: bool = False
-    checksum: Checksum | None = None
-    sha256: str | None = None
+    checks: tuple[Checksum, ...] = ()
+    digests: Digests = UNDECLARED
 
 
 @dataclass(frozen=True, slots=True)
 class Concatenate:
-    """Make an upload of others, its parts, in this order. `keys` are theirs; one may stand there several times."""
+    """Make an upload of others, its parts, in this order. `keys` are theirs; one may stand there several times.
+
+    `digests` are what the whole file must have.
+    """
 
     keys: tuple[str, ...]
     filename: str | None
     content_type: str
     metadata: str | None
     concat: str
+    digests: Digests = UNDECLARED
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
     """Add the body to what is there up to `offset`.
 
-    `length` is the file's, as far as this request tells it; `ends` as in Create.
+    `length` is the file's, as far as this request tells it; `ends`, `checks` and `digests` as in Create.
     """
 
     offset: int
     length: int | None = None
     ends: bool | None = None
-    checksum: Checksum | None = None
+    checks: tuple[Checksum, ...] = ()
+    digests: Digests = UNDECLARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +251,19 @@ def single(headers: Headers, name: str) -> str | None:
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
     return values[0].strip(" \t") if values else None
+
+
+def declared_of_body(headers: Headers) -> Digests:
+    """What the body must have when it is the whole file, so that both fields are about the same bytes.
+
+    Raises:
+        UncheckedDigest, BadRequest: see `declared_digests`; or the two do not agree.
+    """
+    whole = declared_digests("Repr-Digest", headers.getlist("repr-digest"))
+    body = declared_digests("Content-Digest", headers.getlist("content-digest"))
+    if not whole.agrees_with(body):
+        raise BadRequest("Repr-Digest and Content-Digest name different digests for the same bytes")
+    return whole.joined_with(body)
 
 
 def media_type(headers: Headers) -> str:

@@ -23,6 +23,7 @@ from app.errors import (
     UnsupportedMediaType,
     UploadError,
 )
+from app.model import Digests
 from app.protocols import headers as grammar
 from app.protocols import tus
 from app.protocols.intents import (
@@ -30,7 +31,6 @@ from app.protocols.intents import (
     Append,
     Ask,
     Cancel,
-    Checksum,
     Concatenate,
     Create,
     HeaderPairs,
@@ -38,6 +38,8 @@ from app.protocols.intents import (
     Intent,
     Limits,
     State,
+    checksums,
+    declared_of_body,
     media_type,
     single,
 )
@@ -151,8 +153,11 @@ class Resumable:
         kind = described.content_type
         if media_type(self._headers) not in {"", CHUNK}:
             kind = grammar.content_type(single(self._headers, "content-type"))
-        sha256, checksum = self._digests(ends)
-        return Create(length, ends, filename, kind, brings_bytes=True, checksum=checksum, sha256=sha256)
+        # The digest of a body that is the whole file holds for both. As the file's it leaves what arrives of a broken
+        # request usable, so it is taken for that.
+        digests = declared_of_body(self._headers) if ends else self._digests("Repr-Digest")
+        checks = () if ends else checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
+        return Create(length, ends, filename, kind, brings_bytes=True, checks=checks, digests=digests)
 
     def _append(self) -> Append:
         # The drafts up to version 5 had no media type of their own.
@@ -167,10 +172,13 @@ class Resumable:
             ends = True  # the drafts of this version let the last request go without it
         if ends is None:
             raise BadRequest("a PATCH needs Upload-Complete, ?0 or ?1")
-        # What the request that created the upload said of the file, counts: Repr-Digest has no place here. And what
-        # Apple's clients, of the older versions, send as Content-Digest was said of the first body: they repeat it.
-        digest = None if self._older else self._digest("content-digest")
-        return Append(offset, self._length(offset, ends), ends, None if digest is None else Checksum.of_content(digest))
+        if self._headers.getlist("content-range"):
+            raise BadRequest("Upload-Offset says where the body belongs; leave the Content-Range out")
+        # What Apple's clients, of the older versions, send as Content-Digest was said of the first body, which was
+        # the whole file: they repeat it.
+        digests = declared_of_body(self._headers) if self._older else self._digests("Repr-Digest")
+        checks = () if self._older else checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
+        return Append(offset, self._length(offset, ends), ends, checks, digests)
 
     def _length(self, offset: int, ends: bool) -> int | None:
         """The file's length, by its own field or by where the last body ends; both must agree."""
@@ -187,23 +195,8 @@ class Resumable:
             raise TooLarge(end, length)
         return length
 
-    def _digest(self, name: str) -> str | None:
-        return grammar.repr_digests(", ".join(self._headers.getlist(name)))
-
-    def _digests(self, ends: bool) -> tuple[str | None, Checksum | None]:
-        """What the whole file must have, and what this body must have.
-
-        The digest of a body that is the whole file holds for both. As the file's it leaves what
-        arrives of a broken request usable, so it is taken for that.
-        """
-        whole, body = self._digest("repr-digest"), self._digest("content-digest")
-        if body is None:
-            return whole, None
-        if not ends:
-            return whole, Checksum.of_content(body)
-        if whole is not None and whole != body:
-            raise BadRequest("Repr-Digest and Content-Digest name different digests for the same bytes")
-        return body, None
+    def _digests(self, field: str) -> Digests:
+        return grammar.declared_digests(field, self._headers.getlist(field))
 
     def answer(self, intent: Intent, state: State) -> Answer:
         said = self._echo()

@@ -10,13 +10,15 @@ from typing import Final, NamedTuple
 
 from app.errors import (
     BadRequest,
+    ChunkDigestMismatch,
     Forbidden,
+    OffsetMismatch,
     TooLarge,
     UnsupportedMediaType,
     UnsupportedVersion,
     UploadError,
 )
-from app.model import MAX_SIZE
+from app.model import MAX_SIZE, Digests
 from app.protocols import headers as grammar
 from app.protocols.intents import (
     ALGORITHMS,
@@ -33,7 +35,9 @@ from app.protocols.intents import (
     Intent,
     Limits,
     State,
+    checksums,
     media_type,
+    refuse_unless_of_nothing,
     single,
     whole_number,
 )
@@ -111,6 +115,10 @@ class Tus:
             return Ask()
         if single(self._headers, "tus-resumable") != VERSION:
             raise UnsupportedVersion(VERSION)
+        if self._headers.getlist("content-range"):
+            raise BadRequest(
+                "tus says by Upload-Offset and Upload-Length where a body belongs, and has no Content-Range"
+            )
         match self._method:
             case "POST" if (concat := single(self._headers, "upload-concat")) not in {None, "partial"}:
                 return self._concatenate(concat or "")
@@ -135,9 +143,11 @@ class Tus:
         file = described(self._headers)
         filename = None if file.name is None else grammar.safe_filename(file.name)
         brings_bytes = media_type(self._headers) == CHUNK
-        checksum = self._checksum()
+        checks = self._checks()
         if brings_bytes:
             self._refuse_overrun(0, length)
+        else:
+            refuse_unless_of_nothing(self._digests("Content-Digest"))
         return Create(
             length,
             None,
@@ -147,8 +157,8 @@ class Tus:
             concat,
             is_part=concat is not None,
             brings_bytes=brings_bytes,
-            checksum=checksum if brings_bytes else None,
-            sha256=grammar.repr_digests(", ".join(self._headers.getlist("repr-digest"))),
+            checks=checks if brings_bytes else (),
+            digests=self._digests("Repr-Digest"),
         )
 
     def _concatenate(self, concat: str) -> Concatenate:
@@ -171,7 +181,8 @@ class Tus:
             raise BadRequest("Upload-Concat names something that is no upload's URL")
         file = described(self._headers)
         filename = None if file.name is None else grammar.safe_filename(file.name)
-        return Concatenate(keys, filename, file.content_type, file.metadata, concat)
+        refuse_unless_of_nothing(self._digests("Content-Digest"))
+        return Concatenate(keys, filename, file.content_type, file.metadata, concat, self._digests("Repr-Digest"))
 
     def _append(self) -> Append:
         if media_type(self._headers) != CHUNK:
@@ -184,7 +195,7 @@ class Tus:
         if length is not None and length < offset:
             raise BadRequest("Upload-Length is less than Upload-Offset")
         self._refuse_overrun(offset, length)
-        return Append(offset, length, None, self._checksum())
+        return Append(offset, length, None, self._checks(), self._digests("Repr-Digest"))
 
     def _number(self, name: str) -> int | None:
         text = single(self._headers, name)
@@ -203,6 +214,15 @@ class Tus:
         most = self._limits.file_bytes if length is None else length
         if end > most:
             raise TooLarge(end, most)
+
+    def _digests(self, field: str) -> Digests:
+        return grammar.declared_digests(field, self._headers.getlist(field))
+
+    def _checks(self) -> tuple[Checksum, ...]:
+        """What the body of this request must have, in tus' own words and in HTTP's."""
+        checks = checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
+        own = self._checksum()
+        return checks if own is None else (own, *checks)
 
     def _checksum(self) -> Checksum | None:
         raw = single(self._headers, "upload-checksum")
@@ -242,6 +262,8 @@ class Tus:
         said = [_OURS, _FRESH]
         if location is not None:
             said.append(("Location", location))
+        if isinstance(error, OffsetMismatch):  # the client need not ask where to go on
+            said.append(("Upload-Offset", str(error.expected)))
         return said
 
     @property

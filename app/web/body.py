@@ -1,6 +1,7 @@
 """The body of one request: counted, never longer or shorter than declared, never too slow."""
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -8,6 +9,7 @@ from starlette.requests import Request
 
 from app.errors import BadRequest, IncompleteBody, RequestTooLarge, TookTooLong, TooSlow, UnsupportedMediaType
 from app.protocols.headers import content_length
+from app.protocols.intents import Checksum
 
 PACE_SECONDS: Final = 30.0
 """The minimum rate is held over windows of this length, so that a train may pass a tunnel."""
@@ -22,10 +24,13 @@ class Body:
         RequestTooLarge: it is, or proves to be, over `limit` bytes.
         IncompleteBody: the client hung up, or sent another length than it declared.
         TooSlow: fewer than `min_rate` bytes a second arrived for `PACE_SECONDS`.
+        DigestMismatch, ChecksumMismatch: it is whole and fails one of the `checks`.
         TookTooLong: it had not arrived when `timeout` seconds had passed, and up to `PACE_SECONDS` more.
     """
 
-    def __init__(self, request: Request[Any], *, limit: int, min_rate: int, timeout: float) -> None:
+    def __init__(
+        self, request: Request[Any], *, limit: int, min_rate: int, timeout: float, checks: Sequence[Checksum] = ()
+    ) -> None:
         headers = request.headers
         self.declared = content_length(headers.getlist("content-length"))
         if not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
@@ -45,6 +50,7 @@ class Body:
         self._receive = request.receive
         self._limit = limit
         self._ended = False
+        self._checks = [(check, check.hasher()) for check in checks]
         self._pace = _Pace(min_rate, timeout)
 
     def __enter__(self) -> Self:
@@ -70,9 +76,13 @@ class Body:
             if self.received > self._limit:
                 raise RequestTooLarge(self.received, self._limit)
             if block:
+                for _, hasher in self._checks:
+                    hasher.update(block)
                 return block
         if self.declared is not None and self.received != self.declared:
             raise IncompleteBody(self.received, self.declared)
+        for check, hasher in self._checks:
+            check.check(hasher)
         raise StopAsyncIteration
 
 

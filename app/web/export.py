@@ -1,5 +1,6 @@
 """Everything that matches, as a stream in constant memory: CSV for tables, NDJSON for programs."""
 
+import codecs
 import csv
 import io
 import re
@@ -25,23 +26,31 @@ class Export(NamedTuple):
     media_type: str
     head: bytes
     lines: Callable[[Sequence[Upload]], bytes]
+    takes_bom: bool = False
 
     async def stream(
-        self, db: Asks, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
+        self,
+        db: Asks,
+        session_id: str,
+        query: HistoryQuery,
+        left_out: Callable[[int], None],
+        *,
+        with_bom: bool = False,
     ) -> AsyncIterator[bytes]:
         """All matching records, page by page: memory and each query stay small however many there are.
 
         The first page is there when this returns: what fails by then is still a refusal,
-        and not a stream that breaks off. `left_out` is told how many rows are broken.
+        and not a stream that breaks off. `left_out` is told how many rows are broken. With a
+        byte order mark Excel takes the text for UTF-8.
         """
         page = await records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
         left_out(page.skipped)
-        return self._lines_from(page, db, session_id, query, left_out)
+        return self._lines_from(codecs.BOM_UTF8 if with_bom else b"", page, db, session_id, query, left_out)
 
     async def _lines_from(
-        self, page: Page, db: Asks, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
+        self, bom: bytes, page: Page, db: Asks, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
     ) -> AsyncIterator[bytes]:
-        yield self.head + self.lines(page.uploads)
+        yield bom + self.head + self.lines(page.uploads)
         while page.end is not None:
             page = await records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
             left_out(page.skipped)
@@ -77,7 +86,7 @@ def _inert(text: str) -> str:
 EXPORTS: Final = {
     export.name: export
     for export in (
-        Export("csv", "text/csv; charset=utf-8; header=present", _table([_COLUMNS]), _csv),
+        Export("csv", "text/csv; charset=utf-8; header=present", _table([_COLUMNS]), _csv, takes_bom=True),
         Export("ndjson", "application/x-ndjson", b"", _ndjson),
     )
 }

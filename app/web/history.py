@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from app import records, usage
 from app.errors import BadCursor, BadQuery, NotFound
 from app.model import (
+    MAX_FILENAME_BYTES,
     MAX_SIZE,
     MAX_TIME_US,
     HistoryQuery,
@@ -24,6 +25,7 @@ from app.model import (
     microseconds,
     rfc3339,
 )
+from app.protocols.headers import attachment, searched_name
 from app.signing import Signer
 from app.web.export import EXPORTS, Export
 from app.web.services import Services
@@ -32,10 +34,12 @@ from app.web.session import caller_of
 HISTORY: Final = "/api/ingestion/history"
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
+_MAX_FILTER_CHARACTERS: Final = 1024  # as a path may be that a client calls its file by
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _JSON: Final = "application/json"
 
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2}))?", re.ASCII)
+_SPACED_ZONE = re.compile(r" (?=\d{2}:\d{2}\Z)")
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _WEIGHT = re.compile(r"[Qq]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -50,6 +54,7 @@ class Asked(NamedTuple):
     after: Position | None
     with_total: bool
     export: Export | None
+    with_bom: bool
 
 
 async def list_page(request: Request[Services]) -> Response:
@@ -60,8 +65,11 @@ async def list_page(request: Request[Services]) -> Response:
     asked = parse(request, session_id)
     headers = {**_NO_STORE, "Vary": "Accept"}
     if asked.export is not None:
+        headers["Content-Disposition"] = attachment(f"history.{asked.export.name}")
         lines = (
-            _nothing() if request.method == "HEAD" else await asked.export.stream(db, session_id, asked.query, left_out)
+            _nothing()
+            if request.method == "HEAD"
+            else await asked.export.stream(db, session_id, asked.query, left_out, with_bom=asked.with_bom)
         )
         return StreamingResponse(lines, headers=headers, media_type=asked.export.media_type)
     page = await records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
@@ -151,6 +159,7 @@ def parse(request: Request[Any], session_id: str) -> Asked:
     limit = given.one("limit", _limit, f"a whole number from 1 to {MAX_LIMIT}") or DEFAULT_LIMIT
     with_total = given.one("count", _flag, "true or false") or False
     format_ = given.one("format", _format, f"json or {' or '.join(EXPORTS)}")
+    with_bom = given.one("bom", _flag, "true or false") or False
     cursor = given.one("cursor", str, "the next_cursor of the page before")
     given.refuse_others()
     if query.from_us is not None and query.to_us is not None and query.from_us >= query.to_us:
@@ -163,7 +172,9 @@ def parse(request: Request[Any], session_id: str) -> Asked:
     export = EXPORTS.get(format_) if format_ is not None else _accepted(request)
     if export is not None and cursor is not None:
         raise BadQuery("cursor", f"no cursor with {export.name}, which holds everything that matches")
-    return Asked(query, limit, after, with_total, export)
+    if with_bom and (export is None or not export.takes_bom):
+        raise BadQuery("bom", "a byte order mark for format=csv alone")
+    return Asked(query, limit, after, with_total, export, with_bom)
 
 
 def _parameters(request: Request[Any]) -> list[tuple[str, str]]:
@@ -205,6 +216,8 @@ class _Parameters:
 
 
 def _moment(text: str) -> int:
+    if len(text) > len("2026-11-22T"):
+        text = _SPACED_ZONE.sub("+", text)  # a `+` that was not escaped; nothing else can be meant there
     if _MOMENT.fullmatch(text) is None:
         raise ValueError
     fraction = re.search(r"\.(\d+)", text)
@@ -218,7 +231,8 @@ def _moment(text: str) -> int:
 
 
 def _filename(text: str) -> str:
-    if not 0 < len(text) <= 255 or "\0" in text:
+    text = searched_name(text) if len(text) <= _MAX_FILTER_CHARACTERS else text
+    if not 0 < len(text) <= MAX_FILENAME_BYTES or "\0" in text:
         raise ValueError
     return text
 

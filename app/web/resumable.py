@@ -102,12 +102,12 @@ async def _begin(request: Request[Services], protocol: Protocol) -> Response:
 def _is_ordinary(request: Request[Services], voice: Speaker, intent: Create) -> bool:
     """Whether the file comes whole, from a client that would not learn in time where it could go on."""
     length_is_checked = intent.length is None or "content-length" in request.headers
-    return intent.ends is True and length_is_checked and intent.checksum is None and not voice.hears_interim
+    return intent.ends is True and length_is_checked and not intent.checks and not voice.hears_interim
 
 
 async def _receive_whole(request: Request[Services], voice: Speaker, intent: Create) -> Response:
     """An ordinary upload, with the protocol's words on its answer."""
-    upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, sha256=intent.sha256)
+    upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, digests=intent.digests)
     here, now_us = upload.links["self"], request.state["now_us"]()
     state = State(here, upload.size, upload.size, completed=True, at_us=now_us, record=here, sha256=upload.sha256)
     exchange_of(request.scope).notes["uploads"] = [upload.id]
@@ -115,7 +115,7 @@ async def _receive_whole(request: Request[Services], voice: Speaker, intent: Cre
 
 
 async def _create(request: Request[Services], voice: Speaker, intent: Create, protocol: Protocol) -> Response:
-    body = uploads.body_of(request) if intent.brings_bytes else None
+    body = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
     made, key = await request.state["resumes"].create(
         caller_of(request).visitor(),
         protocol=protocol,
@@ -125,7 +125,7 @@ async def _create(request: Request[Services], voice: Speaker, intent: Create, pr
         metadata=intent.metadata,
         concat=intent.concat,
         is_part=intent.is_part,
-        sha256=intent.sha256,
+        sha256=intent.digests.sha256,
     )
     # Whatever becomes of the body, the client can go on from here.
     with _refusing_as(voice, location=_url_of(key)):
@@ -151,7 +151,7 @@ async def _append(request: Request[Services], voice: Speaker, intent: Append) ->
     if caller_of(request).recognised is not None:
         limits.tell(request)
     key = request.path_params["key"]
-    grown = await _receive(request, voice, intent, uploads.body_of(request), key, _opener(request))
+    grown = await _receive(request, voice, intent, uploads.body_of(request, intent.checks), key, _opener(request))
     return _answer(request, voice, intent, grown, key)
 
 
@@ -164,23 +164,18 @@ async def _receive(
     """
     resumes = request.state["resumes"]
     offset = intent.offset if isinstance(intent, Append) else 0
-    hasher = intent.checksum.hasher() if intent.checksum is not None else None
     appending = resumes.append(
-        key, opener, offset=offset, declared=body.declared, length=intent.length, checked=hasher is not None
+        key, opener, offset=offset, declared=body.declared, length=intent.length, checked=bool(intent.checks)
     )
     try:
         async with appending:
             with body:
                 told = offset
                 async for block in body:
-                    if hasher is not None:
-                        hasher.update(block)
                     await appending.write(block)
                     if appending.durable > told:
                         told = appending.durable
                         _say_before(request, voice.progress(told))
-            if intent.checksum is not None and hasher is not None:
-                intent.checksum.check(hasher)
             # Where nobody says what ends the file its length does, and `keep` sees to that.
             return await (appending.complete() if intent.ends else appending.keep())
     except (TooSlow, RateLimited) as error:

@@ -1,6 +1,6 @@
 """One request, whole files: form POST, raw PUT and POST."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -9,17 +9,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.claims import Asked
-from app.errors import BadRequest, NotFound, TooLarge
-from app.model import Protocol, Upload
+from app.errors import BadRequest, DigestMismatch, NotFound, TooLarge, UnsupportedMediaType
+from app.model import Digests, Protocol, Upload
 from app.protocols.form import FormDecoder, PartBegin, PartData
 from app.protocols.headers import (
     content_type,
+    declared_digests,
     digest_field,
     disposition_filename,
     idempotency_key,
-    repr_digests,
     safe_filename,
+    whole_range,
 )
+from app.protocols.intents import Checksum, checksums, declared_of_body, media_type
 from app.web import limits
 from app.web.body import Body
 from app.web.exchange import exchange_of
@@ -28,6 +30,9 @@ from app.web.session import caller_of
 
 _JSON: Final = "application/json"
 _FORM: Final = "multipart/form-data"
+_URLENCODED: Final = "application/x-www-form-urlencoded"
+_PLAIN_FORMS: Final = {_URLENCODED, "text/plain"}
+"""What a browser makes of a form that says no enctype, or this one: names without their files."""
 UPLOADS: Final = "/api/ingestion/uploads"
 MAX_FIELDS: Final = 1000
 """So many parts of a form may be plain fields, beside its files."""
@@ -37,10 +42,13 @@ async def post(request: Request[Services]) -> Response:
     """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
     limits.tell(request)
     kind = _single(request, "content-type") or ""
-    if kind.partition(";")[0].strip().lower() == _FORM:
+    essence = kind.partition(";")[0].strip().lower()
+    if essence == _FORM:
         most = request.state["settings"].max_files_per_request + MAX_FIELDS
         return await _receive_form(request, FormDecoder(kind, max_parts=most))
     disposition = _single(request, "content-disposition")
+    if essence in _PLAIN_FORMS and disposition is None and _is_navigation(request, essence):
+        raise UnsupportedMediaType('a form that sends files needs enctype="multipart/form-data"')
     filename = disposition_filename(disposition) if disposition is not None else None
     return await _receive_raw(request, safe_filename(filename or ""))
 
@@ -48,9 +56,19 @@ async def post(request: Request[Services]) -> Response:
 async def put_file(request: Request[Services]) -> Response:
     """PUT /api/ingestion/uploads/{filename}: the body is the file."""
     limits.tell(request)
-    if "content-range" in request.headers:
-        raise BadRequest("a Content-Range makes the body a fragment; send the whole file")
+    if media_type(request.headers) == _FORM:
+        raise UnsupportedMediaType("a form goes by POST to the collection; a PUT's body is the file itself")
     return await _receive_raw(request, filename_of(request))
+
+
+def _is_navigation(request: Request[Any], essence: str) -> bool:
+    """Whether a browser sends its page's own form, by what it says of that or, an old one, by what it takes."""
+    mode = request.headers.get("sec-fetch-mode")
+    if mode is not None or essence != _URLENCODED:
+        return bool(mode == "navigate")
+    return not any(name.startswith("sec-fetch-") for name in request.headers) and bool(
+        request.headers.get("accept", "").lstrip(" \t").lower().startswith("text/html")
+    )
 
 
 def filename_of(request: Request[Any]) -> str:
@@ -74,16 +92,22 @@ async def options(request: Request[Services]) -> Response:
 
 
 async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Response:
-    with body_of(request) as body:
+    if "repr-digest" in request.headers:
+        raise BadRequest("a form's Repr-Digest would be that of no file; a part's own headers may have one")
+    whole = _whole_size(request)
+    digests = declared_digests("Content-Digest", request.headers.getlist("content-digest"))
+    with body_of(request, checks=checksums(digests, DigestMismatch)) as body:
         uploads = await _once(
             request,
             lambda: Asked(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
-            lambda claim: _land_form(request, decoder, body, claim),
+            lambda claim: _land_form(request, decoder, body, claim, whole),
         )
     return _created(request, uploads, to_json({"items": uploads}))
 
 
-async def _land_form(request: Request[Services], decoder: FormDecoder, body: Body, claim: str | None) -> list[Upload]:
+async def _land_form(
+    request: Request[Services], decoder: FormDecoder, body: Body, claim: str | None, whole: int | None
+) -> list[Upload]:
     landing = request.state["ingest"].request(
         visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared, claim=claim
     )
@@ -92,7 +116,7 @@ async def _land_form(request: Request[Services], decoder: FormDecoder, body: Bod
             for event in decoder.feed(block):
                 if isinstance(event, PartBegin):
                     if event.filename is not None:
-                        await landing.begin_file(event.filename, event.content_type)
+                        await landing.begin_file(event.filename, event.content_type, digests=event.digests)
                 elif not landing.receiving:
                     continue  # a plain field: ignored
                 elif isinstance(event, PartData):
@@ -100,41 +124,52 @@ async def _land_form(request: Request[Services], decoder: FormDecoder, body: Bod
                 else:
                     await landing.end_file()
         decoder.finish()
+        _refuse_fragment(whole, landing.sizes)
         return await landing.publish()
 
 
 async def _receive_raw(request: Request[Services], filename: str) -> Response:
-    expected = _declared_digest(request)
+    digests = declared_of_body(request.headers)
     kind = content_type(_single(request, "content-type"))
-    upload = await receive(request, filename, kind, sha256=expected)
+    upload = await receive(request, filename, kind, digests=digests)
     return _created(request, [upload], upload.as_json())
 
 
-async def receive(request: Request[Services], filename: str, kind: str, *, sha256: str | None) -> Upload:
-    """Take the body as a file, which must have that digest if one is given; once, if the request has a key."""
+async def receive(request: Request[Services], filename: str, kind: str, *, digests: Digests) -> Upload:
+    """Take the body as a file, which must have these digests; once, if the request has a key."""
+    whole = _whole_size(request)
     with body_of(request) as body:
         limit = request.state["settings"].max_file_size
         if body.declared is not None and body.declared > limit:
             raise TooLarge(body.declared, limit)
+        if body.declared is not None:
+            _refuse_fragment(whole, [body.declared])
         [upload] = await _once(
             request,
-            lambda: Asked(Protocol.RAW, kind, filename, body.declared, sha256=sha256),
-            lambda claim: _land_raw(request, body, claim, filename, kind, sha256),
+            lambda: Asked(Protocol.RAW, kind, filename, body.declared, sha256=digests.sha256),
+            lambda claim: _land_raw(request, body, claim, filename, kind, digests, whole),
         )
     return upload
 
 
 async def _land_raw(
-    request: Request[Services], body: Body, claim: str | None, filename: str, kind: str, sha256: str | None
+    request: Request[Services],
+    body: Body,
+    claim: str | None,
+    filename: str,
+    kind: str,
+    digests: Digests,
+    whole: int | None,
 ) -> list[Upload]:
     landing = request.state["ingest"].request(
         visitor=caller_of(request).visitor(), protocol=Protocol.RAW, declared=body.declared, claim=claim
     )
     async with landing:
-        await landing.begin_file(filename, kind, sha256=sha256)
+        await landing.begin_file(filename, kind, digests=digests)
         async for block in body:
             await landing.write(block)
         await landing.end_file()
+        _refuse_fragment(whole, landing.sizes)
         return await landing.publish()
 
 
@@ -157,11 +192,25 @@ async def _once(
         return await land(begun.id)
 
 
-def body_of(request: Request[Services]) -> Body:
+def body_of(request: Request[Services], checks: Sequence[Checksum] = ()) -> Body:
     """The request's body under the service's bounds; see Body for what it refuses."""
     settings = request.state["settings"]
     timeout = settings.request_timeout.total_seconds()
-    return Body(request, limit=settings.max_request_size, min_rate=settings.min_upload_rate, timeout=timeout)
+    return Body(
+        request, limit=settings.max_request_size, min_rate=settings.min_upload_rate, timeout=timeout, checks=checks
+    )
+
+
+def _whole_size(request: Request[Any]) -> int | None:
+    """The size that a Content-Range gives the file of this request; None when there is none."""
+    value = _single(request, "content-range")
+    return None if value is None else whole_range(value)
+
+
+def _refuse_fragment(whole: int | None, sizes: list[int]) -> None:
+    """Refuse what is not the one whole file that the request's Content-Range speaks of."""
+    if whole is not None and sizes != [whole]:
+        raise BadRequest(f"the Content-Range speaks of one file of {whole} bytes, and the request has another content")
 
 
 def _single(request: Request[Any], name: str) -> str | None:
@@ -170,18 +219,6 @@ def _single(request: Request[Any], name: str) -> str | None:
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
     return values[0] if values else None
-
-
-def _declared_digest(request: Request[Any]) -> str | None:
-    """The SHA-256 that the body must have, if the client says one; two fields must agree."""
-    declared = {
-        digest
-        for field in ("repr-digest", "content-digest")
-        if (value := ", ".join(request.headers.getlist(field))) and (digest := repr_digests(value)) is not None
-    }
-    if len(declared) > 1:
-        raise BadRequest("Repr-Digest and Content-Digest name different digests for the same bytes")
-    return declared.pop() if declared else None
 
 
 def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Response:

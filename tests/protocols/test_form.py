@@ -262,6 +262,13 @@ CLIENTS = {
     ".NET": [
         (b"form-data; name=f; filename=a.txt; filename*=utf-8''a.txt", "a.txt"),
         (b"form-data; name=f; filename=\"a b.txt\"; filename*=utf-8''a%20b.txt", "a b.txt"),
+        (b"form-data; name=f; filename=\"r?sum?.pdf\"; filename*=UTF-8''r%C3%A9sum%C3%A9.pdf", "résumé.pdf"),
+        (b"form-data; name=f; filename=\"r__sum__.pdf\"; filename*=UTF-8''r%C3%A9sum%C3%A9.pdf", "résumé.pdf"),
+        (
+            b"form-data; name=f; filename=\"r\xe9sum? (1).pdf\"; filename*=UTF-8''r%C3%A9sum%E4%BD%A0%20(1).pdf",
+            "résum你 (1).pdf",
+        ),
+        (b"form-data; name=f; filename=\"??.png\"; filename*=UTF-8''%F0%9F%98%80.png", "😀.png"),
         (
             b'form-data; name=f; filename="=?utf-8?B?c3BlY2lhbOKCrGZpbGVuYW1l?="; '
             b"filename*=utf-8''special%E2%82%ACfilename",
@@ -293,7 +300,10 @@ def test_every_client_means_a_name(disposition, name):
         b'form-data; name="f"; filename="x"; FILENAME=y', b'form-data; name="f" filename="x"',
         b'form-data; name="f"; filename="a"b"', b'form-data; name="\xff"', b"form-data; name=\xc3\xbc",
         b"form-data; name=f; filename*=UTF-8''x", b"form-data; name=f; filename=x; filename*=UTF-8''y",
-        b"form-data; name=f; filename=\"\"; filename*=UTF-8''y", b"form-data; name=f; filename=x; filename*=x",
+        b"form-data; name=f; filename=\"\"; filename*=UTF-8''y",
+        b"form-data; name=f; filename=\"r?sum?.exe\"; filename*=UTF-8''r%C3%A9sum%C3%A9.pdf",
+        b"form-data; name=f; filename=\"?eport.pdf\"; filename*=UTF-8''report.pdf",
+        b"form-data; name=f; filename=x; filename*=x",
         b"form-data; name=f; filename=\"=?utf-8?B?eg==?=\"; filename*=utf-8''y", b'form-data; name="f"; filename',
         b"form-data; name=f; filename=x; filename*=ISO-8859-1''x",
     ],

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.errors import BadFilename, BadRequest, RangeNotSatisfiable
-from app.model import MAX_TIME_US, Protocol, Status, Upload
+from app.errors import BadFilename, BadRequest, RangeNotSatisfiable, UncheckedDigest
+from app.model import MAX_TIME_US, Digests, Protocol, Status, Upload
 from app.protocols.headers import (
     attachment,
     byte_ranges,
     content_length,
     content_type,
+    declared_digests,
     digest_field,
     disposition_filename,
     etag,
@@ -23,9 +24,10 @@ from app.protocols.headers import (
     matches,
     parameters,
     parse_http_date,
-    repr_digests,
     request_id,
     safe_filename,
+    searched_name,
+    whole_range,
 )
 from tests.strategies import filenames
 
@@ -63,10 +65,13 @@ LATIN_1 = st.text(st.characters(codec="latin-1"), max_size=60)
         ("a ", "a"),
         ("trailing.", "trailing."),
         ("x\u202egpj.exe", "xgpj.exe"),
-        ("a\u200b\u200c\u200d\ufeff\u2060\u2066\u061cb", "ab"),
+        ("a\u200b\ufeff\u2060\u2066\u061cb", "ab"),
+        ("خانه\u200cها.txt", "خانه\u200cها.txt"),
+        ("👨\u200d👩\u200d👧.png", "👨\u200d👩\u200d👧.png"),
+        ("\u200d\u200c", "unnamed"),
         (" \u200e a", "a"),
         ("cafe\u0301", "caf\u00e9"),
-        ("cafe\u200d\u0301", "caf\u00e9"),
+        ("cafe\u200b\u0301", "caf\u00e9"),
         ("CON", "CON"),
         ("NUL.txt", "NUL.txt"),
         ("a:b", "a:b"),
@@ -139,6 +144,22 @@ def record_with(*, filename="a", content_type="text/plain"):
     )  # fmt: skip
 
 
+@given(st.text(min_size=1))
+@example("photos/\u200f \u0061\u030a\u200c")
+def test_a_name_is_found_by_a_search_for_what_was_sent(raw):
+    try:
+        name = safe_filename(raw)
+    except BadFilename:
+        return
+    if name != "unnamed":
+        assert searched_name(raw) == name
+
+
+@pytest.mark.parametrize("text", [".", "..", " ", "/", "\u200f"])
+def test_a_search_for_what_no_name_is_stays_as_it_is(text):
+    assert searched_name(text) == text
+
+
 # Content-Disposition
 
 
@@ -163,6 +184,8 @@ def record_with(*, filename="a", content_type="text/plain"):
         ("attachment; filename=\"EURO.txt\"; filename*=UTF-8''%e2%82%ac.txt", "€.txt"),
         ("attachment; filename*=UTF-8''%e2%82%ac.txt; filename=\"EURO.txt\"", "€.txt"),
         ("attachment; filename=\"\xff\"; filename*=UTF-8''a", "a"),
+        ("attachment; filename*=UTF-8''report%20(1).pdf", "report (1).pdf"),
+        ("attachment; filename*=UTF-8''it's*.pdf; size=3", "it's*.pdf"),
         ('attachment; filename="{}"'.format("日本.txt".encode().decode("latin-1")), "日本.txt"),
     ],
 )
@@ -318,16 +341,23 @@ HELLO_BASE64 = b64encode(sha256(b"hello").digest()).decode()
 @pytest.mark.parametrize(
     ("value", "digest"),
     [
-        (f"sha-256=:{HELLO_BASE64}:", HELLO),
-        (f"  sha-512=:AAAA:,sha-256=:{HELLO_BASE64}:;x=1  ", HELLO),
-        (f"sha-256=:{'A' * 43}=:, sha-256=:{HELLO_BASE64}:", HELLO),
-        ("sha-512=:AAAA:", None),
-        ("md5=:AAAA:, unixsum=1, x;y=2, z=(1 2)", None),
-        ("", None),
+        (f"sha-256=:{HELLO_BASE64}:", Digests(HELLO)),
+        (f"  md5=:AAAA:,sha-256=:{HELLO_BASE64}:;x=1  ", Digests(HELLO)),
+        (f"sha-256=:{'A' * 43}=:, sha-256=:{HELLO_BASE64}:", Digests(HELLO)),
+        (f"sha-512=:{'A' * 86}==:", Digests(None, "00" * 64)),
+        (f"sha-512=:{'A' * 86}==:, sha-256=:{HELLO_BASE64}:", Digests(HELLO, "00" * 64)),
+        ("", Digests()),
     ],
 )
-def test_a_digest_field_declares_a_sha_256_or_not(value, digest):
-    assert repr_digests(value) == digest
+def test_a_digest_field_declares_what_is_checked(value, digest):
+    assert declared_digests("Repr-Digest", [value]) == digest
+
+
+@pytest.mark.parametrize("value", ["md5=:AAAA:, unixsum=1, x;y=2, z=(1 2)", "sha-384=:AAAA:"])
+def test_a_digest_field_that_names_nothing_to_check_is_refused_with_what_is_wanted(value):
+    with pytest.raises(UncheckedDigest) as refused:
+        declared_digests("Repr-Digest", [value])
+    assert refused.value.headers == {"Want-Repr-Digest": "sha-256=10, sha-512=5"}
 
 
 @pytest.mark.parametrize(
@@ -336,26 +366,52 @@ def test_a_digest_field_declares_a_sha_256_or_not(value, digest):
         HELLO, f"sha-256={HELLO}", f"sha-256={HELLO_BASE64}", f"SHA-256=:{HELLO_BASE64}:", "sha-256", "sha-256=?1",
         "sha-256=1", f'sha-256="{HELLO_BASE64}"', f"sha-256=(:{HELLO_BASE64}:)", "sha-256=::", "sha-256=:AAAA:",
         f"sha-256=:{HELLO_BASE64}", f"sha-256=:{HELLO_BASE64}:,", f"sha-256=:{HELLO_BASE64}: x", "sha-256=:!!!!:",
-        f"sha-256=:{'A' * 88}:", f"sha-512=:AAAA: sha-256=:{HELLO_BASE64}:", "\xff", "sha-512=:AAAA:, " * 500 + "x",
+        f"sha-256=:{'A' * 88}:", "sha-512=:AAAA:", f"sha-512=:AAAA: sha-256=:{HELLO_BASE64}:", "\xff",
+        "sha-512=:AAAA:, " * 500 + "x",
     ],
 )  # fmt: skip
 def test_a_digest_field_that_cannot_be_read_is_refused(value):
     with pytest.raises(BadRequest):
-        repr_digests(value)
+        declared_digests("Repr-Digest", [value])
 
 
 @given(st.binary(min_size=32, max_size=32))
 def test_a_digest_comes_back_from_its_field(digest):
-    assert repr_digests(digest_field(digest.hex())) == digest.hex()
+    assert declared_digests("Repr-Digest", [digest_field(digest.hex())]) == Digests(digest.hex())
 
 
 @given(LATIN_1)
 def test_a_digest_field_is_understood_or_refused(value):
     try:
-        digest = repr_digests(value)
+        sha256, sha512 = declared_digests("Repr-Digest", [value])
     except BadRequest:
         return
-    assert digest is None or len(digest) == 64
+    assert sha256 is None or len(sha256) == 64
+    assert sha512 is None or len(sha512) == 128
+
+
+@pytest.mark.parametrize(("value", "size"), [("bytes 0-11/12", 12), ("Bytes  0-0/1", 1)])
+def test_a_content_range_may_be_the_whole(value, size):
+    assert whole_range(value) == size
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "bytes 0-5/12",
+        "bytes 6-11/12",
+        "bytes 0-5/*",
+        "bytes */0",
+        "bytes */12",
+        "bytes 0-11",
+        "0-11/12",
+        "bytes=0-11/12",
+        "",
+    ],
+)
+def test_a_content_range_of_a_fragment_is_refused(value):
+    with pytest.raises(BadRequest):
+        whole_range(value)
 
 
 # Ranges

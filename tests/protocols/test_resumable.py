@@ -25,7 +25,7 @@ from app.errors import (
     UnsupportedMediaType,
     UploadError,
 )
-from app.model import MAX_SIZE, Protocol
+from app.model import MAX_SIZE, Digests, Protocol
 from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limits, State
 from app.protocols.resumable import VERSIONS, Resumable, boolean, integer, options
 from app.protocols.spoken import speaker, spoken
@@ -193,6 +193,7 @@ def test_the_length_is_what_is_said_or_where_the_last_body_ends(fields, length):
         ({"upload_metadata": ",,"}, BadRequest),
         ({"upload_metadata": "filename /w=="}, BadFilename),
         ({"repr_digest": "sha-256=:AAAA:"}, BadRequest),
+        ({"repr_digest": "md5=:AAAA:"}, BadRequest),
         ({"repr_digest": WHOLE, "content_digest": WHOLE.replace("LPJN", "AAAA")}, BadRequest),
     ],
 )
@@ -227,19 +228,18 @@ def test_the_file_is_described_by_http_or_else_as_tus_clients_do(fields, filenam
         ({"repr_digest": WHOLE}, HELLO, None),
         ({"content_digest": WHOLE}, HELLO, None),
         ({"repr_digest": WHOLE, "content_digest": WHOLE}, HELLO, None),
-        ({"repr_digest": "md5=:AAAA:"}, None, None),
         ({"content_digest": WHOLE, "upload_complete": "?0"}, None, HELLO),
         ({"repr_digest": WHOLE, "content_digest": WHOLE, "upload_complete": "?0"}, HELLO, HELLO),
     ],
 )
 def test_a_digest_holds_for_the_file_or_for_the_body(fields, whole, body):
     intent = create(**fields)
-    assert intent.sha256 == whole
-    assert (intent.checksum and intent.checksum.digest.hex()) == body
+    assert intent.digests.sha256 == whole
+    assert [check.digest.hex() for check in intent.checks] == ([] if body is None else [body])
 
 
 def test_the_digest_of_a_body_refuses_other_bytes():
-    checksum = append(content_digest=WHOLE).checksum
+    [checksum] = append(content_digest=WHOLE).checks
     hasher = checksum.hasher()
     hasher.update(b"hello")
     checksum.check(hasher)
@@ -263,7 +263,8 @@ def test_the_digest_of_a_body_refuses_other_bytes():
         ({"upload_complete": "?1", "content_length": "3"}, Append(7, 10, True)),
         ({"upload_complete": "?1", "content_length": "0"}, Append(7, 7, True)),
         ({"upload_complete": "?1", "content_length": "3", "upload_length": "10"}, Append(7, 10, True)),
-        ({"repr_digest": "?", "content_disposition": ";", "upload_metadata": ","}, Append(7, None, False)),
+        ({"content_disposition": ";", "upload_metadata": ","}, Append(7, None, False)),
+        ({"repr_digest": WHOLE}, Append(7, None, False, (), Digests(HELLO))),
     ],
 )
 def test_a_patch_appends(fields, intent):
@@ -288,6 +289,9 @@ def test_a_patch_appends(fields, intent):
         ({"content_length": "994"}, TooLarge),
         ({"upload_offset": "1001"}, TooLarge),
         ({"content_digest": "sha-256=:AAAA:"}, BadRequest),
+        ({"content_digest": "md5=:AAAA:"}, BadRequest),
+        ({"repr_digest": "md5=:AAAA:"}, BadRequest),
+        ({"content_range": "bytes 7-9/10"}, BadRequest),
     ],
 )
 def test_a_patch_that_cannot_fit_is_refused(fields, refusal):
@@ -340,10 +344,12 @@ def test_whoever_asks_must_not_tell(name, version):
         read("HEAD", version, **{name: "5"})
 
 
-def test_what_an_iphone_repeats_of_its_first_request_is_overlooked():
-    said = {"repr_digest": "xxh64=:2Dw7zeWSRAI=:", "content_digest": WHOLE, "upload_length": "1000"}
+def test_what_an_iphone_repeats_of_its_first_request_is_said_of_the_file():
+    said = {"content_digest": WHOLE, "upload_length": "1000"}
     assert read("HEAD", 6, **said, content_type="video/mp4", content_length="0") == Ask()
-    assert append(6, **said, upload_offset="900", upload_complete="?1", content_length="100") == Append(900, 1000, True)
+    assert append(6, **said, upload_offset="900", upload_complete="?1", content_length="100") == Append(
+        900, 1000, True, (), Digests(HELLO)
+    )
 
 
 def test_what_the_draft_does_not_have_is_refused():

@@ -13,6 +13,7 @@ from app.errors import (
     BadFilename,
     BadRequest,
     ChecksumMismatch,
+    DigestMismatch,
     Forbidden,
     Gone,
     OffsetMismatch,
@@ -21,7 +22,7 @@ from app.errors import (
     UnsupportedVersion,
     UploadError,
 )
-from app.model import MAX_SIZE, Protocol
+from app.model import MAX_SIZE, Digests, Protocol
 from app.protocols.intents import ALGORITHMS, Append, Ask, Cancel, Concatenate, Create, Limits, State
 from app.protocols.spoken import spoken
 from app.protocols.tus import EXTENSIONS, MAX_METADATA_CHARACTERS, MAX_PARTS, Tus, metadata, method, options
@@ -150,6 +151,8 @@ def test_the_length_may_follow_later():
         ({"upload_length": "5", "upload_metadata": f"filename {base64(bytes([0xFF]))}"}, BadFilename),
         ({"upload_length": "5", "upload_checksum": "sha9 AAAA"}, BadRequest),
         ({"upload_length": "5", "repr_digest": "sha-256=:AAAA:"}, BadRequest),
+        ({"upload_length": "5", "content_digest": "md5=:AAAA:"}, BadRequest),
+        ({"upload_length": "5", "content_range": "bytes 0-4/5"}, BadRequest),
     ],
 )
 def test_a_creation_that_contradicts_itself_is_refused(fields, refusal):
@@ -198,7 +201,31 @@ def test_a_creation_brings_bytes_when_its_content_type_says_so(fields, brings_by
 
 def test_a_creation_may_say_the_digest_of_the_whole():
     digest = hashlib.sha256(b"x").digest()
-    assert read("POST", upload_length="1", repr_digest=f"sha-256=:{base64(digest)}:").sha256 == digest.hex()
+    declared = f"sha-256=:{base64(digest)}:"
+    for fields in ({"upload_length": "1"}, {"upload_length": "1", "upload_concat": "partial"},
+                   {"upload_concat": f"final;{'k' * 22}"}):  # fmt: skip
+        assert read("POST", repr_digest=declared, **fields).digests == Digests(digest.hex())
+    assert read("PATCH", content_type=CHUNK, upload_offset="0", repr_digest=declared).digests.sha256 == digest.hex()
+
+
+@pytest.mark.parametrize("fields", [{"upload_length": "1"}, {"upload_concat": f"final;{'k' * 22}"}])
+def test_the_digest_of_a_body_that_does_not_come_is_that_of_no_bytes(fields):
+    nothing, other = (f"sha-256=:{base64(hashlib.sha256(content).digest())}:" for content in (b"", b"x"))
+    assert read("POST", content_digest=nothing, **fields)
+    with pytest.raises(DigestMismatch):
+        read("POST", content_digest=other, **fields)
+
+
+def test_the_digest_of_a_body_holds_for_the_right_bytes_alone():
+    declared = f"sha-512=:{base64(hashlib.sha512(b'x').digest())}:"
+    for verb, fields in (("POST", {"upload_length": "2"}), ("PATCH", {"upload_offset": "0"})):
+        [check] = read(verb, content_type=CHUNK, content_digest=declared, **fields).checks
+        right, wrong = check.hasher(), check.hasher()
+        right.update(b"x")
+        check.check(right)
+        with pytest.raises(DigestMismatch) as refused:
+            check.check(wrong)
+        assert refused.value.members["algorithm"] == "sha-512"
 
 
 # Metadata
@@ -312,7 +339,7 @@ def digest_of(algorithm, content):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_checksum_holds_for_the_right_bytes_alone(algorithm):
     declared = f"{algorithm} {base64(digest_of(algorithm, b'hello world'))}"
-    checksum = read("PATCH", content_type=CHUNK, upload_offset="0", upload_checksum=declared).checksum
+    checksum = read("PATCH", content_type=CHUNK, upload_offset="0", upload_checksum=declared).checks[0]
     hasher = checksum.hasher()
     hasher.update(b"hello")
     hasher.update(memoryview(b" world"))
@@ -341,8 +368,8 @@ def test_a_checksum_that_cannot_be_read_is_refused(declared):
 
 def test_a_creation_without_bytes_has_nothing_to_check():
     declared = "sha1 2jmj7l5rSw0yVb/vlWAYkK/YBwk="
-    assert read("POST", upload_length="5", upload_checksum=declared).checksum is None
-    assert read("POST", upload_length="5", upload_checksum=declared, content_type=CHUNK).checksum is not None
+    assert read("POST", upload_length="5", upload_checksum=declared).checks == ()
+    assert read("POST", upload_length="5", upload_checksum=declared, content_type=CHUNK).checks != ()
 
 
 # Concatenation
@@ -444,9 +471,14 @@ def test_an_answer_says_what_its_request_asked_for(intent, state, status, header
     assert len(dict(answer.headers)) == len(answer.headers)
 
 
-@pytest.mark.parametrize("error", [OffsetMismatch(3, 4), Gone(), UnsupportedVersion("1.0.0"), BadRequest("x")])
+@pytest.mark.parametrize("error", [Gone(), UnsupportedVersion("1.0.0"), BadRequest("x")])
 def test_a_refusal_says_the_version_and_no_offset(error):
     assert dict(Tus("HEAD", sent(), LIMITS).refusal(error)) == {**VERSION, "Cache-Control": "no-store"}
+
+
+def test_a_refused_offset_comes_with_the_one_to_go_on_from():
+    headers = Tus("PATCH", sent(), LIMITS).refusal(OffsetMismatch(3, 4))
+    assert dict(headers) == {**VERSION, "Cache-Control": "no-store", "Upload-Offset": "3"}
 
 
 def test_a_creation_whose_bytes_are_refused_still_says_where_the_upload_is():

@@ -1,5 +1,6 @@
 """Everything that matches, as a stream: CSV and NDJSON, who asks for them and what they cost."""
 
+import codecs
 import csv
 import io
 import json
@@ -107,6 +108,17 @@ async def test_a_stream_holds_what_all_pages_hold(service: Service, filters: str
             assert told[key] == (item[key] or "")
         assert told["error_code"] == (item["error"]["code"] if item["error"] else "")
         assert told["error_detail"] == ("'=1+1" if item["error"] else "")
+
+
+async def test_a_table_for_excel_begins_with_a_byte_order_mark_and_has_a_file_name(service: Service) -> None:
+    client = await holding(service, 3, first=20_000)
+    plain = await client.get(f"{HISTORY}?format=csv")
+    marked = await client.get(HISTORY + "?format=csv&bom=true")
+    assert marked.body == codecs.BOM_UTF8 + plain.body
+    assert marked["content-disposition"] == "attachment; filename=\"history.csv\"; filename*=UTF-8''history.csv"
+    assert (await client.get(f"{HISTORY}?bom=false&format=ndjson"))["content-disposition"].endswith("history.ndjson")
+    for query in ("bom=true", "bom=true&format=ndjson", "bom=true&format=json"):
+        assert (await client.get(f"{HISTORY}?{query}")).refused(400, "bad_query")["parameter"] == "bom"
 
 
 @pytest.mark.parametrize(

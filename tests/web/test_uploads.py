@@ -237,12 +237,126 @@ async def test_a_declared_digest_is_verified(service: Service, method: str, fiel
     assert service.files().keys() - before.keys() == {done["id"]}
 
 
+@pytest.mark.parametrize("field", ["Repr-Digest", "Content-Digest"])
+async def test_a_declared_sha_512_is_verified(service: Service, field: str) -> None:
+    client = service.client()
+    declared = {field: f"{digest_field(b'hello')}, {digest_field(b'hello', 'sha-512')}"}
+    assert (await client.put("a.txt", [b"he", b"llo"], headers=declared)).status == 201
+    wrong = {field: f"{digest_field(b'hello')}, {digest_field(b'HELLO', 'sha-512')}"}
+    problem = (await client.put("a.txt", [b"he", b"llo"], headers=wrong)).refused(400, "digest_mismatch")
+    assert problem["algorithm"] == "sha-512"
+
+
+async def test_a_form_that_does_not_have_its_digest_is_refused(service: Service) -> None:
+    client = service.client()
+    body, content_type = form([("a.txt", None, b"hello"), ("b.txt", None, b"world")])
+    right = await client.post(
+        UPLOADS, body, headers={"Content-Type": content_type, "Content-Digest": digest_field(body)}
+    )
+    assert right.status == 201
+    for algorithm in ("sha-256", "sha-512"):
+        headers = {"Content-Type": content_type, "Content-Digest": digest_field(b"other", algorithm)}
+        (await client.post(UPLOADS, body, headers=headers)).refused(400, "digest_mismatch")
+    headers = {"Content-Type": content_type, "Repr-Digest": digest_field(body)}
+    (await client.post(UPLOADS, body, headers=headers)).refused(400, "bad_request")
+    assert sorted(item["status"] for item in await listed(client)) == ["completed"] * 2 + ["failed"] * 4
+
+
+@pytest.mark.parametrize("field", ["Repr-Digest", "Content-Digest"])
+@pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
+async def test_a_part_that_does_not_have_its_digest_is_refused(service: Service, field: str, algorithm: str) -> None:
+    client = service.client()
+
+    def body(declared: str) -> bytes:
+        head = 'Content-Disposition: form-data; name="f"; filename="a.txt"'
+        return f"--{BOUNDARY}\r\n{head}\r\n{field}: {declared}\r\n\r\nhello\r\n--{BOUNDARY}--\r\n".encode()
+
+    assert (await client.post(UPLOADS, body(digest_field(b"hello", algorithm)), headers=FORM)).status == 201
+    wrong = await client.post(UPLOADS, body(digest_field(b"hallo", algorithm)), headers=FORM)
+    assert wrong.refused(400, "digest_mismatch")["algorithm"] == algorithm
+    (await client.post(UPLOADS, body("md5=:AAAA:"), headers=FORM)).refused(400, "bad_request")
+
+
+WHOLE = {"Content-Range": "bytes 0-4/5"}
+FRAGMENTS = ["bytes 0-4/12", "bytes 5-9/12", "bytes 0-4/*", "bytes */5", "bytes 0-5/6", "bytes 0-3/4"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("method", ["PUT", "POST", "form"])
+async def test_a_fragment_of_a_file_is_refused_and_the_whole_taken(
+    service: Service, method: str, chunked: bool
+) -> None:
+    client = service.client()
+
+    async def send(content_range: str, files: int = 1) -> Answer:
+        headers = {"Content-Range": content_range}
+        body: Any = b"hello"
+        if method == "form":
+            body, headers["Content-Type"] = form([("a.txt", None, b"hello")] * files)
+        if chunked:
+            body = [body[:3], body[3:]]
+        target = f"{UPLOADS}/a.txt" if method == "PUT" else UPLOADS
+        return await client.request("PUT" if method == "PUT" else "POST", target, body=body, headers=headers)
+
+    assert (await send("bytes 0-4/5")).status == 201
+    for fragment in FRAGMENTS:
+        (await send(fragment)).refused(400, "bad_request")
+    if method == "form":
+        (await send("bytes 0-4/5", files=2)).refused(400, "bad_request")
+        (await send("bytes 0-9/10", files=2)).refused(400, "bad_request")
+    assert [item["size"] for item in await listed(client) if item["status"] == "completed"] == [5]
+
+
+@pytest.mark.parametrize("more", [{}, {"Upload-Complete": "?1"}])
+async def test_a_form_is_not_taken_by_put(service: Service, more: dict[str, str]) -> None:
+    client = service.client()
+    body, content_type = form([("a.txt", None, b"hello")])
+    refused = await client.put("a.txt", body, headers={"Content-Type": content_type, **more})
+    assert "POST" in refused.refused(415, "unsupported_media_type")["detail"]
+    assert refused.asked == 0
+
+
+URLENCODED = {"Content-Type": "application/x-www-form-urlencoded"}
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {**URLENCODED, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "same-origin"},
+        {**URLENCODED, **BROWSER},
+        {"Content-Type": "text/plain", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"},
+    ],
+)
+async def test_a_browsers_form_without_its_files_is_refused(service: Service, headers: dict[str, str]) -> None:
+    refused = await service.client().post(UPLOADS, b"file=photo.jpg", headers=headers)
+    assert 'enctype="multipart/form-data"' in refused.refused(415, "unsupported_media_type")["detail"]
+    assert refused.asked == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        URLENCODED,
+        {**URLENCODED, "Accept": "*/*"},
+        {**URLENCODED, **BROWSER, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"},
+        {**URLENCODED, **BROWSER, "Content-Disposition": 'attachment; filename="a"'},
+        {"Content-Type": "text/plain", **BROWSER},
+    ],
+)
+async def test_another_clients_body_of_that_type_is_a_file(service: Service, headers: dict[str, str]) -> None:
+    answer = await service.client().post(UPLOADS, b"file=photo.jpg", headers=headers)
+    assert (answer.status, answer.json()["size"]) == (201, 14)
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
         ([("Repr-Digest", digest_field(b"x", "sha-512"))], 201),
-        ([("Repr-Digest", f"{digest_field(b'no', 'sha-512')}, {digest_field(b'x')}")], 201),
-        ([("Repr-Digest", digest_field(b"no", "sha-512")), ("Repr-Digest", digest_field(b"x"))], 201),
+        ([("Repr-Digest", f"{digest_field(b'x', 'sha-512')}, {digest_field(b'x')}")], 201),
+        ([("Repr-Digest", digest_field(b"x", "sha-512")), ("Content-Digest", digest_field(b"x"))], 201),
+        ([("Content-Digest", "md5=:AAAA:")], 400),
+        ([("Repr-Digest", digest_field(b"x")), ("Content-Digest", "md5=:AAAA:")], 400),
         ([("Repr-Digest", digest_field(b"x")), ("Content-Digest", digest_field(b"x"))], 201),
         ([("Repr-Digest", digest_field(b"x")), ("Content-Digest", digest_field(b"y"))], 400),
         ([("Repr-Digest", "sha-256=abc")], 400),
