@@ -17,6 +17,12 @@ from app.config import LogFormat, LogLevel
 STDERR: Final = 2
 MAX_WAITING: Final = 10_000
 """So many lines wait for a reader; what comes then is lost, and counted."""
+MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
+"""The same for their length in all: whoever sends long requests must not fill the memory with what is said of them."""
+MAX_FIELD_CHARACTERS: Final = 1024
+"""A longer value is cut: a path or a name may be as long as a client likes."""
+_MAX_TRACEBACK_CHARACTERS: Final = 16 * 1024
+_MAX_ENTRIES: Final = 20
 _GATHER_SECONDS: Final = 0.005
 _LAST_SECONDS: Final = 1.0
 
@@ -41,6 +47,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._bytes = 0  # of the lines that wait
+        self._counting = threading.Lock()
         self._lost = self._told = 0
         self._thread: threading.Thread | None = None
 
@@ -52,9 +60,11 @@ class _Lines:
             atexit.register(flush)
 
     def write(self, line: str) -> None:
-        if self._waiting.qsize() >= MAX_WAITING:
-            self._lost += 1
-            return
+        with self._counting:
+            if self._waiting.qsize() >= MAX_WAITING or self._bytes + len(line) > MAX_WAITING_BYTES:
+                self._lost += 1
+                return
+            self._bytes += len(line)
         self._waiting.put(line)
 
     def flush(self) -> None:
@@ -75,17 +85,26 @@ class _Lines:
             with suppress(Empty):
                 while len(batch) < MAX_WAITING:
                     batch.append(self._waiting.get_nowait())
-            _write_all("".join(line for line in batch if isinstance(line, str)))
+            lines = "".join(line for line in batch if isinstance(line, str))
+            _write_all(lines)
+            with self._counting:
+                self._bytes -= len(lines)
+            reported = self._report_lost()
             for arrived in batch:
                 if isinstance(arrived, threading.Event):
-                    arrived.set()
-            self._tell_of_lost()
+                    if reported:
+                        self._waiting.put(arrived)  # behind the report
+                    else:
+                        arrived.set()
 
-    def _tell_of_lost(self) -> None:
+    def _report_lost(self) -> bool:
+        """Log how many lines were lost since the last report; False if none, or if there is no room for it yet."""
         lost = self._lost - self._told
-        if lost and self._waiting.qsize() < MAX_WAITING:
-            self._told += lost
-            structlog.stdlib.get_logger("waybill").warning("log lines were lost: nobody read them", lines=lost)
+        if not lost or self._waiting.qsize() >= MAX_WAITING or self._bytes > MAX_WAITING_BYTES // 2:
+            return False
+        self._told += lost
+        structlog.stdlib.get_logger("waybill").warning("log lines were lost: nobody read them", lines=lost)
+        return True
 
 
 def _write_all(text: str) -> None:
@@ -117,7 +136,7 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
     exceptions = structlog.processors.format_exc_info
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*_SHARED, exceptions, renderer],
+        processors=[*_SHARED, exceptions, _bounded, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
@@ -126,13 +145,35 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*_SHARED, structlog.stdlib.ExtraAdder(allow=())],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, exceptions, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, exceptions, _bounded, renderer],
         )
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
     # These print every argument, or every request, and know nothing of secrets.
     for name in ("databases", "aiosqlite", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+def _bounded(logger: Any, method: str, event: EventDict) -> EventDict:
+    """The event with every value cut to a length that a line can have."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            if len(value) > MAX_FIELD_CHARACTERS:
+                event[name] = _cut(value, _MAX_TRACEBACK_CHARACTERS if name == "exception" else MAX_FIELD_CHARACTERS)
+        elif isinstance(value, list | tuple):
+            if len(value) > _MAX_ENTRIES:
+                event[name] = [*value[:_MAX_ENTRIES], f"and {len(value) - _MAX_ENTRIES} more"]
+            event[name] = [
+                _cut(entry, MAX_FIELD_CHARACTERS) if isinstance(entry, str) else entry for entry in event[name]
+            ]
+    return event
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and the end of a text that is too long: a path begins and a traceback ends with what matters."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}… ({len(text) - most} characters left out) …{text[-most // 2 :]}"
 
 
 class _Text:

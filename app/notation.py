@@ -37,6 +37,10 @@ _DURATIONS = {
 _SHORTEST, _LONGEST = timedelta(seconds=1), timedelta(days=36_500)  # a century still fits behind any date
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?=[a-z]){_LABEL}")  # ends in a letter's label: no address
+# Of an app in a web view, or a browser's extension: a scheme of its own, and a name that is no host's.
+_APP_ORIGIN = re.compile(
+    r"(?!(?:https?|wss?|ftp|file|data|blob|about|javascript):)[a-z][a-z0-9+.-]*://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?"
+)
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f-\xa0#\ud800-\udfff]")
 _OLDEST_INTEROP: Final = 5  # before it, fields had other names and meanings
 _SSL_MODES = ("true", "false", "disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -211,10 +215,11 @@ def _origins(value: object) -> tuple[str, ...]:
     origins = _entries(value)
     for origin in origins:
         match = re.fullmatch(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::([1-9][0-9]{0,4}))?", origin)
-        if not match or not _is_authority(match[2]) or not _is_port(match[3], of=match[1]):
+        is_web = match and _is_authority(match[2]) and _is_port(match[3], of=match[1])
+        if not is_web and not _APP_ORIGIN.fullmatch(origin):
             raise ValueError(
-                "expected origins as browsers write them, such as https://example.com or http://localhost:3000: "
-                "lower case, no path, no port that the scheme implies"
+                "expected origins as browsers write them, such as https://example.com, http://localhost:3000 or "
+                "capacitor://localhost: lower case, no path, no port that the scheme implies"
             )
     return origins
 

@@ -78,6 +78,8 @@ UNDERSTOOD = [
     ("allowed_origins", "https://example.com", ("https://example.com",)),
     ("allowed_origins", "https://a.example, http://localhost:3000", ("https://a.example", "http://localhost:3000")),
     ("allowed_origins", '["http://127.0.0.1:8080", "https://[::1]:8443"]', ("http://127.0.0.1:8080", "https://[::1]:8443")),
+    ("allowed_origins", "capacitor://localhost", ("capacitor://localhost",)),
+    ("allowed_origins", "moz-extension://0f1e-2d,chrome-extension://abcd", ("moz-extension://0f1e-2d", "chrome-extension://abcd")),
     ("trusted_proxies", "", ()),
     ("trusted_proxies", "*", ("*",)),
     ("trusted_proxies", "10.0.0.0/8, ::1,192.168.1.7", ("10.0.0.0/8", "::1", "192.168.1.7")),
@@ -125,7 +127,8 @@ REFUSED = [
     (
         "allowed_origins",
         ["*", "null", "example.com", "https://example.com/", "https://Example.com", "https://example.com:443",
-         "http://a:80", "http://a:0", "http://a:65536", "ftp://a", "https://u@a", "https://a?b", "https://a,,https://b",
+         "http://a:80", "http://a:0", "http://a:65536", "ftp://a", "file://a", "app://a/", "app://A", "app://a:1",
+         "https://u@a", "https://a?b", "https://a,,https://b",
          "https://[::0001]", "https://256.0.0.1", "https://-a", '["https://a"', '["https://a", 1]', "[" * 20_000],
         "expected",
     ),

@@ -119,6 +119,18 @@ class TestLines:
         assert all(line.startswith("    ") and line.isprintable() for line in others)
         assert others[-1] == "    lines and \\x1b[31ma colour"
 
+    @pytest.mark.parametrize("log_format", ["text", "json"])
+    def test_a_line_is_short_however_long_what_it_tells(self, configured, log_format):
+        said = configured(log_format)
+        ids = [f"{number:036}" for number in range(20_000)]
+        structlog.get_logger().info("x" * 100_000, path="/" + "é" * 60_000, uploads=ids, files=7)
+        logging.getLogger("library").warning("y" * 100_000)
+        first, second = said().splitlines()
+        assert len(first) < 16 * 1024
+        assert len(second) < 4 * 1024
+        assert "19980 more" in first
+        assert "files" in first
+
     def test_a_traceback_is_a_field_in_json(self, configured):
         said = configured("json")
         try:
@@ -150,7 +162,7 @@ from app import logs
 logs.configure("json", "info")
 log = structlog.get_logger()
 for number in range(int(sys.argv[1])):
-    log.info("line", number=number)
+    log.info("line", number=number, more=sys.argv[2])
 print("written", flush=True)
 sys.stdin.readline()
 log.info("line", number=-1)
@@ -161,9 +173,9 @@ class TestReaders:
     """What becomes of lines when nobody reads them."""
 
     @contextmanager
-    def writer(self, count):
+    def writer(self, count, more=""):
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(count)],
+            [sys.executable, "-c", WRITER, str(count), more],
             env=environment(ROOT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -184,6 +196,17 @@ class TestReaders:
         assert lines[:-1] == list(range(len(lines) - 1))
         assert lost > 0
         assert len(lines) + lost == count + 1
+
+    def test_lines_that_wait_are_bounded_by_their_length_too(self):
+        with self.writer(logs.MAX_WAITING // 2, "x" * logs.MAX_FIELD_CHARACTERS) as writer:
+            assert writer.stdout.readline() == "written\n"
+            writer.stdin.close()
+            events = [json.loads(line) for line in writer.stderr]
+        lines = [len(json.dumps(event)) for event in events if event["event"] == "line"]
+        lost = sum(event["lines"] for event in events if event["event"].startswith("log lines were lost"))
+        assert lost > 0
+        assert len(lines) + lost == logs.MAX_WAITING // 2 + 1
+        assert sum(lines) < 2 * logs.MAX_WAITING_BYTES + (1 << 17)  # as many again were being written
 
     def test_whoever_never_reads_keeps_nobody_from_ending(self):
         with self.writer(logs.MAX_WAITING) as writer:

@@ -261,6 +261,7 @@ class Served:
         refusal = problem(Unavailable("the service is stopping", retry_after=5), exchange.id)
         refusal.headers["X-Request-Id"] = exchange.id
         refusal.headers["Connection"] = "close"
+        refusal.headers["X-Content-Type-Options"] = "nosniff"
         async with asyncio.timeout(1):  # it may not read
             await refusal(scope, receive, send)
 

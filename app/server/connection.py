@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.errors import BadRequest, Unavailable, UploadError
 from app.main import new_id
 from app.server.cycle import Cycle
+from app.web.exchange import NOSNIFF
 from app.web.problems import problem
 from app.web.resumable import INTERIM
 
@@ -239,7 +240,12 @@ class Connection(HttpToolsProtocol):
     def _answer_at_once(self, status: bytes, refusal: UploadError, request_id: str) -> None:
         """Refuse what the application never sees, and hang up."""
         answer = problem(refusal, request_id)
-        headers = [*answer.raw_headers, (b"x-request-id", request_id.encode("ascii")), (b"connection", b"close")]
+        headers = [
+            *answer.raw_headers,
+            (b"x-request-id", request_id.encode("ascii")),
+            NOSNIFF,
+            (b"connection", b"close"),
+        ]
         head = b"".join(b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *headers])
         self.transport.write(b"HTTP/1.1 %b\r\n%b\r\n%b" % (status, head, bytes(answer.body)))
         self.transport.close()

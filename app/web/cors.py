@@ -15,7 +15,7 @@ _EXPOSED: Final = ", ".join(
     sorted(
         {*tus.RESPONSE_HEADERS, *resumable.RESPONSE_HEADERS}
         | {"Accept-Ranges", "Allow", "Content-Disposition", "Content-Range", "ETag", "Retry-After", "Waybill-Limits"}
-        | {"Idempotent-Replayed", "X-Request-Id"}
+        | {"Idempotent-Replayed", "RateLimit", "RateLimit-Policy", "Want-Repr-Digest", "X-Request-Id"}
     )
 )
 _PREFLIGHT_SECONDS: Final = 7200  # no browser remembers it for longer but Firefox

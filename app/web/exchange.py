@@ -20,6 +20,8 @@ from app.web.request import Headers
 
 log = structlog.stdlib.get_logger("waybill.web")
 
+NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
+"""On every answer: no browser guesses that it is something else than its Content-Type says."""
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _LINGER_SECONDS: Final = 2.0
 _KEYS: Final = "/api/ingestion/uploads/"
@@ -61,7 +63,12 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._unread = not self._body_ended
-            headers = [*message.get("headers", ()), *self.more_headers(), (b"x-request-id", self.id.encode("ascii"))]
+            headers = [
+                *message.get("headers", ()),
+                *self.more_headers(),
+                (b"x-request-id", self.id.encode("ascii")),
+                NOSNIFF,
+            ]
             if self._unread:
                 headers.append((b"connection", b"close"))
             message = {"type": "http.response.start", "status": self.status, "headers": headers}

@@ -28,7 +28,6 @@ _LARGE_BLOCKS: Final = 32
 """So many downloads may have large ones, since each keeps up to two in memory while its client is slow."""
 _BYTES: Final = "application/octet-stream"
 _INERT: Final = {
-    "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",

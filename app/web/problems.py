@@ -20,7 +20,8 @@ def problem(error: UploadError, request_id: str) -> Response:
         "request_id": request_id,
         **error.members,
     }
-    return Response(to_json(document), error.status, error.headers, "application/problem+json")
+    headers = {"Cache-Control": "no-store", **error.headers}
+    return Response(to_json(document), error.status, headers, "application/problem+json")
 
 
 def refusal_of(error: UploadError | HTTPException, scope: Scope) -> UploadError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
@@ -16,7 +16,7 @@ from app.ingest import Visitor
 from app.model import Session, rfc3339
 from app.sessions import Recognised, Sessions, Token
 from app.web.body import Body
-from app.web.exchange import exchange_of
+from app.web.exchange import Exchange, exchange_of
 from app.web.request import Headers
 from app.web.services import Services
 
@@ -92,7 +92,7 @@ class SessionMiddleware:
         # A cross-site form brings no SameSite cookie, yet its answer could put a new one over the browser's own.
         navigates = headers.get("sec-fetch-mode") == "navigate"
         if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
-            self._refuse_other_sites(headers, scope["scheme"])
+            self._refuse_other_sites(exchange, scope["scheme"])
         caller = Caller(sessions, await sessions.recognise([*_bearers(headers), *cookies]))
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
@@ -100,8 +100,9 @@ class SessionMiddleware:
         exchange.more_headers = lambda: (*others(), *_set_cookie(sessions, caller.cookie_token(), secure=secure))
         await self._app(scope, receive, send)
 
-    def _refuse_other_sites(self, headers: Headers, scheme: str) -> None:
+    def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
         """A page of another site may not use this browser's cookie to change anything."""
+        headers = exchange.headers
         origin = headers.get("origin")
         if origin in self._allowed_origins:
             return
@@ -110,6 +111,7 @@ class SessionMiddleware:
             return
         own = f"{scheme}://{headers.get('host', '')}"
         if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):
+            exchange.notes.update(origin=origin, own_origin=own)  # an operator sees which proxy changes the Host
             raise CrossOrigin
 
 
@@ -125,9 +127,13 @@ def _set_cookie(sessions: Sessions, token: Token | str | None, *, secure: bool) 
 def _same_origin(origin: str, own: str) -> bool:
     try:
         left, right = urlsplit(origin), urlsplit(own)
-        return (left.scheme, left.hostname, left.port) == (right.scheme, right.hostname, right.port)
+        return (left.scheme, left.hostname, _port(left)) == (right.scheme, right.hostname, _port(right))
     except ValueError:
         return False
+
+
+def _port(origin: SplitResult) -> int | None:
+    return origin.port or {"http": 80, "https": 443}.get(origin.scheme)
 
 
 def _cookies(headers: Headers) -> Iterator[str]:

@@ -68,7 +68,7 @@ async def test_the_headers_that_a_client_goes_on_by_may_be_read(service: Service
     needed = (
         "Location, Upload-Offset, Upload-Length, Upload-Metadata, Upload-Defer-Length, Upload-Concat, Upload-Expires, "
         "Tus-Version, Tus-Resumable, Tus-Max-Size, Tus-Extension, Tus-Checksum-Algorithm, "
-        "Upload-Complete, Upload-Limit, Retry-After, X-Request-Id"
+        "Upload-Complete, Upload-Limit, Retry-After, X-Request-Id, RateLimit, RateLimit-Policy, Want-Repr-Digest"
     )
     assert {name.lower() for name in needed.split(", ")} <= exposed
     assert len(answer.all("set-cookie")) == 1  # and the session's cookie comes along

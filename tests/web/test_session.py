@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.errors import Unavailable
 from app.signing import Signer
@@ -508,6 +509,28 @@ async def test_our_own_pages_and_configured_ones_may(tmp_path: Path) -> None:
         for headers in REFUSED:
             client = await started(service)
             (await client.put("a", b"x", headers=headers)).refused(403, "cross_origin")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "same"),
+    [
+        ("nas:80", "http://nas", True),
+        ("nas", "http://nas:80", True),
+        ("nas", "http://nas:8080", False),
+        ("nas:8080", "http://nas:8080", True),
+        ("nas:443", "http://nas", False),
+    ],
+)
+async def test_a_port_that_its_scheme_implies_is_no_other_origin(
+    service: Service, host: str, origin: str, same: bool
+) -> None:
+    client = await started(service)
+    with capture_logs() as lines:
+        answer = await client.put("a", b"x", headers={"Host": host, "Origin": origin})
+    assert answer.status == (201 if same else 403)
+    if not same:
+        [line] = [line for line in lines if line["event"] == "answered"]
+        assert (line["origin"], line["own_origin"]) == (origin, f"http://{host}")
 
 
 async def test_without_a_cookie_there_is_nothing_to_misuse(service: Service) -> None:

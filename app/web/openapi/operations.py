@@ -46,8 +46,8 @@ _IN_SEVERAL: Final = (
 )  # fmt: skip
 
 _DIGEST: Final = [
-    header("Repr-Digest", "The SHA-256 that the file must have (RFC 9530)."),
-    header("Content-Digest", "The same."),
+    header("Repr-Digest", "The SHA-256 or SHA-512, or both, that the file must have (RFC 9530)."),
+    header("Content-Digest", "What the body of this request must have."),
 ]
 _KEY: Final = header(
     "Idempotency-Key", "Sent again with the same key, by the same session within a day, an upload lands once."
@@ -261,12 +261,13 @@ def _history() -> list[tuple[str, str, Json]]:
         query("order", "The newest first, or the oldest.", {"enum": ["newest", "oldest"]}),
         query("count", "true adds `total`, the number of matches over all pages.", _FLAG),
         query("format", "csv or ndjson streams every match, as Accept can ask, too.", {"enum": ["json", *EXPORTS]}),
+        query("bom", "true begins a CSV with a byte order mark, by which Excel knows UTF-8.", _FLAG),
     ]
     codes = (*_API, "no_session")
     page = answer(
         "A page; or everything, as a stream.",
         {JSON: ref("Page"), **streams},
-        (*SESSION, "Cache-Control", "Vary", "Link"),
+        (*SESSION, "Cache-Control", "Vary", "Link", "Content-Disposition"),
     )
     one = answer("The record.", {JSON: ref("Upload")}, (*SESSION, *_NO_STORE))
     sums = answer("The sums.", {JSON: ref("Summary")}, (*SESSION, *_NO_STORE))
@@ -285,7 +286,7 @@ def _history() -> list[tuple[str, str, Json]]:
 
 def _files() -> list[tuple[str, str, Json]]:
     kept = ("ETag", "Last-Modified", "Repr-Digest", "Accept-Ranges", "Content-Disposition", "Cache-Control")
-    inert = ("X-Content-Type-Options", "Content-Security-Policy", "Cross-Origin-Resource-Policy", "Referrer-Policy")
+    inert = ("Content-Security-Policy", "Cross-Origin-Resource-Policy", "Referrer-Policy")
     said = (*SESSION, *kept, *inert)
     download = _operation(
         "The file, or ranges of it.",

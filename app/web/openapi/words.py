@@ -58,6 +58,7 @@ _HEADERS: Final = {
     "Set-Cookie": "The session's cookie, when it is new, renewed or taken away.",
     "Location": "The record's URL; of an upload in several requests the URL to go on with.",
     "Repr-Digest": "The SHA-256 of the file (RFC 9530).",
+    "Want-Repr-Digest": "The digests that are checked, when the request declared none of them.",
     "Idempotent-Replayed": "true: this is the answer to an earlier request with the same Idempotency-Key.",
     "Link": "The next page; or the record of an upload that is complete.",
     "Allow": "The methods that are possible here.",
@@ -94,7 +95,7 @@ _HEADERS: Final = {
     "Upload-Draft-Interop-Version": "The interop version that is spoken, as the client's.",
     "Connection": "close, when the answer came before the end of the body.",
 }
-EVERYWHERE: Final = ("X-Request-Id", "Connection")
+EVERYWHERE: Final = ("X-Request-Id", "X-Content-Type-Options", "Connection")
 SESSION: Final = ("Set-Cookie",)
 RESUMABLE: Final = (
     "Location",
@@ -131,11 +132,14 @@ def refusals(codes: Iterable[str], headers: Iterable[str]) -> dict[str, Json]:
     for status, those in sorted(by_status.items()):
         schema = {"allOf": [ref("Problem"), {"properties": {"code": {"enum": sorted(those)}}}]}
         text = "; ".join(known[code].title for code in those)
-        found[str(status)] = answer(f"{text}.", {PROBLEM: schema}, (*headers, *_OF_STATUS.get(status, ())))
+        found[str(status)] = answer(
+            f"{text}.", {PROBLEM: schema}, (*headers, "Cache-Control", *_OF_STATUS.get(status, ()))
+        )
     return found
 
 
 _OF_STATUS: Final[dict[int, tuple[str, ...]]] = {
+    400: ("Want-Repr-Digest",),
     401: ("WWW-Authenticate",),
     405: ("Allow",),
     409: ("Retry-After",),
