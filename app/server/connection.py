@@ -34,6 +34,22 @@ class _Refused(Exception):
     """What the parser let pass; the text is for the client. Raised inside of the parser, which stops."""
 
 
+class _Body:
+    """A parser's callbacks for the body of one message; what follows that means nothing."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection: Connection | None = connection
+
+    def on_body(self, body: bytes) -> None:
+        if self._connection is not None:
+            self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.on_message_complete()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, bounded.
 
@@ -64,12 +80,15 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = 0
         self._other_bytes = 0
         self._length: int | None = None
+        self._is_chunked = False
         self._straight = 0
         self._refusal: str | None = None
         self._refuses_next = False
         self._held = b""
         self._answering: Cycle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._behind_upgrade = False
+        self._client_is_done = False
         self._late: asyncio.TimerHandle | None = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
         most: int = self.config.most_connections  # type: ignore[attr-defined]  # it is ours
         if len(self.connections) > min(most, self.MOST):
@@ -84,6 +103,17 @@ class Connection(HttpToolsProtocol):
             self._answering.disconnected = True  # uvicorn tells the last request alone, which may still wait
             self._answering.message_event.set()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it
+        """Keep the connection for the answers when the client says by a FIN that it sends no more.
+
+        Within a body that is a hang-up, and so it is when nothing was asked: then it ends.
+        """
+        waits = self.cycle is not None and not self.cycle.response_complete
+        self._client_is_done = self._in_head and waits
+        if self._client_is_done and not self.pipeline and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+        return self._client_is_done
+
     def data_received(self, data: bytes) -> None:
         if self._held:
             data, self._held = self._held + data, b""
@@ -97,11 +127,20 @@ class Connection(HttpToolsProtocol):
             else:
                 self._parse(data[: self.PIECE_BYTES])
                 data = data[self.PIECE_BYTES :]
+        if self._client_is_done and not self._in_head:
+            self.transport.close()  # what was held back ends within a body
 
     def _parse(self, data: bytes) -> None:
         self._within = True
         body_bytes = self._body_bytes
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as stopped:
+            if self._behind_upgrade:
+                self._go_on_without_upgrade(data[stopped.args[0] :])
         if self.transport.is_closing():
             return
         if self._within:  # all of it belongs to one message
@@ -114,6 +153,17 @@ class Connection(HttpToolsProtocol):
                 return
         if self._in_head and self._late is None and (self.cycle is None or self.cycle.response_complete):
             self._late = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read the body of a request that offers another protocol: the parser takes it for that protocol's bytes.
+
+        RFC 9110 §7.8 lets a server ignore the offer. Another parser is told of such a body, and of nothing else.
+        """
+        self._behind_upgrade = False
+        self.parser = httptools.HttpRequestParser(_Body(self))
+        length = b"Transfer-Encoding: chunked" if self._length is None else b"Content-Length: %d" % self._length
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % length)
+        self._parse(rest)
 
     def _take_straight(self, data: bytes) -> bytes:
         """The rest of a long body goes on as it comes; the parser would copy it. What is behind it is returned."""
@@ -154,6 +204,8 @@ class Connection(HttpToolsProtocol):
     def _begin(self) -> None:
         """Hand the request to the application, or put it behind those that were sent before it."""
         upgrades = self.parser.should_upgrade()
+        has_body = bool(self._length) or self._is_chunked
+        self._behind_upgrade = upgrades and has_body and self.parser.get_method() != b"CONNECT"
         version = self.parser.get_http_version()
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
@@ -198,7 +250,7 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > self.HEAD_FIELDS:
             raise _Refused(f"the request has more than {self.HEAD_FIELDS} header fields")
         hosts = transfers = 0
-        self._length = None
+        self._length, self._is_chunked = None, False
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
@@ -210,6 +262,7 @@ class Connection(HttpToolsProtocol):
                 transfers += 1
                 if version == "1.0" or transfers > 1 or value.strip().lower() != b"chunked":
                     raise _Refused("the only Transfer-Encoding taken is chunked, once, with HTTP/1.1")
+                self._is_chunked = True
         if hosts > 1 or (not hosts and version == "1.1"):
             raise _Refused("the request needs exactly one Host")
 
@@ -219,6 +272,8 @@ class Connection(HttpToolsProtocol):
             self.cycle.take(body)
 
     def on_message_complete(self) -> None:
+        if self._behind_upgrade:
+            return  # so the parser says; the body is to come
         self._within = False
         super().on_message_complete()
         self._in_head = True
@@ -264,13 +319,12 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("")
             return
         super().on_response_complete()
-        if self._held and self.pipeline:
+        if self._client_is_done and self.cycle.response_complete and not self._held:
+            self.transport.close()
+        elif self._held and self.pipeline:
             self.flow.pause_reading()
         elif self._held:
             self.loop.call_soon(self.data_received, b"")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: the request is answered, and uvicorn's two lines would recommend a package."""
 
     # The service stops.
 

@@ -20,7 +20,7 @@ class Body:
 
     Raises:
         UnsupportedMediaType: it is compressed; nothing is ever decompressed here.
-        BadRequest: its length is told in two ways or in none that can be read, or it comes with an Upgrade.
+        BadRequest: its length is told in two ways or in none that can be read.
         RequestTooLarge: it is, or proves to be, over `limit` bytes.
         IncompleteBody: the client hung up, or sent another length than it declared.
         TooSlow: fewer than `min_rate` bytes a second arrived for `PACE_SECONDS`.
@@ -41,9 +41,6 @@ class Body:
                 raise BadRequest("the body has a Transfer-Encoding other than chunked")
             if self.declared is not None:
                 raise BadRequest("a body has either a Content-Length or a Transfer-Encoding")
-        if "upgrade" in headers:
-            # The HTTP parser takes such a request for one without a body and drops its bytes.
-            raise BadRequest("a request with a body cannot ask for an Upgrade; turn off HTTP/2 upgrades (h2c)")
         if self.declared is not None and self.declared > limit:
             raise RequestTooLarge(self.declared, limit)
         self.received = 0

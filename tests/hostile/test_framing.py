@@ -33,7 +33,6 @@ NO_REQUEST = {
     "4.1.11 TE behind VT": ([b"Transfer-Encoding: \x0bchunked"], b"0\r\n\r\n"),
     "4.1.11 TE on the next line": ([b"Transfer-Encoding:\r\n chunked"], b"0\r\n\r\n"),
     "4.1.11 TE behind LF": ([b"Transfer-Encoding:\n chunked"], b"0\r\n\r\n"),
-    "4.1.13 an upgrade to h2c": ([b"Content-Length: 5", b"Connection: Upgrade", b"Upgrade: h2c"], b"hello"),
     "4.1.16 obs-fold": ([b"Content-Length: 0", b" 5"], b"hello"),
     "4.1.16 a folded header": ([b"A: b", b"\tContent-Length: 5", b"Content-Length: 0"], SMUGGLED),
     "4.1.16 bare LF": ([b"A: b\nContent-Length: 5"], b"hello"),
@@ -107,6 +106,11 @@ PASSES = {
     "4.1.10 trailers": ([CHUNKED], b"5\r\nhello\r\n0\r\nHost: evil\r\nCookie: waybill_session=x\r\nA: b\r\n\r\n"),
     "4.1.11 TE in capitals": ([b"TRANSFER-ENCODING: CHUNKED"], b"5\r\nhello\r\n0\r\n\r\n"),
     "4.1.20 another expectation": ([b"Content-Length: 5", b"Expect: 200-ok"], b"hello"),
+    "4.1.13 an offer of h2c": (
+        [b"Content-Length: 5", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"],
+        b"hello",
+    ),
+    "4.1.13 an offer of h2c, chunked": ([CHUNKED, b"Connection: Upgrade", b"Upgrade: h2c"], b"5\r\nhello\r\n0\r\n\r\n"),
     "4.1.24 X-Forwarded": (
         [b"Content-Length: 5", b"X-Forwarded-For: 10.0.0.1", b"X-Forwarded-Proto: https", b"X-Forwarded-Host: evil"],
         b"hello",
@@ -114,13 +118,36 @@ PASSES = {
 }
 
 
+@pytest.mark.parametrize("hang_up", [False, True], ids=["open", "half-closed"])
 @pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize(("lines", "body"), cases(PASSES))
-def test_what_can_be_read_in_one_way_alone_is_stored(visitor, lines, body, in_pieces):
+def test_what_can_be_read_in_one_way_alone_is_stored(visitor, lines, body, in_pieces, hang_up):
     sent = visitor.put(*lines) + body
-    [said] = visitor.said_to(*(one_by_one(sent) if in_pieces else [sent]))
+    [said] = visitor.said_to(*(one_by_one(sent) if in_pieces else [sent]), hang_up=hang_up)
     assert (said.status, said.json()["size"]) == (201, 5)
     visitor.left(b"hello")
+
+
+def test_a_long_body_beside_an_offer_of_h2c_is_stored_whole(visitor):
+    content = bytes(range(256)) * 4000
+    lines = (b"Content-Length: %d" % len(content), b"Connection: Upgrade", b"Upgrade: h2c")
+    [said] = visitor.said_to(visitor.put(*lines) + content)
+    assert (said.status, said.json()["size"]) == (201, len(content))
+    visitor.left(content)
+
+
+def test_a_client_that_sends_no_more_gets_every_answer(visitor):
+    """A FIN behind the last byte is no hang-up: of one request, of a pipeline, of a long download."""
+    content = b"x" * 1_500_000
+    [made] = visitor.said_to(visitor.put(b"Content-Length: 1500000") + content, hang_up=True)
+    assert made.status == 201
+    for target in (HISTORY, "/api/session", "/health/live", "/nothing"):
+        [said] = visitor.said_to(visitor.head(f"GET {target}", close=False), hang_up=True)
+        assert said.status == (404 if target == "/nothing" else 200)
+    [download] = visitor.said_to(visitor.head(f"GET {made.json()['links']['content']}", close=False), hang_up=True)
+    assert download.body == content
+    asked = [visitor.head("GET /health/live", close=False)] * 30
+    assert [said.status for said in visitor.said_to(b"".join(asked), hang_up=True)] == [200] * 30
 
 
 CUT_SHORT = {

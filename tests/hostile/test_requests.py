@@ -145,6 +145,7 @@ def test_4_4_8_a_filter_is_text_and_no_pattern_of_the_database(visitor, text):
     found = {item["filename"] for item in visitor.asked(f"GET {HISTORY}?filename={text}").json()["items"]}
     expected = {
         "%25": {"100%_'\".txt"}, "_": {"100%_'\".txt"}, "'": {"100%_'\".txt"}, "%22": {"100%_'\".txt"},
+        "%5C%25": {"100%_'\".txt"},  # cleaned as a name is: what stands before the backslash is another element
         "*": {"plain.txt", "100%_'\".txt", "ß"}, "%3F": {"ß"}, "%C3%9F": {"ß"},
     }  # fmt: skip
     if text == "%3F":  # one character, and ß folds to two

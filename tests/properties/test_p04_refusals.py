@@ -97,7 +97,7 @@ KNOWN: dict[str, list[str]] = {
         'attachment; filename="a/../b"',
     ],
     "Content-Encoding": ["gzip", "identity", "identity, br"],
-    "Content-Range": ["bytes 0-1/2"],
+    "Content-Range": ["bytes 0-1/2", "bytes 0-1/3", "bytes */2"],
     "Content-Length": ["0", "1", "3", "9" * 18, "9" * 30, "-1", "x"],
     "Transfer-Encoding": ["chunked", "gzip, chunked"],
     "Repr-Digest": ["sha-256=:AAAA:", f"sha-256=:{'A' * 43}=:", "sha-512=:AAAA:"],

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from app import records
 from app.model import Failure, Protocol, Status, Upload
+from app.protocols.headers import searched_name
 from app.signing import Signer
 from tests.asgi import SECRET_KEY, Client, Service
 
@@ -85,6 +86,7 @@ def folded(text: str) -> str:
 
 
 def name_matches(wanted: str, filename: str) -> bool:
+    wanted = searched_name(wanted)
     if "*" in wanted or "?" in wanted:
         pattern = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in folded(wanted))
         return re.fullmatch(pattern, folded(filename), re.DOTALL) is not None

@@ -381,7 +381,6 @@ EARLY = {
         "PUT", "/a", [("Content-Encoding", "identity"), ("Content-Encoding", "br")], 415, "unsupported_media_type"),
     "a compressed form": ("POST", "", {**FORM, "Content-Encoding": "br"}, 415, "unsupported_media_type"),
     "a fragment": ("PUT", "/a", {"Content-Range": "bytes 0-1/10"}, 400, "bad_request"),
-    "an upgrade": ("PUT", "/a", {"Connection": "Upgrade", "Upgrade": "h2c"}, 400, "bad_request"),
     "tus without a length": ("POST", "", {"Tus-Resumable": "1.0.0"}, 400, "bad_request"),
     "tus, by PUT": ("PUT", "/a", {"Tus-Resumable": "1.0.0"}, 400, "bad_request"),
     "a part of a form": ("POST", "", {**FORM, "Upload-Complete": "?0"}, 415, "unsupported_media_type"),
