@@ -140,7 +140,9 @@ class Settings(BaseSettings):
         (), description="Other sites whose pages may use this service, as scheme://host[:port]."
     )
     trusted_proxies: Proxies = Field(
-        (), description="Addresses or networks whose X-Forwarded headers are believed; * for everyone's."
+        (),
+        description="Addresses or networks whose X-Forwarded or Forwarded headers are believed; unix for whoever opens "
+        "the socket file, * for everyone's.",
     )
 
     # How it runs.

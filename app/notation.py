@@ -238,9 +238,12 @@ def _proxies(value: object) -> tuple[str, ...]:
     proxies = _entries(value)
     try:
         for proxy in proxies if proxies != ("*",) else ():
-            ip_network(proxy)
+            if proxy != "unix":
+                ip_network(proxy)
     except ValueError:
-        raise ValueError("expected addresses or networks such as 10.0.0.0/8, or * alone for any") from None
+        raise ValueError(
+            "expected addresses or networks such as 10.0.0.0/8, unix for a socket file, or * alone for any"
+        ) from None
     return proxies
 
 

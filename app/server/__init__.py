@@ -27,6 +27,7 @@ from app.config import Settings
 from app.errors import Unavailable, Unusable, UploadError
 from app.metrics import Seats, SharedSeats
 from app.server.connection import Connection
+from app.server.forwarded import Proxies
 from app.server.workers import Workers
 from app.web.exchange import Exchange
 from app.web.problems import problem
@@ -70,8 +71,7 @@ def serve(settings: Settings) -> bool:
         access_log=False,
         server_header=False,
         backlog=4096,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # `Served` reads them
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
         timeout_worker_healthcheck=2,  # for the second look, see `Workers`: no signal is heard meanwhile
@@ -154,7 +154,7 @@ def create(settings: Settings, seats: Seats | None = None) -> ASGIApp:
     keep_freed_blocks()
     raise_open_files_limit()
     _end_with_parent()
-    return Served(main.build(settings, seats), settings.database_pool_size)
+    return Served(main.build(settings, seats), settings.database_pool_size, Proxies(settings.trusted_proxies))
 
 
 def keep_freed_blocks() -> None:
@@ -215,14 +215,16 @@ def _end_with_parent() -> None:
 class Served:
     """The application, and what concerns all of its process: who asks, and how it starts and stops."""
 
-    def __init__(self, app: ASGIApp, database_connections: int) -> None:
+    def __init__(self, app: ASGIApp, database_connections: int, proxies: Proxies) -> None:
         self._app = app
         self._database_connections = database_connections
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
+        self._proxies.read(scope)
         if client := scope.get("client"):
             structlog.contextvars.bind_contextvars(client=client[0][:_ADDRESS_CHARACTERS])
         try:
