@@ -23,6 +23,7 @@ from app.notation import (
     Host,
     Keys,
     KiB,
+    Listen,
     MiB,
     Origins,
     Proxies,
@@ -150,6 +151,11 @@ class Settings(BaseSettings):
     port: Annotated[int, whole_number(0, 65_535)] = Field(
         8000, description="Port to listen on; 0 for any that is free."
     )
+    listen: Listen = Field(
+        None,
+        description="What to listen on instead of host and port: unix:PATH for a socket file (mode 0660), fd:N for an "
+        "open descriptor, systemd for what a .socket unit has opened.",
+    )
     workers: Annotated[int, whole_number(1, 256)] = Field(1, description="Processes that serve.")
     shutdown_timeout: Duration = Field(
         timedelta(seconds=30), description="How long requests may take to end once a stop was asked for."
@@ -208,6 +214,9 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) ->
         settings = Settings(**known)
     except ValidationError as error:
         problems += _refusals(error, known)
+    if "listen" in known and (beside := [name for name in ("host", "port") if name in known]):
+        names = " and ".join(f"{PREFIX}{name.upper()}" for name in beside)
+        problems.append(f"{PREFIX}LISTEN stands beside {names}, expected one or the other")
     problems += [_unknown(name) for name in sorted(given.keys() - _FIELDS.keys())]
     if problems:
         raise Unusable("\n  - ".join(["configuration is not usable:", *problems]))

@@ -210,6 +210,18 @@ def _host(value: object) -> str:
     raise ValueError("expected an address or a host name without a port, such as 127.0.0.1")
 
 
+def _listen(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and (
+        value == "systemd"
+        or re.fullmatch(r"fd:(0|[1-9][0-9]{0,5})", value)
+        or (value.startswith("unix:") and value.isprintable() and value == value.strip() and 5 < len(value) <= 105)
+    ):
+        return value
+    raise ValueError("expected unix:/path/of/a/socket (100 characters at most), fd:N or systemd")
+
+
 def _origins(value: object) -> tuple[str, ...]:
     """Origins exactly as browsers write them, because they are compared as text."""
     origins = _entries(value)
@@ -267,5 +279,6 @@ DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 """Secret for its password. sqlite with a file, or postgresql with a host and a database."""
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
 Host = Annotated[str, BeforeValidator(_host)]
+Listen = Annotated[str | None, BeforeValidator(_listen)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Proxies = Annotated[tuple[str, ...], BeforeValidator(_proxies)]

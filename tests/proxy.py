@@ -35,7 +35,7 @@ def localised(directory: Path, port: int, *upstream_ports: int) -> Path:
             "server waybill:8000 max_fails=0;",
             "".join(f"server 127.0.0.1:{upstream_port} max_fails=0;" for upstream_port in upstream_ports),
         ),
-        ("access_log /dev/stdout;", f"access_log {directory}/access.log;"),
+        ("access_log /dev/stdout cut;", f"access_log {directory}/access.log cut;"),
     ]:
         assert there in text, f"{CONFIGURATION} no longer says {there!r}"
         text = text.replace(there, here)

@@ -37,7 +37,8 @@ COMMAND = [sys.executable, "-m", "app"]
 
 def environment(directory: Path, **settings: object) -> dict[str, str]:
     """An environment in which these settings stand, by their lower-case names, and no others."""
-    given = {"min_free_space": 0, "log_format": "json", "port": 0, **settings}
+    place = {} if "listen" in settings else {"port": 0}
+    given = {"min_free_space": 0, "log_format": "json", **place, **settings}
     ours = {f"WAYBILL_{name.upper()}": str(value) for name, value in given.items()}
     # The code beside these tests is run, whatever is installed.
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), "PYTHONPATH": str(ROOT), **ours}

@@ -86,8 +86,12 @@ UNDERSTOOD = [
     ("host", "0.0.0.0", "0.0.0.0"),
     ("host", "::", "::"),
     ("host", "upload-1.example.com", "upload-1.example.com"),
+    ("trusted_proxies", "unix,10.0.0.1", ("unix", "10.0.0.1")),
     ("port", "0", 0),
     ("port", "65535", 65535),
+    ("listen", "unix:/run/waybill.sock", "unix:/run/waybill.sock"),
+    ("listen", "fd:3", "fd:3"),
+    ("listen", "systemd", "systemd"),
     ("workers", "4", 4),
     ("shutdown_timeout", "1s", timedelta(seconds=1)),
     ("log_format", "json", "json"),
@@ -135,6 +139,8 @@ REFUSED = [
     ("trusted_proxies", ["*,10.0.0.1", "10.0.0.1/8", "proxy", "10.0.0.0/33", "10.0.0.1,", "{}", "[1]"], "expected"),
     ("host", ["", "127.0.0.1:8000", "http://localhost", "[::1]", "a b", "256.0.0.1", "a..b"], "expected an address"),
     ("port", ["", "-1", "65536", "http", "tcp://10.0.0.1:8000"], "expected a whole number from 0 to 65535"),
+    ("listen", ["/run/waybill.sock", "unix:", "fd:", "fd:-1", "fd:x", "unix:/a\n", "tcp:1", "unix:/" + "x" * 101],
+     "expected unix:"),
     ("workers", ["0", "two"], "expected a whole number from 1"),
     ("shutdown_timeout", ["30", "0s"], "expected a duration"),
     ("log_format", ["JSON", "xml"], "expected text or json"),
@@ -150,6 +156,12 @@ def test_a_value_is_refused_with_its_name_what_was_found_and_what_was_expected(n
     assert line.startswith(f"{variable} is {shown}, ")
     assert expected in line
     assert len(line) < 400
+
+
+@pytest.mark.parametrize("beside", [{"HOST": "127.0.0.1"}, {"PORT": "80"}, {"HOST": "::", "PORT": "80"}])
+def test_a_service_listens_at_one_kind_of_place(beside):
+    with pytest.raises(Unusable, match="WAYBILL_LISTEN stands beside WAYBILL_"):
+        load({f"{PREFIX}LISTEN": "systemd", **{PREFIX + name: value for name, value in beside.items()}})
 
 
 def test_every_setting_has_cases_here():

@@ -277,11 +277,14 @@ class TestProxy:
         async with answering(service) as port, connected(proxy(port)) as (reader, writer):
             writer.write(
                 b"GET /api/ingestion/uploads/a%2Fb%20c//?q=%2e HTTP/1.1\r\nHost: files.example:8080\r\n"
-                b"X-Forwarded-For: 10.1.2.3\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.example\r\n\r\n"
+                b"X-Forwarded-For: 10.1.2.3\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.example\r\n"
+                b"Forwarded: for=10.1.2.3;proto=https\r\n\r\n"
             )
             assert (await reader.readline()).startswith(b"HTTP/1.1 204 ")
             request, *lines = (await heads.get()).decode().split("\r\n")
-        headers = sorted(line.lower() for line in lines if line.lower().startswith(("host", "x-forwarded")))
+        headers = sorted(
+            line.lower() for line in lines if line.lower().startswith(("host", "x-forwarded", "forwarded"))
+        )
         assert request == "GET /api/ingestion/uploads/a%2Fb%20c//?q=%2e HTTP/1.1"
         assert headers == [
             "host: files.example:8080",

@@ -28,6 +28,7 @@ from app.errors import Unavailable, Unusable, UploadError
 from app.metrics import Seats, SharedSeats
 from app.server.connection import Connection
 from app.server.forwarded import Proxies
+from app.server.listening import close_sockets, open_sockets, shown
 from app.server.workers import Workers
 from app.web.exchange import Exchange
 from app.web.problems import problem
@@ -46,6 +47,7 @@ _GARBAGE_THRESHOLD: Final = 10_000
 # would wait 5 ms each time while the event loop is busy, and everybody's answer with it.
 _SWITCH_SECONDS: Final = 0.0005
 _SPARE_DESCRIPTORS: Final = 48
+_RUNNING: Final = "Uvicorn running on {} (Press CTRL+C to quit)"
 _ADDRESS_CHARACTERS: Final = 45  # the longest IPv6 address; a proxy may pass on anything
 
 
@@ -60,8 +62,6 @@ def serve(settings: Settings) -> bool:
     config = _Config(
         partial(create, settings, seats),  # workers get these settings and not what the environment says by then
         factory=True,
-        host=settings.host,
-        port=settings.port,
         workers=settings.workers,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         http=Connection,
@@ -79,17 +79,26 @@ def serve(settings: Settings) -> bool:
     )
     config.most_connections = settings.max_connections
     try:
+        sockets = open_sockets(settings)
+    except (OSError, Unusable) as error:
+        log.error("the service cannot listen", reason=str(error), host=settings.listen or settings.host)
+        return False
+    config.where = shown(sockets[0], "" if settings.listen else settings.host)
+    try:
         if config.workers > 1:
+            log.info(_RUNNING.format(config.where))
             patience = settings.shutdown_timeout.total_seconds() + LAST_SECONDS + 2.0
-            return Workers(config, [config.bind_socket()], patience_seconds=patience).serve()
+            return Workers(config, sockets, patience_seconds=patience).serve()
         server = _Server(config)
         for number in (*HANDLED_SIGNALS, signal.SIGHUP):  # its terminal may go
             # uvicorn raises what it caught once more when it has stopped, for whoever had the signal
             # before. That is this: a stop that was asked for and went well is a success.
             signal.signal(number, server.handle_exit)
-        server.run()
+        server.run(sockets)
     except SystemExit:  # how uvicorn says that it could not start
         return False
+    finally:
+        close_sockets(sockets)
     return server.started
 
 
@@ -97,6 +106,7 @@ class _Config(uvicorn.Config):
     """uvicorn's settings, and ours for a connection. They also begin every worker."""
 
     most_connections: int
+    where: str
 
     def configure_logging(self) -> None:  # called in a worker before anything else
         super().configure_logging()
@@ -117,6 +127,11 @@ class _Server(uvicorn.Server):
 
     Who has connected when it stops is still heard; with several workers the others see to that.
     """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info(_RUNNING.format(self.config.where))  # type: ignore[attr-defined]  # it is ours
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         waiting = [found for server in self.servers for listening in server.sockets for found in _accepted(listening)]

@@ -53,11 +53,23 @@ def test_an_upload_and_what_becomes_of_it(client):
     assert client.get(content).json()["code"] == "not_found"
 
 
+def test_the_proxys_log_has_no_key_of_an_upload(client, tmp_path):
+    made = client.post(UPLOADS, headers={"Tus-Resumable": "1.0.0", "Upload-Length": "5"})
+    key = made.headers["location"].rpartition("/")[2]
+    assert client.head(made.headers["location"]).status_code == 200
+    assert client.get("/health/live").status_code == 200  # by now the lines before are written
+    [log] = tmp_path.glob("nginx-*/access.log")
+    text = log.read_text()
+    assert f"HEAD {UPLOADS}/{key[:6]}..." in text
+    assert key not in text
+
+
 def test_nobody_outside_is_told_how_busy_the_service_is(client, behind):
     running, _ = behind
     there, nowhere = client.get("/metrics"), client.get("/nowhere")
     assert there.status_code == nowhere.status_code == 404
-    assert there.headers["content-type"] == nowhere.headers["content-type"]
+    for name in ("content-type", "cache-control", "x-content-type-options"):
+        assert there.headers[name] == nowhere.headers[name]
     assert there.json() | {"request_id": ""} == nowhere.json() | {"request_id": ""}
     assert httpx.get(f"{running.url}/metrics").status_code == 200
 

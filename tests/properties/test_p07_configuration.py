@@ -99,6 +99,10 @@ SETTINGS = {
     ),
     "host": (st.ip_addresses().map(lambda ip: (str(ip), str(ip))), misshapen | st.sampled_from(["a:1", "[::1]"])),
     "port": whole(0, 65_535),
+    "listen": (
+        st.sampled_from(["systemd", "fd:3", "unix:/run/a"]).map(lambda text: (text, text)),
+        misshapen | st.sampled_from(["unix:", "fd:x"]),
+    ),
     "workers": whole(1, 256),
     "shutdown_timeout": DURATION,
     "log_format": words("text", "json"),
@@ -117,6 +121,9 @@ def environments(draw):
             case "bad":
                 environ[PREFIX + name.upper()] = draw(wrong)
                 bad.add(PREFIX + name.upper())
+    if f"{PREFIX}LISTEN" in environ:  # where it listens is said in one way alone
+        for name in ("host", "port"):
+            environ.pop(PREFIX + name.upper(), None), meant.pop(name, None), bad.discard(PREFIX + name.upper())
     for name in draw(st.lists(st.from_regex(r"WAYBILL_[A-Z_]{1,9}", fullmatch=True), max_size=2)):
         if name.removeprefix(PREFIX).lower() not in SETTINGS:
             environ[name] = draw(secrets)
