@@ -34,7 +34,7 @@ home=$1; shift
 read -r signal
 kill -"${signal:-QUIT}" $!; kill -CONT $!
 wait $!
-[ "$signal" ] || rm -rf "$home"
+[ "$signal" ] || /bin/rm -rf "$home"
 """
 
 # What a test server saves on. fsync and full_page_writes stay on: the service refuses to run without them.

@@ -1,7 +1,6 @@
 """The proxy of the local stack, run for real: nginx with `deploy/nginx.conf`, on loopback, in its own directory."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import tool
+
 CONFIGURATION = Path(__file__).parent.parent / "deploy" / "nginx.conf"
-
-
-def nginx() -> str:
-    """The nginx of this machine; the test is skipped where there is none."""
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
-    if found is None:
-        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
-    return found
 
 
 def localised(directory: Path, port: int, *upstream_ports: int) -> Path:
@@ -58,7 +51,7 @@ def running(directory: Path, *upstream_ports: int) -> Iterator[int]:
         globals_ = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
         with (directory / "error.log").open("wb") as errors:
             process = subprocess.Popen(
-                [nginx(), "-p", directory, "-c", localised(directory, port, *upstream_ports), "-g", globals_],
+                [tool("nginx"), "-p", directory, "-c", localised(directory, port, *upstream_ports), "-g", globals_],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,

@@ -4,13 +4,11 @@ Ids, tokens, codes, times and dates differ from run to run; everything else must
 """
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.service import service
+from tests.support.tools import needs, tool
 
 __all__ = ["service"]
 
@@ -39,7 +37,9 @@ def answers(url: str, directory: Path) -> list[str]:
     """What one shell prints for the commands, each against the service at `url`."""
     script = ["set -u", *(f"{command}\necho; echo '<end>'" for command, _ in commands())]
     text = "\n".join(script).replace("url=http://127.0.0.1:8000", f"url={url}")
-    done = subprocess.run(["bash", "-c", text], cwd=directory, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [tool("bash"), "-c", text], cwd=directory, capture_output=True, text=True, check=True, timeout=60
+    )
     return [answer.strip("\n") for answer in done.stdout.replace("\r", "").split("<end>\n")[:-1]]
 
 
@@ -49,7 +49,7 @@ def settled(answer: str) -> str:
     return answer
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl: apt-get install curl")
+@needs("bash", "cmp", "curl", "grep", "head", "sed")
 def test_every_command_of_the_readme_answers_as_it_says(service, tmp_path):
     given = answers(service().url, tmp_path)
     for (command, expected), answer in zip(commands(), given, strict=True):

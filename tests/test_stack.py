@@ -31,7 +31,8 @@ from packaging.version import Version
 
 from app.config import load
 from app.errors import Unavailable
-from tests.proxy import CONFIGURATION, localised, nginx, proxy
+from tests.proxy import CONFIGURATION, localised, proxy
+from tests.support.tools import search_path, tool
 
 __all__ = ["proxy"]  # a fixture is used by its name alone
 
@@ -224,7 +225,9 @@ class TestStartingAndStopping:
 class TestProxy:
     def test_nginx_accepts_the_configuration(self, tmp_path):
         checked = subprocess.run(
-            [nginx(), "-t", "-q", "-p", tmp_path, "-c", localised(tmp_path, 8080, 8000)], capture_output=True, text=True
+            [tool("nginx"), "-t", "-q", "-p", tmp_path, "-c", localised(tmp_path, 8080, 8000)],
+            capture_output=True,
+            text=True,
         )
         assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -360,7 +363,7 @@ class TestImage:
         can be installed, the making of that environment has shown.
         """
         prefix, source, libraries = tmp_path / "prefix", tmp_path / "src", sysconfig.get_path("purelib")
-        path = os.pathsep.join([str(prefix / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        path = os.pathsep.join([str(prefix / "bin"), str(Path(sys.executable).parent), search_path()])
         environ = {"PATH": path, "HOME": str(tmp_path), "PYTHONPATH": libraries}
         building = environ | {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
         stage = list(dockerfile())

@@ -12,7 +12,6 @@ be there after a power cut: `images` gives what may be left.
 
 import errno
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -26,10 +25,13 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.tools import tool
+
 _ENTRY = struct.Struct("<cQI")  # a write or a flush, where, how many bytes follow
 _WRITE, _FLUSH = b"W", b"F"
 _SIZE = 48 << 20
 _PATIENCE = 60.0  # seconds
+_ROOT = Path(__file__).parents[2]
 
 
 class _Op(NamedTuple):
@@ -44,7 +46,8 @@ class Disk:
     """An empty disk. `volume` is where it is mounted, and where each image of it can be."""
 
     def __init__(self, directory: Path) -> None:
-        if not os.access("/dev/fuse", os.W_OK) or shutil.which("fusermount3") is None:
+        tool("fusermount3")
+        if not os.access("/dev/fuse", os.W_OK):
             pytest.skip("needs FUSE, and to be root (Debian: apt-get install fuse3)")
         self.volume = directory / "volume"
         self._fuse = directory / "fuse"
@@ -56,14 +59,14 @@ class Disk:
             made.mkdir()
         self._empty.touch()
         os.truncate(self._empty, _SIZE)
-        subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-J", "size=4", str(self._empty)], check=True)
+        subprocess.run([tool("mkfs.ext4"), "-q", "-b", "4096", "-J", "size=4", str(self._empty)], check=True)
         _copy(self._empty, self._backing)
 
     @contextmanager
     def remembering(self) -> Iterator[Path]:
         """Its volume, of which everything is remembered."""
-        command = [sys.executable, __file__, str(self._backing), str(self._fuse), str(self._log)]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as serving:
+        command = [sys.executable, "-m", "tests.faults.disk", str(self._backing), str(self._fuse), str(self._log)]
+        with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL) as serving:
             try:
                 deadline = time.monotonic() + _PATIENCE
                 while not (self._fuse / "image").exists():
@@ -73,7 +76,7 @@ class Disk:
                 with mounted(self._fuse / "image", self.volume):
                     yield self.volume
             finally:
-                subprocess.run(["umount", str(self._fuse)], check=True)
+                subprocess.run([tool("umount"), str(self._fuse)], check=True)
 
     def now(self) -> int:
         """The moment: what has been written so far is older."""
@@ -115,17 +118,17 @@ class Disk:
 @contextmanager
 def mounted(image: Path, at: Path) -> Iterator[None]:
     """The image's file system at `at`; in the end it is unmounted, which nobody may be using any more."""
-    done = subprocess.run(["mount", "-o", "loop", str(image), str(at)], capture_output=True, text=True)
+    done = subprocess.run([tool("mount"), "-o", "loop", str(image), str(at)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", str(at)], check=True)
+        subprocess.run([tool("umount"), str(at)], check=True)
 
 
 def _copy(old: Path, new: Path) -> None:
-    subprocess.run(["cp", "--sparse=auto", str(old), str(new)], check=True)
+    subprocess.run([tool("cp"), "--sparse=auto", str(old), str(new)], check=True)
 
 
 def _write(image: Path, ops: Iterable[_Op]) -> None:

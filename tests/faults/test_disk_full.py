@@ -10,6 +10,7 @@ from tests.faults.guest import CHUNK, FORM, KIB, MIB, WAYS, Baseline, Guest, Hal
 from tests.sender import TUS
 from tests.service import UPLOADS, Service
 from tests.storage.stores import mounted, needs_root, tmpfs
+from tests.support.tools import tool
 from tests.tally import TORTURE
 
 pytestmark = needs_root
@@ -225,7 +226,7 @@ def test_a_quota_is_a_full_disk(tmp_path):
     with volume(tmp_path, "btrfs") as root:
         for command in ("quota enable", "subvolume create", "qgroup limit 8M"):
             target = root if command == "quota enable" else root / "store"
-            subprocess.run(["btrfs", *command.split(), str(target)], check=True, capture_output=True)
+            subprocess.run([tool("btrfs"), *command.split(), str(target)], check=True, capture_output=True)
         settings = {"database_url": f"sqlite:///{tmp_path}/waybill.db", "storage_dir": root / "store"}
         with closing(Service(tmp_path / "service", **settings)) as running:
             running.store = root / "store"
@@ -236,7 +237,8 @@ def test_a_quota_is_a_full_disk(tmp_path):
                 for declared in (True, False):
                     refused_for_space(guest.send(way, content_of(LARGE), declared=declared))
             before.is_back()
-            subprocess.run(["btrfs", "filesystem", "sync", str(root)], check=True)  # until then it counts what has gone
+            # Until then it counts what has gone.
+            subprocess.run([tool("btrfs"), "filesystem", "sync", str(root)], check=True)
             assert guest.get("/health/ready").status_code == 200
             guest.goes_on()
             assert running.stop() == 0
@@ -246,16 +248,11 @@ def volume(tmp_path, kind):
     """A file system of this kind, of its least size."""
     if kind == "tmpfs":
         return tmpfs(tmp_path / "volume", "12m")
-    program = subprocess.run(["which", f"mkfs.{kind}"], capture_output=True, env={"PATH": SYSTEM}, check=False)
-    if program.returncode:
-        pytest.skip(f"needs {PACKAGES[kind]}")
     image = tmp_path / "image"
     image.touch()
     os.truncate(image, SIZES[kind] * MIB)
-    subprocess.run([program.stdout.decode().strip(), "-q", str(image)], check=True)
+    subprocess.run([tool(f"mkfs.{kind}"), "-q", str(image)], check=True)
     return mounted(tmp_path / "volume", "-o", "loop", source=str(image))
 
 
-SYSTEM = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-PACKAGES = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 SIZES = {"ext4": 24, "xfs": 300, "btrfs": 128}

@@ -10,13 +10,14 @@ from contextlib import closing
 import pytest
 
 from tests.faults.guest import CHUNK, KIB, MIB, WAYS, Baseline, Guest, Halfway, content_of, eventually, is_success
-from tests.faults.tracing import NAMED_THREADS, needs_strace, traced
+from tests.faults.tracing import NAMED_THREADS, traced
 from tests.sender import TUS
 from tests.service import HISTORY, UPLOADS, Service
 from tests.storage.stores import needs_root, remount, thin_disk, tmpfs
+from tests.support.tools import needs
 from tests.tally import TORTURE
 
-pytestmark = needs_strace
+pytestmark = needs("strace")
 
 PUBLISHES = "waybill-publish"
 

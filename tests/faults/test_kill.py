@@ -6,6 +6,7 @@ import random
 import subprocess
 
 from tests.service import HISTORY, UPLOADS, Cut, ask, service
+from tests.support.tools import tool
 
 __all__ = ["service"]
 
@@ -127,8 +128,9 @@ def test_what_curl_was_told_survives(service, tmp_path):
         for name in sent
     ]
     (tmp_path / "jobs").write_text("next\n".join(jobs))
-    command = ["curl", "--parallel", "--parallel-immediate", "--parallel-max", "50", "--config", tmp_path / "jobs"]
+    options = ["--parallel", "--parallel-immediate", "--parallel-max", "50", "--config", tmp_path / "jobs"]
     lines = []
+    command = [tool("curl"), *options]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as curl:
         for line in curl.stderr:  # its standard output would be buffered
             if line.startswith("done "):

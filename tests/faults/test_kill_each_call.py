@@ -3,7 +3,6 @@
 import asyncio
 import random
 import re
-import shutil
 import subprocess
 from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
@@ -13,11 +12,12 @@ import pytest
 
 from tests.faults.ledger import Address, Ledger, name_of, new_session, nothing_is_left
 from tests.service import Cut, service
+from tests.support.tools import needs, tool
 from tests.tally import TORTURE
 
 __all__ = ["service"]
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (Debian: apt-get install strace)")
+pytestmark = needs("strace")
 
 FAULT = "kill -9 at each call"
 CALLS = (
@@ -46,7 +46,7 @@ Pool.__init__ = lambda self, workers=None, *more, **named: made(self, 1, *more, 
 @contextmanager
 def strace(targets, log, *options):
     """Follow processes or threads until the end of the block, or their own."""
-    command = ["strace", *(f"--attach={target}" for target in targets), "--output", log, *options]
+    command = [tool("strace"), *(f"--attach={target}" for target in targets), "--output", log, *options]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracing:
         try:
             for _ in targets:

@@ -1,7 +1,6 @@
 """Calls that do less than asked for, are interrupted, or take their time: the bytes are right all the same."""
 
 import hashlib
-import shutil
 import subprocess
 import threading
 from contextlib import closing
@@ -21,9 +20,10 @@ from tests.faults.guest import (
     figures,
     is_success,
 )
-from tests.faults.tracing import NAMED_THREADS, needs_strace, traced
+from tests.faults.tracing import NAMED_THREADS, traced
 from tests.sender import TUS
 from tests.service import HISTORY, UPLOADS, Service
+from tests.support.tools import needs, tool
 from tests.tally import TORTURE
 
 PUBLISHES = "waybill-publish"
@@ -74,9 +74,7 @@ int close(int fd) {
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
     """The library by which writes are short, and closes fail as long as the file beside it is there."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler: gcc and libc6-dev")
+    compiler = tool("cc")
     directory = tmp_path_factory.mktemp("shim")
     (directory / "shim.c").write_text(SHIM)
     options = ["-shared", "-fPIC", "-O1", "-DSECTOR=512", "-o", "shim.so", "shim.c", "-ldl"]
@@ -156,7 +154,7 @@ def guest(tmp_path_factory):
         yield guest
 
 
-@needs_strace
+@needs("strace")
 def test_calls_that_are_interrupted_are_made_again(guest):
     """F9: EINTR at every second call, in the thread that publishes and for a large file; no byte comes twice."""
     before = Baseline(guest.running)
@@ -176,7 +174,7 @@ def test_calls_that_are_interrupted_are_made_again(guest):
     before.is_back()
 
 
-@needs_strace
+@needs("strace")
 def test_a_file_that_cannot_be_written_now_is_refused_and_not_written_twice(guest):
     """F9: EAGAIN, which no disk may say, is an error like any other."""
     before = Baseline(guest.running)
@@ -197,7 +195,7 @@ def lags(running):
     return {key[len(name) : -2]: value for key, value in figures(running).items() if key.startswith(name)}
 
 
-@needs_strace
+@needs("strace")
 def test_while_a_flush_takes_long_others_are_served_and_the_event_loop_is_free(guest):
     """F10: the flush goes on when strace lets it; until then nothing else waits but what is to be published."""
     ticks = 20 if TORTURE else 3

@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 from contextlib import ExitStack, suppress
@@ -27,6 +26,7 @@ from tests.postgres import Postgres
 from tests.sender import Sender
 from tests.service import Service
 from tests.storage.stores import cut_power, needs_root, quick_directory
+from tests.support.tools import tool
 from tests.tally import TORTURE
 
 pytestmark = needs_root
@@ -166,13 +166,10 @@ def test_at_every_moment_a_power_cut_leaves_what_was_told(place, tally, protocol
 @pytest.fixture(params=FILE_SYSTEMS)
 def image(request, place):
     """A disk with a file system on it."""
-    make = f"mkfs.{request.param}"
-    if shutil.which(make) is None:
-        pytest.skip(f"needs {make} (Debian: apt-get install e2fsprogs xfsprogs)")
     image = place / request.param
     image.touch()
     os.truncate(image, 1 << 30)
-    subprocess.run([make, "-q", str(image)], check=True)
+    subprocess.run([tool(f"mkfs.{request.param}"), "-q", str(image)], check=True)
     return image
 
 

@@ -1,7 +1,6 @@
 """strace on a service that runs: system calls that fail, and the story of those that were made."""
 
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.service import PATIENCE, Service
-
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+from tests.support.tools import tool
 
 NAMED_THREADS = """
 import ctypes, threading
@@ -51,7 +49,7 @@ def traced(running: Service, *options: str, thread: str = "", trace: str = "fsyn
     """
     whom = ["-f", "-p", str(running.pid)] if not thread else ["-p", str(_thread(running, thread))]
     story = running.directory / "story"
-    command = ["strace", "-y", "-o", str(story), "-e", f"trace={trace}", *options, *whom]
+    command = [tool("strace"), "-y", "-o", str(story), "-e", f"trace={trace}", *options, *whom]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = process.stderr.readline()

@@ -3,7 +3,6 @@
 import json
 import os
 import queue
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -12,27 +11,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import pytest
-
 from tests.interop.clients import HERE, Piece, node_modules
 from tests.service import PATIENCE
+from tests.support.tools import search_path, tool
 
 PAGE = b'<!doctype html><meta charset="utf-8"><title>Uploads</title><script src="/page.js"></script>'
-
-
-def chromium() -> str:
-    """The Chromium of this machine; the test is skipped where there is none."""
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    return found
 
 
 def bundle(page: Path, directory: Path) -> bytes:
     """The page's script with all that it imports."""
     made = directory / "page.js"
     command = [node_modules() / ".bin" / "esbuild", page, "--bundle", f"--outfile={made}", "--log-level=warning"]
-    subprocess.run(command, check=True, timeout=PATIENCE)
+    subprocess.run(command, check=True, timeout=PATIENCE, env={**os.environ, "PATH": search_path()})
     return made.read_bytes()
 
 
@@ -105,7 +95,7 @@ class Browser:
     def __init__(self, url: str, directory: Path, *options: str) -> None:
         self._process = subprocess.Popen(
             [
-                chromium(),
+                tool("chromium"),
                 "--headless",
                 "--no-sandbox",
                 "--disable-background-networking",
@@ -119,7 +109,7 @@ class Browser:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": str(directory)},
+            env={**os.environ, "PATH": search_path(), "HOME": str(directory)},
         )
 
     def __enter__(self) -> "Browser":

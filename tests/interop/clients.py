@@ -5,7 +5,6 @@ import hashlib
 import json
 import queue
 import random
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from tests.service import HISTORY, PATIENCE, Service
+from tests.support.tools import tool
 
 HERE = Path(__file__).parent
 MIB = 1024 * 1024
@@ -76,8 +76,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 def node_modules() -> Path:
     """Where the clients in JavaScript are; the test is skipped where there are none."""
-    if shutil.which("node") is None or not (HERE / "node_modules" / "tus-js-client").exists():
-        pytest.skip("no tus-js-client (Debian: apt-get install nodejs npm; then: npm ci --prefix tests/interop)")
+    tool("node")
+    if not (HERE / "node_modules" / "tus-js-client").exists():
+        pytest.skip("no tus-js-client (Debian: apt-get install npm; then: npm ci --prefix tests/interop)")
     return HERE / "node_modules"
 
 
@@ -107,7 +108,7 @@ class TusJs:
         node_modules()
         self.news: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._process = subprocess.Popen(
-            ["node", HERE / "tus_client.mjs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [tool("node"), HERE / "tus_client.mjs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

@@ -14,10 +14,9 @@ import pytest
 
 from app.web.routes import routes
 from tests.service import HISTORY, PATIENCE, UPLOADS, Service
+from tests.support.tools import needs, tool
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("curl") is None, reason="curl is not installed (Debian: apt-get install curl)"
-)
+pytestmark = needs("curl")
 
 FILES = "/api/ingestion/files"
 NAME, CONTENT = "q3 report.pdf", b"%PDF-1.7 and so on\n" * 1000
@@ -50,11 +49,12 @@ class Curl:
         (directory / NAME).write_bytes(CONTENT)
 
     def __call__(self, path, *options, stdin=b""):
-        command = ["curl", "--silent", "--show-error", "--cookie", "jar", "--cookie-jar", "jar", "--max-time", "30"]
+        command = [tool("curl"), "--silent", "--show-error", "--max-time", "30"]
+        jar = ["--cookie", "jar", "--cookie-jar", "jar"]
         files = ["--output", "body", "--dump-header", "headers", "--write-out", "%{http_code} %{size_upload}"]
         (self.directory / "body").write_bytes(b"")
         done = subprocess.run(
-            [*command, *files, *options, f"{self.url}{path}"],
+            [*command, *jar, *files, *options, f"{self.url}{path}"],
             cwd=self.directory, input=stdin, capture_output=True, timeout=PATIENCE,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -204,7 +204,7 @@ class TestFiles:
         content = curl.uploaded()["links"]["content"]
         (curl.directory / "there").mkdir()
         command = [
-            "curl",
+            tool("curl"),
             "--silent",
             "--cookie",
             "../jar",
@@ -238,7 +238,7 @@ class TestFiles:
     def test_a_download_that_broke_off_goes_on(self, curl):
         content = curl.uploaded()["links"]["content"]
         (curl.directory / "part").write_bytes(CONTENT[:1234])
-        command = ["curl", "--silent", "--fail", "--cookie", "jar", "--continue-at", "-", "--output", "part"]
+        command = [tool("curl"), "--silent", "--fail", "--cookie", "jar", "--continue-at", "-", "--output", "part"]
         subprocess.run([*command, curl.url + content], cwd=curl.directory, check=True, timeout=PATIENCE)
         assert (curl.directory / "part").read_bytes() == CONTENT
 
@@ -327,7 +327,7 @@ class TestTheRest:
         if option == "--http2":
             assert curl("/health/live", option).status == 200
             return
-        command = ["curl", "--silent", option, f"{curl.url}/health/live"]
+        command = [tool("curl"), "--silent", option, f"{curl.url}/health/live"]
         assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode != 0
 
 

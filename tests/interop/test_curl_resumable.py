@@ -10,6 +10,9 @@ import pytest
 
 from tests.interop.clients import MIB, Growth, everything, have_landed
 from tests.service import PATIENCE, UPLOADS
+from tests.support.tools import needs, tool
+
+pytestmark = needs("curl")
 
 VERSIONS = [5, 6, 8, 9, 10]
 PART = {"Content-Type": "application/partial-upload"}
@@ -52,7 +55,7 @@ class Curl:
         self.session = running.session()
 
     def command(self, path, headers, *options):
-        command = ["curl", "--silent", "--max-time", "30", "--dump-header", "headers", "--output", "body"]
+        command = [tool("curl"), "--silent", "--max-time", "30", "--dump-header", "headers", "--output", "body"]
         for name, value in {**self.session, **headers}.items():
             command += ["--header", f"{name}: {value}"]
         (self.directory / "body").write_bytes(b"")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.proxy import proxy
 from tests.service import HISTORY, PATIENCE, UPLOADS, service
+from tests.support.tools import tool
 
 __all__ = ["proxy", "service"]
 
@@ -114,7 +115,7 @@ def wait_for_staged(running, size):
 def test_a_refusal_comes_through_before_the_end_of_the_body(service, proxy):
     running = service(max_file_size=1_000_000)
     port = proxy(running.port)
-    command = ["curl", "--silent", "--upload-file", "-", "--max-time", "30", "--write-out", "\n%{http_code}"]
+    command = [tool("curl"), "--silent", "--upload-file", "-", "--max-time", "30", "--write-out", "\n%{http_code}"]
     url = f"http://127.0.0.1:{port}{UPLOADS}/large.bin"
     done = subprocess.run([*command, url], input=bytes(64 * MIB), capture_output=True, timeout=PATIENCE)
     body, _, status = done.stdout.rpartition(b"\n")

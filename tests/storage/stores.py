@@ -15,6 +15,7 @@ import pytest
 from app.storage import aio
 from app.storage.local import LocalStorage
 from tests.contracts.storage import new_key
+from tests.support.tools import tool
 
 ROOT = os.geteuid() == 0
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN: every later call fails, and what was not flushed is never written
@@ -113,13 +114,13 @@ class Gate:
 def mounted(at: Path, *options: str, source: str = "tmpfs"):
     """A file system at `at`, which is made if it is not there."""
     at.mkdir(parents=True, exist_ok=True)
-    mount = subprocess.run(["mount", *options, source, str(at)], capture_output=True, text=True)
+    mount = subprocess.run([tool("mount"), *options, source, str(at)], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"cannot mount here: {mount.stderr.strip()}")
     try:
         yield at
     finally:
-        subprocess.run(["umount", "--lazy", str(at)], check=True)
+        subprocess.run([tool("umount"), "--lazy", str(at)], check=True)
 
 
 def tmpfs(at: Path, size: str, *options: str):
@@ -133,13 +134,13 @@ def thin_disk(at: Path):
         image = disk / "image"
         image.touch()
         os.truncate(image, 200 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-J", "size=4", str(image)], check=True)
+        subprocess.run([tool("mkfs.ext4"), "-q", "-J", "size=4", str(image)], check=True)
         with mounted(at / "volume", "-o", "loop", source=str(image)) as root:
             yield root
 
 
 def remount(at: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(at)], check=True)
+    subprocess.run([tool("mount"), "-o", f"remount,{how}", str(at)], check=True)
 
 
 def cut_power(root: Path) -> None:

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -24,6 +23,7 @@ from app.storage.memory import MemoryStorage
 from tests.contracts.partial import PartialContract, append, complete, found, kept
 from tests.contracts.storage import KiB, MiB, content_of, get, keys, new_key, put, staged
 from tests.storage.stores import Gate, descriptors, local, mounted, needs_root, tmpfs
+from tests.support.tools import tool
 
 CHECKOUT = Path(__file__).parents[2]
 EIO = OSError(errno.EIO, "Input/output error")
@@ -659,12 +659,10 @@ async def test_no_mix_of_leavings_leaks_anything(tmp_path, storage):
 
 @pytest.fixture
 def xfs(tmp_path):
-    if shutil.which("mkfs.xfs") is None:
-        pytest.skip("no tools for such a file system here")
     image = tmp_path / "image"
     image.touch()
     os.truncate(image, 320 * MiB)
-    subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
+    subprocess.run([tool("mkfs.xfs"), "-q", str(image)], check=True)
     with mounted(tmp_path / "volume", "-o", "loop", source=str(image)) as root:
         yield root
 

@@ -13,6 +13,7 @@ from app.storage import Mark, aio, kernel
 from tests.contracts.partial import append, complete
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
 from tests.storage.stores import cut_power, local, mounted, needs_root
+from tests.support.tools import tool
 
 pytestmark = needs_root
 
@@ -23,7 +24,7 @@ def disk(tmp_path):
     image = tmp_path / "image"
     image.touch()
     os.truncate(image, 128 * MiB)
-    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run([tool("mkfs.ext4"), "-q", str(image)], check=True)
 
     @contextmanager
     def mount():

@@ -28,6 +28,7 @@ PACKAGES: Final = {
     "cc": "gcc libc6-dev",
     "chromium": "chromium",
     "cmp": "diffutils",
+    "cp": "coreutils",
     "curl": "curl",
     "fusermount3": "fuse3",
     "git": "git",
@@ -56,7 +57,7 @@ PACKAGES: Final = {
 _SYSTEM: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
-def path() -> str:
+def search_path() -> str:
     """The PATH in which programs are looked for; one that starts others by their names is given it."""
     return os.pathsep.join([*filter(None, os.environ.get("PATH", os.defpath).split(os.pathsep)), *_SYSTEM])
 
@@ -64,7 +65,7 @@ def path() -> str:
 def find(name: str) -> str | None:
     """The absolute path of a program, or None where it is missing."""
     assert name in PACKAGES, f"{name} is not in {__name__}.PACKAGES"
-    found = shutil.which(name, path=path())
+    found = shutil.which(name, path=search_path())
     return found and os.path.abspath(found)
 
 
