@@ -53,7 +53,9 @@ class Postgres:
 
     def __init__(self, directory: Path | None = None) -> None:
         self._programs = _programs()
-        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=directory or _quick_directory()))
+        memory = None if directory else _memory()
+        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=directory or memory))
+        self._in_memory = memory is not None
         self._data = self._home / "data"
         self._numbers = count(1)
         self._watch: subprocess.Popen[bytes] | None = None
@@ -63,7 +65,7 @@ class Postgres:
         atexit.register(self.close)
         if _nobody():
             os.chown(self._home, _nobody()["user"], _nobody()["group"])
-        self._run("initdb", "--pgdata", str(self._data), "--username", _OWNER, "--auth=trust",
+        self._run("initdb", _nobody(), "--pgdata", str(self._data), "--username", _OWNER, "--auth=trust",
                   "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")  # fmt: skip
         self.start()
 
@@ -73,7 +75,9 @@ class Postgres:
     def create_database(self) -> str:
         """The URL of a fresh, empty database."""
         name = f"waybill_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        # Copied as files it takes a fourth of the time, unless a disk must flush them.
+        how = "STRATEGY file_copy" if self._in_memory else ""
+        self.execute(f"CREATE DATABASE {name} {how}")
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
@@ -81,7 +85,8 @@ class Postgres:
 
     def execute(self, statement: str, *, url: str | None = None) -> None:
         """Run one statement as the owner of everything, past the code under test."""
-        self._run("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1",
+        # As whoever runs the tests: to become another first costs more than all the rest.
+        self._run("psql", {}, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1",
                   f"--command={statement}", url or self.url("postgres"))  # fmt: skip
 
     def start(self) -> None:
@@ -134,11 +139,9 @@ class Postgres:
         self.stop()
         shutil.rmtree(self._home, ignore_errors=True)
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, user: dict[str, int], *arguments: str) -> None:
         command = [str(self._programs / program), *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE, cwd="/", check=False, **_nobody()
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, cwd="/", check=False, **user)
         if done.returncode:
             raise RuntimeError(f"{program} failed: {done.stderr}")
 
@@ -173,8 +176,8 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _quick_directory() -> str | None:
-    """Memory where there is plenty, else where temporary files lie: no test here is about lost power."""
+def _memory() -> str | None:
+    """A directory in memory where there is plenty: no test here is about lost power."""
     memory = "/dev/shm"
     return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 4 * 1024**3 else None
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import sqlite3
 import subprocess
@@ -12,15 +11,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-import structlog
 from click.testing import CliRunner
 
-from app import cli, logs, verify
+from app import cli, verify
 from app.config import load
 from app.db import migrate
 from app.db.queries import Migration, migrations
 from app.main import build, new_id
 from tests.service import HISTORY, PATIENCE, UPLOADS, environment
+from tests.support.logging_apart import logging_apart
 
 NO_STORE = "waybill-data/files/00"
 
@@ -33,14 +32,8 @@ def apart(tmp_path, monkeypatch):
         if name.startswith("WAYBILL_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("WAYBILL_MIN_FREE_SPACE", "0")
-    root = logging.getLogger()
-    before = root.handlers[:], root.level, structlog.get_config()
-    for handler in before[0]:
-        root.removeHandler(handler)  # or they would be closed
-    yield
-    logs.flush(PATIENCE)
-    root.handlers[:], root.level = before[0], before[1]
-    structlog.configure(**before[2])
+    with logging_apart():
+        yield
 
 
 @pytest.fixture

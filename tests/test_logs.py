@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from app import logs
 from tests.service import COMMAND, HISTORY, PATIENCE, ROOT, UPLOADS, Service, environment
+from tests.support.logging_apart import logging_apart
 
 TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (debug|info|warning|error|critical) +")
 HOSTILE = [
@@ -43,12 +44,6 @@ TEXTS = st.text(max_size=40) | st.sampled_from(HOSTILE)
 @pytest.fixture
 def configured(capfd):
     """`configured(format, level)` sends this process's logs to what the returned function reads."""
-    root, levels = logging.getLogger(), {}
-    before = root.handlers[:], root.level, structlog.get_config()
-    for name in ("databases", "aiosqlite", "asyncio"):
-        levels[name] = logging.getLogger(name).level
-    for handler in before[0]:
-        root.removeHandler(handler)  # or they would be closed
 
     def configure(log_format, level="info"):
         logs.configure(log_format, level)
@@ -60,12 +55,8 @@ def configured(capfd):
 
         return said
 
-    yield configure
-    logs.flush(PATIENCE)
-    root.handlers[:], root.level = before[0], before[1]
-    structlog.configure(**before[2])
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    with logging_apart():
+        yield configure
 
 
 class TestLines:
@@ -152,6 +143,19 @@ class TestLines:
         for name in ("databases", "aiosqlite", "asyncio"):
             logging.getLogger(name).debug("SELECT :secret %s", "s3cret")
         assert said() == ""
+
+
+def test_logging_of_the_process_is_as_before_once_a_test_has_set_it_up(capfd):
+    log = structlog.get_logger()
+    for _ in range(2):
+        with logging_apart():
+            logs.configure("text", "info")
+            log.info("within")
+        log.info("after")
+    logs.flush(PATIENCE)
+    said = capfd.readouterr()
+    assert [line.split()[2] for line in said.err.splitlines()] == ["within"] * 2
+    assert said.out.count("after") == 2
 
 
 WRITER = """
