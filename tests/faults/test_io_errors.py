@@ -194,19 +194,20 @@ def test_of_a_disk_that_loses_writes_nothing_is_acknowledged_that_is_lost(tmp_pa
     nothing that it did not flush at first."""
     with thin_disk(tmp_path) as root, closing(Service(root, **elsewhere(tmp_path))) as running:
         guest = Guest(running.start())
-        failed = 0
+        failed = []
         for number in range(60):
             way = WAYS[number % 3]
             # Small ones go through the page cache, so that it is their flush that fails; large ones past it.
             answer = guest.send(way, content_of(4 * MIB if number % 4 == 3 else 200 * KIB, number))
             if not is_success(answer):
-                assert answer.status_code in (503, 507), answer.text
-                failed += 1
+                failed.append(answer.status_code)
                 guest.get("/health/ready")  # a test that passes, by chance, brings nothing back
-            if failed == 6:
+            if len(failed) == 6:
                 break
-        assert failed == 6
-        assert any(said.startswith("the store failed") for said in running.said("error"))
+        assert len(failed) == 6
+        assert set(failed) <= {503, 507}
+        if 503 in failed:  # else the disk has said each time that it is full
+            running.wait_for("the store failed")
         for path in (running.store / "files").glob("*/*"):
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk itself is asked
