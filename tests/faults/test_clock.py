@@ -18,6 +18,8 @@ from tests.tally import TORTURE
 
 __all__ = ["service", "source"]
 
+pytestmark = pytest.mark.slow
+
 MINUTE = 60
 HOUR = 60 * MINUTE
 JUMPS = [(HOUR, -HOUR), (-HOUR, HOUR)]

@@ -23,6 +23,8 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 POOL = 3
 CONTENT = b"whole or not at all " * 1000
 HOLD = """

@@ -14,6 +14,8 @@ from tests.service import PATIENCE, UPLOADS, changed, environment, service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 QUICKLY = """
 from app import scrub, sweep, verify
 scrub.LOOK_SECONDS = 0.05

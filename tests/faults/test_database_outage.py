@@ -18,6 +18,8 @@ from tests.service import HISTORY, PATIENCE, UPLOADS, ask, service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 POOL = 3
 CLIENTS = 6
 BACK_WITHIN = 5  # seconds after the database: promised, so measured

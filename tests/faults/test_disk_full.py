@@ -13,7 +13,7 @@ from tests.storage.stores import mounted, needs_root, tmpfs
 from tests.support.tools import tool
 from tests.tally import TORTURE
 
-pytestmark = needs_root
+pytestmark = [pytest.mark.slow, needs_root]
 
 LARGE = 20 * MIB  # bytes; more than any of the disks holds
 

@@ -16,6 +16,8 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 PAUSE = 0.05  # seconds between two attempts
 AT_ONCE = 50
 UPLOADERS, KILLS = (100, 20) if TORTURE else (12, 1)

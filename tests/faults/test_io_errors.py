@@ -17,7 +17,7 @@ from tests.storage.stores import needs_root, remount, thin_disk, tmpfs
 from tests.support.tools import needs
 from tests.tally import TORTURE
 
-pytestmark = needs("strace")
+pytestmark = [pytest.mark.slow, needs("strace")]
 
 PUBLISHES = "waybill-publish"
 

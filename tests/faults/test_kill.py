@@ -5,10 +5,14 @@ import hashlib
 import random
 import subprocess
 
+import pytest
+
 from tests.service import HISTORY, UPLOADS, Cut, ask, service
 from tests.support.tools import tool
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 AT_ONCE = 200
 SMALL, LARGE = 3_000, 600_000  # kept in memory until they are published, and staged in a file

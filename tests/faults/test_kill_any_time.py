@@ -3,12 +3,16 @@
 import asyncio
 import random
 
+import pytest
+
 from tests.faults.ledger import Ledger
 from tests.faults.storm import Storm
 from tests.service import seed, service
 from tests.tally import TORTURE
 
 __all__ = ["seed", "service"]
+
+pytestmark = pytest.mark.slow
 
 KILLS = 500 if TORTURE else 1  # on each database
 STARTING = 0.1  # so often it is killed once more while it starts

@@ -17,7 +17,7 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
-pytestmark = needs("strace")
+pytestmark = [pytest.mark.slow, needs("strace")]
 
 FAULT = "kill -9 at each call"
 CALLS = (

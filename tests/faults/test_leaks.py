@@ -28,6 +28,8 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 ABORTS = 10_000 if TORTURE else 60  # on each database, after as many as a tenth of them
 SOAK_SECONDS = 180.0 if TORTURE else 0.6

@@ -5,10 +5,13 @@ import socket
 from contextlib import ExitStack
 
 import httpx
+import pytest
 
 from tests.service import UPLOADS, Service, service
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 MIB = 1024 * 1024
 

@@ -5,9 +5,13 @@ import hashlib
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.service import UPLOADS, ask, service
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 MIB = 1024 * 1024
 SIZE = 1024 * MIB

@@ -26,6 +26,8 @@ from tests.service import HISTORY, UPLOADS, Service
 from tests.support.tools import needs, tool
 from tests.tally import TORTURE
 
+pytestmark = pytest.mark.slow
+
 PUBLISHES = "waybill-publish"
 
 SHIM = r"""

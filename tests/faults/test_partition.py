@@ -19,6 +19,8 @@ from tests.service import service
 
 __all__ = ["service", "source"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def database_url(postgres):

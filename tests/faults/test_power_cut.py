@@ -29,7 +29,7 @@ from tests.storage.stores import cut_power, needs_root, quick_directory
 from tests.support.tools import tool
 from tests.tally import TORTURE
 
-pytestmark = needs_root
+pytestmark = [pytest.mark.slow, needs_root]
 
 SMALL, LARGE, PIECES = 3_000, 2_400_000, 2_200_000  # of a large one the second block is written beside its digest
 MOMENTS = 4  # with TORTURE=1, all

@@ -3,9 +3,13 @@
 import asyncio
 import time
 
+import pytest
+
 from tests.service import PATIENCE, UPLOADS, Cut, ask, service
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 QUICK_LEASE = "import app.quota as quota\nquota.LEASE_SECONDS, quota._LEASE_US = 1.0, 1_000_000\n"
 

@@ -21,6 +21,8 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 # --- memory
 
 CGROUPS = Path("/sys/fs/cgroup")

@@ -16,6 +16,8 @@ from tests.tally import TORTURE
 
 __all__ = ["proxy", "service"]
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 TIMES = 10 if TORTURE else 1
 BOTH = ["sqlite", "postgresql"]

@@ -17,6 +17,8 @@ from tests.service import PATIENCE, UPLOADS, Service
 
 __all__ = ["source"]
 
+pytestmark = pytest.mark.slow
+
 SENT = 3 * MIB
 ON_DISK = 2 * MIB  # so much of it is sure to be written when nothing more comes
 REFUSED = (409, 423, 503)

@@ -12,6 +12,8 @@ from tests.service import HISTORY, UPLOADS, service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = "o" * 40, "n" * 40
 MINUTES = """
 import app.main

@@ -15,6 +15,8 @@ from tests.tally import TORTURE
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 TIMES = 10 if TORTURE else 1
 CLIENTS = 20
 LARGE = 600_000  # bytes; more than waits in memory

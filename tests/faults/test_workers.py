@@ -7,10 +7,13 @@ from contextlib import ExitStack, closing, contextmanager
 
 import httpx
 import psutil
+import pytest
 
 from tests.service import HISTORY, PATIENCE, UPLOADS, Service, service
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 ENDS_WITHIN = 5.0  # seconds; a second is promised, and this machine may be busy
 

@@ -19,6 +19,8 @@ from tests.interop.test_python_clients import WithWholeAddress
 from tests.service import UPLOADS, Service
 from tests.tally import TORTURE
 
+pytestmark = pytest.mark.slow
+
 COUNT = 300 if TORTURE else 5
 SMALLEST, LARGEST = MIB, (64 if TORTURE else 3) * MIB
 REACH = LARGEST // 4  # so that a file breaks off a few times

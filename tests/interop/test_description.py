@@ -24,6 +24,8 @@ from tests.service import service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

@@ -13,11 +13,15 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, urlsplit
 
+import pytest
+
 from tests.interop.browser import Browser
 from tests.interop.clients import HERE
 from tests.service import PATIENCE, service
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 # Told to whoever opened it, to whose worker it is, or, when it runs in the page itself, to that.
 RUN = (

@@ -3,6 +3,8 @@
 import random
 from contextlib import ExitStack
 
+import pytest
+
 from tests.cutting_proxy import CuttingProxy
 from tests.interop.browser import UPPY, Browser, Site, bundle
 from tests.interop.clients import MIB
@@ -10,6 +12,8 @@ from tests.service import UPLOADS, service
 from tests.tally import TORTURE
 
 __all__ = ["service"]
+
+pytestmark = pytest.mark.slow
 
 CHUNK = 256 * 1024
 

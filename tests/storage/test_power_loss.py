@@ -15,7 +15,7 @@ from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
 from tests.storage.stores import cut_power, local, mounted, needs_root
 from tests.support.tools import tool
 
-pytestmark = needs_root
+pytestmark = [pytest.mark.slow, needs_root]
 
 
 @pytest.fixture
