@@ -23,6 +23,8 @@ from typing import Literal
 import psutil
 import pytest
 
+from tests.support.memory import memory
+
 _OWNER = "waybill"
 _PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure
 
@@ -53,9 +55,9 @@ class Postgres:
 
     def __init__(self, directory: Path | None = None) -> None:
         self._programs = _programs()
-        memory = None if directory else _memory()
-        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=directory or memory))
-        self._in_memory = memory is not None
+        place = directory or memory()  # where it is nobody's test, power is never lost
+        self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=place))
+        self._in_memory = place is not None and place != directory
         self._data = self._home / "data"
         self._numbers = count(1)
         self._watch: subprocess.Popen[bytes] | None = None
@@ -174,12 +176,6 @@ def _runs(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _memory() -> str | None:
-    """A directory in memory where there is plenty: no test here is about lost power."""
-    memory = "/dev/shm"
-    return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 4 * 1024**3 else None
 
 
 @cache

@@ -25,7 +25,8 @@ from tests.faults.storm import Storm
 from tests.postgres import Postgres
 from tests.sender import Sender
 from tests.service import Service
-from tests.storage.stores import cut_power, needs_root, quick_directory
+from tests.storage.stores import cut_power, needs_root
+from tests.support.memory import quick_directory
 from tests.support.tools import tool
 from tests.tally import TORTURE
 

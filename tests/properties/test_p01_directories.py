@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.errors import Unusable
 from app.storage.local import LocalStorage
 from tests.contracts.storage import get, new_key, put
-from tests.storage.stores import quick_directory
+from tests.support.memory import quick_directory
 
 SHARDS = [f"files/{number:02x}" for number in range(256)]
 TREE = ["files", *SHARDS, "partial", "staging", "trash"]

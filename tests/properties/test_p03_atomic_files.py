@@ -30,8 +30,8 @@ from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStorage
 from app.tasks import to_the_end
 from tests.contracts.storage import content_of
-from tests.storage.stores import quick_directory
 from tests.strategies import chunkings
+from tests.support.memory import quick_directory
 
 # As large files are made of blocks of a mebibyte, so here of a page, and the tree has few branches: every way that a
 # file can take is then a short one.

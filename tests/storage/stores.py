@@ -5,7 +5,6 @@ import fcntl
 import os
 import struct
 import subprocess
-import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +24,6 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount")
 
 def local(root: Path, *, min_free: int = 0, durability: str = "full", owner: str | None = None) -> LocalStorage:
     return LocalStorage(root, owner=owner or new_key(), min_free=min_free, durability=durability)
-
-
-@contextmanager
-def quick_directory():
-    """A directory in memory where there is one: for the many small trees of a property."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
-        yield Path(directory)
 
 
 def files_in(root: Path) -> list[str]:

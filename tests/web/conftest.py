@@ -7,13 +7,15 @@ import pytest_asyncio
 
 from tests.asgi import Service, serving, settings_in
 from tests.postgres import Postgres
+from tests.support.memory import quick_directory
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgresql"])
-async def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
     url = None
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
         url = server.create_database()
-    async with serving(settings_in(tmp_path_factory.mktemp("service"), url)) as running:
-        yield running
+    with quick_directory() as directory:
+        async with serving(settings_in(directory, url)) as running:
+            yield running
