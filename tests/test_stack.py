@@ -356,6 +356,7 @@ class TestImage:
         images = {line.split()[0] for line in instructions("FROM")}
         assert images == {f"python:{sys.version_info.major}.{sys.version_info.minor}-slim-bookworm"}
 
+    @pytest.mark.slow
     def test_its_install_steps_give_a_service_that_starts(self, tmp_path):
         """The steps of the first stage run here, on what the engine would see of this directory.
 

@@ -125,6 +125,7 @@ async def test_a_frozen_server_is_refused_in_time_and_needs_nothing_when_it_is_b
         await back(db)
 
 
+@pytest.mark.slow
 async def test_closing_is_bounded_while_the_server_is_frozen(server):
     async with database(server) as db:
         await asyncio.gather(*(db.ping() for _ in range(4)))

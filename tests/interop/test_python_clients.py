@@ -80,6 +80,7 @@ class TestTuspy:
         uploader.upload()
         have_landed(client, [piece], "tus")
 
+    @pytest.mark.slow
     def test_it_goes_on_after_a_restart(self, service, source):
         running = service()
         headers = running.session()

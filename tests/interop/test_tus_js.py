@@ -127,6 +127,7 @@ def behind_an_address_that_stays(running):
 
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.slow
 def test_uploads_go_on_after_a_restart(service, source, end):
     running = service()
     with behind_an_address_that_stays(running) as proxy:
