@@ -15,6 +15,7 @@ SOURCES = sorted(path for path in (ROOT / "tests").rglob("*.py") if "node_module
 STARTS = {"run", "Popen", "call", "check_call", "check_output", "create_subprocess_exec", "execvp"}
 
 
+@pytest.mark.slow
 def test_the_suite_is_collected_with_an_empty_path():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
