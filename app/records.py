@@ -18,6 +18,8 @@ from app.model import HistoryQuery, Page, Position, Session, Status, StatusTotal
 
 _log = structlog.get_logger(__name__)
 
+DELETED_AGAIN_US: Final = 86_400_000_000
+"""How long a deletion can be repeated with success."""
 # Beyond everything that a column can hold, so that a row with an impossible time or size is still
 # found, and counted as broken, where nobody asks about times and sizes.
 _LEAST: Final = -(2**63)
@@ -133,9 +135,20 @@ async def summarize_uploads(asks: Asks, session_id: str) -> list[StatusTotal]:
     return totals
 
 
-async def delete_upload(asks: Asks, session_id: str, upload_id: str) -> bool:
-    """An upload that was completed, damaged or not, becomes a deleted one; False if the session has no such."""
-    return await asks.one("delete_upload", session_id=session_id, upload_id=upload_id) is not None
+async def delete_upload(asks: Asks, session_id: str, upload_id: str, now_us: int) -> bool:
+    """An upload that was completed, damaged or not, becomes a deleted one; False if the session has no such.
+
+    One that was deleted within `DELETED_AGAIN_US` stays so, and that is no different: whoever deleted it may not have
+    learnt of it.
+    """
+    row = await asks.one(
+        "delete_upload",
+        session_id=session_id,
+        upload_id=upload_id,
+        now_us=now_us,
+        deleted_since_us=now_us - DELETED_AGAIN_US,
+    )
+    return row is not None
 
 
 async def statuses_of(asks: Asks, ids: Sequence[str]) -> dict[str, str]:
@@ -218,18 +231,6 @@ async def insert_sessions(unit: Unit, arrivals: Sequence[NewSession]) -> None:
     )
 
 
-async def insert_token(asks: Asks, token_hash: str, session_id: str, now_us: int) -> None:
-    """One more browser opens the session."""
-    rows = [{"token_hash": token_hash, "session_id": session_id, "created_at_us": now_us}]
-    await asks.run("insert_tokens", rows=_json(rows))
-
-
-async def find_session_by_token(asks: Asks, token_hash: str, now_us: int) -> Session | None:
-    """The session that a token opens: one that has neither ended nor expired."""
-    row = await asks.one("find_session_by_token", token_hash=token_hash, now_us=now_us)
-    return Session(**_session_fields(row)) if row else None
-
-
 async def find_session(asks: Asks, session_id: str) -> SessionRecord | None:
     """A session, live or not, for an operator."""
     row = await asks.one("find_session", session_id=session_id)
@@ -253,27 +254,9 @@ async def touch_sessions(asks: Asks, seen: Iterable[Seen]) -> None:
     await asks.run("touch_sessions", rows=_json([latest[each]._asdict() for each in sorted(latest)]))
 
 
-async def replace_token(asks: Asks, old_hash: str, new_hash: str, now_us: int) -> bool:
-    """Another token opens the session from now on; False if the old one opens no live session."""
-    return await asks.one("replace_token", old_hash=old_hash, new_hash=new_hash, now_us=now_us) is not None
-
-
-async def end_session(unit: Unit, session_id: str, now_us: int) -> None:
-    """The session opens to nobody any more; its records stay."""
-    await unit.run("end_session", session_id=session_id, now_us=now_us)
-    await unit.run("delete_tokens_of_session", session_id=session_id)
-    await unit.run("delete_link_codes_of_session", session_id=session_id)
-
-
-async def insert_link_code(asks: Asks, code_hash: str, session_id: str, expires_at_us: int) -> None:
-    """A code that opens the session once."""
-    await asks.run("insert_link_code", code_hash=code_hash, session_id=session_id, expires_at_us=expires_at_us)
-
-
-async def take_link_code(asks: Asks, code_hash: str, now_us: int) -> str | None:
-    """Use a code up; the id of the live session that it opens, once."""
-    row = await asks.one("take_link_code", code_hash=code_hash, now_us=now_us)
-    return row["session_id"] if row else None
+async def lock_sessions(unit: Unit, first_id: str, second_id: str, now_us: int) -> None:
+    """Two sessions, if they are live, neither end nor join another until the transaction ends."""
+    await unit.many("lock_live_sessions", first_id=first_id, second_id=second_id, now_us=now_us)
 
 
 async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) -> bool:
@@ -304,6 +287,7 @@ async def expire_sessions(unit: Unit, now_us: int) -> int:
     ended = await unit.many("expire_sessions", now_us=now_us)
     await unit.run("delete_dead_tokens")
     await unit.run("delete_dead_link_codes", now_us=now_us)
+    await unit.run("delete_old_used_link_codes", now_us=now_us)
     return len(ended)
 
 
@@ -354,6 +338,11 @@ def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
             yield Upload.from_row(row)
         except pydantic.ValidationError:
             _log.warning("upload_record_broken", upload_id=row["id"])
+
+
+def session_in(row: Row) -> Session:
+    """The session that a row stands for."""
+    return Session(**_session_fields(row))
 
 
 def _session_fields(row: Row) -> dict[str, Any]:

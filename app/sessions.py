@@ -14,9 +14,9 @@ from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
-from app import records
+from app import records, tokens
 from app.db import Db, Unit
-from app.errors import AmbiguousSession, Forbidden, UploadError
+from app.errors import AmbiguousSession, Forbidden, NoSession, UploadError
 from app.model import Clock, Session
 from app.records import NewSession, Seen
 from app.signing import Signer
@@ -99,6 +99,10 @@ class Sessions:
         secret, _, given_at = signed.rpartition(".")
         return Token(secret, int(given_at) * 1_000_000)
 
+    def _tokens_in(self, texts: Sequence[str]) -> list[Token]:
+        """The tokens among the first of `texts`, whether or not they open anything."""
+        return [token for text in texts[:_MAX_TEXTS] if (token := self._token_in(text))]
+
     def new_token(self) -> Token:
         return Token(self._new_secret(), self._now_us())
 
@@ -120,10 +124,9 @@ class Sessions:
             Unavailable: the database cannot be asked.
         """
         found: dict[str, Recognised] = {}
-        for text in texts[:_MAX_TEXTS]:
-            token = self._token_in(text)
-            session = await self._find(token.hash) if token else None
-            if token and session:
+        for token in self._tokens_in(texts):
+            session = await self._find(token.hash)
+            if session:
                 found.setdefault(session.id, Recognised(session, token))
         if len(found) > 1:
             raise AmbiguousSession
@@ -137,7 +140,7 @@ class Sessions:
         now = asyncio.get_running_loop().time()
         known = self._known.get(token_hash)
         if known is None or known.until <= now:
-            task = asyncio.create_task(records.find_session_by_token(self._db, token_hash, self._now_us()))
+            task = asyncio.create_task(self._look_up(token_hash))
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # the waiters may be gone
             known = self._known[token_hash] = _Known(now + KNOWN_SECONDS, task)
             self._known.move_to_end(token_hash)
@@ -149,6 +152,17 @@ class Sessions:
             self._known.pop(token_hash, None)
             raise
         return session if session and session.expires_at > self._now_us() else None
+
+    async def _look_up(self, token_hash: str) -> Session | None:
+        """The session of a token, as the database has it; the token it replaces ends, since this one is used."""
+        opened = await tokens.find_session(self._db, token_hash, self._now_us())
+        if opened is None or opened.replaces_hash is None:
+            return opened.session if opened else None
+        try:
+            return await self._change(lambda unit: tokens.use(unit, token_hash, self._now_us()))
+        except UploadError as error:  # a full disk, for one: who only asks is answered all the same
+            log.warning("replaced token not ended", session_id=opened.session.id, reason=str(error))
+            return opened.session
 
     def _saw(self, session: Session) -> None:
         now_us = self._now_us()
@@ -184,60 +198,115 @@ class Sessions:
 
         await self._db.transaction(run)
 
-    async def rotate(self, recognised: Recognised) -> Token:
-        """A new token for the same session; the old one opens nothing from now on."""
-        token = self.new_token()
+    async def opened(self, unit: Unit, token: Token) -> Session:
+        """The session that a token opens now, held until the transaction ends; raises NoSession.
 
-        async def run(unit: Unit) -> bool:
-            return await records.replace_token(unit, recognised.token.hash, token.hash, self._now_us())
+        Whatever changes a session asks so: what was recognised may be a second old, and open another one since.
+        """
+        session = await tokens.use(unit, token.hash, self._now_us())
+        if session is None:
+            raise NoSession
+        return session
 
-        if not await self._change(run):
-            raise Forbidden("this token has just been replaced by another request")
-        return token
+    async def rotate(self, token: Token) -> Recognised:
+        """A new token for the same session. The old one ends when that is used, an hour from now at most.
 
-    async def end(self, session: Session) -> None:
-        """End the session for every browser that shares it; its records stay."""
+        Asked again with the old one, because the answer was lost, it gives another one; the first that is used
+        ends the others.
+
+        Raises:
+            NoSession: the token opens none any more.
+        """
+        new = self.new_token()
+
+        async def run(unit: Unit) -> Session:
+            session = await self.opened(unit, token)
+            await tokens.insert(unit, new.hash, session.id, self._now_us(), replaces_hash=token.hash)
+            return session
+
+        return Recognised(await self._change(run), new)
+
+    async def end(self, token: Token) -> None:
+        """End the session that a token opens for every browser that shares it; its records stay. Raises NoSession."""
 
         async def run(unit: Unit) -> None:
-            await records.end_session(unit, session.id, self._now_us())
+            session = await self.opened(unit, token)
+            await tokens.end_session(unit, session.id, self._now_us())
 
         await self._change(run)
 
-    async def link(self, session: Session) -> tuple[str, int]:
-        """A one-time code by which a second browser joins, and when it stops working (microseconds)."""
+    async def link(self, token: Token) -> tuple[str, int]:
+        """A one-time code by which a second browser joins, and when it stops working (microseconds).
+
+        Raises:
+            NoSession: the token opens none any more.
+        """
         code, expires_at_us = self._new_code(), self._now_us() + LINK_CODE_SECONDS * 1_000_000
 
         async def run(unit: Unit) -> None:
-            await records.insert_link_code(unit, _code_hash(code), session.id, expires_at_us)
+            session = await self.opened(unit, token)
+            await tokens.insert_code(unit, _code_hash(code), session.id, expires_at_us)
 
         await self._db.transaction(run)
         return code, expires_at_us
 
-    async def join(self, recognised: Recognised | None, code: str) -> Token:
-        """Share the session that the code stands for; what the caller's own session had moves into it.
+    async def join(self, texts: Sequence[str], code: str) -> Recognised:
+        """Share the session that the code stands for; what a session of the caller's own had moves into it.
+
+        `texts` is what the caller carries. Whoever carries the same again, because the answer was lost, joins again by
+        the same code, as long as that would have been valid.
 
         Raises:
             Forbidden: the code is unknown, used, or too old.
         """
-        token, now_us = self.new_token(), self._now_us()
-        old_hash = recognised.token.hash if recognised else ""
+        token, code_hash, carried = self.new_token(), _code_hash(code), self._tokens_in(texts)
 
-        async def run(unit: Unit) -> None:
-            into_id = await records.take_link_code(unit, _code_hash(code), now_us)
-            if into_id is None:
-                raise Forbidden("the code is unknown, was used before, or is older than ten minutes")
-            # Asked anew: since it was recognised the caller's session may have ended or joined another.
-            own = await records.find_session_by_token(unit, old_hash, now_us)
-            if own is not None and own.id != into_id:
-                await records.merge_sessions(unit, own.id, into_id, now_us)
-            if not await records.replace_token(unit, old_hash, token.hash, now_us):
-                await records.insert_token(unit, token.hash, into_id, now_us)
-            joined = await records.find_session_by_token(unit, token.hash, now_us)
-            if joined is None or joined.id != into_id:
-                raise Forbidden("one of the two sessions has changed at this very moment; try again")
+        async def run(unit: Unit) -> Session:
+            now_us = self._now_us()
+            own = await self._own(unit, carried)
+            into_id = await tokens.find_code(unit, code_hash, now_us)
+            taken = None
+            if into_id is not None:
+                await records.lock_sessions(unit, into_id, own.session.id if own else into_id, now_us)
+                taken = await tokens.take_code(unit, code_hash, now_us)
+            if taken is None:
+                return await self._join_again(unit, code_hash, carried, token)
+            # Asked anew: while the two were waited for, the caller's session may have ended or joined another.
+            own = await self._own(unit, carried)
+            if own is not None:
+                await tokens.use(unit, own.token.hash, now_us)
+            if own is not None and own.session.id != taken.session_id:
+                await records.merge_sessions(unit, own.session.id, taken.session_id, now_us)
+            old = own.token.hash if own else carried[0].hash if carried else None
+            if old is not None:
+                await tokens.remember_code(unit, code_hash, old, taken)
+            return await self._let_in(unit, token, taken.session_id, old)
 
-        await self._change(run)
-        return token
+        return Recognised(await self._change(run), token)
+
+    async def _own(self, unit: Unit, carried: Sequence[Token]) -> Recognised | None:
+        """What the caller has: the first of its tokens that opens something."""
+        for token in carried:
+            if opened := await tokens.find_session(unit, token.hash, self._now_us()):
+                return Recognised(opened.session, token)
+        return None
+
+    async def _join_again(self, unit: Unit, code_hash: str, carried: Sequence[Token], token: Token) -> Session:
+        used = await tokens.find_used_code(unit, code_hash, {each.hash for each in carried}, self._now_us())
+        if used is None:
+            raise Forbidden("the code is unknown, was used before, or is older than ten minutes")
+        await records.lock_sessions(unit, used.session_id, used.session_id, self._now_us())
+        return await self._let_in(unit, token, used.session_id, used.token_hash)
+
+    async def _let_in(self, unit: Unit, token: Token, into_id: str, old_hash: str | None) -> Session:
+        """Give out a token of a session that is held, in the place of the caller's old one."""
+        now_us = self._now_us()
+        await tokens.insert(unit, token.hash, into_id, now_us, replaces_hash=old_hash)
+        joined = await tokens.find_session(unit, token.hash, now_us)
+        before = await tokens.find_session(unit, old_hash, now_us) if old_hash else None
+        if joined is None or joined.session.id != into_id or (before is not None and before.session.id != into_id):
+            raise Forbidden("one of the two sessions has changed at this very moment; try again")
+        return joined.session
 
     # --- last seen
 

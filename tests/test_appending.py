@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from app import records
+from app import records, tokens
 from app.errors import (
     DigestMismatch,
     Gone,
@@ -284,7 +284,7 @@ class TestOwners:
         visitor = Visitor("new", NewSession(session, "token"))
         await worker.resumes.create(visitor, protocol=Protocol.TUS, filename="a", content_type="a/b", length=6)
         assert visitor.arrival is None
-        assert await records.find_session_by_token(worker.db, "token", NOW) == session
+        assert (await tokens.find_session(worker.db, "token", NOW)).session == session
 
     async def test_a_session_that_joins_another_takes_its_uploads_along(self, worker):
         for name in ("mine", "theirs"):

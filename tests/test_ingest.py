@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from app import records
+from app import records, tokens
 from app.batches import OutcomeUnknown
 from app.errors import (
     DigestMismatch,
@@ -321,7 +321,7 @@ class TestArrivals:
         await world.send(("a", 1), visitor=visitor)
         assert visitor.arrival is None
         assert await self.known(world) == ["new"]
-        assert (await records.find_session_by_token(world.db, "hash of new", NOW)).id == "new"
+        assert (await tokens.find_session(world.db, "hash of new", NOW)).session.id == "new"
         assert await world.outcome("new") == [("a", 1, "completed")]
 
     async def test_or_with_the_record_of_its_failure(self, world):

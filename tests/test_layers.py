@@ -22,7 +22,7 @@ FLOORS = [
     {"protocols", "signing", "logs"},
     {"storage", "db"},
     {"records"},
-    {"usage"},
+    {"usage", "tokens"},
     {"resources", "claims"},
     {"batches", "turns", "lookup", "quota"},
     {"in_doubt"},

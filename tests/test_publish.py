@@ -382,7 +382,7 @@ class TestOutage:
             world.db.away = True  # after this one transaction
             with pytest.raises(OutcomeUnknown):
                 await publisher.land(files, None)
-            assert await records.delete_upload(world.db, "mine", files[0].id)
+            assert await records.delete_upload(world.db, "mine", files[0].id, NOW)
             world.db.away = False
         assert await world.statuses() == [(1, "deleted")]
 

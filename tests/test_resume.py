@@ -177,7 +177,7 @@ class TestEnding:
     async def test_an_upload_whose_file_was_deleted_is_gone(self, worker):
         key = await worker.create(3)
         done = await worker.append(key, 0, b"abc")
-        assert await records.delete_upload(worker.db, "mine", done.upload_id)
+        assert await records.delete_upload(worker.db, "mine", done.upload_id, NOW)
         with pytest.raises(Gone):
             await worker.resumes.find(key, "mine", newest=True)
 

@@ -137,7 +137,7 @@ class TestDamage:
         class Busy(Store):
             async def digest(self, upload_id, pace=None):
                 if upload_id == key(1):
-                    await records.delete_upload(db, "mine", key(1))
+                    await records.delete_upload(db, "mine", key(1), NOW)
                     await self.remove([key(1)])
                 return await super().digest(upload_id, pace)
 
@@ -374,7 +374,7 @@ async def test_the_owner_of_a_damaged_upload_can_delete_it(store, db, scrubber):
     await put(store, db, 1, 2)
     alter(store, 1)
     await scrubber.once()
-    assert not await records.delete_upload(db, "somebody else's", key(1))
-    assert await records.delete_upload(db, "mine", key(1))
+    assert not await records.delete_upload(db, "somebody else's", key(1), NOW)
+    assert await records.delete_upload(db, "mine", key(1), NOW)
     assert await statuses(db, 1) == [Status.DELETED]
     assert await records.count_damaged(db) == 0

@@ -8,9 +8,9 @@ from itertools import count
 
 import pytest
 
-from app import records
+from app import records, tokens
 from app.db import Db, Unit
-from app.errors import AmbiguousSession, Forbidden, StorageFull, Unavailable
+from app.errors import AmbiguousSession, Forbidden, NoSession, StorageFull, Unavailable
 from app.model import HistoryQuery, Protocol, Status, Upload
 from app.sessions import KNOWN_SECONDS, LINK_CODE_SECONDS, SEEN_EVERY_US, Sessions
 from app.signing import Signer
@@ -114,19 +114,27 @@ async def who(sessions, *texts):
     return recognised.session.id if recognised else None
 
 
+def token_in(sessions, text):
+    [token] = sessions._tokens_in([text])
+    return token
+
+
 async def rotated(sessions, text):
-    return sessions.text_of(await sessions.rotate(await sessions.recognise([text])))
+    """The new text, which has not been used."""
+    return sessions.text_of((await sessions.rotate(token_in(sessions, text))).token)
+
+
+async def ended(sessions, text):
+    await sessions.end(token_in(sessions, text))
 
 
 async def joined(sessions, text, code):
-    """Join with what `text` opens, if it opens anything; the new text."""
-    recognised = await sessions.recognise([text]) if text else None
-    return sessions.text_of(await sessions.join(recognised, code))
+    """Join as one who carries `text`, if it is any; the new text, which has not been used."""
+    return sessions.text_of((await sessions.join([text] if text else [], code)).token)
 
 
 async def code_for(sessions, text):
-    recognised = await sessions.recognise([text])
-    code, _ = await sessions.link(recognised.session)
+    code, _ = await sessions.link(token_in(sessions, text))
     return code
 
 
@@ -195,8 +203,8 @@ class TestTokens:
 
     async def test_the_valid_one_wins_over_broken_and_dead_ones(self, sessions):
         session, text = await start(sessions)
-        ended, dead = await start(sessions)
-        await sessions.end(ended)
+        _, dead = await start(sessions)
+        await ended(sessions, dead)
         for texts in ([dead, text], [text, dead], ["broken", text, "x.y.z"]):
             assert await who(sessions, *texts) == session.id
 
@@ -242,7 +250,7 @@ class TestWhatIsKnown:
         mine, other = world.worker(), world.worker()
         session, text = await start(mine)
         assert await who(other, text) == session.id
-        await mine.end(session)
+        await ended(mine, text)
         assert await who(mine, text) is None
         assert await who(other, text) == session.id
         standing_still(KNOWN_SECONDS)
@@ -256,26 +264,25 @@ class TestWhatIsKnown:
         standing_still(KNOWN_SECONDS)
         assert await who(sessions, text) == arrival.session.id
 
-    @pytest.mark.parametrize("change", ["end", "rotate", "join"])
+    @pytest.mark.parametrize("change", ["end", "use", "join"])
     @pytest.mark.parametrize("fails", [None, "lost"])
     async def test_what_this_worker_changed_it_knows_at_once(self, world, sessions, standing_still, change, fails):
         session, text = await start(sessions)
-        _, target = await start(sessions)
-        code = await code_for(sessions, target)
-        recognised = await sessions.recognise([text])
+        target, target_text = await start(sessions)
+        code, new = await code_for(sessions, target_text), await rotated(sessions, text)
+        assert await who(sessions, text) == session.id
         world.db.fails = [fails]
-        with pytest.raises(Unavailable) if fails else nullcontext():
-            await {
-                "end": lambda: sessions.end(session),
-                "rotate": lambda: sessions.rotate(recognised),
-                "join": lambda: sessions.join(recognised, code),
-            }[change]()
-        assert await who(sessions, text) is None
+        if change == "use":  # who only asks is answered, whether or not that could be written down
+            assert await who(sessions, new) == session.id
+        else:
+            with pytest.raises(Unavailable) if fails else nullcontext():
+                await {"end": lambda: ended(sessions, text), "join": lambda: joined(sessions, text, code)}[change]()
+        assert await who(sessions, text) == (target.id if change == "join" else None)
 
     async def test_also_when_it_was_cancelled_over_it(self, sessions, db, standing_still):
         session, text = await start(sessions)
         assert await who(sessions, text) == session.id
-        ending = asyncio.create_task(sessions.end(session))
+        ending = asyncio.create_task(ended(sessions, text))
         db.gate.close()
         await coming(db.gate.reached)
         db.gate.open()
@@ -299,7 +306,7 @@ class TestWhatIsKnown:
             raise Unavailable
 
         with monkeypatch.context() as broken:
-            broken.setattr(records, "find_session_by_token", fails)
+            broken.setattr(tokens, "find_session", fails)
             results = await asyncio.gather(*(who(sessions, text) for _ in range(3)), return_exceptions=True)
         assert [type(result) for result in results] == [Unavailable] * 3
         assert await who(sessions, text) == session.id
@@ -307,14 +314,14 @@ class TestWhatIsKnown:
     async def test_one_who_leaves_does_not_take_the_answer_along(self, sessions, monkeypatch):
         session, text = await start(sessions)
         begun, go_on = asyncio.Event(), asyncio.Event()
-        find = records.find_session_by_token
+        find = tokens.find_session
 
         async def slow(*arguments):
             begun.set()
             await go_on.wait()
             return await find(*arguments)
 
-        monkeypatch.setattr(records, "find_session_by_token", slow)
+        monkeypatch.setattr(tokens, "find_session", slow)
         first, *others = [asyncio.create_task(who(sessions, text)) for _ in range(3)]
         await coming(begun)
         first.cancel()
@@ -336,7 +343,7 @@ class TestWhatIsKnown:
             raise Unavailable
 
         with monkeypatch.context() as broken:
-            broken.setattr(records, "find_session_by_token", fails)
+            broken.setattr(tokens, "find_session", fails)
             waiting = asyncio.create_task(who(sessions, text))
             await coming(begun)
             waiting.cancel()
@@ -430,7 +437,7 @@ class TestLastSeen:
         session, text = await start(sessions)
         clock.pass_by(seconds=100)
         assert await who(sessions, text) == session.id
-        await sessions.end(session)
+        await ended(sessions, text)
         await sessions.flush_seen()
         assert (await records.find_session(db, session.id)).last_seen_at == NOW
         assert await who(sessions, text) is None
@@ -461,37 +468,105 @@ class TestRenewal:
             code = await code_for(here, text)
             assert await who(there, await joined(there, "", code)) == session.id
             new = await rotated(there, text)
-            assert (await who(here, new), await who(there, text)) == (session.id, None)
+            assert (await who(there, new), await who(there, text)) == (session.id, None)
+            assert await who(here, new) == session.id
             recorded = await records.find_session(world.db, session.id)
             assert recorded.last_seen_at >= session.last_seen_at
 
 
 class TestRotating:
-    async def test_the_new_token_opens_the_session_and_the_old_one_nothing(self, sessions, clock):
+    async def test_the_old_token_opens_the_session_until_the_new_one_is_used(self, sessions, clock):
         session, old = await start(sessions)
         new = await rotated(sessions, old)
+        assert (await who(sessions, old), await who(sessions, new)) == (session.id, session.id)
         assert (await who(sessions, old), await who(sessions, new)) == (None, session.id)
 
-    async def test_also_not_when_it_was_given_out_anew(self, sessions, clock):
+    async def test_the_old_token_ends_for_another_worker_within_a_second(self, world, standing_still):
+        mine, other = world.worker(), world.worker()
+        session, old = await start(mine)
+        assert await who(other, old) == session.id
+        new = await rotated(mine, old)
+        assert await who(other, new) == session.id
+        assert await who(mine, old) is None  # it had not asked since
+        standing_still(KNOWN_SECONDS)
+        assert (await who(other, old), await who(mine, new)) == (None, session.id)
+
+    async def test_the_old_token_stays_ended_when_it_was_given_out_anew(self, sessions, clock):
         _, old = await start(sessions)
         recognised = await sessions.recognise([old])
-        await rotated(sessions, old)
+        assert await who(sessions, await rotated(sessions, old))
         clock.pass_by(seconds=DAY)
         assert await who(sessions, sessions.text_of(sessions.renewed(recognised.token))) is None
+
+    async def test_a_lost_answer_locks_nobody_out(self, sessions, db):
+        session, old = await start(sessions)
+        for fails in ("lost", "away"):
+            db.fails = [fails]
+            with pytest.raises(Unavailable):
+                await rotated(sessions, old)
+            assert await who(sessions, old) == session.id
+        new = await rotated(sessions, old)
+        assert (await who(sessions, new), await who(sessions, old)) == (session.id, None)
+
+    async def test_a_use_that_cannot_be_written_down_is_written_down_by_the_next(self, sessions, db, standing_still):
+        session, old = await start(sessions)
+        new = await rotated(sessions, old)
+        db.fails = ["full"]
+        assert await who(sessions, new) == session.id
+        assert await who(sessions, old) == session.id
+        standing_still(KNOWN_SECONDS)
+        assert await who(sessions, new) == session.id
+        assert await who(sessions, old) is None
+
+    async def test_a_token_whose_use_is_not_written_down_leaves_none_before_it_when_it_is_replaced(self, sessions, db):
+        """Three in a row: the first must not come back when the second goes."""
+        session, first = await start(sessions)
+        second = await rotated(sessions, first)
+        third = await rotated(sessions, second)
+        assert await who(sessions, first) is None
+        assert await who(sessions, third) == session.id
+        assert (await who(sessions, first), await who(sessions, second)) == (None, None)
 
     async def test_other_browsers_keep_theirs(self, sessions):
         session, text = await start(sessions)
         other = await joined(sessions, "", await code_for(sessions, text))
-        await rotated(sessions, text)
+        assert await who(sessions, await rotated(sessions, text)) == session.id
         assert await who(sessions, other) == session.id
 
-    async def test_of_several_at_once_one_wins(self, sessions):
+    async def test_of_several_at_once_the_first_that_is_used_wins(self, sessions):
         session, text = await start(sessions)
-        recognised = await sessions.recognise([text])
-        results = await asyncio.gather(*(sessions.rotate(recognised) for _ in range(5)), return_exceptions=True)
-        [won] = [sessions.text_of(result) for result in results if not isinstance(result, Exception)]
-        assert [type(result) for result in results if isinstance(result, Exception)] == [Forbidden] * 4
-        assert (await who(sessions, won), await who(sessions, text)) == (session.id, None)
+        news = await asyncio.gather(*(rotated(sessions, text) for _ in range(5)))
+        opened = await asyncio.gather(*(who(sessions, new) for new in news))
+        assert session.id in opened
+        assert sorted([await who(sessions, new) for new in news], key=str) == [session.id, *[None] * 4]
+        assert await who(sessions, text) is None
+
+    async def test_a_token_of_an_ended_session_is_not_replaced(self, sessions):
+        _, text = await start(sessions)
+        await ended(sessions, text)
+        for change in (rotated, ended, code_for):
+            with pytest.raises(NoSession):
+                await change(sessions, text)
+
+    async def test_a_session_that_joins_another_at_once_takes_the_new_token_along(self, sessions):
+        for _ in range(10):
+            session, text = await start(sessions)
+            _, own = await start(sessions)
+            sister = await joined(sessions, "", await code_for(sessions, own))
+            assert await who(sessions, sister)
+            code = await code_for(sessions, text)
+            new, arrived = await asyncio.gather(rotated(sessions, sister), joined(sessions, own, code))
+            assert await who(sessions, new) == await who(sessions, arrived) == session.id
+
+    async def test_devices_are_counted_and_a_token_with_those_in_its_place_is_one(self, sessions, db):
+        session, text = await start(sessions)
+        assert await tokens.count_devices(db, session.id) == 1
+        other = await joined(sessions, "", await code_for(sessions, text))
+        new = [await rotated(sessions, text) for _ in range(2)]
+        assert await tokens.count_devices(db, session.id) == 2
+        for each in (other, new[0]):
+            assert await who(sessions, each) == session.id
+            assert await tokens.count_devices(db, session.id) == 2
 
 
 class TestEnding:
@@ -500,18 +575,30 @@ class TestEnding:
         other = await joined(sessions, "", await code_for(sessions, text))
         code = await code_for(sessions, text)
         upload = await world.upload(session.id)
-        await sessions.end(session)
+        await ended(sessions, text)
         assert (await who(sessions, text), await who(sessions, other)) == (None, None)
         with pytest.raises(Forbidden):
-            await sessions.join(None, code)
+            await sessions.join([], code)
         assert await world.history(session.id) == [upload]
 
-    async def test_twice_is_once(self, sessions, db, clock):
-        session, _ = await start(sessions)
-        await sessions.end(session)
+    async def test_a_second_end_finds_no_session(self, sessions, db, clock):
+        session, text = await start(sessions)
+        await ended(sessions, text)
         clock.pass_by(seconds=5)
-        await sessions.end(session)
+        with pytest.raises(NoSession):
+            await ended(sessions, text)
         assert (await records.find_session(db, session.id)).ended_at == NOW
+
+    async def test_what_the_token_opens_now_ends_and_not_what_it_opened_a_moment_ago(self, world):
+        mine, other = world.worker(), world.worker()
+        session, text = await start(mine)
+        own, own_text = await start(mine)
+        sister = await joined(mine, "", await code_for(mine, own_text))
+        assert await who(other, sister) == own.id
+        await joined(mine, own_text, await code_for(mine, text))
+        await ended(other, sister)
+        assert [await who(mine, each) for each in (sister, own_text, text)] == [None] * 3
+        assert (await records.find_session(world.db, session.id)).ended_at == NOW
 
 
 class TestJoining:
@@ -541,29 +628,28 @@ class TestJoining:
         _, text = await start(sessions)
         await code_for(sessions, text)
         with pytest.raises(Forbidden):
-            await sessions.join(None, code)
+            await sessions.join([], code)
 
     async def test_a_code_works_once(self, sessions):
         session, text = await start(sessions)
         code = await code_for(sessions, text)
-        results = await asyncio.gather(*(sessions.join(None, code) for _ in range(5)), return_exceptions=True)
-        [won] = [sessions.text_of(result) for result in results if not isinstance(result, Exception)]
+        results = await asyncio.gather(*(sessions.join([], code) for _ in range(5)), return_exceptions=True)
+        [won] = [sessions.text_of(result.token) for result in results if not isinstance(result, Exception)]
         assert [type(result) for result in results if isinstance(result, Exception)] == [Forbidden] * 4
         assert await who(sessions, won) == session.id
         with pytest.raises(Forbidden):
-            await sessions.join(None, code)
+            await sessions.join([], code)
 
     async def test_a_code_works_for_ten_minutes(self, sessions, clock):
         session, text = await start(sessions)
-        recognised = await sessions.recognise([text])
-        code, expires_at = await sessions.link(recognised.session)
-        late, _ = await sessions.link(recognised.session)
+        code, expires_at = await sessions.link(token_in(sessions, text))
+        late, _ = await sessions.link(token_in(sessions, text))
         clock.pass_by(seconds=LINK_CODE_SECONDS - 1)
         assert await who(sessions, await joined(sessions, "", code)) == session.id
         clock.pass_by(seconds=1)
         assert clock() == expires_at
         with pytest.raises(Forbidden):
-            await sessions.join(None, late)
+            await sessions.join([], late)
 
     async def test_a_refused_code_changes_nothing(self, world, sessions):
         own, own_text = await start(sessions)
@@ -613,28 +699,26 @@ class TestJoining:
         for dies in ("ends", "expires"):
             own, own_text = await start(sessions)
             await world.upload(own.id)
-            recognised = await sessions.recognise([own_text])
             if dies == "ends":
-                await sessions.end(own)
+                await ended(sessions, own_text)
             else:
                 clock.pass_by(seconds=MAX_AGE - 1)
                 assert await who(sessions, text) == session.id
                 await sessions.flush_seen()
                 clock.pass_by(seconds=1)
-            token = await sessions.join(recognised, await code_for(sessions, text))
-            assert await who(sessions, sessions.text_of(token)) == session.id
+            new = await joined(sessions, own_text, await code_for(sessions, text))
+            assert await who(sessions, new) == session.id
             assert len(await world.history(own.id)) == 1
         assert await world.history(session.id) == []
 
     async def test_a_session_that_ended_is_not_joined_and_nothing_is_lost(self, world, sessions):
-        session, text = await start(sessions)
+        _, text = await start(sessions)
         own, own_text = await start(sessions)
         upload = await world.upload(own.id)
         code = await code_for(sessions, text)
-        recognised = await sessions.recognise([own_text])
-        await sessions.end(session)
+        await ended(sessions, text)
         with pytest.raises(Forbidden):
-            await sessions.join(recognised, code)
+            await joined(sessions, own_text, code)
         assert await who(sessions, own_text) == own.id
         assert await world.history(own.id) == [upload]
 
@@ -642,19 +726,18 @@ class TestJoining:
         session, text = await start(sessions)
         own, own_text = await start(sessions)
         code = await code_for(sessions, text)
-        recognised = await sessions.recognise([own_text])
-        take = records.take_link_code
+        take = tokens.take_code
 
         async def end_then(unit, *arguments):
             taken = await take(unit, *arguments)
-            await records.end_session(unit, session.id, NOW)
+            await tokens.end_session(unit, session.id, NOW)
             return taken
 
         with monkeypatch.context() as moment:
-            moment.setattr(records, "take_link_code", end_then)
-            for joining in (recognised, None):
+            moment.setattr(tokens, "take_code", end_then)
+            for joining in (own_text, ""):
                 with pytest.raises(Forbidden):
-                    await sessions.join(joining, code)
+                    await joined(sessions, joining, code)
         assert await who(sessions, own_text) == own.id
 
     async def test_one_that_has_joined_another_meanwhile_takes_all_along(self, world, sessions):
@@ -662,10 +745,9 @@ class TestJoining:
         (own, own_text), (_, second_text), (third, third_text) = [await start(sessions) for _ in range(3)]
         upload = await world.upload(own.id)
         sister = await joined(sessions, "", await code_for(sessions, own_text))
-        recognised = await sessions.recognise([sister])
         await joined(sessions, own_text, await code_for(sessions, second_text))
-        token = await sessions.join(recognised, await code_for(sessions, third_text))
-        assert await who(sessions, sessions.text_of(token)) == third.id
+        new = await joined(sessions, sister, await code_for(sessions, third_text))
+        assert await who(sessions, new) == third.id
         assert await who(sessions, second_text) == third.id
         assert await world.history(third.id) == [upload]
 
@@ -700,8 +782,7 @@ class TestJoining:
             session, text = await start(sessions)
             own, own_text = await start(sessions)
             code = await code_for(sessions, text)
-            recognised = await sessions.recognise([own_text])
             _, *uploads = await asyncio.gather(
-                sessions.join(recognised, code), *(world.upload(own.id) for _ in range(10))
+                joined(sessions, own_text, code), *(world.upload(own.id) for _ in range(10))
             )
             assert sorted(await world.history(session.id)) == sorted(uploads)

@@ -134,7 +134,7 @@ class TestFiles:
 
     async def test_a_deletion_that_a_crash_interrupted_is_finished(self, store, db):
         await put(store, db, 1, 2)
-        assert await records.delete_upload(db, "mine", key(1))
+        assert await records.delete_upload(db, "mine", key(1), NOW)
         swept = await sweeper(store, db).once()
         assert (await files(store), swept.files_removed) == ([2], 1)
         assert await statuses(db, 1, 2) == ["deleted", "completed"]
@@ -263,7 +263,7 @@ class TestTooMany:
             shutil.copy(path, backup)
             db = await opened(f"sqlite:///{path}")
             await put(storage, db, *range(6, 18))
-            assert await records.delete_upload(db, "mine", key(1))
+            assert await records.delete_upload(db, "mine", key(1), NOW)
             await storage.remove([key(1)])
             await db.close()
             old = await opened(f"sqlite:///{backup}")
@@ -292,7 +292,7 @@ class TestRows:
     async def test_one_that_is_deleted_meanwhile_is_not_lost(self, db):
         class Slow(Store):
             async def missing(self, keys):
-                await records.delete_upload(db, "mine", key(2))
+                await records.delete_upload(db, "mine", key(2), NOW)
                 await self.remove([key(2)])
                 return await super().missing(keys)
 
@@ -348,7 +348,7 @@ class TestSessions:
 
     async def test_a_full_database_does_not_keep_files_from_making_room(self, store, db):
         await put(store, db, 1, 2)
-        assert await records.delete_upload(db, "mine", key(1))
+        assert await records.delete_upload(db, "mine", key(1), NOW)
         db.fails = ["full"]
         with pytest.raises(StorageFull):
             await sweeper(store, db).once()
@@ -360,7 +360,7 @@ class TestSweepers:
         root = tmp_path / "store"
         async with local(root, 1) as mine, local(root, 2) as other:
             await put(mine, db, 1)
-            await records.delete_upload(db, "mine", key(1))
+            await records.delete_upload(db, "mine", key(1), NOW)
             with other.alone_at("sweep") as alone:
                 assert alone
                 swept = await sweeper(mine, db).once()

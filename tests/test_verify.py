@@ -202,7 +202,7 @@ async def test_what_is_deleted_meanwhile_is_no_damage(db):
             yield found
 
         async def delete(self, number):
-            assert await records.delete_upload(db, "mine", key(number))
+            assert await records.delete_upload(db, "mine", key(number), NOW)
             await self.remove([key(number)])
 
     store = Busy()
@@ -271,7 +271,7 @@ class TestMarked:
         class Busy(Store):
             async def digest(self, upload_id, pace=None):
                 found = await super().digest(upload_id, pace)
-                await records.delete_upload(db, "mine", upload_id)
+                await records.delete_upload(db, "mine", upload_id, NOW)
                 return found
 
         store = Busy()

@@ -84,17 +84,21 @@ async def download(request: Request[Services]) -> Response:
 
 
 async def delete(request: Request[Services]) -> Response:
-    """DELETE /api/ingestion/files/{id}: the bytes go, the record stays."""
-    upload = await _kept(request)
+    """DELETE /api/ingestion/files/{id}: the bytes go, the record stays. Asked again within a day it is the same."""
+    upload_id = request.path_params["id"]
+    if not is_upload_id(upload_id):
+        raise NotFound
+    token, sessions, now_us = caller_of(request).living().token, request.state["sessions"], request.state["now_us"]
 
     async def run(unit: Unit) -> bool:
-        return await records.delete_upload(unit, upload.session_id, upload.id)
+        session = await sessions.opened(unit, token)
+        return await records.delete_upload(unit, session.id, upload_id, now_us())
 
     # The record first: once that is committed the file is nobody's, and a crash before its
     # removal leaves it to the sweeper. The other order could lose bytes that a row promises.
     if not await request.state["db"].transaction_that_frees(run):
         raise NotFound
-    await request.state["storage"].remove([upload.id])
+    await request.state["storage"].remove([upload_id])  # also when it was deleted before: that answer may be lost
     return Response(status_code=204)
 
 

@@ -1,6 +1,6 @@
 """Cookie in, session on the scope, cookie out; and what a client may ask of its session."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import records
+from app import records, tokens
 from app.errors import BadRequest, CrossOrigin, NoSession
 from app.ingest import Visitor
 from app.model import Session, rfc3339
@@ -26,11 +26,15 @@ _JSON_BYTES: Final = 64 * 1024
 
 
 class Caller:
-    """Who sends this request. `token` is what the answer's cookie shall hold; "" takes the cookie away."""
+    """Who sends this request. `token` is what the answer's cookie shall hold; "" takes the cookie away.
 
-    def __init__(self, sessions: Sessions, recognised: Recognised | None) -> None:
+    `texts` are the tokens that it carries, good or not.
+    """
+
+    def __init__(self, sessions: Sessions, recognised: Recognised | None, texts: Sequence[str]) -> None:
         self._sessions = sessions
         self.recognised = recognised
+        self.texts = texts
         self.token: Token | str | None = None
         self._visitor: Visitor | None = None
         self._first_token: Token | None = None
@@ -93,7 +97,8 @@ class SessionMiddleware:
         navigates = headers.get("sec-fetch-mode") == "navigate"
         if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
             self._refuse_other_sites(exchange, scope["scheme"])
-        caller = Caller(sessions, await sessions.recognise([*_bearers(headers), *cookies]))
+        texts = [*_bearers(headers), *cookies]
+        caller = Caller(sessions, await sessions.recognise(texts), texts)
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
         others = exchange.more_headers
@@ -168,23 +173,24 @@ async def ensure(request: Request[Services]) -> Response:
 
 
 async def rotate(request: Request[Services]) -> Response:
-    """POST /api/session/rotate: a new token; the old one stops working."""
+    """POST /api/session/rotate: a new token; the old one stops working when that is used."""
     caller = caller_of(request)
-    caller.token = await request.state["sessions"].rotate(caller.living())
-    return await _session_answer(request, caller.session)
+    rotated = await request.state["sessions"].rotate(caller.living().token)
+    caller.token = rotated.token
+    return await _session_answer(request, rotated.session)
 
 
 async def end(request: Request[Services]) -> Response:
     """DELETE /api/session: end it everywhere; its records stay in the database."""
     caller = caller_of(request)
-    await request.state["sessions"].end(caller.session)
+    await request.state["sessions"].end(caller.living().token)
     caller.token = ""
     return Response(status_code=204)
 
 
 async def link(request: Request[Services]) -> Response:
     """POST /api/session/link: a one-time code for a second browser."""
-    code, expires_at_us = await request.state["sessions"].link(caller_of(request).session)
+    code, expires_at_us = await request.state["sessions"].link(caller_of(request).living().token)
     return Response(to_json({"code": code, "expires_at": rfc3339(expires_at_us)}), 201, media_type="application/json")
 
 
@@ -206,18 +212,18 @@ async def join(request: Request[Services]) -> Response:
     except ValidationError as error:
         raise BadRequest('expected a JSON body such as {"code": "ABCD-EFGH-JKMN"}') from error
     caller = caller_of(request)
-    caller.token = await sessions.join(caller.recognised, code)
-    joined = await sessions.recognise([sessions.text_of(caller.token)])
-    if joined is None:
-        raise NoSession
+    joined = await sessions.join(caller.texts, code)
+    caller.token = joined.token
     return await _session_answer(request, joined.session)
 
 
 async def _session_answer(request: Request[Services], session: Session) -> Response:
-    totals = await records.summarize_uploads(request.state["db"], session.id)
+    db = request.state["db"]
+    totals = await records.summarize_uploads(db, session.id)
     answer = {
         **session.model_dump(mode="json"),
         "uploads": sum(total.uploads for total in totals),
         "bytes": sum(total.size_bytes for total in totals if total.status == "completed"),
+        "devices": await tokens.count_devices(db, session.id),
     }
     return Response(to_json(answer), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -6,6 +6,17 @@
 INSERT INTO link_codes (code_hash, session_id, expires_at_us)
 VALUES (:code_hash, :session_id, :expires_at_us);
 
+-- name: find_link_code :one
+-- params: code_hash, now_us
+-- Which live session a code opens. No row: none.
+SELECT sessions.id AS session_id
+FROM link_codes
+JOIN sessions ON sessions.id = link_codes.session_id
+WHERE link_codes.code_hash = :code_hash
+  AND link_codes.expires_at_us > :now_us
+  AND sessions.ended_at_us IS NULL
+  AND sessions.expires_at_us > :now_us;
+
 -- name: move_link_codes :run
 -- params: from_id, into_id
 -- Codes that were to open one session open another.
@@ -24,7 +35,7 @@ WHERE code_hash = :code_hash
               WHERE sessions.id = link_codes.session_id
                 AND sessions.ended_at_us IS NULL
                 AND sessions.expires_at_us > :now_us)
-RETURNING session_id;
+RETURNING session_id, expires_at_us;
 
 -- name: delete_link_codes_of_session :run
 -- params: session_id

@@ -1,17 +1,24 @@
--- session_tokens: the hashes of the tokens that open a session, one per browser.
+-- session_tokens: the hashes of the tokens that open a session, one per browser; two while one replaces the other.
 
--- name: replace_token :one
--- params: old_hash, new_hash, now_us
--- A token of a live session gives way to another one. No row: the old one opens nothing.
+-- name: insert_token :run
+-- params: token_hash, session_id, created_at_us, replaces_hash?
+-- One more token opens the session, perhaps in another's place.
+INSERT INTO session_tokens (token_hash, session_id, created_at_us, replaces_hash)
+VALUES (:token_hash, :session_id, :created_at_us, CAST(:replaces_hash AS TEXT));
+
+-- name: count_devices :one
+-- params: session_id
+-- How many browsers share a session: its tokens, and one that replaces another counts as that one.
+SELECT count(DISTINCT coalesce(replaces_hash, token_hash)) AS devices
+FROM session_tokens
+WHERE session_id = :session_id;
+
+-- name: use_token :run
+-- params: token_hash
+-- A token has been used: it is in nobody's place any more.
 UPDATE session_tokens
-SET token_hash = :new_hash, created_at_us = :now_us
-WHERE token_hash = :old_hash
-  AND EXISTS (SELECT 1
-              FROM sessions
-              WHERE sessions.id = session_tokens.session_id
-                AND sessions.ended_at_us IS NULL
-                AND sessions.expires_at_us > :now_us)
-RETURNING session_id;
+SET replaces_hash = NULL
+WHERE token_hash = :token_hash;
 
 -- name: move_tokens :run
 -- params: from_id, into_id
@@ -19,6 +26,13 @@ RETURNING session_id;
 UPDATE session_tokens
 SET session_id = :into_id
 WHERE session_id = :from_id;
+
+-- name: delete_replaced_tokens :run
+-- params: session_id, replaced_hash
+-- A token that another one has replaced goes, and those that were given out in its place and never used.
+DELETE FROM session_tokens
+WHERE session_id = :session_id
+  AND (token_hash = :replaced_hash OR replaces_hash = :replaced_hash);
 
 -- name: delete_tokens_of_session :run
 -- params: session_id

@@ -1,14 +1,21 @@
 -- sessions: who may see which uploads. One row per session; it stays when the session has ended.
 
 -- name: find_session_by_token :one
--- params: token_hash, now_us
--- The live session that a token opens.
-SELECT sessions.id, sessions.created_at_us, sessions.last_seen_us, sessions.expires_at_us
+-- params: token_hash, now_us, replaced_until_us
+-- The live session that a token opens, and the token that it replaces, if it has not been used. No row: it opens none,
+-- among others because one in its place was given out by replaced_until_us.
+SELECT sessions.id, sessions.created_at_us, sessions.last_seen_us, sessions.expires_at_us,
+       session_tokens.replaces_hash
 FROM session_tokens
 JOIN sessions ON sessions.id = session_tokens.session_id
 WHERE session_tokens.token_hash = :token_hash
   AND sessions.ended_at_us IS NULL
-  AND sessions.expires_at_us > :now_us;
+  AND sessions.expires_at_us > :now_us
+  AND NOT EXISTS (SELECT 1
+                  FROM session_tokens AS newer
+                  WHERE newer.session_id = session_tokens.session_id
+                    AND newer.replaces_hash = session_tokens.token_hash
+                    AND newer.created_at_us <= :replaced_until_us);
 
 -- name: find_session :one
 -- params: session_id

@@ -123,15 +123,19 @@ WHERE id = :upload_id
   AND status IN ('uploading', 'processing');
 
 -- name: delete_upload :one
--- params: session_id, upload_id
--- The bytes of an upload that was complete, damaged or not, are gone, or about to go; its record stays. No row:
--- nothing to delete.
+-- params: session_id, upload_id, now_us, deleted_since_us
+-- The bytes of an upload that was complete, damaged or not, are gone, or about to go; its record stays. So it was
+-- before, if it was deleted since deleted_since_us. No row: nothing to delete. An upload that has yet to follow its
+-- session into another one is that one's already.
 UPDATE uploads
-SET status = 'deleted', error_code = NULL, error_detail = NULL
+SET status = 'deleted', error_code = NULL, error_detail = NULL,
+    deleted_at_us = CASE WHEN status = 'deleted' THEN deleted_at_us ELSE CAST(:now_us AS BIGINT) END
 WHERE id = :upload_id
-  AND session_id = :session_id
+  AND (session_id = :session_id
+       OR session_id IN (SELECT merged.id FROM sessions AS merged WHERE merged.merged_into_id = :session_id))
   AND (status = 'completed'
-       OR (error_code IN ('lost', 'damaged') AND completed_at_us IS NOT NULL))
+       OR (error_code IN ('lost', 'damaged') AND completed_at_us IS NOT NULL)
+       OR (status = 'deleted' AND deleted_at_us > :deleted_since_us))
 RETURNING id;
 
 -- name: move_uploads :run

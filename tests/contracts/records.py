@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from app import records, resources
+from app import records, resources, tokens
 from app.db import Db
 from app.errors import NotFound
 from app.model import MAX_SIZE, Failure, HistoryQuery, Position, Protocol, Resource, Session, Status, Upload, folded
@@ -92,8 +92,14 @@ async def everything(db: Db, session_id: str = "mine", query: HistoryQuery | Non
 
 
 async def opens(db: Db, token: str, now_us: int = NOW) -> str | None:
-    found = await records.find_session_by_token(db, token, now_us)
-    return found.id if found else None
+    found = await tokens.find_session(db, token, now_us)
+    return found.session.id if found else None
+
+
+async def taken(db: Db, code: str, now_us: int = NOW) -> str | None:
+    """The session that a code opens, once."""
+    found = await tokens.take_code(db, code, now_us)
+    return found.session_id if found else None
 
 
 class RecordsContract:
@@ -180,7 +186,7 @@ class RecordsContract:
         assert await everything(db) == []
         assert await records.count_uploads(db, "mine", HistoryQuery()) == 0
         assert await records.summarize_uploads(db, "mine") == []
-        assert not await records.delete_upload(db, "mine", upload(1).id)
+        assert not await records.delete_upload(db, "mine", upload(1).id, NOW)
 
     # Pages.
 
@@ -321,9 +327,23 @@ class RecordsContract:
 
     async def test_a_deleted_upload_keeps_its_record(self, db):
         await records.insert_uploads(db, [upload(1)])
-        assert await records.delete_upload(db, "mine", upload(1).id)
-        assert not await records.delete_upload(db, "mine", upload(1).id)
+        assert await records.delete_upload(db, "mine", upload(1).id, NOW)
         assert await everything(db) == [upload(1, status=Status.DELETED)]
+
+    async def test_a_deletion_is_repeated_for_a_day_and_by_nobody_else(self, db):
+        await insert(db, session("mine"), session("into"))
+        await records.insert_uploads(db, [upload(1)])
+        for later in (0, 1, records.DELETED_AGAIN_US - 1):
+            assert await records.delete_upload(db, "mine", upload(1).id, NOW + later)
+            assert not await records.delete_upload(db, "into", upload(1).id, NOW)
+        assert not await records.delete_upload(db, "mine", upload(1).id, NOW + records.DELETED_AGAIN_US)
+
+    async def test_an_upload_that_has_yet_to_follow_its_session_can_be_deleted(self, db):
+        await insert(db, session("mine"), session("into"))
+        await records.insert_uploads(db, [upload(1)])
+        ending = {"session_id": "mine", "into_id": "into", "now_us": NOW}
+        await db.transaction(lambda unit: unit.run("end_merged_session", **ending))
+        assert await records.delete_upload(db, "into", upload(1).id, NOW)
 
     async def test_what_is_stored_is_listed_by_id_over_all_sessions(self, db):
         unfinished = upload(4, status=Status.UPLOADING, sha256=None, completed_at=None)
@@ -372,9 +392,9 @@ class RecordsContract:
             db, [upload(1), upload(2, **never_whole, error=Failure(code="lost", detail="bytes are missing"))]
         )
         await records.fail_uploads(db, [upload(1).id], "damaged", "it was altered")
-        assert not await records.delete_upload(db, "other", upload(1).id)
-        assert not await records.delete_upload(db, upload(2).session_id, upload(2).id)
-        assert await records.delete_upload(db, upload(1).session_id, upload(1).id)
+        assert not await records.delete_upload(db, "other", upload(1).id, NOW)
+        assert not await records.delete_upload(db, upload(2).session_id, upload(2).id, NOW)
+        assert await records.delete_upload(db, upload(1).session_id, upload(1).id, NOW)
         assert (await everything(db))[1] == upload(1, status=Status.DELETED)
         assert await records.mend_uploads(db, [upload(1).id]) == []
 
@@ -390,7 +410,7 @@ class RecordsContract:
 
     async def test_statuses_are_told_for_ids_of_all_sessions(self, db):
         await records.insert_uploads(db, [upload(1), upload(2, "other")])
-        await records.delete_upload(db, "other", upload(2).id)
+        await records.delete_upload(db, "other", upload(2).id, NOW)
         statuses = await records.statuses_of(db, [upload(1).id, upload(2).id, upload(3).id, '"', "'"])
         assert statuses == {upload(1).id: "completed", upload(2).id: "deleted"}
 
@@ -398,7 +418,7 @@ class RecordsContract:
 
     async def test_a_token_opens_its_session_until_that_expires(self, db):
         await insert(db, session("mine"), session("other"))
-        assert await records.find_session_by_token(db, "token of mine", NOW) == session("mine").session
+        assert await tokens.find_session(db, "token of mine", NOW) == (session("mine").session, None)
         assert await opens(db, "token of mine", NOW + 999) == "mine"
         assert await opens(db, "token of mine", NOW + 1000) is None
         assert await opens(db, "no such token") is None
@@ -417,26 +437,39 @@ class RecordsContract:
         assert (found.created_at, found.last_seen_at, found.expires_at) == (NOW, NOW + 7, NOW + 2000)
         assert await opens(db, "token of other", NOW + 1000) is None
 
-    async def test_a_replaced_token_opens_nothing(self, db):
-        await insert(db, session("mine"))
-        assert await records.replace_token(db, "token of mine", "new", NOW)
-        assert not await records.replace_token(db, "token of mine", "newer", NOW)
-        assert not await records.replace_token(db, "new", "newer", NOW + 1000)
-        assert [await opens(db, token) for token in ("token of mine", "new", "newer")] == [None, "mine", None]
+    async def test_a_token_in_anothers_place_ends_that_when_it_is_used(self, db):
+        await insert(db, session("mine", expires_at=NOW + 2 * tokens.REPLACED_US))
+        for new in ("new", "newer"):
+            await tokens.insert(db, new, "mine", NOW + 5, replaces_hash="token of mine")
+        assert [await opens(db, token) for token in ("token of mine", "new", "newer")] == ["mine"] * 3
+        assert await tokens.count_devices(db, "mine") == 1
+        late = NOW + 5 + tokens.REPLACED_US
+        assert await opens(db, "token of mine", late - 1) == "mine"
+        assert [await opens(db, token, late) for token in ("token of mine", "new", "newer")] == [None, "mine", "mine"]
+        assert (await tokens.find_session(db, "new", NOW)).replaces_hash == "token of mine"
+        for _ in range(2):
+            used = await db.transaction(lambda unit: tokens.use(unit, "new", NOW))
+            assert used.id == "mine"
+            assert [await opens(db, token) for token in ("token of mine", "new", "newer")] == [None, "mine", None]
+        assert (await tokens.find_session(db, "new", NOW)).replaces_hash is None
+        for token in ("newer", "unknown"):
+            assert await db.transaction(lambda unit, token=token: tokens.use(unit, token, NOW)) is None
 
     async def test_a_session_may_have_several_tokens(self, db):
         await insert(db, session("mine"))
-        await records.insert_token(db, "second", "mine", NOW)
+        await tokens.insert(db, "second", "mine", NOW, replaces_hash=None)
         assert [await opens(db, token) for token in ("token of mine", "second")] == ["mine", "mine"]
+        assert await tokens.count_devices(db, "mine") == 2
+        assert await tokens.count_devices(db, "unknown") == 0
 
     async def test_an_ended_session_opens_to_nobody_and_keeps_its_records(self, db):
         await insert(db, session("mine"), session("other"))
         await records.insert_uploads(db, [upload(1)])
-        await records.insert_link_code(db, "code", "mine", NOW + 10)
+        await tokens.insert_code(db, "code", "mine", NOW + 10)
         for now_us in (NOW + 1, NOW + 2):
-            await db.transaction(lambda unit, now_us=now_us: records.end_session(unit, "mine", now_us))
+            await db.transaction(lambda unit, now_us=now_us: tokens.end_session(unit, "mine", now_us))
         assert await opens(db, "token of mine") is None
-        assert await records.take_link_code(db, "code", NOW) is None
+        assert await taken(db, "code", NOW) is None
         assert await opens(db, "token of other") == "other"
         assert (await records.find_session(db, "mine")).ended_at == NOW + 1
         assert await everything(db) == [upload(1)]
@@ -453,33 +486,52 @@ class RecordsContract:
 
     async def test_a_link_code_opens_its_session_once(self, db):
         await insert(db, session("mine"))
-        await records.insert_link_code(db, "code", "mine", NOW + 10)
-        assert await records.take_link_code(db, "other code", NOW) is None
-        assert await records.take_link_code(db, "code", NOW) == "mine"
-        assert await records.take_link_code(db, "code", NOW) is None
+        await tokens.insert_code(db, "code", "mine", NOW + 10)
+        assert await taken(db, "other code", NOW) is None
+        assert await taken(db, "code", NOW) == "mine"
+        assert await taken(db, "code", NOW) is None
 
     @pytest.mark.parametrize(("expires_at", "now_us"), [(NOW + 10, NOW + 10), (NOW + 9999, NOW + 1000)])
     async def test_a_link_code_opens_nothing_when_it_or_its_session_is_over(self, db, expires_at, now_us):
         await insert(db, session("mine"))
-        await records.insert_link_code(db, "code", "mine", expires_at)
-        assert await records.take_link_code(db, "code", now_us) is None
+        await tokens.insert_code(db, "code", "mine", expires_at)
+        assert await taken(db, "code", now_us) is None
+
+    async def test_a_used_code_is_known_to_whoever_used_it(self, db):
+        await insert(db, session("mine"), session("into"))
+        await tokens.insert_code(db, "code", "mine", NOW + 10)
+        assert await tokens.find_code(db, "code", NOW) == "mine"
+        assert await tokens.find_code(db, "code", NOW + 10) is None
+        used = await tokens.take_code(db, "code", NOW)
+        assert await tokens.find_code(db, "code", NOW) is None
+        await tokens.remember_code(db, "code", "their token", used)
+        assert await tokens.find_used_code(db, "code", {"another", "their token"}, NOW + 9) == ("their token", "mine")
+        assert await tokens.find_used_code(db, "code", {"another"}, NOW) is None
+        assert await tokens.find_used_code(db, "other code", {"their token"}, NOW) is None
+        await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "into", NOW))
+        assert await tokens.find_used_code(db, "code", {"their token"}, NOW) == ("their token", "into")
+        assert await tokens.find_used_code(db, "code", {"their token"}, NOW + 10) is None
+        await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 9))
+        assert await tokens.find_used_code(db, "code", {"their token"}, NOW)
+        await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 10))
+        assert await tokens.find_used_code(db, "code", {"their token"}, NOW) is None
 
     async def test_only_one_of_many_takes_a_code(self, db):
         await insert(db, session("mine"))
-        await records.insert_link_code(db, "code", "mine", NOW + 10)
-        taken = await asyncio.gather(*(records.take_link_code(db, "code", NOW) for _ in range(10)))
-        assert sorted(taken, key=str) == [None] * 9 + ["mine"]
+        await tokens.insert_code(db, "code", "mine", NOW + 10)
+        by = await asyncio.gather(*(taken(db, "code") for _ in range(10)))
+        assert sorted(by, key=str) == [None] * 9 + ["mine"]
 
     async def test_a_session_that_joins_another_brings_everything(self, db):
         await insert(db, session("old"), session("mine"), session("other"))
         await records.insert_uploads(db, [upload(1, "old"), upload(2, "mine"), upload(3, "other")])
-        await records.insert_link_code(db, "code", "old", NOW + 10)
+        await tokens.insert_code(db, "code", "old", NOW + 10)
         assert await db.transaction(lambda unit: records.merge_sessions(unit, "old", "mine", NOW + 1))
         assert await everything(db) == [upload(2), upload(1)]
         assert await everything(db, "old") == []
         assert await everything(db, "other") == [upload(3, "other")]
         assert await opens(db, "token of old") == "mine"
-        assert await records.take_link_code(db, "code", NOW) == "mine"
+        assert await taken(db, "code", NOW) == "mine"
         old = await records.find_session(db, "old")
         assert (old.ended_at, old.merged_into) == (NOW + 1, "mine")
 
@@ -494,7 +546,7 @@ class RecordsContract:
     @pytest.mark.parametrize("pair", [("mine", "mine"), ("mine", "ended"), ("ended", "mine"), ("mine", "unknown")])
     async def test_only_two_live_sessions_join(self, db, pair):
         await insert(db, session("mine"), session("ended"))
-        await db.transaction(lambda unit: records.end_session(unit, "ended", NOW))
+        await db.transaction(lambda unit: tokens.end_session(unit, "ended", NOW))
         assert not await db.transaction(lambda unit: records.merge_sessions(unit, *pair, NOW))
         assert await opens(db, "token of mine") == "mine"
 
@@ -552,15 +604,15 @@ class RecordsContract:
         await insert(db, session("mine"), session("over", expires_at=NOW + 5), session("ended"))
         await records.insert_uploads(db, [upload(1, "over")])
         for code, owner, expires_at in (("1", "mine", NOW + 9), ("2", "mine", NOW + 5), ("3", "over", NOW + 9)):
-            await records.insert_link_code(db, code, owner, expires_at)
-        await db.transaction(lambda unit: records.end_session(unit, "ended", NOW + 1))
+            await tokens.insert_code(db, code, owner, expires_at)
+        await db.transaction(lambda unit: tokens.end_session(unit, "ended", NOW + 1))
         assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 5)) == 1
         assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 6)) == 0
         assert [await opens(db, f"token of {name}") for name in ("mine", "over", "ended")] == ["mine", None, None]
         assert (await records.find_session(db, "over")).ended_at == NOW + 5
         assert (await records.find_session(db, "ended")).ended_at == NOW + 1
         assert await everything(db, "over") == [upload(1, "over")]
-        assert [await records.take_link_code(db, code, NOW) for code in "123"] == ["mine", None, None]
+        assert [await taken(db, code, NOW) for code in "123"] == ["mine", None, None]
 
     async def test_only_sessions_that_nothing_refers_to_are_deleted(self, db):
         names = ("live", "late", "empty", "sender", "old", "joined")
@@ -570,7 +622,7 @@ class RecordsContract:
         async def work(unit):
             await records.merge_sessions(unit, "old", "joined", NOW + 1)
             for name, ended_at in (("late", NOW + 9), ("empty", NOW + 1), ("sender", NOW + 1), ("joined", NOW + 1)):
-                await records.end_session(unit, name, ended_at)
+                await tokens.end_session(unit, name, ended_at)
 
         await db.transaction(work)
         # The one that joined another goes last: it says where uploads under way belong.

@@ -66,6 +66,10 @@ def test_a_session_that_ends_on_one_worker_ends_on_the_other(service):
         assert other.get("/api/session", headers=old).status_code == 200
         rotated = one.post("/api/session/rotate", headers=old)
         new = {"Cookie": f"waybill_session={rotated.cookies['waybill_session']}"}
+        one.cookies.clear()
+        for client in (one, other):
+            assert client.get("/api/session", headers=old).status_code == 200
+        assert one.get("/api/session", headers=new).status_code == 200
         assert one.get("/api/session", headers=old).status_code == 401
         wait_until_ended(other, old)
         assert other.get("/api/session", headers=new).status_code == 200

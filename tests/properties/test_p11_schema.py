@@ -46,7 +46,7 @@ async def test_both_dialects_have_the_same_schema_however_often_they_migrate(fil
     tables, constraints, indexes, triggers = schemas[0]
     assert set(tables) == {
         "allowances", "idempotency_keys", "link_codes", "resumables", "schema_migrations", "scrubs", "session_tokens",
-        "session_usage", "sessions", "uploads",
+        "session_usage", "sessions", "uploads", "used_link_codes",
     }  # fmt: skip
     assert len(constraints) > len(tables)
     assert indexes

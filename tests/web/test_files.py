@@ -337,15 +337,14 @@ async def test_deleting_removes_the_bytes_and_keeps_the_record(service: Service)
     assert service.files().keys() & {record["id"], other["id"]} == {other["id"]}
     gone = (await client.get(record["links"]["self"])).json()
     assert gone == {**record, "status": "deleted", "links": {**record["links"], "content": None}}
-    (await client.delete(record["links"]["content"])).refused(404, "not_found")
     (await client.get(record["links"]["content"])).refused(404, "not_found")
 
 
-async def test_two_deletions_at_once_are_one(service: Service) -> None:
+async def test_deletions_at_once_are_all_told_of_success(service: Service) -> None:
     client = service.client()
     target = await content_of(client)
     answers = await asyncio.gather(*(client.delete(target) for _ in range(5)))
-    assert sorted(answer.status for answer in answers) == [204, 404, 404, 404, 404]
+    assert [answer.status for answer in answers] == [204] * 5
 
 
 async def test_nothing_tells_foreign_absent_deleted_and_failed_apart(service: Service) -> None:
@@ -372,6 +371,8 @@ async def test_nothing_tells_foreign_absent_deleted_and_failed_apart(service: Se
     ]
     same = {"X-Request-Id": "same"}
     for method in ("GET", "HEAD", "DELETE"):
+        if method == "DELETE":  # one's own is known as deleted for a day
+            ids.remove(deleted["id"])
         answers = [await client.request(method, f"/api/ingestion/files/{upload_id}", headers=same) for upload_id in ids]
         if method != "HEAD":
             answers[0].refused(404, "not_found")
@@ -486,7 +487,6 @@ async def test_a_damaged_upload_can_be_deleted_by_its_owner(service: Service) ->
     shown = (await client.get(record["links"]["self"])).json()
     assert (shown["status"], shown["error"], shown["sha256"]) == ("deleted", None, DIGEST)
     (await client.get(target)).refused(404, "not_found")
-    (await client.delete(target)).refused(404, "not_found")
 
 
 async def test_an_upload_that_failed_on_its_way_in_was_never_a_file(service: Service) -> None:

@@ -307,7 +307,7 @@ def _files() -> list[tuple[str, str, Json]]:
         ],
     )
     delete = _operation(
-        "The bytes go, the record stays.",
+        "The bytes go, the record stays; once more within a day.",
         {"204": answer("The file is gone.", None, SESSION)},
         (*_CHANGE, "no_session", "not_found"),
         parameters=[_ID],
@@ -326,12 +326,21 @@ def _session() -> list[tuple[str, str, Json]]:
         (here, "get", _operation("The session.", {"200": known}, (*_API, "no_session"))),
         (here, "post", _operation("The session, started if there is none.", {"200": known}, _CHANGE)),
         (here, "delete", _operation("End it, for all who share it.", {"204": ended}, own)),
-        (f"{here}/rotate", "post", _operation("Replace the token.", {"200": known}, own)),
+        (
+            f"{here}/rotate",
+            "post",
+            _operation("A new token; the old one ends when it is used, an hour later at most.", {"200": known}, own),
+        ),
         (f"{here}/link", "post", _operation("A code for a second browser.", {"201": code}, own)),
         (
             f"{here}/join",
             "post",
-            _operation("Share a session.", {"200": known}, (*own, *_BODY, "forbidden"), body=body),
+            _operation(
+                "Share a session; by the same token and code once more.",
+                {"200": known},
+                (*own, *_BODY, "forbidden"),
+                body=body,
+            ),
         ),
     ]
 

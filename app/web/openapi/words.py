@@ -174,8 +174,8 @@ def schemas() -> dict[str, Json]:
     upload = Upload.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     parts = upload.pop("$defs")
     session = Session.model_json_schema(mode="serialization")
-    session["properties"] |= {"uploads": _COUNT, "bytes": _COUNT}
-    session["required"] += ["uploads", "bytes"]
+    session["properties"] |= {"uploads": _COUNT, "bytes": _COUNT, "devices": _COUNT}
+    session["required"] += ["uploads", "bytes", "devices"]
     page = {"items": {"type": "array", "items": ref("Upload")}, "next_cursor": nullable(_TEXT), "limit": _COUNT}
     return {
         **parts,

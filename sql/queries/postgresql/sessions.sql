@@ -24,6 +24,15 @@ WHERE id IN (:first_id, :second_id)
 ORDER BY id
 FOR UPDATE;
 
+-- name: lock_session :many
+-- params: session_id
+-- A session neither ends nor joins another, and its tokens stay as they are, until the transaction ends.
+-- Differs from sqlite: other transactions run beside this one; those that record an upload need not wait.
+SELECT id
+FROM sessions
+WHERE id = :session_id
+FOR NO KEY UPDATE;
+
 -- name: touch_sessions :run
 -- params: rows
 -- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.

@@ -22,6 +22,14 @@ WHERE id IN (:first_id, :second_id)
   AND expires_at_us > :now_us
 ORDER BY id;
 
+-- name: lock_session :many
+-- params: session_id
+-- A session neither ends nor joins another, and its tokens stay as they are, until the transaction ends.
+-- Differs from postgresql: the transaction has the whole database for itself already.
+SELECT id
+FROM sessions
+WHERE id = :session_id;
+
 -- name: touch_sessions :run
 -- params: rows
 -- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.

@@ -1,0 +1,6 @@
+-- 0008_note_when_uploads_were_deleted.sql
+-- An answer can get lost: who deletes a file once more within a day is told of success again.
+-- Differs from postgresql: STRICT makes SQLite hold a column to its type, and knows only INTEGER.
+
+-- When the bytes went. Of uploads that older code deleted it is not known.
+ALTER TABLE uploads ADD COLUMN deleted_at_us INTEGER;

@@ -1,0 +1,25 @@
+-- used_link_codes: codes that were used, until their time would have been over, for those who ask once more.
+
+-- name: insert_used_link_code :run
+-- params: code_hash, token_hash, session_id, expires_at_us
+-- Whoever had this token has used this code.
+INSERT INTO used_link_codes (code_hash, token_hash, session_id, expires_at_us)
+VALUES (:code_hash, :token_hash, :session_id, :expires_at_us);
+
+-- name: find_used_link_code :one
+-- params: code_hash, now_us
+-- By which token a code was used, and the live session that it led to, wherever that has gone since.
+SELECT used_link_codes.token_hash, sessions.id AS session_id
+FROM used_link_codes
+JOIN sessions AS joined ON joined.id = used_link_codes.session_id
+JOIN sessions ON sessions.id = coalesce(joined.merged_into_id, joined.id)
+WHERE used_link_codes.code_hash = :code_hash
+  AND used_link_codes.expires_at_us > :now_us
+  AND sessions.ended_at_us IS NULL
+  AND sessions.expires_at_us > :now_us;
+
+-- name: delete_old_used_link_codes :run
+-- params: now_us
+-- Codes whose time is over go.
+DELETE FROM used_link_codes
+WHERE expires_at_us <= :now_us;
