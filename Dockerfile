@@ -22,5 +22,5 @@ VOLUME ["/data"]
 EXPOSE 8000
 # http.client, because urllib would go through a proxy that the environment names.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['WAYBILL_PORT']), timeout=4); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['WAYBILL_PORT']), timeout=4); c.request('GET', os.environ.get('WAYBILL_BASE_PATH', '') + '/health/ready'); sys.exit(c.getresponse().status != 200)"]
 CMD ["waybill", "serve"]

@@ -16,6 +16,7 @@ from app.errors import Unusable
 from app.model import MAX_SIZE
 from app.notation import (
     MIN_KEY_CHARACTERS,
+    BasePath,
     DatabaseUrl,
     Directory,
     Duration,
@@ -150,6 +151,9 @@ class Settings(BaseSettings):
     host: Host = Field("127.0.0.1", description="Address, or name of one, to listen on.")
     port: Annotated[int, whole_number(0, 65_535)] = Field(
         8000, description="Port to listen on; 0 for any that is free."
+    )
+    base_path: BasePath = Field(
+        "", description="Path below which everything is served, such as /uploads; a proxy in front does not strip it."
     )
     listen: Listen = Field(
         None,

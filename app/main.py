@@ -314,9 +314,14 @@ def build(settings: Settings, seats: Seats | None = None) -> Starlette:
         routes=routes,
         lifespan=lifespan,
         middleware=[
-            Middleware(ExchangeMiddleware, new_id=new_id, stopwatch=time.perf_counter),
+            Middleware(ExchangeMiddleware, new_id=new_id, stopwatch=time.perf_counter, base_path=settings.base_path),
             *([Middleware(CorsMiddleware, allowed_origins=origins)] if origins else []),
-            Middleware(SessionMiddleware, allowed_origins=origins, always_secure=settings.secure_cookies == "always"),
+            Middleware(
+                SessionMiddleware,
+                allowed_origins=origins,
+                always_secure=settings.secure_cookies == "always",
+                base_path=settings.base_path,
+            ),
         ],
     )
     app.router.redirect_slashes = False  # the redirect would lead wherever the client's own Host says

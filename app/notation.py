@@ -41,6 +41,7 @@ _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?=[a-z]){_LABEL}")  #
 _APP_ORIGIN = re.compile(
     r"(?!(?:https?|wss?|ftp|file|data|blob|about|javascript):)[a-z][a-z0-9+.-]*://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?"
 )
+_BASE_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f-\xa0#\ud800-\udfff]")
 _OLDEST_INTEROP: Final = 5  # before it, fields had other names and meanings
 _SSL_MODES = ("true", "false", "disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -210,6 +211,12 @@ def _host(value: object) -> str:
     raise ValueError("expected an address or a host name without a port, such as 127.0.0.1")
 
 
+def _base_path(value: object) -> str:
+    if isinstance(value, str) and (not value or (len(value) <= 200 and _BASE_PATH.fullmatch(value))):
+        return value
+    raise ValueError("expected a path such as /uploads: letters, digits, - . _ ~ between slashes, none at its end")
+
+
 def _listen(value: object) -> str | None:
     if value is None:
         return None
@@ -279,6 +286,7 @@ DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 """Secret for its password. sqlite with a file, or postgresql with a host and a database."""
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
 Host = Annotated[str, BeforeValidator(_host)]
+BasePath = Annotated[str, BeforeValidator(_base_path)]
 Listen = Annotated[str | None, BeforeValidator(_listen)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Proxies = Annotated[tuple[str, ...], BeforeValidator(_proxies)]

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Internal, UploadError
 from app.protocols import tus
 from app.protocols.headers import request_id
+from app.web.mounted import unmount
 from app.web.problems import problem, refusal_of
 from app.web.request import Headers
 
@@ -109,8 +110,11 @@ class Exchange:
 class ExchangeMiddleware:
     """Give every request its Exchange, as `scope["exchange"]`."""
 
-    def __init__(self, app: ASGIApp, *, new_id: Callable[[], str], stopwatch: Callable[[], float]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, new_id: Callable[[], str], stopwatch: Callable[[], float], base_path: str = ""
+    ) -> None:
         self._app = app
+        self._base_path = base_path
         self._new_id = new_id
         self._stopwatch = stopwatch
 
@@ -120,17 +124,20 @@ class ExchangeMiddleware:
             return
         exchange = scope["exchange"] = Exchange(scope, receive, send, self._new_id)
         began = self._stopwatch()
+        path = _shown_path(scope)
         try:
+            if self._base_path:
+                unmount(scope, self._base_path)
             await self._app(scope, exchange.receive, exchange.send)
         except (UploadError, HTTPException) as error:
             if exchange.status:
-                _log_failure(exchange, scope)
+                _log_failure(exchange, scope, path)
                 raise  # the answer has begun and cannot be taken back: the server cuts the connection
             # Under no name: what a traceback names, and names it, is a circle that keeps the request and its body's
             # last block until the collector comes by.
             await exchange.refuse(refusal_of(error, scope), scope)
         except Exception:
-            _log_failure(exchange, scope)
+            _log_failure(exchange, scope, path)
             if exchange.status:
                 raise
             await exchange.refuse(Internal(), scope)
@@ -139,7 +146,7 @@ class ExchangeMiddleware:
                 "answered",
                 request_id=exchange.id,
                 method=scope["method"],
-                path=_shown_path(scope),
+                path=path,
                 status=exchange.status,
                 received=exchange.received,
                 ms=round((self._stopwatch() - began) * 1000, 1),
@@ -148,8 +155,8 @@ class ExchangeMiddleware:
             exchange.end()
 
 
-def _log_failure(exchange: Exchange, scope: Scope) -> None:
-    log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=_shown_path(scope))
+def _log_failure(exchange: Exchange, scope: Scope, path: str) -> None:
+    log.exception("a request failed", request_id=exchange.id, method=scope["method"], path=path)
 
 
 def _shown_path(scope: Scope) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from app import records
 from app.db import Asks
 from app.model import HistoryQuery, Page, Upload
+from app.web.mounted import as_json
 
 _PAGE_SIZE: Final = 500
 _FORMULA = re.compile(r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20|%]")
@@ -25,7 +26,7 @@ class Export(NamedTuple):
     name: str
     media_type: str
     head: bytes
-    lines: Callable[[Sequence[Upload]], bytes]
+    lines: Callable[[Sequence[Upload], str], bytes]
     takes_bom: bool = False
 
     async def stream(
@@ -35,33 +36,34 @@ class Export(NamedTuple):
         query: HistoryQuery,
         left_out: Callable[[int], None],
         *,
+        base: str = "",
         with_bom: bool = False,
     ) -> AsyncIterator[bytes]:
         """All matching records, page by page: memory and each query stay small however many there are.
 
         The first page is there when this returns: what fails by then is still a refusal,
-        and not a stream that breaks off. `left_out` is told how many rows are broken. With a
-        byte order mark Excel takes the text for UTF-8.
+        and not a stream that breaks off. `left_out` is told how many rows are broken. The
+        records' links lie below `base`. With a byte order mark Excel takes the text for UTF-8.
         """
         page = await records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
         left_out(page.skipped)
-        return self._lines_from(codecs.BOM_UTF8 if with_bom else b"", page, db, session_id, query, left_out)
+        head = (codecs.BOM_UTF8 if with_bom else b"") + self.head
 
-    async def _lines_from(
-        self, bom: bytes, page: Page, db: Asks, session_id: str, query: HistoryQuery, left_out: Callable[[int], None]
-    ) -> AsyncIterator[bytes]:
-        yield bom + self.head + self.lines(page.uploads)
-        while page.end is not None:
-            page = await records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
-            left_out(page.skipped)
-            yield self.lines(page.uploads)
+        async def rest(page: Page) -> AsyncIterator[bytes]:
+            yield head + self.lines(page.uploads, base)
+            while page.end is not None:
+                page = await records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
+                left_out(page.skipped)
+                yield self.lines(page.uploads, base)
 
-
-def _ndjson(uploads: Sequence[Upload]) -> bytes:
-    return b"".join(upload.as_json() + b"\n" for upload in uploads)
+        return rest(page)
 
 
-def _csv(uploads: Sequence[Upload]) -> bytes:
+def _ndjson(uploads: Sequence[Upload], base: str) -> bytes:
+    return b"".join(as_json(upload, base) + b"\n" for upload in uploads)
+
+
+def _csv(uploads: Sequence[Upload], base: str) -> bytes:
     return _table([_cells(upload) for upload in uploads])
 
 

@@ -28,6 +28,7 @@ from app.model import (
 from app.protocols.headers import attachment, searched_name
 from app.signing import Signer
 from app.web.export import EXPORTS, Export
+from app.web.mounted import record_json, shown
 from app.web.services import Services
 from app.web.session import caller_of
 
@@ -62,6 +63,7 @@ async def list_page(request: Request[Services]) -> Response:
     db = request.state["db"].reading
     left_out = request.state["metrics"].broken_records.add
     session_id = caller_of(request).session.id
+    base = request.state["settings"].base_path
     asked = parse(request, session_id)
     headers = {**_NO_STORE, "Vary": "Accept"}
     if asked.export is not None:
@@ -69,14 +71,14 @@ async def list_page(request: Request[Services]) -> Response:
         lines = (
             _nothing()
             if request.method == "HEAD"
-            else await asked.export.stream(db, session_id, asked.query, left_out, with_bom=asked.with_bom)
+            else await asked.export.stream(db, session_id, asked.query, left_out, base=base, with_bom=asked.with_bom)
         )
         return StreamingResponse(lines, headers=headers, media_type=asked.export.media_type)
     page = await records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
     left_out(page.skipped)
     cursor = None if page.end is None else _cursor(request.state["cursors"], page.end, asked.query, session_id)
     answer: dict[str, Any] = {
-        "items": page.uploads,
+        "items": [shown(upload, base) for upload in page.uploads],
         "next_cursor": cursor,
         "limit": asked.limit,
         "skipped": page.skipped,
@@ -85,7 +87,7 @@ async def list_page(request: Request[Services]) -> Response:
         answer["total"] = await records.count_uploads(db, session_id, asked.query)
     if cursor is not None:
         others = [(name, value) for name, value in _parameters(request) if name != "cursor"]
-        headers["Link"] = f'<{HISTORY}?{urlencode([*others, ("cursor", cursor)])}>; rel="next"'
+        headers["Link"] = f'<{base}{HISTORY}?{urlencode([*others, ("cursor", cursor)])}>; rel="next"'
     return Response(to_json(answer), media_type=_JSON, headers=headers)
 
 
@@ -101,7 +103,7 @@ async def show(request: Request[Services]) -> Response:
     upload = await request.state["lookup"].find(session_id, upload_id) if is_upload_id(upload_id) else None
     if upload is None:
         raise NotFound
-    return Response(upload.as_json(), media_type=_JSON, headers=_NO_STORE)
+    return Response(record_json(request, upload), media_type=_JSON, headers=_NO_STORE)
 
 
 async def summarize(request: Request[Services]) -> Response:

@@ -22,6 +22,7 @@ from app.protocols.spoken import speaker, spoken
 from app.web import limits, uploads
 from app.web.body import Body
 from app.web.exchange import exchange_of
+from app.web.mounted import here, record_json
 from app.web.services import Services
 from app.web.session import caller_of
 
@@ -108,10 +109,10 @@ def _is_ordinary(request: Request[Services], voice: Speaker, intent: Create) -> 
 async def _receive_whole(request: Request[Services], voice: Speaker, intent: Create) -> Response:
     """An ordinary upload, with the protocol's words on its answer."""
     upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, digests=intent.digests)
-    here, now_us = upload.links["self"], request.state["now_us"]()
-    state = State(here, upload.size, upload.size, completed=True, at_us=now_us, record=here, sha256=upload.sha256)
+    where, now_us = here(request, upload.links["self"] or ""), request.state["now_us"]()
+    state = State(where, upload.size, upload.size, completed=True, at_us=now_us, record=where, sha256=upload.sha256)
     exchange_of(request.scope).notes["uploads"] = [upload.id]
-    return _response(voice.answer(intent, state), upload.as_json(), "application/json")
+    return _response(voice.answer(intent, state), record_json(request, upload), "application/json")
 
 
 async def _create(request: Request[Services], voice: Speaker, intent: Create, protocol: Protocol) -> Response:
@@ -128,7 +129,7 @@ async def _create(request: Request[Services], voice: Speaker, intent: Create, pr
         sha256=intent.digests.sha256,
     )
     # Whatever becomes of the body, the client can go on from here.
-    with _refusing_as(voice, location=_url_of(key)):
+    with _refusing_as(voice, location=_url_of(request, key)):
         if body is not None and body.declared != 0:
             _say_before(request, voice.interim(_state(request, made, key)))
             made = await _receive(request, voice, intent, body, key, made.session_id)
@@ -200,7 +201,7 @@ async def _ask(request: Request[Services], voice: Speaker, intent: Ask) -> Respo
 async def _cancel(request: Request[Services], voice: Speaker, intent: Intent) -> Response:
     key = request.path_params["key"]
     await request.state["resumes"].cancel(key, _opener(request))
-    gone = State(_url_of(key), None, None, completed=False, at_us=request.state["now_us"]())
+    gone = State(_url_of(request, key), None, None, completed=False, at_us=request.state["now_us"]())
     return _response(voice.answer(intent, gone))
 
 
@@ -240,14 +241,14 @@ def _say_before(request: Request[Any], answer: Answer | None) -> None:
         say(answer.status, [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in answer.headers])
 
 
-def _url_of(key: str) -> str:
-    return f"{uploads.UPLOADS}/{key}"
+def _url_of(request: Request[Any], key: str) -> str:
+    return here(request, f"{uploads.UPLOADS}/{key}")
 
 
 def _state(request: Request[Services], found: Resource, key: str) -> State:
     upload = found.upload if found.completed else None
     return State(
-        location=_url_of(key),
+        location=_url_of(request, key),
         offset=None if found.is_final and not found.completed else found.offset,
         length=found.length,
         completed=found.completed,
@@ -255,7 +256,7 @@ def _state(request: Request[Services], found: Resource, key: str) -> State:
         expires_at_us=None if found.completed else found.expires_at,
         metadata=found.metadata,
         concat=found.concat,
-        record=upload.links["self"] if upload else None,
+        record=here(request, upload.links["self"] or "") if upload else None,
         sha256=upload.sha256 if upload else None,
     )
 
@@ -266,7 +267,7 @@ def _answer(request: Request[Services], voice: Speaker, intent: Intent, found: R
     if not answer.with_record:
         return _response(answer)
     assert found.upload is not None  # only parts have no record, and nobody is told of theirs
-    return _response(answer, found.upload.as_json(), "application/json")
+    return _response(answer, record_json(request, found.upload), "application/json")
 
 
 def _response(answer: Answer, body: bytes = b"", kind: str | None = None) -> Response:

@@ -80,10 +80,13 @@ class Caller:
 class SessionMiddleware:
     """Put the Caller of every request to the API on the scope, and its cookie on the answer."""
 
-    def __init__(self, app: ASGIApp, *, allowed_origins: frozenset[str], always_secure: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, allowed_origins: frozenset[str], always_secure: bool, base_path: str = ""
+    ) -> None:
         self._app = app
         self._allowed_origins = allowed_origins
         self._always_secure = always_secure
+        self._base_path = base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/api/"):
@@ -102,7 +105,10 @@ class SessionMiddleware:
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
         others = exchange.more_headers
-        exchange.more_headers = lambda: (*others(), *_set_cookie(sessions, caller.cookie_token(), secure=secure))
+        exchange.more_headers = lambda: (
+            *others(),
+            *_set_cookie(sessions, caller.cookie_token(), secure=secure, path=self._base_path or "/"),
+        )
         await self._app(scope, receive, send)
 
     def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
@@ -120,13 +126,15 @@ class SessionMiddleware:
             raise CrossOrigin
 
 
-def _set_cookie(sessions: Sessions, token: Token | str | None, *, secure: bool) -> Iterator[tuple[bytes, bytes]]:
+def _set_cookie(
+    sessions: Sessions, token: Token | str | None, *, secure: bool, path: str
+) -> Iterator[tuple[bytes, bytes]]:
     if token is None:
         return
     text = sessions.text_of(token) if isinstance(token, Token) else ""
     age = sessions.max_age_seconds if text else 0
     flags = "; Secure" if secure else ""
-    yield b"set-cookie", f"{COOKIE}={text}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{flags}".encode("ascii")
+    yield b"set-cookie", f"{COOKIE}={text}; Max-Age={age}; Path={path}; HttpOnly; SameSite=Lax{flags}".encode("ascii")
 
 
 def _same_origin(origin: str, own: str) -> bool:

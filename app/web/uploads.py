@@ -25,6 +25,7 @@ from app.protocols.intents import Checksum, checksums, declared_of_body, media_t
 from app.web import limits
 from app.web.body import Body
 from app.web.exchange import exchange_of
+from app.web.mounted import here, record_json, shown
 from app.web.services import Services
 from app.web.session import caller_of
 
@@ -102,7 +103,8 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
             lambda: Asked(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
             lambda claim: _land_form(request, decoder, body, claim, whole),
         )
-    return _created(request, uploads, to_json({"items": uploads}))
+    base = request.state["settings"].base_path
+    return _created(request, uploads, to_json({"items": [shown(upload, base) for upload in uploads]}))
 
 
 async def _land_form(
@@ -132,7 +134,7 @@ async def _receive_raw(request: Request[Services], filename: str) -> Response:
     digests = declared_of_body(request.headers)
     kind = content_type(_single(request, "content-type"))
     upload = await receive(request, filename, kind, digests=digests)
-    return _created(request, [upload], upload.as_json())
+    return _created(request, [upload], record_json(request, upload))
 
 
 async def receive(request: Request[Services], filename: str, kind: str, *, digests: Digests) -> Upload:
@@ -225,7 +227,7 @@ def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Respo
     exchange_of(request.scope).notes["uploads"] = [upload.id for upload in uploads]
     headers = {}
     if len(uploads) == 1:
-        headers["Location"] = uploads[0].links["self"]
+        headers["Location"] = here(request, uploads[0].links["self"] or "")
         if uploads[0].sha256 is not None:
             headers["Repr-Digest"] = digest_field(uploads[0].sha256)
     return Response(body, 201, headers, _JSON)

@@ -99,6 +99,10 @@ SETTINGS = {
     ),
     "host": (st.ip_addresses().map(lambda ip: (str(ip), str(ip))), misshapen | st.sampled_from(["a:1", "[::1]"])),
     "port": whole(0, 65_535),
+    "base_path": (
+        st.sampled_from(["/a", "/a/b.c"]).map(lambda text: (text, text)),
+        st.sampled_from(["/", "a", "/a/", "/.."]),
+    ),
     "listen": (
         st.sampled_from(["systemd", "fd:3", "unix:/run/a"]).map(lambda text: (text, text)),
         misshapen | st.sampled_from(["unix:", "fd:x"]),

@@ -36,7 +36,7 @@ def document(settings: Settings) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Waybill", "version": metadata.version("waybill"), "description": _ABOUT},
-        "servers": [{"url": "/"}],
+        "servers": [{"url": settings.base_path or "/"}],
         "security": [{}, {"cookie": []}, {"bearer": []}],
         "paths": operations(settings),
         "components": {
