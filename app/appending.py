@@ -9,11 +9,11 @@ import structlog
 
 from app.completion import Completions
 from app.errors import InconsistentUploadLength, OffsetMismatch, TooLarge, Unavailable, UploadError
-from app.holding import Holding
+from app.holding import Holding, mark_of
 from app.ingest import Ingest
 from app.model import Resource
 from app.quota import STEP_BYTES
-from app.storage import Mark, Partial, Reservation
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
 from app.tasks import to_the_end
 from app.turns import Admitted, Turn, Turns
 
@@ -36,6 +36,7 @@ class Appending:
 
     def __init__(
         self,
+        storage: Storage,
         ingest: Ingest,
         turns: Turns,
         completions: Completions,
@@ -50,6 +51,7 @@ class Appending:
     ) -> None:
         self.offset = offset
         self.durable = offset
+        self._storage = storage
         self._ingest = ingest
         self._turns = turns
         self._completions = completions
@@ -89,12 +91,32 @@ class Appending:
         self._turn = self._turns.begin(resource)
         self._check(resource)
         await self._require_quota(self.offset + (self._declared or 0))
-        self.resource, self._partial = await self._completions.opened(resource, self._reservation)
+        self.resource, self._partial = await self._open(resource)
         if self._turn.reason is not None:
             raise self._turn.reason
         self._began = Mark(self.resource.offset, self.resource.digest_state)
         self._checkpointed_at = asyncio.get_running_loop().time()
         self._turn.open()
+
+    async def _open(self, resource: Resource) -> tuple[Resource, Partial]:
+        """The file of the upload, which we hold; a copy of it if another may still write there.
+
+        Raises:
+            Gone: bytes that had been acknowledged are not there; it has failed.
+            Superseded: we do not hold it any more.
+            Unavailable: it was complete, which the database, older than the files, had yet to learn.
+        """
+        try:
+            return resource, await self._storage.partial(
+                resource.upload_id, resource.file_fence, mark_of(resource), self._reservation
+            )
+        except InUse:
+            log.warning("a file is in use still, its upload goes on in a copy", upload=resource.upload_id)
+        except NotStored:
+            if await self._completions.published_before(resource) is None:
+                await self._holding.lose(resource)
+            raise Unavailable("the upload is complete; ask for its offset", retry_after=1) from None
+        return await self._holding.copied(resource)
 
     def _check(self, resource: Resource) -> None:
         if self.offset != resource.offset:
@@ -148,8 +170,9 @@ class Appending:
 
     async def _checkpoint(self, partial: Partial) -> None:
         resource = self._at(await partial.checkpoint())
+        assert resource.holder is not None
         try:
-            await self._holding.commit(resource, resource.fence)
+            await self._holding.commit(resource, resource.holder)
         except Unavailable as error:
             log.warning("how far an upload came is noted later", upload=resource.upload_id, reason=str(error))
             self._began = None  # it may be noted after all: nothing may be cut off any more
@@ -198,14 +221,20 @@ class Appending:
         mark = await self._partial.checkpoint()
         resource = replace(self._at(mark), holder=None, length=length)
         partial, self._partial = self._partial, None
-        held_by = self.resource.fence
+        held_by = self.resource.holder
+        assert held_by is not None
         if resource.whole and not resource.is_part:
             self.resource = await self._completions.last_bytes(resource, held_by, partial)
             self.durable = self.resource.offset
             self._turns.leave(self._turn)
             return
         await partial.detach()  # first: who waits for the row to be free opens the file next
-        await self._holding.commit(resource, held_by)
+        try:
+            await self._holding.commit(resource, held_by)
+        except Unavailable:
+            if resource.whole:  # which may be noted after all, and its client learn of it, and not come again
+                self._completions.owe(resource)
+            raise
         self.resource, self.durable = resource, resource.offset
         self._turns.leave(self._turn)
         if resource.is_part and resource.whole:

@@ -5,11 +5,11 @@ from typing import Final
 import structlog
 
 from app import resources
-from app.completion import Completions
 from app.db import Db, Unit
 from app.errors import UploadError
 from app.holding import REMEMBERED_US, Holding
 from app.model import Clock, Resource
+from app.recovery import Recovery
 from app.storage import FoundPartial, Storage
 from app.sweep import SweptResumables, too_many
 
@@ -17,8 +17,6 @@ log = structlog.stdlib.get_logger("waybill.expiry")
 
 GRACE_SECONDS: Final = 3600.0
 """A partial file that changed since may be one that is just being made."""
-_LEFT_US: Final = 600_000_000
-"""What was whole so long ago, and is not completed, was left by somebody who crashed."""
 _AT_ONCE: Final = 500
 
 
@@ -29,45 +27,40 @@ class Expiry:
         self,
         storage: Storage,
         db: Db,
-        completions: Completions,
+        recovery: Recovery,
         holding: Holding,
         *,
-        idle_us: int,
         now_us: Clock,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._storage = storage
         self._db = db
-        self._completions = completions
+        self._recovery = recovery
         self._holding = holding
-        self._idle_us = idle_us
         self._now_us = now_us
         self._grace_seconds = grace_seconds
 
     async def sweep(self) -> SweptResumables:
-        """End those whose time is over, complete those that were left, remove files that none needs."""
-        completed = await self._complete()
+        """Complete those that were left, end those whose time is over, remove files that none needs."""
+        completed = await self._recovery.once()
         expired = await self._expire()
         removed = await self._remove_files()
         forgotten = await resources.forget_ended(self._db, self._now_us())
         return SweptResumables(expired, completed, removed, forgotten)
 
-    async def _complete(self) -> int:
-        completed = 0
-        untouched_us = self._now_us() + self._idle_us - _LEFT_US
-        for resource in await resources.list_left(self._db, untouched_us, _AT_ONCE):
-            try:
-                completed += (await self._completions.of(resource)).completed
-            except UploadError as error:
-                log.warning("an upload that was left cannot be completed", upload=resource.upload_id, reason=str(error))
-        return completed
-
     async def _expire(self) -> int:
         expired = 0
         now_us = self._now_us()
-        while due := await resources.list_due(self._db, now_us, _AT_ONCE):
+        last: Resource | None = None
+        while due := await resources.list_due(self._db, now_us, last, _AT_ONCE):
             for resource in due:
-                expired += await self._end(resource, now_us)
+                try:
+                    expired += await self._end(resource, now_us)
+                except UploadError:
+                    raise
+                except Exception:
+                    log.exception("an upload cannot be ended, others are", upload=resource.upload_id)
+            last = due[-1]
         return expired
 
     async def _end(self, resource: Resource, now_us: int) -> bool:

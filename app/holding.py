@@ -3,6 +3,7 @@
 Whatever is committed counts only as long as the row names the holder; see `turns`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Literal, NoReturn
 
@@ -12,8 +13,8 @@ from app import resources
 from app.db import Db, Unit
 from app.errors import Gone, Unavailable, UploadError
 from app.metrics import Metrics, Outcome
-from app.model import Clock, Failure, Resource
-from app.storage import Mark, NotStored, Partial, Storage
+from app.model import Clock, Failure, Holder, Resource
+from app.storage import InUse, Mark, NotStored, Partial, Storage
 from app.turns import Superseded
 
 log = structlog.stdlib.get_logger("waybill.holding")
@@ -26,40 +27,94 @@ _LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are
 class Holding:
     """What a holder can do; `idle_us` is how long an upload waits for its next bytes."""
 
-    def __init__(self, storage: Storage, db: Db, metrics: Metrics, *, idle_us: int, now_us: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        metrics: Metrics,
+        *,
+        idle_us: int,
+        now_us: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
         self._storage = storage
         self._db = db
         self._metrics = metrics
         self._idle_us = idle_us
         self._now_us = now_us
+        self._new_id = new_id
+        self._taken: dict[str, Holder] = {}
+
+    async def take(self, resource: Resource, over: Holder | None) -> tuple[Resource, bool]:
+        """Hold an upload that nobody holds, or nobody but `over`: what it is then, and whether the caller holds it.
+
+        It is known, too, that nobody is at it who holds it by an earlier call here. The caller
+        is the only one of this process.
+        """
+        holder_id = self._new_id()
+        dead = {over, self._taken.get(resource.key_hash)}
+
+        async def run(unit: Unit) -> Resource:
+            now_us = self._now_us()
+            fence = await resources.claim(unit, resource.key_hash, holder_id=holder_id, now_us=now_us)
+            found = _there(await resources.find(unit, resource.key_hash))
+            if fence is not None and found.holder is not None and found.holder in dead:
+                await resources.pass_on(unit, resource.key_hash, fence, holder_id=holder_id, now_us=now_us)
+                found = _there(await resources.find(unit, resource.key_hash))
+            return found
+
+        taken = await self._db.transaction(run)
+        if taken.holder is None or taken.holder.id != holder_id:
+            return taken, False
+        self._taken[resource.key_hash] = taken.holder
+        return taken, True
+
+    def forget(self, resource: Resource) -> None:
+        """It is nobody's any more: it has ended."""
+        self._taken.pop(resource.key_hash, None)
 
     async def copied(self, resource: Resource) -> tuple[Resource, Partial]:
-        """Move to a file of our own. The old one goes before anything is acknowledged of the new one."""
+        """Move to a file of our own. The old one is left to the sweep: a fail-over may forget that we moved."""
         assert resource.holder is not None
-        old, new = (resource.upload_id, resource.file_fence), (resource.upload_id, resource.fence)
+        new = resource.upload_id, resource.holder.fence
         try:
-            mark = await self._storage.assemble(*new, [(*old, mark_of(resource))])
-            moved = replace(resource, file_fence=resource.fence, digest_state=mark.digest_state)
-            partial = await self._storage.partial(*new, mark)
-            await self.commit_open(moved, resource.holder, partial)
+            mark, partial = await self.made(new, [(resource.upload_id, resource.file_fence, mark_of(resource))])
         except NotStored:
             await self.lose(resource)
+        moved = replace(resource, file_fence=new[1], digest_state=mark.digest_state)
+        try:
+            await self.commit_open(moved, resource.holder, partial)
         except Unavailable:
             raise  # the copy stays: that it is the upload's file may be noted after all
         except BaseException:
             await self._storage.remove_partials([new])
             raise
-        await self._storage.remove_partials([old])
         return moved, partial
 
-    async def commit_open(self, resource: Resource, held_by: int, partial: Partial) -> None:
+    async def made(self, name: tuple[str, int], parts: list[tuple[str, int, Mark]]) -> tuple[Mark, Partial]:
+        """Make the file of that name from others, for who holds the upload; where it ends, and the file, open.
+
+        Raises:
+            NotStored: bytes of the others that had been acknowledged are missing.
+            Unavailable: there is such a file, of a time that the database has lost: the next number will do.
+        """
+        try:
+            mark = await self._storage.assemble(*name, parts)
+        except InUse:
+            raise Unavailable("another file has the name", retry_after=1) from None
+        try:
+            return mark, await self._storage.partial(*name, mark)
+        except (InUse, NotStored) as error:
+            raise Unavailable("the file that was made is somebody else's", retry_after=1) from error
+
+    async def commit_open(self, resource: Resource, held_by: Holder, partial: Partial) -> None:
         try:
             await self.commit(resource, held_by)
         except BaseException:
             await partial.detach()
             raise
 
-    async def commit(self, resource: Resource, held_by: int) -> None:
+    async def commit(self, resource: Resource, held_by: Holder) -> None:
         """Offset, digest, length, file, holder and expiry are as `resource` says; raises Superseded if not held."""
 
         async def run(unit: Unit) -> bool:
@@ -77,25 +132,50 @@ class Holding:
                 log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
 
     async def fail(self, resource: Resource, failure: Failure) -> None:
-        """It will never be complete; its bytes go."""
-        await self.end(resource, "failed", failure)
+        """It will never be complete, for a reason that lies in what `resource` says of it; its bytes go.
 
-    async def end(self, resource: Resource, ended_as: Literal["failed", "cancelled"], failure: Failure) -> None:
-        """Nobody can append to it or ask for it any more. If it was not complete its bytes go."""
+        Raises:
+            Superseded: others have gone on with it, and it may be complete yet.
+        """
+        if not await self.end(resource, "failed", failure, seen=True):
+            raise Superseded
 
-        async def run(unit: Unit) -> bool:
-            return await resources.end(
+    async def end(
+        self, resource: Resource, ended_as: Literal["failed", "cancelled"], failure: Failure, *, seen: bool = False
+    ) -> bool:
+        """Nobody can append to it or ask for it any more. If it was not complete its bytes go.
+
+        With `seen` only if it still is as `resource` has it; False if it is not.
+        """
+
+        async def run(unit: Unit) -> tuple[bool, bool]:
+            if seen and not await resources.lock(unit, resource):
+                return False, False
+            ended = await resources.end(
                 unit, resource, ended_as, remembered_until_us=self.remembered_until, error=failure
             )
+            found = await resources.find(unit, resource.key_hash)
+            return True, ended and found is not None and not found.completed
 
-        if await self._db.transaction_that_frees(run):
+        still, never_completed = await self._db.transaction_that_frees(run)
+        if never_completed:
             self.count(resource, ended_as)
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
+            # A process that died may have published it: its row says now for good that nothing of it is kept.
+            if not resource.is_part:
+                discard = self._storage.set_aside if failure is _LOST else self._storage.remove
+                await discard([resource.upload_id])
+        return still
 
     async def lose(self, resource: Resource) -> NoReturn:
-        """Bytes that were acknowledged are not there: nobody is told another offset, the upload has failed."""
-        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
+        """Bytes that were acknowledged are not there: nobody is told another offset, the upload has failed.
+
+        Raises:
+            Gone: it has.
+            Superseded: others have gone on with it, with other bytes.
+        """
         await self.fail(resource, _LOST)
+        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
         raise Gone
 
     def count(self, resource: Resource, outcome: Outcome) -> None:
@@ -115,3 +195,10 @@ class Holding:
 def mark_of(resource: Resource) -> Mark:
     """Where its bytes end, as its row has it, and their digest up to there."""
     return Mark(resource.offset, resource.digest_state)
+
+
+def _there(resource: Resource | None) -> Resource:
+    """Of an upload that is being completed: whatever became of it."""
+    if resource is None or resource.ended_as not in {None, "completed"}:
+        raise Gone
+    return resource

@@ -271,6 +271,17 @@ class Digests(NamedTuple):
 UNDECLARED: Final = Digests()
 
 
+class Holder(NamedTuple):
+    """The one request that may go on with an upload: its number, and an id that no other request ever has.
+
+    The number alone does not tell: a fail-over that loses the last commits lets it be drawn
+    twice. A holder without an id belongs to an older version of this service.
+    """
+
+    fence: int
+    id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """An upload that comes in several requests, as the database knows it. Times are microseconds.
@@ -297,8 +308,10 @@ class Resource:
     expected_sha256: str | None
     file_fence: int
     fence: int
-    """Counts the requests that wanted it; `holder` is the number of the one that may append."""
-    holder: int | None
+    """Counts the requests that wanted it."""
+    holder: Holder | None
+    """The one of them that may go on with it; `holder_seen_at` is when that was last known to be at work."""
+    holder_seen_at: int | None
     expires_at: int
     last_expires_at: int
     ended_as: Literal["completed", "cancelled", "expired", "failed"] | None
@@ -316,8 +329,8 @@ class Resource:
 
     @property
     def completed(self) -> bool:
-        """Whether it is an upload like any other now."""
-        return self.upload is not None and self.upload.status in {Status.COMPLETED, Status.DELETED}
+        """Whether it is an upload like any other, whatever became of its file since."""
+        return self.upload is not None and self.upload.completed_at is not None
 
 
 class Position(NamedTuple):

@@ -10,7 +10,7 @@ import pydantic_core
 
 from app import records, usage
 from app.db import Asks, Row, Unit
-from app.model import MAX_TIME_US, Failure, Protocol, Resource, Status, Upload
+from app.model import MAX_TIME_US, Failure, Holder, Protocol, Resource, Status, Upload
 from app.records import NewSession
 
 _FOR_GOOD: Final = MAX_TIME_US
@@ -62,14 +62,36 @@ async def list_these(asks: Asks, key_hashes: Sequence[str]) -> dict[str, Resourc
     return {row["key_hash"]: _resource(row) for row in rows}
 
 
-async def list_due(asks: Asks, now_us: int, page_size: int) -> list[Resource]:
-    """Those that have not ended and whose time is over."""
-    return [_resource(row) for row in await asks.many("list_due_resumables", now_us=now_us, page_size=page_size)]
+async def list_due(asks: Asks, now_us: int, after: Resource | None, page_size: int) -> list[Resource]:
+    """Those that have not ended and whose time is over: one page from just behind `after`."""
+    after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
+    rows = await asks.many(
+        "list_due_resumables", now_us=now_us, after_us=after_us, after_key=after_key, page_size=page_size
+    )
+    return [_resource(row) for row in rows]
 
 
-async def list_left(asks: Asks, until_us: int, page_size: int) -> list[Resource]:
-    """Those that have all their bytes, or parts, and yet did not end; so old that they would expire by then."""
-    return [_resource(row) for row in await asks.many("list_left_resumables", until_us=until_us, page_size=page_size)]
+async def list_left(asks: Asks, after_key: str, page_size: int) -> list[Resource]:
+    """Those that have all their bytes, or are being put together, and have not ended: a page from behind that key."""
+    return [_resource(row) for row in await asks.many("list_left_resumables", after_key=after_key, page_size=page_size)]
+
+
+async def list_unfinished(asks: Asks, after_key: str, page_size: int) -> list[tuple[str, str]]:
+    """Key hash and upload id of those that wait for bytes, but for parts: one page from behind that key."""
+    rows = await asks.many("list_unfinished_resumables", after_key=after_key, page_size=page_size)
+    return [(row["key_hash"], row["upload_id"]) for row in rows]
+
+
+async def list_made_of_parts(asks: Asks, after_key: str, until_us: int, page_size: int) -> list[Resource]:
+    """Those that are made of parts, have not ended and would expire by then: one page from behind that key."""
+    rows = await asks.many("list_made_of_parts", after_key=after_key, until_us=until_us, page_size=page_size)
+    return [_resource(row) for row in rows]
+
+
+async def list_ready(asks: Asks, after_key: str, page_size: int) -> list[tuple[str, bool]]:
+    """Those that nobody puts together yet, from behind that key, and whether none of their parts grows any more."""
+    rows = await asks.many("list_ready_resumables", after_key=after_key, page_size=page_size)
+    return [(row["key_hash"], bool(row["ready"])) for row in rows]
 
 
 async def list_waiting(asks: Asks, part: Resource) -> list[Resource]:
@@ -86,25 +108,37 @@ async def list_files(asks: Asks, upload_ids: Sequence[str]) -> dict[str, FileOf]
     }
 
 
-async def claim(asks: Asks, key_hash: str, *, holds: bool) -> tuple[int, int | None] | None:
-    """The caller's number, as the newest that wants it, and its holder's: the same, if `holds` and it was free."""
-    row = await asks.one("claim_resumable", key_hash=key_hash, holds=int(holds))
-    return (row["fence"], row["holder"]) if row else None
+async def claim(asks: Asks, key_hash: str, *, holder_id: str | None, now_us: int) -> int | None:
+    """The caller's number, as the newest that wants it; with `holder_id` it holds it, if nobody else does."""
+    row = await asks.one("claim_resumable", key_hash=key_hash, holder_id=holder_id, now_us=now_us)
+    return row["fence"] if row else None
 
 
-async def pass_on(asks: Asks, key_hash: str, fence: int, *, holds: bool) -> bool:
-    """Whoever holds it does no longer; the caller does, if `holds`. False if the caller is not the newest any more."""
-    row = await asks.one("pass_resumable", key_hash=key_hash, fence=fence, holder=fence if holds else None)
+async def pass_on(asks: Asks, key_hash: str, fence: int, *, holder_id: str | None, now_us: int) -> bool:
+    """Whoever holds it does no longer; the caller does, with `holder_id`. False if it is not the newest any more."""
+    row = await asks.one("pass_resumable", key_hash=key_hash, fence=fence, holder_id=holder_id, now_us=now_us)
     return row is not None
 
 
-async def commit(unit: Unit, resource: Resource, held_by: int) -> bool:
-    """Offset, digest, length, file, holder and expiry are as `resource` says; False, and nothing done, if not held."""
+async def see(asks: Asks, key_hash: str, held_by: Holder, now_us: int) -> bool:
+    """Its holder is at work; False if it is not the holder any more."""
+    row = await asks.one(
+        "see_resumable", key_hash=key_hash, held_by=held_by.fence, held_by_id=held_by.id, now_us=now_us
+    )
+    return row is not None
+
+
+async def commit(unit: Unit, resource: Resource, held_by: Holder) -> bool:
+    """Offset, digest, length, file and expiry are as `resource` says, and it is free if that has no holder.
+
+    False, and nothing done, if it is not held by `held_by`.
+    """
     row = await unit.one(
         "commit_resumable",
         key_hash=resource.key_hash,
-        held_by=held_by,
-        holder=resource.holder,
+        held_by=held_by.fence,
+        held_by_id=held_by.id,
+        holds=int(resource.holder is not None),
         file_fence=resource.file_fence,
         offset_bytes=resource.offset,
         digest_state=resource.digest_state,
@@ -119,9 +153,22 @@ async def commit(unit: Unit, resource: Resource, held_by: int) -> bool:
     return True
 
 
-async def release(asks: Asks, key_hash: str, held_by: int) -> None:
+async def release(asks: Asks, key_hash: str, held_by: Holder) -> None:
     """It is free again, if the caller still held it."""
-    await asks.run("release_resumable", key_hash=key_hash, held_by=held_by)
+    await asks.run("release_resumable", key_hash=key_hash, held_by=held_by.fence, held_by_id=held_by.id)
+
+
+async def lock(unit: Unit, seen: Resource) -> bool:
+    """Whether it is as it was seen; if so it stays so until the transaction ends."""
+    row = await unit.one(
+        "lock_resumable",
+        key_hash=seen.key_hash,
+        holder=seen.holder.fence if seen.holder else 0,
+        holder_id=(seen.holder.id or "") if seen.holder else "",
+        file_fence=seen.file_fence,
+        offset_bytes=seen.offset,
+    )
+    return row is not None
 
 
 async def renew(asks: Asks, key_hashes: Sequence[str], expires_at_us: int) -> None:
@@ -182,7 +229,8 @@ def _resource(row: Row) -> Resource:
         expected_sha256=row["expected_sha256"],
         file_fence=row["file_fence"],
         fence=row["fence"],
-        holder=row["holder"],
+        holder=None if row["holder"] is None else Holder(row["holder"], row["holder_id"]),
+        holder_seen_at=row["holder_seen_us"],
         expires_at=row["expires_at_us"],
         last_expires_at=row["last_expires_at_us"],
         ended_as=row["ended_as"],

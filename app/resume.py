@@ -15,6 +15,7 @@ import structlog
 from app import resources, usage
 from app.appending import Appending
 from app.completion import Completions
+from app.concatenation import Concatenations
 from app.db import Db, Unit
 from app.errors import BadRequest, Forbidden, Gone, InProgress, NotFound, TooLarge, Unavailable, UploadError
 from app.expiry import Expiry
@@ -22,6 +23,7 @@ from app.holding import Holding
 from app.ingest import Ingest, Visitor
 from app.model import Clock, Failure, Protocol, Resource, Status, Upload
 from app.publish import Publisher
+from app.recovery import Recovery
 from app.storage import Storage
 from app.sweep import SweptResumables
 from app.turns import Superseded, Turns
@@ -54,20 +56,27 @@ class Resumes:
         new_key: Callable[[], str],
     ) -> None:
         self._ingest = ingest
-        self._turns = Turns(db)
-        self._holding = Holding(storage, db, publisher.metrics, idle_us=idle_us, now_us=now_us)
+        self._turns = Turns(db, now_us=now_us, new_id=new_id)
+        self._holding = Holding(storage, db, publisher.metrics, idle_us=idle_us, now_us=now_us, new_id=new_id)
+        concatenations = Concatenations(
+            storage,
+            db,
+            self._holding,
+            quotas=ingest.quotas,
+            file_bytes=ingest.limits.file_bytes,
+            now_us=now_us,
+        )
         self._completions = Completions(
             storage,
             db,
             publisher,
-            self._turns,
             self._holding,
-            quotas=ingest.quotas,
-            file_bytes=ingest.limits.file_bytes,
-            idle_us=idle_us,
+            concatenations,
+            counts_quotas=ingest.quotas is not None,
             now_us=now_us,
         )
-        self._expiry = Expiry(storage, db, self._completions, self._holding, idle_us=idle_us, now_us=now_us)
+        self._recovery = Recovery(storage, db, self._completions, idle_us=idle_us, now_us=now_us)
+        self._expiry = Expiry(storage, db, self._recovery, self._holding, now_us=now_us)
         self._storage = storage
         self._db = db
         self._publisher = publisher
@@ -228,6 +237,7 @@ class Resumes:
             return resource
 
         return Appending(
+            self._storage,
             self._ingest,
             self._turns,
             self._completions,
@@ -254,6 +264,10 @@ class Resumes:
     async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
         resource = await self._turns.claim(_hash(key), lambda found: _admitted(session_id, found), holds=False)
         await self._holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
+
+    async def run(self) -> None:
+        """Complete what was left, by this process or by others that died. Runs until cancelled."""
+        await self._recovery.run()
 
     async def sweep(self) -> SweptResumables:
         """Expire, complete and forget what nobody comes back for."""
@@ -328,6 +342,7 @@ class Resumes:
             file_fence=0,
             fence=0,
             holder=None,
+            holder_seen_at=None,
             expires_at=min(now_us + self._idle_us, last_expires_at),
             last_expires_at=last_expires_at,
             ended_as=None,
@@ -367,6 +382,9 @@ def _admitted(session_id: str | None, resource: Resource | None) -> Resource:
         raise Gone
     if resource.upload is not None and resource.upload.status is Status.DELETED:
         raise Gone("the file was deleted")
+    if resource.upload is not None and resource.upload.damaged:
+        assert resource.upload.error is not None
+        raise Gone(resource.upload.error.detail)
     return resource
 
 

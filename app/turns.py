@@ -1,9 +1,10 @@
 """Whose turn it is: of all requests that want the same upload, the newest has it, in whatever process they are.
 
 Each draws a number from the upload's row (`fence`). Who appends has its number there as
-`holder`, and whatever it commits counts only as long as that is so. A newer request of the
-same process tells it to stop; those of other processes are noticed by asking for the
-numbers. Who does not let go in time is passed over: it may go on writing, into a file that
+`holder`, with a random id of its own beside it, and whatever it commits counts only as long as
+both are so: a fail-over that loses the last commits lets a number be drawn twice. A newer
+request of the same process tells it to stop; those of other processes are noticed by asking
+for the row. Who does not let go in time is passed over: it may go on writing, into a file that
 is nobody's any more, and commits nothing.
 """
 
@@ -17,7 +18,7 @@ import structlog
 from app import resources
 from app.db import Db, Unit
 from app.errors import InProgress, NotFound, UploadError
-from app.model import Resource
+from app.model import Clock, Resource
 
 log = structlog.stdlib.get_logger("waybill.turns")
 
@@ -39,8 +40,9 @@ class Turn:
     """One request's time as the holder of an upload: from `Turns.begin` to `Turns.leave`."""
 
     def __init__(self, resource: Resource, task: "asyncio.Task[object]") -> None:
+        assert resource.holder is not None
         self.key_hash = resource.key_hash
-        self.fence = resource.fence
+        self.holder = resource.holder
         self.reason: UploadError | None = None
         self.gone = asyncio.Event()
         self._task = task
@@ -87,8 +89,10 @@ class Turn:
 class Turns:
     """The turns of one process, beside those of others in the same database."""
 
-    def __init__(self, db: Db) -> None:
+    def __init__(self, db: Db, *, now_us: Clock, new_id: Callable[[], str]) -> None:
         self._db = db
+        self._now_us = now_us
+        self._new_id = new_id
         self._live: dict[str, Turn] = {}
         self._watching: asyncio.Task[None] | None = None
 
@@ -103,20 +107,21 @@ class Turns:
             InProgress: an even newer request came.
             UploadError: what `admitted` raises; nobody was disturbed then.
         """
+        holder_id = self._new_id() if holds else None
 
         async def take_number(unit: Unit) -> Resource:
-            await resources.claim(unit, key_hash, holds=holds)
+            await resources.claim(unit, key_hash, holder_id=holder_id, now_us=self._now_us())
             return admitted(await resources.find(unit, key_hash))
 
         # Who only asks, or cancels, is answered on a full disk too.
         transaction = self._db.transaction if holds else self._db.transaction_that_frees
         claimed = await transaction(take_number)
-        free = claimed.holder is None or claimed.holder == claimed.fence
-        if free or _settled(claimed) or (claimed.is_final and not holds):
+        mine = holder_id is not None and claimed.holder is not None and claimed.holder.id == holder_id
+        if claimed.holder is None or mine or _settled(claimed) or (claimed.is_final and not holds):
             return claimed
-        return await self._wait(claimed, admitted, holds=holds)
+        return await self._wait(claimed, admitted, holder_id)
 
-    async def _wait(self, claimed: Resource, admitted: Admitted, *, holds: bool) -> Resource:
+    async def _wait(self, claimed: Resource, admitted: Admitted, holder_id: str | None) -> Resource:
         clock = asyncio.get_running_loop().time
         deadline = clock() + PATIENCE_SECONDS
         while True:
@@ -127,15 +132,18 @@ class Turns:
             if found.fence != claimed.fence:
                 raise InProgress
             if found.holder is None:
-                if not holds:
+                if holder_id is None:
                     return found
                 break
             if clock() >= deadline:
-                log.warning("a writer did not let go and is passed over", upload=found.upload_id, writer=found.holder)
+                writer = found.holder.fence
+                log.warning("a writer did not let go and is passed over", upload=found.upload_id, writer=writer)
                 break
 
         async def take(unit: Unit) -> Resource:
-            passed = await resources.pass_on(unit, claimed.key_hash, claimed.fence, holds=holds)
+            passed = await resources.pass_on(
+                unit, claimed.key_hash, claimed.fence, holder_id=holder_id, now_us=self._now_us()
+            )
             found = admitted(await resources.find(unit, claimed.key_hash))
             if not passed and not _settled(found):
                 raise InProgress
@@ -145,7 +153,7 @@ class Turns:
 
     async def _ask_to_leave(self, claimed: Resource) -> None:
         turn = self._live.get(claimed.key_hash)
-        if turn is None or turn.fence >= claimed.fence:
+        if turn is None or turn.holder.fence > claimed.fence:
             await asyncio.sleep(_POLL_SECONDS)
             return
         turn.end(Superseded())
@@ -158,7 +166,10 @@ class Turns:
         task = asyncio.current_task()
         assert task is not None
         turn = Turn(resource, task)
+        before = self._live.get(turn.key_hash)
         self._live[turn.key_hash] = turn
+        if before is not None:  # of a time that the database has lost: else it would have left
+            before.end(Superseded())
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch(), name="waybill-turns")
         return turn
@@ -197,7 +208,7 @@ class Turns:
                 resource = found.get(turn.key_hash)
                 if resource is None:
                     turn.end(NotFound())
-                elif resource.fence != turn.fence:
+                elif resource.fence != turn.holder.fence or resource.holder != turn.holder:
                     turn.end(Superseded())
 
 

@@ -102,6 +102,42 @@ class World:
         return worker
 
 
+class Tail:
+    """The row of an upload as it is now. `lose` puts it back: a fail-over lost what was committed since."""
+
+    _COLUMNS = ("fence", "holder", "holder_id", "holder_seen_us", "file_fence", "offset_bytes", "length_bytes",
+                "digest_state", "expires_at_us", "ended_as")  # fmt: skip
+
+    def __init__(self, worker, key):
+        self._db, self._key_hash = worker.db, sha(key.encode())
+
+    async def __aenter__(self):
+        self._row = await self._db.one("find_resumable", key_hash=self._key_hash)
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def lose(self):
+        columns = [column for column in self._COLUMNS if column in self._row.keys()]  # noqa: SIM118  # a row is no dict
+        settings = ", ".join(f"{column} = {_literal(self._row[column])}" for column in columns)
+
+        async def run(unit):
+            await unit.execute(f"UPDATE resumables SET {settings} WHERE key_hash = '{self._key_hash}'")
+            if self._row["status"] is not None:
+                await unit.execute(
+                    f"UPDATE uploads SET status = '{self._row['status']}', size_bytes = {self._row['size_bytes']}, "
+                    "sha256 = NULL, completed_at_us = NULL, error_code = NULL, error_detail = NULL "
+                    f"WHERE id = '{self._row['upload_id']}'"
+                )
+
+        await self._db.transaction(run)
+
+
+def _literal(value):
+    return "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+
+
 class Writer:
     """A request that has brought some bytes and waits for more."""
 

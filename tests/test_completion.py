@@ -6,13 +6,18 @@ import pytest
 
 from app import resources
 from app.batches import OutcomeUnknown
-from app.errors import Gone, StorageFull, Unavailable
+from app.errors import Gone, StorageFull, TooLarge, Unavailable
 from app.model import Status
+from app.sweep import Sweeper
 from app.verify import verify
-from tests.resumables import HOUR, sha, worker, world
-from tests.unreliable import Gate, coming, until
+from tests.resumables import DAY, HOUR, sha, worker, world
+from tests.unreliable import Gate, coming, ticking, until
 
 __all__ = ["worker", "world"]
+
+
+async def nothing(keys):
+    """Remove nothing: the process dies just before it would."""
 
 
 class TestCompleting:
@@ -55,6 +60,28 @@ class TestCompleting:
         [upload] = await worker.history()
         assert (upload.status, upload.sha256) == (Status.COMPLETED, sha(b"abc"))
         assert list((await world.storage.contents()).values()) == [b"abc"]
+
+    @pytest.mark.parametrize("ended", ["cancelled", "failed", "cancelled, and then the process died"])
+    async def test_a_file_that_a_crash_left_goes_with_its_upload(self, world, worker, ended):
+        """Its row says for good that nothing of it is kept, and nobody ever asks for it again."""
+        key = await worker.create(3)
+        worker.db.fails = [None, None, *["away"] * 20]  # claimed, committed
+        with pytest.raises(OutcomeUnknown):
+            await worker.append(key, 0, b"abc")
+        worker.db.fails = []
+        assert list((await world.storage.contents()).values()) == [b"abc"]
+        match ended:
+            case "cancelled":
+                await worker.resumes.cancel(key, "mine")
+            case "failed":
+                await worker.resumes.fail(key, "mine", TooLarge(4, 3))
+            case _:
+                with pytest.MonkeyPatch.context() as dying:
+                    dying.setattr(world.storage, "remove", nothing)
+                    await worker.resumes.cancel(key, "mine")
+                await Sweeper(world.storage, worker.db, now_us=world.clock, grace_seconds=0).once()
+        assert await worker.statuses() == [(3, "failed")]
+        assert await world.storage.contents() == {}
 
     async def test_a_crash_before_the_file_is_published_is_made_good(self, world, worker):
         key = await worker.create(3)
@@ -207,20 +234,49 @@ class TestPuttingTogether:
         assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
         assert await worker.statuses() == [(2, "completed")]
 
-    async def test_another_process_does_it_after_a_while_if_nobody_else_does(
-        self, world, worker, assembling, monkeypatch
+    @pytest.mark.parametrize("days", [0, 6.5])
+    async def test_who_is_at_work_is_left_alone_however_late_in_the_life_of_the_upload(
+        self, world, worker, assembling, monkeypatch, days
     ):
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.05)
+        other = await world.worker()
+        key, part = await self.waiting(worker)
+        world.clock.pass_by(seconds=days * DAY)
+        assembling.close()
+        await worker.append(part, 0, b"b")
+        await coming(assembling.reached)
+        found = await other.resumes.find(key, "mine", newest=True)
+        assert not (await other.resumes._completions.of(found)).completed
+        assembling.open()
+        assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+
+    @pytest.mark.parametrize("seen_at_work", [True, False])
+    async def test_only_who_is_not_seen_at_work_is_taken_over_from(
+        self, world, worker, assembling, monkeypatch, seen_at_work
+    ):
+        monkeypatch.setattr("app.concatenation.SEEN_SECONDS", 0.01 if seen_at_work else 3600)
+        monkeypatch.setattr("app.recovery.LEFT_SECONDS", 0.5)
+        world.clock = worker.clock = ticking(world.clock())
+        worker.resumes._completions._concatenations._now_us = worker.clock
         other = await world.worker()
         key, part = await self.waiting(worker)
         assembling.close()
         await worker.append(part, 0, b"b")
         await coming(assembling.reached)
-        for seconds, completed in ((0, False), (61, True)):
-            world.clock.pass_by(seconds=seconds)
-            found = await other.resumes.find(key, "mine", newest=True)
-            assert (await other.resumes._completions.of(found)).completed is completed
+
+        async def looked_for(seconds):
+            clock = asyncio.get_running_loop().time
+            end = clock() + seconds
+            while clock() < end and not (await other.resumes.find(key, "mine")).completed:
+                await other.resumes._recovery.others()
+                await asyncio.sleep(0.02)
+            return (await other.resumes.find(key, "mine")).completed
+
+        assert await looked_for(1.5 if seen_at_work else 60) is not seen_at_work
         assembling.open()
+        if seen_at_work:
+            assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+        assert await worker.statuses() == [(2, "completed")]
 
     async def test_a_part_that_becomes_whole_while_somebody_looks_is_not_overlooked(self, worker, monkeypatch):
         key, part = await self.waiting(worker)

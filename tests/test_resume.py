@@ -1,6 +1,5 @@
 """Uploads that come in several requests: put together, cancelled, expired, forgotten."""
 
-import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
@@ -124,9 +123,11 @@ class TestConcatenation:
         assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
 
     async def test_a_crash_while_it_is_put_together_is_made_good_by_the_sweep(self, world, worker, monkeypatch):
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.05)
+        async def dies(resource, _):
+            return resource, None
+
         [a, b] = await self.parts(worker, b"abc", b"def")
-        monkeypatch.setattr(worker.resumes._completions, "_put_together", lambda *_: asyncio.sleep(0))  # it "dies"
+        monkeypatch.setattr(worker.resumes._completions._concatenations, "_make", dies)
         await worker.concatenate(a, b)
         assert await worker.statuses() == [(0, "processing")]
         other = await world.worker()

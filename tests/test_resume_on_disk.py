@@ -78,6 +78,8 @@ class TestDirectory:
         done = await worker.append(key, 500_000, bytes(400_000))
         assert (done.upload.sha256, kept.file_fence > 0) == (sha(bytes(900_000)), True)
         assert await worker.content(done.upload_id) == bytes(900_000)
+        worker.resumes._expiry._grace_seconds = 0
+        await worker.resumes.sweep()
         assert await worker.partials() == []
 
     async def test_parts_are_put_together(self, world):

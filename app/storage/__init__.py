@@ -39,7 +39,7 @@ Pace = Callable[[int], Awaitable[None]]
 
 
 class InUse(Exception):
-    """Somebody, perhaps another process, has the partial file open and may still write into it."""
+    """Somebody, perhaps another process, has the partial file and may still write into it."""
 
 
 class Reservation(Protocol):
@@ -141,7 +141,7 @@ class FoundPartial(NamedTuple):
     settled: bool
 
 
-Work = Literal["sweep", "scrub"]
+Work = Literal["sweep", "scrub", "complete"]
 """What looks over the whole store, and is done by one process at a time."""
 
 
@@ -186,10 +186,10 @@ class Storage(Protocol):
     ) -> Mark:
         """Make a partial file from other ones, each up to its mark, in this order; all of it is durable then.
 
-        The others stay, and may be in use. What lay under the name is replaced. A part whose
-        mark stands at 0 needs no file. Raises NotStored when a part is absent or ends before
-        its mark, and what `Staged.write` raises; nothing is left then. A cancelled caller
-        stops it.
+        The others stay, and may be in use. A part whose mark stands at 0 needs no file. Raises
+        InUse when something lies under the name, which is left alone; NotStored when a part is
+        absent or ends before its mark, and what `Staged.write` raises; nothing is left then. A
+        cancelled caller stops it.
         """
 
     async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:

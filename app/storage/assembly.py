@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from typing import Final
 
-from app.storage import Mark, NotStored, running_digest
+from app.storage import InUse, Mark, NotStored, running_digest
 from app.storage.blocks import ALIGNMENT
 from app.storage.directories import partial_name
 from app.storage.partial import PartialFile, bypass_cache, open_partial, read_through
@@ -56,9 +56,11 @@ class Assembly:
 
     def run(self, sources: Sequence[tuple[str, Mark]]) -> Mark:
         directories = self._staging.directories
-        directories.remove_partial(self._name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        fd = open_partial(directories, self._name, flags)
+        try:
+            fd = open_partial(directories, self._name, flags)
+        except FileExistsError:
+            raise InUse(self._name) from None
         with closing(PartialFile(fd, space=self._staging.space, reservation=self._reservation)) as file:
             try:
                 for name, mark in sources:

@@ -224,6 +224,8 @@ class MemoryStorage:
         self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None
     ) -> Mark:
         _require_key(key)
+        if (key, fence) in self.partial_files:
+            raise InUse(key)
         content = bytearray()
         for part_key, part_fence, mark in parts:
             part = self.partial_files.get((part_key, part_fence), b"")
@@ -231,7 +233,6 @@ class MemoryStorage:
                 raise NotStored(part_key)
             content += part[: mark.offset]
         assert reservation is None or isinstance(reservation, _Reserved)
-        await self.remove_partials([(key, fence)])
         self.take(len(content), reservation)
         self.partial_files[key, fence] = content
         return Mark(len(content), _digest_of(content).state())

@@ -285,6 +285,8 @@ class LocalPartial(LocalStaged):
         directories = self._staging.directories
         shard_fd = directories.shard_fd(self.key)
         try:
+            if not self._is_named():
+                raise FileNotFoundError(self.name)  # another's, under the name that was ours
             kernel.rename_new(self.name, self.key, old_dir_fd=directories.partial_fd, new_dir_fd=shard_fd)
         except FileNotFoundError as error:
             require(directories.partial_fd)
@@ -316,8 +318,16 @@ class LocalPartial(LocalStaged):
     def _cut_off(self) -> None:
         if self._mark.offset:
             os.ftruncate(self._opened().fileno(), self._mark.offset)
-        else:  # btrfs over its quota refuses to cut a file short, but not to remove it; who goes on makes it anew
+        elif self._is_named():
+            # btrfs over its quota refuses to cut a file short, but not to remove it; who goes on makes it anew.
             self._staging.directories.remove_partial(self.name)
+
+    def _is_named(self) -> bool:
+        """Whether the file still has its name: another may, if somebody has removed this one."""
+        with suppress(FileNotFoundError):
+            named = os.stat(self.name, dir_fd=self._staging.directories.partial_fd, follow_symlinks=False)
+            return os.path.samestat(named, os.fstat(self._opened().fileno()))
+        return False
 
     def _opened(self) -> PartialFile:
         assert isinstance(self._file, PartialFile)

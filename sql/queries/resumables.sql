@@ -22,7 +22,8 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
-       resumables.expires_at_us, resumables.last_expires_at_us, resumables.ended_as,
+       resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
+       resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
        uploads.completed_at_us
 FROM resumables
@@ -30,43 +31,81 @@ LEFT JOIN uploads ON uploads.id = resumables.upload_id
 WHERE resumables.key_hash = :key_hash;
 
 -- name: list_due_resumables :many
--- params: now_us, page_size
--- Those that have not ended, still wait for bytes, or are parts, and whose time is over, longest first.
+-- params: now_us, after_us, after_key, page_size
+-- Those that have not ended, still wait for bytes, or are parts, and whose time is over, longest first: one page from
+-- just after that time and key. One that has all its bytes is to be completed; that cannot be done for days only when
+-- they are missing.
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
-       resumables.expires_at_us, resumables.last_expires_at_us, resumables.ended_as,
+       resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
+       resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
        uploads.completed_at_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
-WHERE resumables.expires_at_us <= :now_us
+WHERE resumables.expires_at_us BETWEEN :after_us AND :now_us
+  AND (resumables.expires_at_us, resumables.key_hash) > (:after_us, :after_key)
   AND resumables.ended_as IS NULL
   AND (resumables.is_part = 1
        OR resumables.length_bytes IS NULL
-       OR resumables.length_bytes <> resumables.offset_bytes)
-ORDER BY resumables.expires_at_us
+       OR resumables.length_bytes <> resumables.offset_bytes
+       OR resumables.last_expires_at_us <= :now_us - 86400000000)
+ORDER BY resumables.expires_at_us, resumables.key_hash
 LIMIT :page_size;
 
 -- name: list_left_resumables :many
--- params: until_us, page_size
--- Those that have all their bytes, or that are made of parts, and yet have not ended; nobody has touched them for long
--- enough that they would expire by until_us.
+-- params: after_key, page_size
+-- Those that have all their bytes, or are being put together, and have not ended: one page from just after after_key.
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
-       resumables.expires_at_us, resumables.last_expires_at_us, resumables.ended_as,
+       resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
+       resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
        uploads.completed_at_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
-WHERE resumables.expires_at_us <= :until_us
-  AND resumables.ended_as IS NULL
+WHERE resumables.ended_as IS NULL
   AND resumables.is_part = 0
-  AND (resumables.offset_bytes = resumables.length_bytes OR resumables.parts IS NOT NULL)
-ORDER BY resumables.expires_at_us
+  AND (resumables.offset_bytes = resumables.length_bytes
+       OR (resumables.parts IS NOT NULL AND resumables.holder IS NOT NULL))
+  AND resumables.key_hash > :after_key
+ORDER BY resumables.key_hash
+LIMIT :page_size;
+
+-- name: list_unfinished_resumables :many
+-- params: after_key, page_size
+-- Those that still wait for bytes and have a record: one page from just after after_key.
+SELECT key_hash, upload_id
+FROM resumables
+WHERE ended_as IS NULL
+  AND is_part = 0
+  AND (length_bytes IS NULL OR length_bytes <> offset_bytes)
+  AND key_hash > :after_key
+ORDER BY key_hash
+LIMIT :page_size;
+
+-- name: list_made_of_parts :many
+-- params: after_key, until_us, page_size
+-- Those that are made of parts and have not ended, and would expire by until_us: one page from just after after_key.
+SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
+       resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
+       resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
+       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
+       resumables.ended_as,
+       uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
+       uploads.completed_at_us
+FROM resumables
+LEFT JOIN uploads ON uploads.id = resumables.upload_id
+WHERE resumables.parts IS NOT NULL
+  AND resumables.ended_as IS NULL
+  AND resumables.key_hash > :after_key
+  AND resumables.expires_at_us <= :until_us
+ORDER BY resumables.key_hash
 LIMIT :page_size;
 
 -- name: list_waiting_resumables :many
@@ -76,7 +115,8 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
-       resumables.expires_at_us, resumables.last_expires_at_us, resumables.ended_as,
+       resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
+       resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
        uploads.completed_at_us
 FROM resumables
@@ -86,46 +126,82 @@ WHERE resumables.parts IS NOT NULL
   AND replace(resumables.parts, :key_hash, '') <> resumables.parts;
 
 -- name: claim_resumable :one
--- params: key_hash, holds
--- The caller is the newest that wants it. If holds is 1 and nobody else holds it, the caller does from now on.
+-- params: key_hash, holder_id?, now_us
+-- The caller is the newest that wants it. With a holder_id it holds it from now on, if nobody else does.
 UPDATE resumables
 SET fence = fence + 1,
-    holder = CASE WHEN :holds = 1 AND holder IS NULL THEN fence + 1 ELSE holder END
+    holder_id = CASE WHEN CAST(:holder_id AS TEXT) IS NULL OR holder IS NOT NULL THEN holder_id
+                     ELSE CAST(:holder_id AS TEXT) END,
+    holder_seen_us = CASE WHEN CAST(:holder_id AS TEXT) IS NULL OR holder IS NOT NULL THEN holder_seen_us
+                          ELSE :now_us END,
+    holder = CASE WHEN CAST(:holder_id AS TEXT) IS NULL OR holder IS NOT NULL THEN holder ELSE fence + 1 END
 WHERE key_hash = :key_hash
   AND ended_as IS NULL
-RETURNING fence, holder;
+RETURNING fence;
 
 -- name: pass_resumable :one
--- params: key_hash, fence, holder?
--- Whoever held it holds it no longer: a holder instead, or nobody. No row: the caller is not the newest any more.
+-- params: key_hash, fence, holder_id?, now_us
+-- Whoever held it holds it no longer: the caller, if there is a holder_id, or nobody. No row: the caller is not the
+-- newest any more.
 UPDATE resumables
-SET holder = CAST(:holder AS BIGINT)
+SET holder = CASE WHEN CAST(:holder_id AS TEXT) IS NOT NULL THEN fence END,
+    holder_id = CAST(:holder_id AS TEXT),
+    holder_seen_us = :now_us
 WHERE key_hash = :key_hash
   AND fence = :fence
   AND ended_as IS NULL
 RETURNING key_hash;
 
+-- name: see_resumable :one
+-- params: key_hash, held_by, held_by_id, now_us
+-- Who holds it is at work. No row: it is not held by these any more.
+UPDATE resumables
+SET holder_seen_us = :now_us
+WHERE key_hash = :key_hash
+  AND holder = :held_by
+  AND holder_id = :held_by_id
+RETURNING key_hash;
+
 -- name: commit_resumable :one
--- params: key_hash, held_by, holder?, file_fence, offset_bytes, digest_state?, length_bytes?, expires_at_us
--- So many bytes are durable in that file. No row: held_by does not hold it any more, and nothing is changed.
+-- params: key_hash, held_by, held_by_id, holds, file_fence, offset_bytes, digest_state?, length_bytes?, expires_at_us
+-- So many bytes are durable in that file, and its holder goes on, or holds it no longer if holds is 0. No row: it is
+-- not held by these any more, and nothing is changed. The number alone would not tell: after a fail-over that lost the
+-- last commits it can be drawn twice.
 UPDATE resumables
 SET offset_bytes = :offset_bytes,
     digest_state = CAST(:digest_state AS TEXT),
     length_bytes = coalesce(CAST(:length_bytes AS BIGINT), length_bytes),
     file_fence = :file_fence,
-    holder = CAST(:holder AS BIGINT),
+    holder = CASE WHEN :holds = 1 THEN holder END,
+    holder_id = CASE WHEN :holds = 1 THEN holder_id END,
     expires_at_us = :expires_at_us
 WHERE key_hash = :key_hash
   AND holder = :held_by
+  AND holder_id = :held_by_id
 RETURNING key_hash;
 
 -- name: release_resumable :run
--- params: key_hash, held_by
--- held_by holds it no longer, if it did.
+-- params: key_hash, held_by, held_by_id
+-- These hold it no longer, if they did.
 UPDATE resumables
-SET holder = NULL
+SET holder = NULL,
+    holder_id = NULL
 WHERE key_hash = :key_hash
-  AND holder = :held_by;
+  AND holder = :held_by
+  AND holder_id = :held_by_id;
+
+-- name: lock_resumable :one
+-- params: key_hash, holder, holder_id, file_fence, offset_bytes
+-- It is as the caller saw it, and stays so until the transaction ends: with this holder (0 and no id: with none), with
+-- so many bytes in this file. No row: others have gone on with it.
+UPDATE resumables
+SET fence = fence
+WHERE key_hash = :key_hash
+  AND coalesce(holder, 0) = :holder
+  AND (holder IS NULL OR coalesce(holder_id, '') = :holder_id)
+  AND file_fence = :file_fence
+  AND offset_bytes = :offset_bytes
+RETURNING key_hash;
 
 -- name: end_resumable :one
 -- params: key_hash, ended_as, expires_at_us, due_us
@@ -133,6 +209,7 @@ WHERE key_hash = :key_hash
 UPDATE resumables
 SET ended_as = CAST(:ended_as AS TEXT),
     holder = NULL,
+    holder_id = NULL,
     fence = fence + 1,
     expires_at_us = :expires_at_us
 WHERE key_hash = :key_hash

@@ -105,7 +105,7 @@ async def postgresql_schema(url):
 
 def plain(sql):
     """An index's statement without what only one of the databases writes into it, or has a use for."""
-    sql = re.sub(r"USING btree |public\.", "", sql)
+    sql = re.sub(r"\s+", " ", re.sub(r"USING btree |public\.", "", sql))
     columns, _, condition = sql.partition(" WHERE ")
     return columns, re.sub(r"[()]", "", condition)
 

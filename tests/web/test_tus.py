@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from app.errors import Unavailable
 from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -393,6 +394,10 @@ class TestWho:
         assert [item["status"] for item in await listed(first)] == ["completed"]
 
 
+async def _away(*_: object) -> None:
+    raise Unavailable("the database is away, as the test says")
+
+
 class TestConcatenation:
     async def part(self, client: Client, content: bytes, length: int | None = None) -> str:
         url = await create(client, len(content) if length is None else length, Upload_Concat="partial")
@@ -423,6 +428,22 @@ class TestConcatenation:
         again = await self.final(client, *urls)  # parts may serve another file
         assert again.status == 201
         assert len(await listed(client)) == 2
+
+    async def test_a_final_that_was_answered_201_is_completed_though_nobody_asks_for_it(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The database goes away in the middle, and comes back; only the history is looked at."""
+        client = service.client()
+        url = await self.part(client, b"hello")
+        monkeypatch.setattr("app.recovery.ROUND_SECONDS", 0.01)
+        with monkeypatch.context() as outage:
+            outage.setattr("app.holding.Holding.take", _away)
+            assert (await self.final(client, url)).status == 201
+        [record] = await listed(client)
+        while record["status"] != "completed":
+            await asyncio.sleep(0.01)
+            [record] = await listed(client)
+        assert record["sha256"] == sha256(b"hello")
 
     async def test_a_final_may_wait_for_its_parts(self, service: Service) -> None:
         client = service.client()

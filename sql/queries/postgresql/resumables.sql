@@ -7,7 +7,8 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
-       resumables.expires_at_us, resumables.last_expires_at_us, resumables.ended_as,
+       resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
+       resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
        uploads.completed_at_us
 FROM resumables
@@ -28,3 +29,25 @@ UPDATE resumables
 SET expires_at_us = least(:expires_at_us, last_expires_at_us)
 WHERE ended_as IS NULL
   AND key_hash IN (SELECT jsonb_array_elements_text(CAST(:key_hashes AS JSONB)));
+
+-- name: list_ready_resumables :many
+-- params: after_key, page_size
+-- Those that are made of parts and that nobody puts together yet: one page from just after after_key, and of each
+-- whether none of its parts grows any more.
+SELECT waiting.key_hash,
+       CASE WHEN EXISTS (SELECT 1
+                         FROM jsonb_array_elements_text(CAST(waiting.parts AS JSONB)) AS needed (key_hash)
+                         JOIN resumables AS part ON part.key_hash = needed.key_hash
+                         WHERE part.ended_as IS NULL
+                           AND (part.length_bytes IS NULL OR part.length_bytes <> part.offset_bytes))
+            THEN 0 ELSE 1 END AS ready
+FROM (SELECT key_hash, parts
+      FROM resumables
+      WHERE parts IS NOT NULL
+        AND ended_as IS NULL
+        AND holder IS NULL
+        AND (length_bytes IS NULL OR length_bytes <> offset_bytes)
+        AND key_hash > :after_key
+      ORDER BY key_hash
+      LIMIT :page_size) AS waiting
+ORDER BY waiting.key_hash;
