@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple
 
@@ -177,7 +177,7 @@ class Sweeper:
         return await self._db.transaction(run)
 
     async def _sweep_files(self, swept: Swept) -> None:
-        """Finish deletions that a crash interrupted; set aside files that no row knows."""
+        """Finish deletions that a crash interrupted; set aside files that no row knows, or whose row keeps nothing."""
         unknown: list[str] = []
         left: Counter[float | None] = Counter()
         async for found in self._storage.walk(self._grace_seconds):
@@ -191,6 +191,9 @@ class Sweeper:
                 deleted = [key for key in keys if statuses.get(key) == Status.DELETED]
                 await self._storage.remove(deleted)
                 swept.files_removed += len(deleted)
+                refused = await self._never_completed(statuses)
+                await self._storage.set_aside(refused)
+                swept.files_set_aside += len(refused)
                 await asyncio.sleep(_PAUSE_SECONDS)
         explained = sum(count for crash, count in left.items() if crash is not None and count <= LEFT_BY_A_CRASH)
         if too_many(len(unknown) - explained, swept.files):
@@ -201,7 +204,19 @@ class Sweeper:
         known = await records.statuses_of(self._db, unknown)
         unknown = [key for key in unknown if key not in known]
         await self._storage.set_aside(unknown)
-        swept.files_set_aside = len(unknown)
+        swept.files_set_aside += len(unknown)
+
+    async def _never_completed(self, statuses: Mapping[str, str]) -> list[str]:
+        """Those of these uploads that have ended without ever being complete: of their files nothing is kept.
+
+        A process that died, or a disk that failed, may have left one. What was complete and
+        was found damaged keeps its file: it may be whole again.
+        """
+        ended = [key for key, status in statuses.items() if status in {Status.FAILED, Status.EXPIRED}]
+        if not ended:
+            return []
+        found = await records.list_these(self._db, ended)
+        return [key for key in ended if key in found and found[key].completed_at is None]
 
     async def _sweep_rows(self, swept: Swept) -> None:
         """Say of completed uploads whose file is missing that they are lost."""

@@ -139,12 +139,24 @@ class TestFiles:
         assert (await files(store), swept.files_removed) == ([2], 1)
         assert await statuses(db, 1, 2) == ["deleted", "completed"]
 
-    async def test_a_file_of_any_other_row_is_left_alone(self, store, db):
+    @pytest.mark.parametrize(
+        ("status", "was_complete", "becomes"),
+        [
+            (Status.UPLOADING, False, "kept"), (Status.PROCESSING, False, "kept"), (Status.COMPLETED, True, "kept"),
+            (Status.FAILED, True, "kept"), (Status.FAILED, False, "set aside"), (Status.EXPIRED, False, "set aside"),
+            (Status.DELETED, True, "removed"),
+        ],
+    )  # fmt: skip
+    async def test_a_file_is_kept_as_long_as_its_row_may_want_it(self, store, db, status, was_complete, becomes):
+        """Every status, by whatever way it came about; damage leaves the time of completion where it is."""
         await put(store, db, 1)
         await put_file(store, 2)
-        await records.insert_uploads(db, [row(2, status=Status.FAILED)])
-        await sweeper(store, db).once()
-        assert await files(store) == [1, 2]
+        upload = row(2, status=status).model_copy(update={"completed_at": NOW if was_complete else None})
+        await records.insert_uploads(db, [upload])
+        swept = await sweeper(store, db).once()
+        assert await files(store) == ([1, 2] if becomes == "kept" else [1])
+        assert (swept.files_set_aside, swept.files_removed) == (becomes == "set aside", becomes == "removed")
+        assert swept.stopped is None
 
     async def test_set_aside_it_can_be_rescued_for_days(self, tmp_path, db, monkeypatch):
         async with local(tmp_path / "store") as storage:
