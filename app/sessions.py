@@ -7,6 +7,7 @@ of a cookie is never a key to anything.
 
 import asyncio
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ FLUSH_SECONDS: Final = 5.0
 KNOWN_SECONDS: Final = 1.0
 """How long one worker may go on trusting a session that another has ended."""
 _KNOWN_AT_MOST: Final = 10_000
-_MAX_TEXTS: Final = 8
+_SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}\.[0-9]{1,19}\.[A-Za-z0-9_-]{20,128}")
 
 
 class Token(NamedTuple):
@@ -50,6 +51,8 @@ class Recognised(NamedTuple):
 
     session: Session
     token: Token
+    group: int = 0
+    """Of which of the groups that were given the token was one."""
 
 
 @dataclass(slots=True)
@@ -100,8 +103,12 @@ class Sessions:
         return Token(secret, int(given_at) * 1_000_000)
 
     def _tokens_in(self, texts: Sequence[str]) -> list[Token]:
-        """The tokens among the first of `texts`, whether or not they open anything."""
-        return [token for text in texts[:_MAX_TEXTS] if (token := self._token_in(text))]
+        """The tokens among `texts` that are signed by us, whether or not they open anything."""
+        return [token for text in dict.fromkeys(texts) if (token := self._token_in(text))]
+
+    def is_ours(self, text: str) -> bool:
+        """Whether it has the shape of a token: nobody else's bearer token is taken for one."""
+        return _SHAPE.fullmatch(text) is not None
 
     def new_token(self) -> Token:
         return Token(self._new_secret(), self._now_us())
@@ -116,23 +123,29 @@ class Sessions:
 
     # --- recognising
 
-    async def recognise(self, texts: Sequence[str]) -> Recognised | None:
-        """The living session that one of `texts` opens, or None.
+    async def recognise(self, groups: Sequence[Sequence[str]]) -> Recognised | None:
+        """The living session that one of the texts opens, or None. A group goes before those behind it.
 
         Raises:
-            AmbiguousSession: they open different ones.
+            AmbiguousSession: two of one group open different ones.
             Unavailable: the database cannot be asked.
         """
-        found: dict[str, Recognised] = {}
-        for token in self._tokens_in(texts):
-            session = await self._find(token.hash)
-            if session:
-                found.setdefault(session.id, Recognised(session, token))
-        if len(found) > 1:
-            raise AmbiguousSession
-        for recognised in found.values():
-            self._saw(recognised.session)
-            return recognised
+        carried = [self._tokens_in(texts) for texts in groups]
+        if sum(map(len, carried)) > 1:  # one question for them all; of the one that is left more is asked
+            hashes = [token.hash for group in carried for token in group]
+            opened = await tokens.list_sessions(self._db, hashes, self._now_us())
+            carried = [[token for token in group if token.hash in opened] for group in carried]
+            for group in carried:
+                if len({opened[token.hash] for token in group}) > 1:
+                    raise AmbiguousSession
+                if group:
+                    break
+        for at, group in enumerate(carried):
+            for token in group:
+                session = await self._find(token.hash)
+                if session:
+                    self._saw(session)
+                    return Recognised(session, token, at)
         return None
 
     async def _find(self, token_hash: str) -> Session | None:

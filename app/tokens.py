@@ -5,8 +5,10 @@ leaves. A token is *used* when a request brings it. One that was given out in an
 opens the session beside that one until it is used; then it is alone.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
+
+from pydantic_core import to_json
 
 from app import records
 from app.db import Asks, Unit
@@ -43,6 +45,17 @@ async def find_session(asks: Asks, token_hash: str, now_us: int) -> Opened | Non
         "find_session_by_token", token_hash=token_hash, now_us=now_us, replaced_until_us=now_us - REPLACED_US
     )
     return Opened(records.session_in(row), row["replaces_hash"]) if row else None
+
+
+async def list_sessions(asks: Asks, token_hashes: Sequence[str], now_us: int) -> dict[str, str]:
+    """The ids of the live sessions that these tokens open, by their hashes."""
+    rows = await asks.many(
+        "list_sessions_by_tokens",
+        token_hashes=to_json(token_hashes).decode(),
+        now_us=now_us,
+        replaced_until_us=now_us - REPLACED_US,
+    )
+    return {row["token_hash"]: row["session_id"] for row in rows}
 
 
 async def use(unit: Unit, token_hash: str, now_us: int) -> Session | None:

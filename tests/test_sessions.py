@@ -110,7 +110,7 @@ async def start(sessions):
 
 async def who(sessions, *texts):
     """The id of the session that these texts open, or None."""
-    recognised = await sessions.recognise(texts)
+    recognised = await sessions.recognise([texts])
     return recognised.session.id if recognised else None
 
 
@@ -141,7 +141,7 @@ async def code_for(sessions, text):
 class TestTokens:
     async def test_a_token_opens_its_session(self, sessions):
         session, text = await start(sessions)
-        recognised = await sessions.recognise([text])
+        recognised = await sessions.recognise([[text]])
         assert recognised.session == session
         assert sessions.text_of(recognised.token) == text
         assert sessions.max_age_seconds == MAX_AGE
@@ -185,7 +185,7 @@ class TestTokens:
             world.worker(keys=[OTHER_KEY]),
         )
         session, old = await start(before)
-        recognised = await during.recognise([old])
+        recognised = await during.recognise([[old]])
         assert recognised.session == session
         new = during.text_of(recognised.token)
         assert (await who(after, old), await who(after, new)) == (None, session.id)
@@ -199,7 +199,7 @@ class TestTokens:
     async def test_two_different_sessions_are_ambiguous(self, sessions):
         (_, text), (_, other) = await start(sessions), await start(sessions)
         with pytest.raises(AmbiguousSession):
-            await sessions.recognise([text, other])
+            await sessions.recognise([[text, other]])
 
     async def test_the_valid_one_wins_over_broken_and_dead_ones(self, sessions):
         session, text = await start(sessions)
@@ -208,12 +208,22 @@ class TestTokens:
         for texts in ([dead, text], [text, dead], ["broken", text, "x.y.z"]):
             assert await who(sessions, *texts) == session.id
 
-    async def test_of_very_many_texts_only_the_first_are_looked_at(self, sessions, asked):
+    async def test_many_tokens_are_asked_for_in_one_query(self, sessions, asked):
         texts = [(await start(sessions))[1] for _ in range(20)]
         asked.clear()
         with pytest.raises(AmbiguousSession):
-            await sessions.recognise(texts)
-        assert len(asked) == 8
+            await sessions.recognise([texts])
+        assert len(asked) == 1
+
+    async def test_a_group_goes_before_those_behind_it(self, sessions):
+        (one, first), (_, second) = await start(sessions), await start(sessions)
+        for groups, group in (
+            ([[first], [second]], 0),
+            ([[], [first], [second]], 1),
+            ([["junk"] * 20, ["x.1.y", first, first], [second]], 1),
+        ):
+            recognised = await sessions.recognise(groups)
+            assert (recognised.session.id, recognised.group) == (one.id, group)
 
 
 @pytest.fixture
@@ -238,7 +248,7 @@ class TestWhatIsKnown:
 
     async def test_it_is_the_token_that_is_known_and_not_its_text(self, sessions, asked, clock):
         session, text = await start(sessions)
-        recognised = await sessions.recognise([text])
+        recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=5)
         renewed = sessions.text_of(sessions.renewed(recognised.token))
         assert renewed != text
@@ -446,7 +456,7 @@ class TestLastSeen:
 class TestRenewal:
     async def test_a_token_is_given_out_anew_long_before_its_cookie_ends(self, sessions, clock):
         session, text = await start(sessions)
-        recognised = await sessions.recognise([text])
+        recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=DAY)
         assert not sessions.is_stale(recognised.token)
         clock.pass_by(seconds=1)
@@ -461,7 +471,7 @@ class TestRenewal:
         mine, other = world.worker(), world.worker(clock=Time(NOW + skew * 1_000_000))
         for here, there in ((mine, other), (other, mine)):
             session, text = await start(here)
-            recognised = await there.recognise([text])
+            recognised = await there.recognise([[text]])
             assert recognised.session == session
             assert not there.is_stale(recognised.token)
             await there.flush_seen()
@@ -493,7 +503,7 @@ class TestRotating:
 
     async def test_the_old_token_stays_ended_when_it_was_given_out_anew(self, sessions, clock):
         _, old = await start(sessions)
-        recognised = await sessions.recognise([old])
+        recognised = await sessions.recognise([[old]])
         assert await who(sessions, await rotated(sessions, old))
         clock.pass_by(seconds=DAY)
         assert await who(sessions, sessions.text_of(sessions.renewed(recognised.token))) is None

@@ -208,7 +208,7 @@ async def _cancel(request: Request[Services], voice: Speaker, intent: Intent) ->
 def _opener(request: Request[Services]) -> str | None:
     """Whose session the request shows; None for whoever holds the URL, where that is enough."""
     caller = caller_of(request)
-    if caller.recognised is None and not request.state["settings"].upload_url_needs_session:
+    if caller.is_nobody and not request.state["settings"].upload_url_needs_session:
         return None
     return caller.session.id
 

@@ -1,6 +1,5 @@
 """Cookie in, session on the scope, cookie out; and what a client may ask of its session."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,25 +15,21 @@ from app.ingest import Visitor
 from app.model import Session, rfc3339
 from app.sessions import Recognised, Sessions, Token
 from app.web.body import Body
+from app.web.credentials import Credentials
 from app.web.exchange import Exchange, exchange_of
-from app.web.request import Headers
 from app.web.services import Services
 
-COOKIE: Final = "waybill_session"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON_BYTES: Final = 64 * 1024
 
 
 class Caller:
-    """Who sends this request. `token` is what the answer's cookie shall hold; "" takes the cookie away.
+    """Who sends this request. `token` is what the answer's cookie shall hold; "" takes the cookie away."""
 
-    `texts` are the tokens that it carries, good or not.
-    """
-
-    def __init__(self, sessions: Sessions, recognised: Recognised | None, texts: Sequence[str]) -> None:
+    def __init__(self, sessions: Sessions, recognised: Recognised | None, credentials: Credentials) -> None:
         self._sessions = sessions
         self.recognised = recognised
-        self.texts = texts
+        self.credentials = credentials
         self.token: Token | str | None = None
         self._visitor: Visitor | None = None
         self._first_token: Token | None = None
@@ -52,23 +47,38 @@ class Caller:
         """The caller's session; raises NoSession."""
         return self.living().session
 
+    @property
+    def is_nobody(self) -> bool:
+        """Whether the caller has no session and may be given one.
+
+        Raises:
+            NoSession: it shows a bearer token that opens none: it is told so, and not given another.
+        """
+        if self.recognised is None and self.credentials.bearers:
+            raise NoSession
+        return self.recognised is None
+
     def visitor(self) -> Visitor:
-        """The caller as one who uploads: with the session it has, or with a new one that rides along."""
+        """The caller as one who uploads: with the session it has, or with a new one that rides along.
+
+        Raises:
+            NoSession: see `is_nobody`.
+        """
         if self._visitor is None:
-            if self.recognised is not None:
-                self._visitor = Visitor(self.recognised.session.id)
-            else:
+            if self.is_nobody:
                 arrival, self._first_token = self._sessions.begin()
                 self._visitor = Visitor(arrival.session.id, arrival)
+            else:
+                self._visitor = Visitor(self.session.id)
         return self._visitor
 
-    async def ensure(self) -> Session:
-        """The caller's session, started now if there is none."""
-        if self.recognised is None:
+    async def ensure(self) -> Recognised:
+        """The caller's session, started now if there is none; raises NoSession: see `is_nobody`."""
+        if self.is_nobody:
             arrival, token = self._sessions.begin()
             await self._sessions.save(arrival)
             self.recognised, self.token = Recognised(arrival.session, token), token
-        return self.recognised.session
+        return self.living()
 
     def cookie_token(self) -> Token | str | None:
         """What the cookie shall hold when the answer leaves; a session that was never recorded gets none."""
@@ -93,21 +103,21 @@ class SessionMiddleware:
             await self._app(scope, receive, send)
             return
         exchange = exchange_of(scope)
-        headers = exchange.headers
         sessions: Sessions = scope["state"]["sessions"]
-        cookies = list(_cookies(headers))
+        shown = Credentials(exchange.headers, sessions)
         # A cross-site form brings no SameSite cookie, yet its answer could put a new one over the browser's own.
-        navigates = headers.get("sec-fetch-mode") == "navigate"
-        if (cookies or navigates) and scope["method"] not in _SAFE_METHODS:
+        navigates = exchange.headers.get("sec-fetch-mode") == "navigate"
+        if (shown.by_cookie or navigates) and scope["method"] not in _SAFE_METHODS:
             self._refuse_other_sites(exchange, scope["scheme"])
-        texts = [*_bearers(headers), *cookies]
-        caller = Caller(sessions, await sessions.recognise(texts), texts)
+        caller = Caller(sessions, await sessions.recognise(shown.groups), shown)
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
+        if caller.recognised is not None and shown.to_exchange(caller.recognised, secure=secure):
+            caller.token = sessions.renewed(caller.recognised.token)
         others = exchange.more_headers
         exchange.more_headers = lambda: (
             *others(),
-            *_set_cookie(sessions, caller.cookie_token(), secure=secure, path=self._base_path or "/"),
+            *shown.set_cookie(sessions, caller.cookie_token(), secure=secure, base_path=self._base_path),
         )
         await self._app(scope, receive, send)
 
@@ -126,17 +136,6 @@ class SessionMiddleware:
             raise CrossOrigin
 
 
-def _set_cookie(
-    sessions: Sessions, token: Token | str | None, *, secure: bool, path: str
-) -> Iterator[tuple[bytes, bytes]]:
-    if token is None:
-        return
-    text = sessions.text_of(token) if isinstance(token, Token) else ""
-    age = sessions.max_age_seconds if text else 0
-    flags = "; Secure" if secure else ""
-    yield b"set-cookie", f"{COOKIE}={text}; Max-Age={age}; Path={path}; HttpOnly; SameSite=Lax{flags}".encode("ascii")
-
-
 def _same_origin(origin: str, own: str) -> bool:
     try:
         left, right = urlsplit(origin), urlsplit(own)
@@ -149,22 +148,6 @@ def _port(origin: SplitResult) -> int | None:
     return origin.port or {"http": 80, "https": 443}.get(origin.scheme)
 
 
-def _cookies(headers: Headers) -> Iterator[str]:
-    """Every session cookie of the request: a request may carry several of one name."""
-    for header in headers.getlist("cookie"):
-        for pair in header.split(";"):
-            name, _, value = pair.partition("=")
-            if name.strip(" \t") == COOKIE:
-                yield value.strip(" \t").strip('"')
-
-
-def _bearers(headers: Headers) -> Iterator[str]:
-    for header in headers.getlist("authorization"):
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() == "bearer":
-            yield token.strip(" \t")
-
-
 def caller_of(request: Request[Any]) -> Caller:
     caller: Caller = request.scope["caller"]
     return caller
@@ -172,12 +155,13 @@ def caller_of(request: Request[Any]) -> Caller:
 
 async def show(request: Request[Services]) -> Response:
     """GET /api/session: what is known of the caller's session."""
-    return await _session_answer(request, caller_of(request).session)
+    return await _session_answer(request, caller_of(request).session, None)
 
 
 async def ensure(request: Request[Services]) -> Response:
     """POST /api/session: make sure there is one, before several uploads start at once."""
-    return await _session_answer(request, await caller_of(request).ensure())
+    session, token, _ = await caller_of(request).ensure()
+    return await _session_answer(request, session, token)
 
 
 async def rotate(request: Request[Services]) -> Response:
@@ -185,7 +169,7 @@ async def rotate(request: Request[Services]) -> Response:
     caller = caller_of(request)
     rotated = await request.state["sessions"].rotate(caller.living().token)
     caller.token = rotated.token
-    return await _session_answer(request, rotated.session)
+    return await _session_answer(request, rotated.session, rotated.token)
 
 
 async def end(request: Request[Services]) -> Response:
@@ -220,12 +204,13 @@ async def join(request: Request[Services]) -> Response:
     except ValidationError as error:
         raise BadRequest('expected a JSON body such as {"code": "ABCD-EFGH-JKMN"}') from error
     caller = caller_of(request)
-    joined = await sessions.join(caller.texts, code)
+    joined = await sessions.join(caller.credentials.texts, code)
     caller.token = joined.token
-    return await _session_answer(request, joined.session)
+    return await _session_answer(request, joined.session, joined.token)
 
 
-async def _session_answer(request: Request[Services], session: Session) -> Response:
+async def _session_answer(request: Request[Services], session: Session, token: Token | None) -> Response:
+    """What is known of a session; and its token, for a caller that keeps no cookies."""
     db = request.state["db"]
     totals = await records.summarize_uploads(db, session.id)
     answer = {
@@ -234,4 +219,6 @@ async def _session_answer(request: Request[Services], session: Session) -> Respo
         "bytes": sum(total.size_bytes for total in totals if total.status == "completed"),
         "devices": await tokens.count_devices(db, session.id),
     }
+    if token is not None and caller_of(request).credentials.wants_token:
+        answer["token"] = request.state["sessions"].text_of(token)
     return Response(to_json(answer), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -101,7 +101,7 @@ def test_the_cookie_has_its_flags(service, settings, proxied, secure):
         httpx.put(f"{running.url}{UPLOADS}/a", content=b"hello", headers=proxied, trust_env=False),
     ):
         cookie, *flags = answer.headers["set-cookie"].split("; ")
-        assert cookie.startswith("waybill_session=")
+        assert cookie.startswith("__Host-waybill_session=" if secure else "waybill_session=")
         assert set(flags) == {"Max-Age=2592000", "Path=/", "HttpOnly", "SameSite=Lax"} | (
             {"Secure"} if secure else set()
         )

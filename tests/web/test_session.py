@@ -98,13 +98,13 @@ async def test_a_stale_cookie_is_renewed_and_its_session_lives_on(service: Servi
     secret, given_at, _ = first.split(".")
     # A token of two days ago: its session was used all the time, its cookie would run out first.
     old = Signer([SECRET_KEY], "session").sign(f"{secret}.{int(given_at) - 2 * DAY}")
-    for headers in ({"Cookie": f"{COOKIE}={old}"}, bearer(old)):
-        answer = await client.get(SESSION, headers=headers)
-        assert answer.status == 200
-        renewed = answer["set-cookie"].partition(";")[0].partition("=")[2]
-        assert renewed.split(".")[0] == secret
-        assert int(renewed.split(".")[1]) >= int(given_at)
-        assert "Max-Age=2592000" in answer["set-cookie"]
+    answer = await client.get(SESSION, headers={"Cookie": f"{COOKIE}={old}"})
+    assert answer.status == 200
+    renewed = answer["set-cookie"].partition(";")[0].partition("=")[2]
+    assert renewed.split(".")[0] == secret
+    assert int(renewed.split(".")[1]) >= int(given_at)
+    assert "Max-Age=2592000" in answer["set-cookie"]
+    assert (await client.get(SESSION, headers=bearer(old))).all("set-cookie") == []
     almost = Signer([SECRET_KEY], "session").sign(f"{secret}.{int(given_at) - DAY + 60}")
     assert (await client.get(SESSION, headers={"Cookie": f"{COOKIE}={almost}"})).all("set-cookie") == []
     answer = await client.get(f"{HISTORY}/nothing", headers={"Cookie": f"{COOKIE}={old}"})
@@ -182,7 +182,7 @@ async def test_the_valid_cookie_is_found_among_others(service: Service, line: st
     assert len(answer.json()["items"]) == 1
 
 
-async def test_of_cookie_and_bearer_the_valid_one_wins_and_two_sessions_are_ambiguous(service: Service) -> None:
+async def test_a_bearer_token_goes_before_cookies_and_two_sessions_of_one_kind_are_ambiguous(service: Service) -> None:
     one, two = await started(service, "one"), await started(service, "two")
     first, second = one.cookies[COOKIE], two.cookies[COOKIE]
     ask = service.client().request
@@ -193,6 +193,12 @@ async def test_of_cookie_and_bearer_the_valid_one_wins_and_two_sessions_are_ambi
         [("Authorization", f"Bearer {first}"), ("Cookie", f"{COOKIE}=broken")],
         [("Authorization", "Bearer broken"), ("Cookie", f"{COOKIE}={first}")],
         [("Authorization", f"bearer  {first}"), ("Cookie", f"{COOKIE}={first}")],
+        [("Authorization", f"Bearer {first}"), ("Cookie", f"{COOKIE}={second}")],
+        [("Authorization", "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"), ("Cookie", f"{COOKIE}={first}")],
+        [("Cookie", f"__Host-{COOKIE}={first}; {COOKIE}={second}")],
+        [("Cookie", f"__Secure-{COOKIE}={first}; {COOKIE}={second}")],
+        [("Cookie", f"{COOKIE}={second}; __Secure-{COOKIE}={second}; __Host-{COOKIE}={first}")],
+        [("Cookie", "; ".join([f"{COOKIE}=junk{number}" for number in range(100)] + [f"{COOKIE}={first}"]))],
         [("Authorization", "Basic dXNlcjpwYXNz"), ("Cookie", f"{COOKIE}={first}")],
         [("Cookie", f"{COOKIE}=broken"), ("Cookie", f"{COOKIE}={first}")],
     ):
@@ -202,7 +208,8 @@ async def test_of_cookie_and_bearer_the_valid_one_wins_and_two_sessions_are_ambi
     for headers in (
         [("Cookie", f"{COOKIE}={first}; {COOKIE}={second}")],
         [("Cookie", f"{COOKIE}={first}"), ("Cookie", f"{COOKIE}={second}")],
-        [("Authorization", f"Bearer {first}"), ("Cookie", f"{COOKIE}={second}")],
+        [("Cookie", f"__Host-{COOKIE}={first}; __Host-{COOKIE}={second}; {COOKIE}={second}")],
+        [("Authorization", f"Bearer {first}"), ("Authorization", f"Bearer {second}")],
     ):
         (await ask("GET", HISTORY, headers=headers)).refused(400, "ambiguous_session")
         answer = await ask("PUT", "/api/ingestion/uploads/a", headers=headers, body=b"x")
@@ -304,8 +311,114 @@ async def test_ending_a_session_ends_it_for_all_and_keeps_its_records(service: S
     rows = await service.state["db"].many("summarize_uploads", session_id=session_id)
     assert [(row["status"], row["uploads"]) for row in rows] == [("completed", 1)]
     fresh = service.client()
-    assert (await fresh.put("b", b"x", headers=bearer(token))).status == 201
+    assert (await fresh.put("b", b"x", headers={"Cookie": f"{COOKIE}={token}"})).status == 201
     assert await names(fresh) == ["b"]
+
+
+TUS = {"Tus-Resumable": "1.0.0", "Upload-Length": "1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers"),
+    [
+        ("POST", SESSION, {}),
+        ("PUT", "/api/ingestion/uploads/a", {}),
+        ("POST", "/api/ingestion/uploads", {"Content-Type": "multipart/form-data; boundary=x"}),
+        ("POST", "/api/ingestion/uploads", TUS),
+        ("POST", "/api/ingestion/uploads", {"Upload-Complete": "?0"}),
+        ("PUT", "/api/ingestion/uploads/a", {"Idempotency-Key": "k"}),
+        ("GET", HISTORY, {}),
+        ("DELETE", SESSION, {}),
+    ],
+)
+async def test_a_bearer_token_that_opens_nothing_is_refused_and_no_other_session_begun(
+    service: Service, method: str, target: str, headers: dict[str, str]
+) -> None:
+    client, other = await started(service), await started(service, "kept")
+    token = client.cookies[COOKIE]
+    await client.delete(SESSION)
+    for cookies in ({}, {"Cookie": f"{COOKIE}={other.cookies[COOKIE]}"}):
+        answer = await service.client().request(
+            method, target, headers={**headers, **bearer(token), **cookies}, body=b"x"
+        )
+        answer.refused(401, "no_session")
+        assert answer.asked == 0
+        assert answer.all("set-cookie") == []
+    assert await names(other) == ["kept"]
+
+
+async def test_the_url_of_a_resumable_upload_opens_it_to_no_bearer_token_that_opens_nothing(service: Service) -> None:
+    client = await started(service)
+    made = await client.post("/api/ingestion/uploads", headers=TUS)
+    gone = await started(service)
+    token = gone.cookies[COOKIE]
+    await gone.delete(SESSION)
+    for method in ("HEAD", "DELETE"):
+        answer = await service.client().request(method, made["location"], headers={**TUS, **bearer(token)})
+        assert answer.status == 401
+    assert (await service.client().request("HEAD", made["location"], headers=TUS)).status == 200
+
+
+# --- the token in JSON, the cookie's names
+
+
+async def test_a_caller_that_keeps_no_cookies_is_given_the_token(service: Service) -> None:
+    script = service.client()
+    answer = await script.post(SESSION, headers={"Waybill-Token": "true"})
+    token = answer.json()["token"]
+    same = await service.client().post(SESSION, headers=bearer(token))
+    assert (same.json()["id"], same.json()["token"].split(".")[0]) == (answer.json()["id"], token.split(".")[0])
+    rotated = await service.client().post(f"{SESSION}/rotate", headers=bearer(token))
+    assert rotated.all("set-cookie") == same.all("set-cookie") == []
+    newer = rotated.json()["token"]
+    assert (await service.client().get(SESSION, headers=bearer(newer))).json()["id"] == answer.json()["id"]
+    code = await code_from(await started(service, "theirs"))
+    joined = await service.client().post(f"{SESSION}/join", f'{{"code": "{code}"}}'.encode(), headers=bearer(newer))
+    listed = await service.client().get(HISTORY, headers=bearer(joined.json()["token"]))
+    assert [item["filename"] for item in listed.json()["items"]] == ["theirs"]
+
+
+async def test_nobody_else_is_given_the_token(service: Service) -> None:
+    browser = await started(service)
+    for headers in ({}, {"Waybill-Token": "true"}):
+        assert "token" not in (await browser.post(SESSION, headers=headers)).json()
+        assert "token" not in (await browser.post(f"{SESSION}/rotate", headers=headers)).json()
+    for headers in ({}, {"Waybill-Token": "no"}, {"Waybill-Token": "true", "Cookie": "a=b"}):
+        assert "token" not in (await service.client().post(SESSION, headers=headers)).json()
+    assert "token" not in (await browser.get(SESSION, headers=bearer(browser.cookies[COOKIE]))).json()
+
+
+async def test_the_cookies_name_binds_it_to_this_host_over_https(service: Service) -> None:
+    client = service.client(scheme="https")
+    answer = await client.put("a", b"x")
+    assert answer["set-cookie"].startswith(f"__Host-{COOKIE}=")
+    assert "; Path=/; HttpOnly; SameSite=Lax; Secure" in answer["set-cookie"]
+    ended = await client.delete(SESSION)
+    assert ended["set-cookie"].startswith(f"__Host-{COOKIE}=; Max-Age=0; Path=/;")
+
+
+async def test_a_plain_cookie_is_exchanged_over_https(service: Service) -> None:
+    plain = await started(service, "mine")
+    token = plain.cookies[COOKIE]
+    secure = service.client(scheme="https")
+    answer = await secure.get(HISTORY, headers={"Cookie": f"{COOKIE}={token}"})
+    assert [item["filename"] for item in answer.json()["items"]] == ["mine"]
+    given, taken = answer.all("set-cookie")
+    assert given.startswith(f"__Host-{COOKIE}={token.split('.')[0]}.")
+    assert taken.startswith(f"{COOKIE}=; Max-Age=0; Path=/;")
+    # Once there is a better one the plain name counts for nothing, whoever has set it.
+    other = (await started(service, "theirs")).cookies[COOKIE]
+    both = {"Cookie": f"{COOKIE}={other}; {given.partition(';')[0]}"}
+    answer = await service.client(scheme="https").get(HISTORY, headers=both)
+    assert [item["filename"] for item in answer.json()["items"]] == ["mine"]
+    assert answer.all("set-cookie") == []
+
+
+async def test_the_cookies_name_is_another_one_below_a_base_path(tmp_path: Path) -> None:
+    async with serving(settings_in(tmp_path, base_path="/up", secure_cookies="always")) as service:
+        answer = await service.client(scheme="https").post("/up/api/session")
+    assert answer["set-cookie"].startswith(f"__Secure-{COOKIE}=")
+    assert "; Path=/up; HttpOnly; SameSite=Lax; Secure" in answer["set-cookie"]
 
 
 # --- link and join

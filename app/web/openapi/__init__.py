@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from app.config import Settings
 from app.protocols.headers import matches
+from app.web.credentials import COOKIE
 from app.web.openapi.operations import operations
 from app.web.openapi.words import Json, headers, schemas
 from app.web.services import Services
-from app.web.session import COOKIE
 
 _ABOUT = """\
 Files stream in; each lands whole or not at all, is durable once it is acknowledged, and stays in a history that the

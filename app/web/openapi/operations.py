@@ -38,7 +38,8 @@ _API: Final = (*_ANY, "ambiguous_session")
 _CHANGE: Final = (*_API, "cross_origin")
 _BODY: Final = ("incomplete_body", "request_too_large", "too_slow", "unsupported_media_type")
 _FILE: Final = (
-    *_CHANGE, *_BODY, "bad_filename", "digest_mismatch", "quota_exceeded", "rate_limited", "storage_full", "too_large",
+    *_CHANGE, *_BODY, "bad_filename", "digest_mismatch", "no_session", "quota_exceeded", "rate_limited",
+    "storage_full", "too_large",
 )  # fmt: skip
 _IN_SEVERAL: Final = (
     "checksum_mismatch", "gone", "in_progress", "inconsistent_upload_length", "not_found", "offset_mismatch",
@@ -322,14 +323,25 @@ def _session() -> list[tuple[str, str, Json]]:
     ended = answer("It has ended.", None, SESSION)
     body = {"required": True, "content": {JSON: {"schema": ref("Code")}}}
     own = (*_CHANGE, "no_session")
+    asks = [
+        header(
+            "Waybill-Token",
+            "true gives a caller without cookies its token; one with a bearer token always gets it.",
+        )
+    ]
     return [
         (here, "get", _operation("The session.", {"200": known}, (*_API, "no_session"))),
-        (here, "post", _operation("The session, started if there is none.", {"200": known}, _CHANGE)),
+        (here, "post", _operation("The session, started if there is none.", {"200": known}, own, parameters=asks)),
         (here, "delete", _operation("End it, for all who share it.", {"204": ended}, own)),
         (
             f"{here}/rotate",
             "post",
-            _operation("A new token; the old one ends when it is used, an hour later at most.", {"200": known}, own),
+            _operation(
+                "A new token; the old one ends when it is used, an hour later at most.",
+                {"200": known},
+                own,
+                parameters=asks,
+            ),
         ),
         (f"{here}/link", "post", _operation("A code for a second browser.", {"201": code}, own)),
         (
@@ -339,6 +351,7 @@ def _session() -> list[tuple[str, str, Json]]:
                 "Share a session; by the same token and code once more.",
                 {"200": known},
                 (*own, *_BODY, "forbidden"),
+                parameters=asks,
                 body=body,
             ),
         ),

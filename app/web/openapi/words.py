@@ -174,6 +174,7 @@ def schemas() -> dict[str, Json]:
     upload = Upload.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     parts = upload.pop("$defs")
     session = Session.model_json_schema(mode="serialization")
+    session["properties"]["token"] = {"type": "string", "description": "For callers that keep no cookies."}
     session["properties"] |= {"uploads": _COUNT, "bytes": _COUNT, "devices": _COUNT}
     session["required"] += ["uploads", "bytes", "devices"]
     page = {"items": {"type": "array", "items": ref("Upload")}, "next_cursor": nullable(_TEXT), "limit": _COUNT}

@@ -1,0 +1,86 @@
+"""What a request shows of its session, and how an answer gives it back: cookies, or a bearer token.
+
+A bearer token is said on purpose, a cookie is not: with one the cookies are not looked at, and none is set.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from app.sessions import Recognised, Sessions, Token
+from app.web.request import Headers
+
+COOKIE: Final = "waybill_session"
+_NAMES: Final = (f"__Host-{COOKIE}", f"__Secure-{COOKIE}", COOKIE)
+"""The cookie's names, the most trustworthy first: only a page of this very host and HTTPS can set the first."""
+_PLAIN: Final = 2
+
+
+class Credentials:
+    """The tokens that a request carries, as text, good or not."""
+
+    def __init__(self, headers: Headers, sessions: Sessions) -> None:
+        self.bearers = [text for text in _bearers(headers) if sessions.is_ours(text)]
+        named: dict[str, list[str]] = {name: [] for name in _NAMES}
+        for name, value in _cookies(headers):
+            if name in named:
+                named[name].append(value)
+        self._cookies = [named[name] for name in _NAMES]
+        self.wants_token = bool(self.bearers) or (
+            "cookie" not in headers and headers.get("waybill-token", "").lower() == "true"
+        )
+
+    @property
+    def by_cookie(self) -> bool:
+        """Whether its session, if any, is shown by a cookie, which a browser sends on its own account."""
+        return not self.bearers and any(self._cookies)
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The tokens that count, those of one kind together, the kind that goes first before the others."""
+        return [self.bearers] if self.bearers else self._cookies
+
+    @property
+    def texts(self) -> list[str]:
+        """The tokens that count, in their order."""
+        return [text for group in self.groups for text in group]
+
+    def to_exchange(self, recognised: Recognised | None, *, secure: bool) -> bool:
+        """Whether the session came by the plain cookie, over HTTPS, where that has a better name."""
+        return secure and self.by_cookie and recognised is not None and recognised.group == _PLAIN
+
+    def set_cookie(
+        self, sessions: Sessions, token: Token | str | None, *, secure: bool, base_path: str
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The fields that make the cookie hold `token`; "" takes it away, None leaves it."""
+        if token is None or self.bearers:
+            return
+        text = sessions.text_of(token) if isinstance(token, Token) else ""
+        name = _NAMES[_PLAIN] if not secure else _NAMES[1] if base_path else _NAMES[0]
+        path, flags = base_path or "/", "; Secure" if secure else ""
+        yield _field(name, text, sessions.max_age_seconds if text else 0, path, flags)
+        for other, values in zip(_NAMES, self._cookies, strict=True):
+            # A cookie of another name would open the old session once this one has gone. Over HTTP the browser lets
+            # nobody take a secure one away.
+            if values and other != name and (secure or other == COOKIE):
+                yield _field(other, "", 0, "/" if other == _NAMES[0] else path, flags)
+
+
+def _field(name: str, text: str, age: int, path: str, flags: str) -> tuple[bytes, bytes]:
+    return b"set-cookie", f"{name}={text}; Max-Age={age}; Path={path}; HttpOnly; SameSite=Lax{flags}".encode("ascii")
+
+
+def _cookies(headers: Headers) -> Iterator[tuple[str, str]]:
+    """Every cookie of the request: it may carry several of one name."""
+    for header in headers.getlist("cookie"):
+        for pair in header.split(";"):
+            name, _, value = pair.partition("=")
+            yield name.strip(" \t"), value.strip(" \t").strip('"')
+
+
+def _bearers(headers: Headers) -> Sequence[str]:
+    found = []
+    for header in headers.getlist("authorization"):
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() == "bearer":
+            found.append(token.strip(" \t"))
+    return found
