@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from app.config import Settings
 from app.db import migrate
 from app.errors import Unavailable, Unusable, UploadError
-from app.main import open_database, open_storage, secret_keys
+from app.main import open_database, open_storage, read_key
 
 
 class Check(NamedTuple):
@@ -54,8 +54,11 @@ async def _storage(settings: Settings) -> str:
 
 
 async def _keys(settings: Settings) -> str:
-    count = len(secret_keys(settings))
-    return f"{count} configured" if settings.secret_keys else f"one, in {settings.storage_dir / 'secret.key'}"
+    if settings.secret_keys:
+        return f"{len(settings.secret_keys)} configured"
+    path = settings.storage_dir / "secret.key"
+    # Not made here: beside a running service, whose file is gone, it would be another key than the one in use.
+    return f"one, in {path}" if read_key(path) else f"none yet; the start makes one, in {path}"
 
 
 async def _database(settings: Settings) -> str:

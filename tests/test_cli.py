@@ -146,6 +146,13 @@ class TestCheck:
         assert run("migrate").exit_code == 0
         assert "schema is current" in run("check").stdout
 
+    def test_no_key_is_made(self):
+        """Beside a running service, whose file is gone, it would be another one than is in use."""
+        assert "none yet; the start makes one" in run("check").stdout
+        assert list(Path().rglob("secret*")) == []
+        Path("waybill-data/secret.key").write_text("k" * 40)
+        assert "one, in waybill-data/secret.key" in run("check").stdout
+
     def test_all_checks_are_tried_although_one_fails(self, monkeypatch, tmp_path):
         (tmp_path / "file").touch()
         monkeypatch.setenv("WAYBILL_STORAGE_DIR", str(tmp_path / "file"))

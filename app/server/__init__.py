@@ -58,9 +58,15 @@ def serve(settings: Settings) -> bool:
     `LAST_SECONDS`, whatever clients, disks and databases do; nothing that was answered with
     success depends on an orderly end.
     """
+    try:
+        settings = main.with_secret_keys(settings)
+    except Unusable as error:
+        log.error("the service cannot start", reason=str(error))
+        return False
     seats = SharedSeats() if settings.workers > 1 else None
     config = _Config(
-        partial(create, settings, seats),  # workers get these settings and not what the environment says by then
+        # Workers get these settings and keys, and not what the environment and secret.key say by then.
+        partial(create, settings, seats),
         factory=True,
         workers=settings.workers,
         loop="uvloop" if sys.platform != "win32" else "asyncio",

@@ -105,6 +105,38 @@ def test_a_worker_that_was_killed_is_replaced_with_the_settings_that_were_checke
         assert running.stop() == 0
 
 
+@pytest.mark.parametrize("becomes", ["removed", "replaced"])
+def test_workers_that_replace_others_know_the_same_sessions_whatever_became_of_the_key(service, becomes):
+    """The key is read once, at the start: a volume may be mounted over the directory, or a backup restored into it."""
+    running = service(workers=2)
+    headers, key = running.session(), running.store / "secret.key"
+    key.unlink()
+    if becomes == "replaced":
+        key.write_text("k" * 64)
+    psutil.Process(running.pids[0]).kill()
+    running.wait_for("Application startup complete.", count=3)
+    running.look_for_workers()
+    all_know(running, headers)
+    before = [psutil.Process(pid) for pid in running.pids]
+    running.send(signal.SIGHUP)
+    assert psutil.wait_procs(before, 2 * PATIENCE)[1] == []
+    running.look_for_workers()
+    all_know(running, headers)
+    assert key.exists() == (becomes == "replaced")
+    assert running.stop() == 0
+
+
+def all_know(running, headers):
+    with one_client_each(running) as clients:
+        assert [client.get(HISTORY, headers=headers).status_code for client in clients] == [200] * len(clients)
+        for client in clients:
+            client.cookies.clear()
+            made = {"Cookie": f"waybill_session={client.post('/api/session').cookies['waybill_session']}"}
+            for other in clients:
+                other.cookies.clear()
+                assert other.get(HISTORY, headers=made).status_code == 200
+
+
 def test_a_worker_that_hangs_is_replaced(service):
     running = service(workers=2, change="from app.server import workers\nworkers._SILENT_SECONDS = 1.0")
     hanging = psutil.Process(running.pids[0])
