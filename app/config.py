@@ -28,6 +28,7 @@ from app.notation import (
     MiB,
     Origins,
     Proxies,
+    SchemaName,
     Size,
     SizeAboveZero,
     Versions,
@@ -64,6 +65,11 @@ class Settings(BaseSettings):
         default_factory=lambda given: SecretStr(f"sqlite:///{quote(str(given['storage_dir'] / 'waybill.db'))}"),
         description="Where records live: sqlite:///path, or postgresql://user:password@host/database, there with "
         "?ssl=mode if wanted. Default: waybill.db in the storage directory.",
+    )
+    database_schema: SchemaName = Field(
+        "",
+        description="PostgreSQL's schema that holds the tables, made if it is not there and the role may. "
+        "Default: where the role's search path leads.",
     )
     database_pool_size: Annotated[int, whole_number(2, 1000)] = Field(
         8, description="Most connections from each worker to PostgreSQL."
@@ -168,6 +174,14 @@ class Settings(BaseSettings):
         "text", description="A line per event: text for people, or json."
     )
     log_level: Annotated[LogLevel, one_of(LogLevel)] = Field("info", description="Least severe event that is logged.")
+
+    @field_validator("database_schema")
+    @classmethod
+    def _is_in_postgresql(cls, schema: str, others: ValidationInfo) -> str:
+        url: SecretStr | None = others.data.get("database_url")
+        if schema and url is not None and url.get_secret_value().startswith("sqlite:"):
+            raise ValueError("expected none with sqlite")
+        return schema
 
     @field_validator("max_request_size")
     @classmethod

@@ -85,7 +85,7 @@ def open_database(settings: Settings) -> Db:
     url = settings.database_url.get_secret_value()
     if url.startswith("sqlite:"):
         _make_file(Path(unquote(urlsplit(url).path)[1:]))
-    return Db(url, pool_size=settings.database_pool_size)
+    return Db(url, schema=settings.database_schema or None, pool_size=settings.database_pool_size)
 
 
 def _make_file(path: Path) -> None:

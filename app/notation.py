@@ -178,6 +178,12 @@ def _database_url(value: object) -> str:
     return text
 
 
+def _schema_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"(?!pg_|information_schema$)[a-z_][a-z0-9_]{0,62}|", value):
+        return value
+    raise ValueError("expected a name of lower-case letters, digits and _, such as waybill")
+
+
 def _check_sqlite(path: str, *, options: bool) -> None:
     if options:  # the driver would make them a part of the file's name
         raise ValueError("has options, expected none with sqlite; a ? in the path is written %3F")
@@ -284,6 +290,7 @@ Versions = Annotated[tuple[int, ...], BeforeValidator(_versions)]
 Directory = Annotated[Path, BeforeValidator(_directory)]
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 """Secret for its password. sqlite with a file, or postgresql with a host and a database."""
+SchemaName = Annotated[str, BeforeValidator(_schema_name)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
 Host = Annotated[str, BeforeValidator(_host)]
 BasePath = Annotated[str, BeforeValidator(_base_path)]

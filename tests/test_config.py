@@ -37,6 +37,7 @@ def test_nothing_needs_to_be_set():
 UNDERSTOOD = [
     ("storage_dir", "/var/lib/waybill", Path("/var/lib/waybill")),
     ("storage_dir", "relative/with space", Path("relative/with space")),
+    ("database_schema", "", ""),
     ("database_pool_size", "2", 2),
     ("durability", "fast", "fast"),
     ("min_free_space", "0", 0),
@@ -108,6 +109,8 @@ def test_a_value_is_understood(name, text, value):
 
 REFUSED = [
     ("storage_dir", ["", " ", "~/uploads", " /srv", "/srv\n", "a\0b", "/srv/\udcff"], "expected a path"),
+    ("database_schema", ["Waybill", "way-bill", '"waybill"', "pg_waybill", "1a", "a" * 64, "a\n"], "expected a name"),
+    ("database_schema", ["waybill"], "expected none with sqlite"),
     ("database_pool_size", ["", "1", "8.0", "8_0", " 8", "+8", "08", "0x8", "٨", "1001"], "expected a whole number"),
     ("durability", ["", "Full", "none"], "expected full or fast"),
     ("min_free_space", ["", "-1", "1.5GiB", "512 MiB", "512mib", "512M", "512Mb", "1e3"], "expected a size, or"),
@@ -166,6 +169,11 @@ def test_a_value_is_refused_with_its_name_what_was_found_and_what_was_expected(n
 def test_a_service_listens_at_one_kind_of_place(beside):
     with pytest.raises(Unusable, match="WAYBILL_LISTEN stands beside WAYBILL_"):
         load({f"{PREFIX}LISTEN": "systemd", **{PREFIX + name: value for name, value in beside.items()}})
+
+
+def test_a_schema_is_understood_with_postgresql():
+    given = {"WAYBILL_DATABASE_URL": "postgresql://a/b", "WAYBILL_DATABASE_SCHEMA": "way_bill2"}
+    assert load(given).database_schema == "way_bill2"
 
 
 def test_every_setting_has_cases_here():

@@ -68,13 +68,17 @@ class Db(Named):
     StorageFull; what it refuses (a constraint, a mistake in a statement) passes through as the
     driver's own exception. A cancelled call runs to its end before the cancellation goes on.
 
+    All tables are in `schema`, or where PostgreSQL's search path leads.
+
     Raises:
         Unusable: the URL names no database that is known here.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 8, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, *, schema: str | None = None, pool_size: int = 8, timeout: float = 5.0) -> None:
         self._name, self._driver = _understood(url)
-        self._database = Database(url, **self._driver.options(pool_size=pool_size, timeout=timeout))
+        self.schema = schema
+        options = self._driver.options(schema=schema, pool_size=pool_size, timeout=timeout)
+        self._database = Database(url, **options)
         self._queries = queries.load(self.dialect)
         self._timeout = timeout
         self._size, self._taken = pool_size, 0

@@ -29,7 +29,7 @@ class Driver(ABC):
     """Whether writers exclude each other anyway, so that they had better queue than meet."""
 
     @abstractmethod
-    def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
+    def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
         """The keyword options with which `databases` opens connections."""
 
     async def connect(self, connection: Connection) -> None:

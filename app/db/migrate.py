@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from app.db import Aside, Asks, Db, Unit
+from app.db.access import examine
 from app.db.queries import Dialect, Index, Migration, migrations, oldest_code
 from app.errors import Unusable, UploadError
 
@@ -46,9 +47,20 @@ async def pending(db: Db) -> Pending:
     a migration says that it needs newer code.
 
     Raises:
-        Unusable: a file has been edited after it was applied, or this code is too old for the schema.
+        Unusable: a file has been edited after it was applied, this code is too old for the schema, the role may not do
+            what has to be done, or tables of these names are somebody else's.
     """
-    return _sorted(db.dialect, await _applied(db.unguarded))
+    known = migrations(db.dialect)
+    try:
+        applied = await _applied(db.unguarded)
+    except UploadError:
+        raise
+    except Exception:  # it may not even be read
+        await examine(db.unguarded, known, {migration.number for migration in known}, db.schema)
+        raise
+    found = _sorted(db.dialect, applied)
+    await examine(db.unguarded, known, applied.keys(), db.schema)
+    return found
 
 
 async def migrate(db: Db, *, now_us: int, indexes: bool = True) -> list[str]:
@@ -62,6 +74,7 @@ async def migrate(db: Db, *, now_us: int, indexes: bool = True) -> list[str]:
         Unusable: a file was edited after it was applied, this code is too old, or a file cannot be applied.
     """
     applied: list[str] = []
+    await pending(db)
     if not await _applied(db):
         everything = [(migration, migration.statements) for migration in migrations(db.dialect)]
         if await _apply(db, everything, now_us):
@@ -146,6 +159,9 @@ async def _apply(db: Db, files: list[tuple[Migration, list[str]]], now_us: int) 
         lock = await unit.one("lock_migrations")
         if lock is None or not lock["locked"]:
             return None
+        place = await unit.one("find_place", schema=db.schema)
+        if db.schema is not None and place is not None and not place["is_there"]:
+            await _execute(unit, first, f'CREATE SCHEMA "{db.schema}"')
         await unit.run("create_migrations")
         if first.number in await _applied(unit):
             return False

@@ -31,7 +31,7 @@ class PostgresqlDriver(Driver):
     dialect = "postgresql"
     one_writer = False
 
-    def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
+    def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
         # `databases` ignores all of these in a URL. The server ends a statement before the deadline
         # of `Db` does, so that the connection stays good; the deadline is for a server that is silent.
         return {
@@ -39,7 +39,11 @@ class PostgresqlDriver(Driver):
             "max_size": pool_size + 1,  # `Db.aside` takes one more
             "timeout": timeout,
             "max_inactive_connection_lifetime": 0,
-            "server_settings": {"application_name": "waybill", **_limits(timeout)},
+            "server_settings": {
+                "application_name": "waybill",
+                **({} if schema is None else {"search_path": f'"{schema}"'}),
+                **_limits(timeout),
+            },
         }
 
     async def inspect(self, raw: asyncpg.Connection) -> dict[str, str]:

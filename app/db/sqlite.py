@@ -67,7 +67,7 @@ class SqliteDriver(Driver):
         self._reserve: Reserve | None = None
         self._doubts = False
 
-    def options(self, *, pool_size: int, timeout: float) -> dict[str, Any]:
+    def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
         # SQLite sleeps in its thread while another process writes, and nothing wakes it. Short
         # sleeps, with `Db` trying again until its own deadline, keep it at hand.
         return {"factory": _Connection, "timeout": min(timeout / 4, 1.0)}

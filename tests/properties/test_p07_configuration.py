@@ -64,6 +64,10 @@ SETTINGS = {
         lists(long_secrets),
         st.builds(lambda short, long: f"{long},{short}", secrets, long_secrets) | secrets | secrets.map("[{}".format),
     ),
+    "database_schema": (
+        st.sampled_from(["waybill", "_1"]).map(lambda text: (text, text)),
+        st.sampled_from([" ", "Waybill", "pg_a", "1a", "a.b", "é"]),
+    ),
     "database_pool_size": whole(2, 1000),
     "durability": words("full", "fast"),
     "min_free_space": SIZE,
@@ -135,6 +139,8 @@ def environments(draw):
     largest = meant.get("max_file_size", 5 * 1024**3)
     if "WAYBILL_MAX_FILE_SIZE" not in bad and meant.get("max_request_size", largest) < largest:
         bad.add("WAYBILL_MAX_REQUEST_SIZE")
+    if "database_schema" in meant and "WAYBILL_STORAGE_DIR" not in bad and "WAYBILL_DATABASE_URL" not in environ:
+        bad.add("WAYBILL_DATABASE_SCHEMA")  # it is sqlite then
     idle = meant.get("upload_idle_time", timedelta(days=1))
     if "WAYBILL_UPLOAD_IDLE_TIME" not in bad and meant.get("upload_max_time", idle) < idle:
         bad.add("WAYBILL_UPLOAD_MAX_TIME")

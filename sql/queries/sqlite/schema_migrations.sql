@@ -2,12 +2,11 @@
 
 -- name: has_migrations :one
 -- params: none
--- Whether the table is there; it is not in a new database.
--- Differs from postgresql: SQLite keeps its tables in sqlite_schema.
+-- Whether the table is there; it is not in a new database, where others may have one of that name.
+-- Differs from postgresql: a pragma lists the columns.
 SELECT count(*) AS tables
-FROM sqlite_schema
-WHERE type = 'table'
-  AND name = 'schema_migrations';
+FROM pragma_table_info('schema_migrations')
+WHERE name = 'checksum';
 
 -- name: lock_migrations :one
 -- params: none
@@ -29,3 +28,27 @@ SELECT 1 AS whole
 FROM sqlite_schema
 WHERE type = 'index'
   AND name = :name;
+
+-- name: find_place :one
+-- params: schema?
+-- Where new tables would be made, and whether they may.
+-- Differs from postgresql: there is one place, and who can write the file may do anything.
+SELECT '' AS role,
+       'main' AS place,
+       '' AS path,
+       TRUE AS creates_tables,
+       CAST(:schema AS TEXT) IS NULL AS is_there,
+       TRUE AS creates_schemas;
+
+-- name: list_tables :many
+-- params: names
+-- Those of the named tables that are there.
+-- Differs from postgresql: they are everybody's who can write the file.
+SELECT found.name AS name,
+       'main' AS place,
+       '' AS owner,
+       TRUE AS is_owned,
+       TRUE AS is_usable
+FROM json_each(:names) AS named
+JOIN sqlite_schema AS found ON found.name = named.value
+WHERE found.type IN ('table', 'view');
