@@ -1,6 +1,6 @@
 # One Waybill process. It writes to /data and nowhere else, so the root file system may be read-only.
 
-# The interpreter that the tests run on; not Alpine, whose memory allocator cannot be tuned for receiving.
+# The interpreter on which all tests run; not Alpine, whose memory allocator cannot be tuned for receiving.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/waybill

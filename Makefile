@@ -1,5 +1,6 @@
 # Everything happens in .venv, which the first target that needs it makes. Nothing but python3, its venv module and
-# make is needed beforehand.
+# make is needed beforehand. Another interpreter has a virtual environment of its own:
+#   make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
 PYTEST ?= -n 2
@@ -64,16 +65,16 @@ $(BIN)/pip:
 # The package is installed editable: the service and the tests run app/ and sql/ as they stand here.
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable .
-	touch $@
+	@: > $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[bench]'
-	touch $@ $(VENV)/.run
+	@: > $@; : > $(VENV)/.run
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[test]'
-	touch $@ $(VENV)/.run
+	@: > $@; : > $(VENV)/.run
 
 $(VENV)/.fuzz: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[test,fuzz]'
-	touch $@ $(VENV)/.run $(VENV)/.test
+	@: > $@; : > $(VENV)/.run; : > $(VENV)/.test

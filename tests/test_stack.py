@@ -352,9 +352,11 @@ class TestImage:
         assert instructions("CMD") == [["waybill", "serve"]]
         assert "waybill" in scripts
 
-    def test_it_is_built_on_the_interpreter_that_the_tests_run_on(self):
-        images = {line.split()[0] for line in instructions("FROM")}
-        assert images == {f"python:{sys.version_info.major}.{sys.version_info.minor}-slim-bookworm"}
+    def test_it_is_built_on_the_oldest_interpreter_of_the_classifiers_on_which_all_tests_run(self):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        oldest = project["classifiers"][0].rpartition(" ")[2]
+        assert project["requires-python"] == f">={oldest}"
+        assert {line.split()[0] for line in instructions("FROM")} == {f"python:{oldest}-slim-bookworm"}
 
     @pytest.mark.slow
     def test_its_install_steps_give_a_service_that_starts(self, tmp_path):

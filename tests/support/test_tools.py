@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support import tools
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for path in (ROOT / "tests").rglob("*.py") if "node_modules" not in path.parts)
+ASKS = re.compile(r"tests\.(support\.tools|storage\.stores|proxy|interop\.clients)")
 STARTS = {"run", "Popen", "call", "check_call", "check_output", "create_subprocess_exec", "execvp"}
 
 
@@ -23,6 +25,22 @@ def test_the_suite_is_collected_with_an_empty_path():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "error" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_machine_with_the_least_programs_passes_and_says_what_to_install(tmp_path):
+    """Nothing is in PATH but what a newcomer's first commands need; the tests that ask for more are skipped."""
+    (tmp_path / "python3").symlink_to(sys.executable)
+    for name in ("git", "make", "curl"):
+        (tmp_path / name).symlink_to(tools.tool(name))
+    asking = [path for path in SOURCES if path.name.startswith("test_") and ASKS.search(path.read_text("utf-8"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *asking]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, timeout=1800
+    )
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert (done.returncode, len(skipped) > 2) == (0, True), done.stdout
+    assert [line for line in skipped if "is not installed (Debian: apt-get install " not in line] == []
 
 
 def test_a_program_is_found_beside_the_path_by_its_absolute_path(tmp_path, monkeypatch):

@@ -48,7 +48,6 @@ PACKAGES: Final = {
     "sed": "sed",
     "setpriv": "util-linux",
     "strace": "strace",
-    "systemd-socket-activate": "systemd",
     "umount": "mount",
     "unshare": "util-linux",
 }
