@@ -1,13 +1,17 @@
 """What must be true before the service starts; the same for `waybill serve` and `waybill check`."""
 
+import resource
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from app.config import Settings
 from app.db import migrate
 from app.errors import Unavailable, Unusable, UploadError
 from app.main import open_database, open_storage, read_key
+
+_FORMS_AT_ONCE: Final = 4
+"""So many of the largest forms, with nothing else, use up the files that may be open."""
 
 
 class Check(NamedTuple):
@@ -24,6 +28,7 @@ async def run(settings: Settings) -> list[Check]:
     return [
         await _check("storage", lambda: _storage(settings)),
         await _check("secret keys", lambda: _keys(settings)),
+        await _check("open files", lambda: _open_files(settings)),
         await _check("database", lambda: _database(settings)),
     ]
 
@@ -35,6 +40,19 @@ async def _check(name: str, check: Callable[[], Awaitable[str]]) -> Check:
         return Check(name, False, False, str(error))
     except UploadError as error:
         return Check(name, False, True, str(error))
+
+
+async def _open_files(settings: Settings) -> str:
+    """Whether the largest form fits: a file that is no small one stays open until all of its form have come."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return "any number may be open"
+    if settings.max_files_per_request > allowed // _FORMS_AT_ONCE:
+        raise Unusable(
+            f"WAYBILL_MAX_FILES_PER_REQUEST is {settings.max_files_per_request}, and each worker may have {allowed} "
+            f"files open (ulimit -Hn): expected {allowed // _FORMS_AT_ONCE} at most, or a higher limit"
+        )
+    return f"{allowed} may be open in each worker"
 
 
 async def _storage(settings: Settings) -> str:

@@ -93,7 +93,9 @@ class Settings(BaseSettings):
         default_factory=lambda given: min(given["max_file_size"] + GiB, MAX_SIZE),
         description="Largest accepted request body, in bytes, no less than the largest file. Default: 1GiB more.",
     )
-    max_files_per_request: Annotated[int, whole_number(1, 100_000)] = Field(100, description="Most files in one form.")
+    max_files_per_request: Annotated[int, whole_number(1, 100_000)] = Field(
+        100, description="Most files in one form; at most a quarter of the files that each worker may have open."
+    )
     max_concurrent_uploads: Annotated[int, whole_number(1, 1_000_000)] = Field(
         4000, description="Most uploads that each worker receives at the same time."
     )

@@ -8,10 +8,10 @@ one is flushed: an idle service adds no delay, a busy one pays for few flushes.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import structlog
 
@@ -34,6 +34,8 @@ ANSWERED_US: Final = 86_400_000_000
 _MAX_BATCH_ROWS: Final = 4096
 _PATIENCE_SECONDS: Final = 4.0
 """How long recording is tried again when the database is away; then the client is told to come back."""
+_ROWS_A_SECOND: Final = 2000
+"""For what a form has beyond the rows of a group there is so much more time: it can take longer than patience."""
 _HASTE_SECONDS: Final = 1.0
 """The same for those who waited meanwhile: by then it is known to be away."""
 _RETRY_SECONDS: Final = 0.1
@@ -79,6 +81,7 @@ class Publisher:
         self._in_doubt = InDoubt(db, self._take_back, self.metrics)
         self._away = self._in_doubt.away
         self._tasks: list[asyncio.Task[None]] = []
+        self._large: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._tasks = [
@@ -128,7 +131,10 @@ class Publisher:
         landing = Landing(
             files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances, claim=claim
         )
-        self._publishing.put(landing)
+        if len(files) > MAX_BATCH_FILES:
+            self._begin(self._publish_in_slices(landing))
+        else:
+            self._publishing.put(landing)
         return await landing.done
 
     async def record(self, uploads: Sequence[Upload], arrival: NewSession | None) -> None:
@@ -139,14 +145,26 @@ class Publisher:
             UploadError: they are not recorded.
         """
         landing = Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
-        self._recording.put(landing)
+        if len(uploads) > MAX_BATCH_FILES:
+            self._recording.check()
+            self._begin(self._record_alone(landing))
+        else:
+            self._recording.put(landing)
         await landing.done
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work on a request that is too large for any group, beside the groups."""
+        task = asyncio.create_task(work, name="waybill-large-form")
+        self._large.add(task)
+        task.add_done_callback(self._large.discard)
 
     async def _close(self) -> None:
         *working, settling = self._tasks
         for stage, work in zip((self._publishing, self._recording, self._waiting_for_locks), working, strict=True):
             stage.close()
             await work
+            if self._large:
+                await asyncio.wait(self._large)
         settling.cancel()
         await asyncio.wait((settling,))
         if self._in_doubt:
@@ -158,12 +176,7 @@ class Publisher:
     # --- first stage: files
 
     async def _publish(self, batch: list[Landing]) -> None:
-        files = [file for landing in batch for file in landing.files]
-        self.metrics.batch_files.observe(len(files))
-        try:
-            refused = await self._storage.publish([file.staged for file in files])
-        except Exception as error:
-            refused = dict.fromkeys([file.id for file in files], told(error))
+        refused = await self._publish_files([file for landing in batch for file in landing.files])
         published_at = self._now_us()
         for landing in batch:
             try:
@@ -176,6 +189,35 @@ class Publisher:
                 landing.refuse(told(error))
             else:
                 self._recording.put(landing)
+
+    async def _publish_files(self, files: Sequence[Incoming]) -> Mapping[str, UploadError]:
+        """Those of the files that were refused, by their ids; all others are there."""
+        self.metrics.batch_files.observe(len(files))
+        try:
+            return await self._storage.publish([file.staged for file in files])
+        except Exception as error:
+            return dict.fromkeys([file.id for file in files], told(error))
+
+    async def _publish_in_slices(self, landing: Landing) -> None:
+        """Publish a form of very many files, others' in between, and record it in a transaction of its own."""
+        published: list[str] = []
+        try:
+            for files in _slices(landing.files):
+                refused = await self._publish_files(files)
+                published += [file.id for file in files if file.id not in refused]
+                for refusal in refused.values():
+                    raise refusal
+            published_at = self._now_us()
+            for files in _slices(landing.files):
+                landing.uploads += [file.completed(published_at) for file in files]
+                await asyncio.sleep(0)
+        except Exception as error:
+            for file in landing.files:
+                await file.staged.abort()
+            await self._take_back(published)
+            landing.refuse(told(error))
+        else:
+            await self._record_alone(landing)
 
     async def _take_back(self, keys: list[str]) -> None:
         """Remove published files that are known to have no rows: nobody was told of them."""
@@ -195,6 +237,12 @@ class Publisher:
                 self._set_aside(landing)
         if rest := [landing for landing in batch if landing.session_id not in self._locked]:
             await self._record(rest)
+
+    async def _record_alone(self, landing: Landing) -> None:
+        try:
+            await self._record([landing])
+        except Exception as error:
+            landing.refuse(told(error))
 
     async def _record_locked(self, batch: list[Landing]) -> None:
         """Try again, after a moment, to record what was set aside; whose patience is over is in doubt."""
@@ -278,7 +326,8 @@ class Publisher:
         """
         uploads = [upload for landing in batch for upload in landing.uploads]
         clock = asyncio.get_running_loop().time
-        deadline = clock() + (self._haste_seconds if self._away.is_set() else self._patience_seconds)
+        patience = self._haste_seconds if self._away.is_set() else self._patience_seconds
+        deadline = clock() + patience + max(0, len(uploads) - _MAX_BATCH_ROWS) / _ROWS_A_SECOND
         while True:
             began = self.metrics.stopwatch()
             try:
@@ -311,3 +360,7 @@ class Publisher:
                 raise PassedOver(passed)
 
         return run
+
+
+def _slices(files: Sequence[Incoming]) -> Iterator[Sequence[Incoming]]:
+    return (files[at : at + MAX_BATCH_FILES] for at in range(0, len(files), MAX_BATCH_FILES))

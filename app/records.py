@@ -6,7 +6,7 @@ say is repeatable: saying it twice, after an answer got lost, leaves what saying
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import pydantic
@@ -24,6 +24,8 @@ DELETED_AGAIN_US: Final = 86_400_000_000
 # found, and counted as broken, where nobody asks about times and sizes.
 _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1
+_ROWS_AT_ONCE: Final = 1000
+"""Rows in one statement: no one takes long, nor holds the event loop."""
 _LAST_ID: Final = "\U0010ffff"
 _LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
 _NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
@@ -81,11 +83,14 @@ class SessionRecord(Session):
 async def insert_uploads(asks: Asks, uploads: Sequence[Upload]) -> None:
     """Record uploads; those that are recorded already stay as they are, but for those still on their way in.
 
-    An upload whose session has joined another one meanwhile is recorded for that one.
+    Many take several statements, and so a transaction. An upload whose session has joined another one meanwhile is
+    recorded for that one.
     """
     # By session, in which order PostgreSQL locks them: two that lock in the same order never deadlock.
-    rows = sorted((upload.as_row() for upload in uploads), key=itemgetter("session_id"))
-    await asks.run("insert_uploads", rows=_json(rows))
+    uploads = sorted(uploads, key=attrgetter("session_id"))
+    for at in range(0, len(uploads), _ROWS_AT_ONCE):
+        rows = [upload.as_row() for upload in uploads[at : at + _ROWS_AT_ONCE]]
+        await asks.run("insert_uploads", rows=_json(rows))
 
 
 async def list_uploads(

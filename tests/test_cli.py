@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -140,6 +142,7 @@ class TestCheck:
         assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
             "ok    storage",
             "ok    secret keys",
+            "ok    open files",
             "ok    database",
         ]
         assert "will be migrated: 0001_" in done.stdout
@@ -163,6 +166,7 @@ class TestCheck:
         assert [(check["name"], check["ok"], check["away"]) for check in found["checks"]] == [
             ("storage", False, False),
             ("secret keys", True, False),
+            ("open files", True, False),
             ("database", True, False),
         ]
         assert str(tmp_path / "file") in found["checks"][0]["found"]
@@ -380,3 +384,13 @@ def test_a_reader_that_hangs_up_ends_a_command_without_a_word(tmp_path):
     os.close(writes)
     assert done.stderr == b""
     assert done.returncode == 74
+
+
+def test_a_form_larger_than_the_files_that_may_be_open_is_refused_at_the_start(tmp_path):
+    variables = environment(tmp_path, max_files_per_request=300)
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (1024, 1024))
+    command = [sys.executable, "-m", "app", "serve"]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, preexec_fn=few, check=False)
+    assert done.returncode == 78
+    assert b"WAYBILL_MAX_FILES_PER_REQUEST is 300" in done.stderr
+    assert b"1024 files open (ulimit -Hn): expected 256 at most" in done.stderr

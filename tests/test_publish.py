@@ -181,6 +181,64 @@ class TestOrder:
         assert world.store.batches == [1, MAX_BATCH_FILES, 5]
 
 
+class TestFormsOfManyFiles:
+    """More files than a batch holds: in slices, with others in between, and still all of them or none."""
+
+    MANY = 2 * MAX_BATCH_FILES + 88
+
+    async def test_others_wait_for_a_slice_and_not_for_the_form(self, world, monkeypatch):
+        asked = []
+        publish = world.store.publish
+
+        async def noted(batch):
+            asked.append(len(batch))
+            return await publish(batch)
+
+        monkeypatch.setattr(world.store, "publish", noted)
+        world.store.gate.close()
+        async with world.publisher() as publisher:
+            many = await begun(publisher.land(await world.files(*[1] * self.MANY), None))
+            await coming(world.store.gate.reached)
+            one = await begun(publisher.land(await world.files(2), None))
+            await until(lambda: asked == [MAX_BATCH_FILES, 1])
+            world.store.gate.open()
+            [uploads, _] = await asyncio.gather(*many, *one)
+        assert sorted(asked) == [1, 88, MAX_BATCH_FILES, MAX_BATCH_FILES]
+        assert len(uploads) == self.MANY
+        assert len(await world.store.contents()) == self.MANY + 1
+
+    async def test_a_file_that_is_refused_takes_all_slices_back(self, world):
+        world.store.refuses = {13: StorageFull()}
+        sizes = [1] * (self.MANY - 90) + [13] + [1] * 89
+        async with world.publisher() as publisher:
+            [gone] = await begun(publisher.land(await world.files(*sizes), None))
+            gone.cancel()  # nobody is there to abort what is staged still
+            refused = publisher.land(await world.files(*sizes), None)
+            with pytest.raises(StorageFull):
+                await refused
+        assert await world.statuses() == []
+        assert not world.store.staged
+
+    async def test_a_row_that_is_refused_takes_all_files_back(self, world):
+        await TestRefusedRows.forbid(world.db, "bad")
+        files = await world.files(*[1] * 1200)
+        async with world.publisher() as publisher:
+            with pytest.raises(Internal):
+                await publisher.land([*files, await world.file(1, "bad")], None)
+        assert await world.statuses() == []
+
+    async def test_a_failed_one_is_recorded_beside_others(self, world):
+        files = await world.files(*[1] * self.MANY)
+        world.db.gate.close()
+        async with world.publisher() as publisher:
+            [many] = await begun(publisher.record([file.failed(StorageFull()) for file in files], None))
+            await coming(world.db.gate.reached)
+            world.db.gate.open()
+            await many
+            await publisher.land(await world.files(2), None)
+        assert (await records.count_uploads(world.db, "mine", HistoryQuery())) == self.MANY + 1
+
+
 class TestRefusedFiles:
     async def test_a_refused_file_takes_its_request_back_and_no_other(self, world):
         world.store.refuses = {13: StorageFull()}
@@ -238,7 +296,8 @@ class TestRefusedFiles:
 
 
 class TestRefusedRows:
-    async def forbid(self, db, filename):
+    @staticmethod
+    async def forbid(db, filename):
         """Have the database refuse a row that the model accepts."""
         statement = {
             "sqlite": "CREATE TRIGGER forbidden BEFORE INSERT ON uploads "

@@ -1,5 +1,6 @@
 """One request, whole files: form POST, raw PUT and POST."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -29,6 +30,8 @@ from app.web.mounted import here, record_json, shown
 from app.web.services import Services
 from app.web.session import caller_of
 
+_RECORDS_A_TURN: Final = 256
+"""So many records are written out before others have their turn."""
 _JSON: Final = "application/json"
 _FORM: Final = "multipart/form-data"
 _URLENCODED: Final = "application/x-www-form-urlencoded"
@@ -103,8 +106,17 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
             lambda: Asked(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
             lambda claim: _land_form(request, decoder, body, claim, whole),
         )
-    base = request.state["settings"].base_path
-    return _created(request, uploads, to_json({"items": [shown(upload, base) for upload in uploads]}))
+    return _created(request, uploads, await _items(uploads, request.state["settings"].base_path))
+
+
+async def _items(uploads: list[Upload], base: str) -> bytes:
+    """The records as JSON; others have their turn meanwhile when they are many."""
+    parts = []
+    for at in range(0, len(uploads), _RECORDS_A_TURN):
+        if at:
+            await asyncio.sleep(0)
+        parts.append(to_json([shown(upload, base) for upload in uploads[at : at + _RECORDS_A_TURN]])[1:-1])
+    return b'{"items":[%b]}' % b",".join(parts)
 
 
 async def _land_form(
