@@ -8,10 +8,18 @@ from typing import Final, Self
 import structlog
 
 from app.completion import Completions
-from app.errors import InconsistentUploadLength, OffsetMismatch, TooLarge, Unavailable, UploadError
-from app.holding import Holding, mark_of
+from app.errors import (
+    BadRequest,
+    DigestMismatch,
+    InconsistentUploadLength,
+    OffsetMismatch,
+    TooLarge,
+    Unavailable,
+    UploadError,
+)
+from app.holding import Holding, mark_of, verify
 from app.ingest import Ingest
-from app.model import Resource
+from app.model import Digests, Failure, Resource
 from app.quota import STEP_BYTES
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
 from app.tasks import to_the_end
@@ -48,6 +56,7 @@ class Appending:
         declared: int | None,
         length: int | None,
         checked: bool,
+        digests: Digests,
     ) -> None:
         self.offset = offset
         self.durable = offset
@@ -61,6 +70,7 @@ class Appending:
         self._declared = declared
         self._length = length
         self._checked = checked
+        self._digests = digests
         self._most = offset
         self._granted = 0
         self._reservation: Reservation | None = None
@@ -92,6 +102,7 @@ class Appending:
         self._check(resource)
         await self._require_quota(self.offset + (self._declared or 0))
         self.resource, self._partial = await self._open(resource)
+        self.resource = replace(self.resource, digests=self.resource.digests.joined_with(self._digests))
         if self._turn.reason is not None:
             raise self._turn.reason
         self._began = Mark(self.resource.offset, self.resource.digest_state)
@@ -121,6 +132,8 @@ class Appending:
     def _check(self, resource: Resource) -> None:
         if self.offset != resource.offset:
             raise OffsetMismatch(resource.offset, self.offset)
+        if not self._digests.agrees_with(resource.digests):
+            raise BadRequest("this request and one before it declare different digests of the whole file")
         if resource.length is not None and self._length not in {None, resource.length}:
             raise InconsistentUploadLength(resource.length, self._length or 0)
         most = self._ingest.limits.file_bytes
@@ -228,6 +241,8 @@ class Appending:
             self.durable = self.resource.offset
             self._turns.leave(self._turn)
             return
+        if resource.is_part and resource.whole:
+            await self._verify(resource.digests, partial)
         await partial.detach()  # first: who waits for the row to be free opens the file next
         try:
             await self._holding.commit(resource, held_by)
@@ -239,6 +254,16 @@ class Appending:
         self._turns.leave(self._turn)
         if resource.is_part and resource.whole:
             await self._completions.part_is_whole(resource)
+
+    async def _verify(self, digests: Digests, partial: Partial) -> None:
+        """Compare a part that is fully received with what was declared of it; one that differs has failed for good."""
+        try:
+            await verify(digests, partial)
+        except BaseException as error:
+            await partial.detach()
+            if isinstance(error, DigestMismatch):
+                await self._holding.fail(self.resource, Failure(code=error.code, detail=str(error)))
+            raise
 
     def _at(self, mark: Mark) -> Resource:
         """The upload as it is when everything up to the mark counts."""

@@ -27,7 +27,7 @@ from app.errors import (
     Unavailable,
     UploadError,
 )
-from app.holding import Holding, mark_of
+from app.holding import Holding, mark_of, verify
 from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.publish import Publisher
 from app.storage import InUse, NotStored, Partial, Storage
@@ -213,9 +213,8 @@ class Completions:
 
     async def _publish(self, resource: Resource, partial: Partial) -> Resource:
         try:
+            await verify(resource.digests, partial)
             await partial.finish()
-            if resource.expected_sha256 is not None and partial.sha256 != resource.expected_sha256:
-                raise DigestMismatch(resource.expected_sha256, partial.sha256)
             [upload] = await self._publisher.land(
                 [_incoming(resource, partial)], None, allowances=_granted(resource) if self._counts_quotas else ()
             )
@@ -256,7 +255,7 @@ class Completions:
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
-        if not (is_longer or size == resource.offset) or sha256 != (resource.expected_sha256 or sha256):
+        if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
             log.error("a published file is not what was acknowledged", upload=resource.upload_id, size=size)
             await self._holding.lose(resource)
         if not resource.whole:

@@ -11,9 +11,9 @@ import structlog
 
 from app import resources
 from app.db import Db, Unit
-from app.errors import Gone, Unavailable, UploadError
+from app.errors import DigestMismatch, Gone, Unavailable, UploadError
 from app.metrics import Metrics, Outcome
-from app.model import Clock, Failure, Holder, Resource
+from app.model import Clock, Digests, Failure, Holder, Resource
 from app.storage import InUse, Mark, NotStored, Partial, Storage
 from app.turns import Superseded
 
@@ -190,6 +190,13 @@ class Holding:
     def expiry(self, resource: Resource) -> int:
         """When it expires if nothing comes from now on."""
         return min(self._now_us() + self._idle_us, resource.last_expires_at)
+
+
+async def verify(digests: Digests, partial: Partial) -> None:
+    """Compare the bytes of a file with what was declared of them; raises DigestMismatch."""
+    for algorithm, name, expected in (("sha256", "sha-256", digests.sha256), ("sha512", "sha-512", digests.sha512)):
+        if expected is not None and (actual := await partial.digest(algorithm)) != expected:
+            raise DigestMismatch(expected, actual, name)
 
 
 def mark_of(resource: Resource) -> Mark:

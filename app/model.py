@@ -305,7 +305,8 @@ class Resource:
     concat: str | None
     is_part: bool
     parts: tuple[str, ...] | None
-    expected_sha256: str | None
+    digests: Digests
+    """What the whole file must have."""
     file_fence: int
     fence: int
     """Counts the requests that wanted it."""

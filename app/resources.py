@@ -10,7 +10,7 @@ import pydantic_core
 
 from app import records, usage
 from app.db import Asks, Row, Unit
-from app.model import MAX_TIME_US, Failure, Holder, Protocol, Resource, Status, Upload
+from app.model import MAX_TIME_US, Digests, Failure, Holder, Protocol, Resource, Status, Upload
 from app.records import NewSession
 
 _FOR_GOOD: Final = MAX_TIME_US
@@ -44,7 +44,8 @@ async def insert(unit: Unit, resource: Resource, arrival: NewSession | None) -> 
         concat=resource.concat,
         is_part=int(resource.is_part),
         parts=None if resource.parts is None else _json(resource.parts),
-        expected_sha256=resource.expected_sha256,
+        expected_sha256=resource.digests.sha256,
+        expected_sha512=resource.digests.sha512,
         expires_at_us=resource.expires_at,
         last_expires_at_us=resource.last_expires_at,
     )
@@ -143,6 +144,8 @@ async def commit(unit: Unit, resource: Resource, held_by: Holder) -> bool:
         offset_bytes=resource.offset,
         digest_state=resource.digest_state,
         length_bytes=resource.length,
+        expected_sha256=resource.digests.sha256,
+        expected_sha512=resource.digests.sha512,
         expires_at_us=resource.expires_at,
     )
     if row is None:
@@ -226,7 +229,7 @@ def _resource(row: Row) -> Resource:
         concat=row["concat"],
         is_part=bool(row["is_part"]),
         parts=None if row["parts"] is None else tuple(pydantic_core.from_json(row["parts"])),
-        expected_sha256=row["expected_sha256"],
+        digests=Digests(row["expected_sha256"], row["expected_sha512"]),
         file_fence=row["file_fence"],
         fence=row["fence"],
         holder=None if row["holder"] is None else Holder(row["holder"], row["holder_id"]),

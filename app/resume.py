@@ -21,7 +21,7 @@ from app.errors import BadRequest, Forbidden, Gone, InProgress, NotFound, TooLar
 from app.expiry import Expiry
 from app.holding import Holding
 from app.ingest import Ingest, Visitor
-from app.model import Clock, Failure, Protocol, Resource, Status, Upload
+from app.model import UNDECLARED, Clock, Digests, Failure, Protocol, Resource, Status, Upload
 from app.publish import Publisher
 from app.recovery import Recovery
 from app.storage import Storage
@@ -98,11 +98,11 @@ class Resumes:
         metadata: str | None = None,
         concat: str | None = None,
         is_part: bool = False,
-        sha256: str | None = None,
+        digests: Digests = UNDECLARED,
     ) -> tuple[Resource, str]:
         """A new upload of which nothing has come yet, and the key that opens it; one of no bytes is completed at once.
 
-        With `sha256` its bytes must have that digest in the end. A part only serves `concatenate`.
+        Its bytes must have the `digests` in the end. A part only serves `concatenate`.
 
         Raises:
             TooLarge: `length` is more than is accepted.
@@ -121,7 +121,7 @@ class Resumes:
             metadata=metadata,
             concat=concat,
             is_part=is_part,
-            expected_sha256=sha256,
+            digests=digests,
         )
         await self._insert(visitor, resource)
         if length == 0 and not is_part:
@@ -137,6 +137,7 @@ class Resumes:
         content_type: str,
         metadata: str | None = None,
         concat: str,
+        digests: Digests = UNDECLARED,
     ) -> tuple[Resource, str]:
         """An upload made of parts, in this order, and the key that opens it. It is complete once all parts are whole.
 
@@ -170,6 +171,7 @@ class Resumes:
             metadata=metadata,
             concat=concat,
             parts=tuple(hashes),
+            digests=digests,
         )
         await self._insert(visitor, resource)
         await self._assembled(resource)
@@ -211,11 +213,13 @@ class Resumes:
         declared: int | None = None,
         length: int | None = None,
         checked: bool = False,
+        digests: Digests = UNDECLARED,
     ) -> "Appending":
         """Append from `offset`: enter it, `write`, then `keep`, `complete` or `discard`.
 
         `declared` is how much this request brings, `length` how long the whole is, if they
         are known. What is `checked` counts only once it is kept: leaving otherwise gives it up.
+        `digests` are what the whole must have, beside what was declared before.
 
         Entering it raises:
             NotFound, Gone, InProgress: see `find`.
@@ -248,6 +252,7 @@ class Resumes:
             declared=declared,
             length=length,
             checked=checked,
+            digests=digests,
         )
 
     async def cancel(self, key: str, session_id: str | None) -> None:
@@ -306,7 +311,7 @@ class Resumes:
         concat: str | None,
         is_part: bool = False,
         parts: tuple[str, ...] | None = None,
-        expected_sha256: str | None = None,
+        digests: Digests = UNDECLARED,
     ) -> tuple[Resource, str]:
         key, upload_id, now_us = self._new_key(), self._new_id(), self._now_us()
         upload = Upload(
@@ -338,7 +343,7 @@ class Resumes:
             concat=concat,
             is_part=is_part,
             parts=parts,
-            expected_sha256=expected_sha256,
+            digests=digests,
             file_fence=0,
             fence=0,
             holder=None,

@@ -17,7 +17,7 @@ from app.errors import (
     Unavailable,
 )
 from app.ingest import Visitor
-from app.model import Protocol, Session, Status
+from app.model import Digests, Protocol, Session, Status
 from app.records import NewSession
 from tests.resumables import LIMIT, World, sha, worker, world
 from tests.unreliable import NOW, Store
@@ -133,7 +133,7 @@ class TestAppending:
             await worker.create(LIMIT + 1)
 
     async def test_what_does_not_have_its_digest_fails_for_good(self, worker):
-        key = await worker.create(3, sha256=sha(b"abc"))
+        key = await worker.create(3, digests=Digests(sha(b"abc")))
         with pytest.raises(DigestMismatch):
             await worker.append(key, 0, b"abd")
         with pytest.raises(Gone):
@@ -141,7 +141,7 @@ class TestAppending:
         [upload] = await worker.history()
         assert (upload.status, upload.error.code) == (Status.FAILED, "digest_mismatch")
         assert await worker.partials() == []
-        assert (await worker.append(await worker.create(3, sha256=sha(b"abc")), 0, b"abc")).completed
+        assert (await worker.append(await worker.create(3, digests=Digests(sha(b"abc"))), 0, b"abc")).completed
 
     @pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
     async def test_what_came_before_a_connection_broke_is_kept(self, worker, kind):

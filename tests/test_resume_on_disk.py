@@ -9,7 +9,7 @@ import pytest
 
 from app.batches import OutcomeUnknown
 from app.errors import Unavailable
-from app.model import Protocol
+from app.model import Digests, Protocol
 from app.resume import Superseded
 from app.storage.local import LocalStorage
 from tests.resumables import World, Writer, sha
@@ -37,7 +37,7 @@ class TestDirectory:
     async def test_an_upload_goes_on_in_another_process(self, world, size):
         first, second = await world.worker(), await world.worker()
         content = (bytes(range(251)) * (size // 251 + 1))[:size]
-        key = await first.create(len(content), protocol=Protocol.RESUMABLE, sha256=sha(content))
+        key = await first.create(len(content), protocol=Protocol.RESUMABLE, digests=Digests(sha(content)))
         async with Writer(first, key, 0, content[: size // 3]) as writer:
             assert await second.offset(key) == size // 3
             with pytest.raises(Superseded):

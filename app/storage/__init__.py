@@ -99,6 +99,13 @@ class Partial(Staged, Protocol):
     async def back_to(self, mark: Mark) -> None:
         """Give up every byte behind the mark, which this object returned or began with. Raises what `write` raises."""
 
+    async def digest(self, algorithm: str) -> str:
+        """The digest in hex of the bytes up to the last mark; any but sha256 reads them all again.
+
+        Raises:
+            NotStored, Unavailable: they cannot be read.
+        """
+
     async def detach(self) -> None:
         """Let go of the file, for somebody else to open, and wait for whatever is under way.
 

@@ -115,6 +115,10 @@ class MemoryPartial(MemoryStaged):
             self._kept += self._content[len(self._kept) :]
         return Mark(self.size, self._digest.state())
 
+    async def digest(self, algorithm: str) -> str:
+        self._require()
+        return hashlib.new(algorithm, self._kept).hexdigest()
+
     async def back_to(self, mark: Mark) -> None:
         self._require()
         self._storage.give_back(len(self._content) - mark.offset)

@@ -6,6 +6,7 @@ may still be written into, by a process that is slow or stopped, and one that is
 
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import stat
@@ -183,6 +184,12 @@ class LocalPartial(LocalStaged):
             self._let_go()
             self.size = self._mark.offset  # a write that was cancelled counted more
 
+    async def digest(self, algorithm: str) -> str:
+        self._require()
+        async with self._writing:
+            with self._failing():
+                return await to_the_end(in_thread(self._staging.threads, self._digest, algorithm))
+
     async def back_to(self, mark: Mark) -> None:
         self._require()
         await to_the_end(self._back_to(mark))
@@ -275,6 +282,14 @@ class LocalPartial(LocalStaged):
             if self._mark.offset == 0:
                 os.fsync(self._staging.directories.partial_fd)
         self._mark = Mark(file.written, file.digest.state())
+
+    def _digest(self, algorithm: str) -> str:
+        file = self._opened()
+        if algorithm == "sha256" and file.written == self._mark.offset:
+            return file.digest.hexdigest()
+        digest = hashlib.new(algorithm)
+        read_through(file.fileno(), self._mark.offset, digest.update, stopped=self._staging.closing.is_set)
+        return digest.hexdigest()
 
     def _write_held(self) -> None:
         if self._held.size:

@@ -126,7 +126,7 @@ async def _create(request: Request[Services], voice: Speaker, intent: Create, pr
         metadata=intent.metadata,
         concat=intent.concat,
         is_part=intent.is_part,
-        sha256=intent.digests.sha256,
+        digests=intent.digests,
     )
     # Whatever becomes of the body, the client can go on from here.
     with _refusing_as(voice, location=_url_of(request, key)):
@@ -144,6 +144,7 @@ async def _concatenate(request: Request[Services], voice: Speaker, intent: Conca
         content_type=intent.content_type,
         metadata=intent.metadata,
         concat=intent.concat,
+        digests=intent.digests,
     )
     return _answer(request, voice, intent, made, key)
 
@@ -166,7 +167,13 @@ async def _receive(
     resumes = request.state["resumes"]
     offset = intent.offset if isinstance(intent, Append) else 0
     appending = resumes.append(
-        key, opener, offset=offset, declared=body.declared, length=intent.length, checked=bool(intent.checks)
+        key,
+        opener,
+        offset=offset,
+        declared=body.declared,
+        length=intent.length,
+        checked=bool(intent.checks),
+        digests=intent.digests,
     )
     try:
         async with appending:

@@ -1,17 +1,17 @@
 -- resumables: one row per upload that comes in several requests. Batches are in the dialects' folders.
 
 -- name: insert_resumable :run
--- params: key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes?, metadata?, concat?, is_part, parts?, expected_sha256?, expires_at_us, last_expires_at_us
+-- params: key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes?, metadata?, concat?, is_part, parts?, expected_sha256?, expected_sha512?, expires_at_us, last_expires_at_us
 -- A new one, of which nothing has come yet; what is already there stays as it is. One whose session has meanwhile
 -- joined another one is recorded for that one.
 INSERT INTO resumables (key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes,
-                        offset_bytes, metadata, concat, is_part, parts, expected_sha256, file_fence, fence,
+                        offset_bytes, metadata, concat, is_part, parts, expected_sha256, expected_sha512, file_fence, fence,
                         expires_at_us, last_expires_at_us)
 VALUES (:key_hash, :upload_id,
         coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = :session_id), :session_id),
         :protocol, :filename, :content_type, :created_at_us, CAST(:length_bytes AS BIGINT),
         0, CAST(:metadata AS TEXT), CAST(:concat AS TEXT), :is_part, CAST(:parts AS TEXT),
-        CAST(:expected_sha256 AS TEXT), 0, 0,
+        CAST(:expected_sha256 AS TEXT), CAST(:expected_sha512 AS TEXT), 0, 0,
         :expires_at_us, :last_expires_at_us)
 ON CONFLICT (key_hash) DO NOTHING;
 
@@ -21,7 +21,7 @@ ON CONFLICT (key_hash) DO NOTHING;
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
-       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
@@ -38,7 +38,7 @@ WHERE resumables.key_hash = :key_hash;
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
-       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
@@ -61,7 +61,7 @@ LIMIT :page_size;
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
-       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
@@ -94,7 +94,7 @@ LIMIT :page_size;
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
-       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
@@ -114,7 +114,7 @@ LIMIT :page_size;
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
-       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
@@ -163,7 +163,7 @@ WHERE key_hash = :key_hash
 RETURNING key_hash;
 
 -- name: commit_resumable :one
--- params: key_hash, held_by, held_by_id, holds, file_fence, offset_bytes, digest_state?, length_bytes?, expires_at_us
+-- params: key_hash, held_by, held_by_id, holds, file_fence, offset_bytes, digest_state?, length_bytes?, expected_sha256?, expected_sha512?, expires_at_us
 -- So many bytes are durable in that file, and its holder goes on, or holds it no longer if holds is 0. No row: it is
 -- not held by these any more, and nothing is changed. The number alone would not tell: after a fail-over that lost the
 -- last commits it can be drawn twice.
@@ -171,6 +171,8 @@ UPDATE resumables
 SET offset_bytes = :offset_bytes,
     digest_state = CAST(:digest_state AS TEXT),
     length_bytes = coalesce(CAST(:length_bytes AS BIGINT), length_bytes),
+    expected_sha256 = CAST(:expected_sha256 AS TEXT),
+    expected_sha512 = CAST(:expected_sha512 AS TEXT),
     file_fence = :file_fence,
     holder = CASE WHEN :holds = 1 THEN holder END,
     holder_id = CASE WHEN :holds = 1 THEN holder_id END,

@@ -11,7 +11,19 @@ import pytest
 from app import records, resources, tokens
 from app.db import Db
 from app.errors import NotFound
-from app.model import MAX_SIZE, Failure, HistoryQuery, Position, Protocol, Resource, Session, Status, Upload, folded
+from app.model import (
+    MAX_SIZE,
+    Digests,
+    Failure,
+    HistoryQuery,
+    Position,
+    Protocol,
+    Resource,
+    Session,
+    Status,
+    Upload,
+    folded,
+)
 from app.records import NewSession, Seen
 
 NOW = 1_700_000_000_000_000
@@ -62,7 +74,7 @@ def resource(number: int, **changes) -> Resource:
         "concat": None,
         "is_part": False,
         "parts": None,
-        "expected_sha256": None,
+        "digests": Digests(),
         "file_fence": 0,
         "fence": 0,
         "holder": None,
@@ -642,7 +654,7 @@ class RecordsContract:
 
     async def test_a_resumable_upload_comes_back_as_it_was_recorded(self, db):
         part = resource(1, is_part=True, upload=None, length=5, metadata="filename YQ==, empty")
-        final = resource(2, parts=(part.key_hash,), concat="final;/a /b", expected_sha256="0" * 64)
+        final = resource(2, parts=(part.key_hash,), concat="final;/a /b", digests=Digests("0" * 64, "1" * 128))
         for _ in range(2):
             for each in (part, final):
                 await db.transaction(lambda unit, each=each: resources.insert(unit, each, None))

@@ -6,7 +6,7 @@
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
-       resumables.expected_sha256, resumables.file_fence, resumables.fence, resumables.holder,
+       resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
