@@ -79,7 +79,7 @@ class Recovery:
         try:
             await work()
         except UploadError as error:
-            log.info("uploads are recovered later", reason=str(error))
+            log.debug("uploads are recovered later", reason=str(error))
         except Exception:
             log.exception("recovering uploads failed")
 

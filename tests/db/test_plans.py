@@ -73,6 +73,27 @@ async def test_postgresql_finds_them_so_too(connection):
         assert "uploads_damaged_by_id" in plan
 
 
+LEFT_ARGUMENTS = [
+    ("list_left_resumables", {"after_key": "", "page_size": 500}, "resumables_to_complete"),
+    ("list_ready_resumables", {"after_key": "", "page_size": 20}, "resumables_waiting_for_parts"),
+    ("list_made_of_parts", {"after_key": "", "until_us": NOW, "page_size": 20}, "resumables_waiting_for_parts"),
+]
+
+
+async def test_what_is_to_be_completed_is_found_without_a_look_at_other_uploads(connection, tmp_path):
+    """It is asked every other second."""
+    await connection.execute("SET enable_seqscan = off")  # of so few rows it would otherwise read all
+    await fill(f"sqlite:///{tmp_path}/waybill.db")
+    sqlite = sqlite3.connect(tmp_path / "waybill.db")
+    for name, arguments, index in LEFT_ARGUMENTS:
+        query = load("postgresql")[name]
+        plan = await connection.fetch(f"EXPLAIN {query.statement}", *(arguments[param] for param in query.order))
+        assert f"{index} on resumables" in "\n".join(row[0] for row in plan)
+        plan = sqlite.execute(f"EXPLAIN QUERY PLAN {load('sqlite')[name].statement}", arguments)
+        assert f"SEARCH resumables USING INDEX {index} (key_hash>?)" in [row[3] for row in plan]
+    sqlite.close()
+
+
 async def test_everything_stored_is_read_page_by_page_in_the_order_of_the_ids(connection, tmp_path):
     after = {"after_id": upload(500).id, "page_size": 500}
     query = load("postgresql")["list_stored"]
