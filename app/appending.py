@@ -17,11 +17,11 @@ from app.errors import (
     Unavailable,
     UploadError,
 )
-from app.holding import Holding, mark_of, verify
+from app.holding import Holding, verify
 from app.ingest import Ingest
 from app.model import Digests, Failure, Resource
 from app.quota import STEP_BYTES
-from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
+from app.storage import InUse, Mark, NotStored, Partial, Reservation
 from app.tasks import to_the_end
 from app.turns import Admitted, Turn, Turns
 
@@ -44,7 +44,6 @@ class Appending:
 
     def __init__(
         self,
-        storage: Storage,
         ingest: Ingest,
         turns: Turns,
         completions: Completions,
@@ -60,7 +59,6 @@ class Appending:
     ) -> None:
         self.offset = offset
         self.durable = offset
-        self._storage = storage
         self._ingest = ingest
         self._turns = turns
         self._completions = completions
@@ -118,9 +116,7 @@ class Appending:
             Unavailable: it was complete, which the database, older than the files, had yet to learn.
         """
         try:
-            return resource, await self._storage.partial(
-                resource.upload_id, resource.file_fence, mark_of(resource), self._reservation
-            )
+            return resource, await self._holding.opened(resource, self._reservation)
         except InUse:
             log.warning("a file is in use still, its upload goes on in a copy", upload=resource.upload_id)
         except NotStored:

@@ -27,7 +27,7 @@ from app.errors import (
     Unavailable,
     UploadError,
 )
-from app.holding import Holding, mark_of, verify
+from app.holding import Holding, verify
 from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.publish import Publisher
 from app.storage import InUse, NotStored, Partial, Storage
@@ -184,8 +184,7 @@ class Completions:
         deadline = clock() + (_PATIENCE_SECONDS if waits else 0)
         while True:
             try:
-                place = resource.upload_id, resource.file_fence, mark_of(resource)
-                return resource, await self._storage.partial(*place)
+                return resource, await self._holding.opened(resource)
             except InUse:
                 if not waits:
                     raise InProgress("another process completes the upload") from None

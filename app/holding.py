@@ -14,7 +14,7 @@ from app.db import Db, Unit
 from app.errors import DigestMismatch, Gone, Unavailable, UploadError
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Digests, Failure, Holder, Resource
-from app.storage import InUse, Mark, NotStored, Partial, Storage
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
 from app.turns import Superseded
 
 log = structlog.stdlib.get_logger("waybill.holding")
@@ -72,6 +72,25 @@ class Holding:
     def forget(self, resource: Resource) -> None:
         """It is nobody's any more: it has ended."""
         self._taken.pop(resource.key_hash, None)
+
+    async def opened(self, resource: Resource, reservation: Reservation | None = None) -> Partial:
+        """Open the file of an upload, in which nothing is cut off that others have acknowledged since it was read.
+
+        A process may be stopped for long between its turn and this.
+
+        Raises:
+            Superseded: others have gone on with it.
+            NotStored, InUse, Unavailable: see `Storage.partial`.
+        """
+
+        async def confirm() -> None:
+            found = await resources.find(self._db, resource.key_hash)
+            if found is None or found.ended_as is not None or _place(found) != _place(resource):
+                raise Superseded
+
+        return await self._storage.partial(
+            resource.upload_id, resource.file_fence, mark_of(resource), reservation, confirm=confirm
+        )
 
     async def copied(self, resource: Resource) -> tuple[Resource, Partial]:
         """Move to a file of our own. The old one is left to the sweep: a fail-over may forget that we moved."""
@@ -202,6 +221,11 @@ async def verify(digests: Digests, partial: Partial) -> None:
 def mark_of(resource: Resource) -> Mark:
     """Where its bytes end, as its row has it, and their digest up to there."""
     return Mark(resource.offset, resource.digest_state)
+
+
+def _place(resource: Resource) -> tuple[Holder | None, int, int]:
+    """What changes when others go on with an upload."""
+    return resource.holder, resource.file_fence, resource.offset
 
 
 def _there(resource: Resource | None) -> Resource:

@@ -241,7 +241,6 @@ class Resumes:
             return resource
 
         return Appending(
-            self._storage,
             self._ingest,
             self._turns,
             self._completions,

@@ -43,30 +43,33 @@ class TestNumbersDrawnTwice:
             with pytest.raises(Superseded):
                 await asyncio.wait_for(old.task, 20)
 
-    async def test_who_was_passed_over_by_one_with_its_number_ends_nothing(self, world, worker, monkeypatch):
-        """It finds no file any more where the other has gone on: that is no loss."""
+    @pytest.mark.parametrize("goes_on", ["in part", "to the end"])
+    async def test_who_was_passed_over_by_one_with_its_number_ends_nothing(self, world, worker, monkeypatch, goes_on):
+        """It finds less in the file than it knows of, or no file at all: that is no loss."""
         other = await world.worker()
         monkeypatch.setattr(worker.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        stopped, real = Gate(), world.storage.partial
+
+        async def partial(*arguments, **more):
+            if not stopped.reached.is_set():
+                await stopped.pass_through()
+            return await real(*arguments, **more)
+
         key = await worker.create(9)
         await worker.append(key, 0, b"abc")
-        opened = Gate()
-        real = world.storage.partial
-
-        async def partial(*arguments):
-            if not opened.reached.is_set():
-                await opened.pass_through()
-            return await real(*arguments)
-
-        monkeypatch.setattr(world.storage, "partial", partial)
         async with Tail(worker, key) as tail:
-            opened.close()
-            old = asyncio.create_task(worker.append(key, 3, b"xyz"))
-            await coming(opened.reached)
+            await worker.append(key, 3, b"uvw")
+            monkeypatch.setattr(world.storage, "partial", partial)
+            stopped.close()
+            old = asyncio.create_task(worker.append(key, 6, b"xyz"))
+            await coming(stopped.reached)
             await tail.lose()
-            assert (await other.append(key, 3, b"defghi")).completed
-            opened.open()
-            with pytest.raises((Superseded, Unavailable)):
-                await old
+        assert (await other.append(key, 3, b"d" if goes_on == "in part" else b"defghi")).offset in {4, 9}
+        stopped.open()
+        with pytest.raises((Superseded, Unavailable)):
+            await old
+        if goes_on == "in part":
+            await other.append(key, 4, b"efghi")
         assert await worker.statuses() == [(9, "completed")]
         assert list((await world.storage.contents()).values()) == [b"abcdefghi"]
 

@@ -7,7 +7,7 @@ import pytest
 from app.errors import OffsetMismatch, Unavailable
 from app.resume import Superseded
 from tests.resumables import Writer, pair, sha, worker, world
-from tests.unreliable import coming, until
+from tests.unreliable import Gate, coming, until
 
 __all__ = ["pair", "worker", "world"]
 
@@ -152,6 +152,28 @@ class TestFrozen:
         worker.resumes._expiry._grace_seconds = 0
         await worker.resumes.sweep()
         assert await worker.partials() == []
+
+    async def test_who_was_stopped_before_it_opened_the_file_cuts_off_nothing_that_was_acknowledged(
+        self, world, frozen, worker, monkeypatch
+    ):
+        stopped, real = Gate(), world.storage.partial
+
+        async def partial(*arguments, **more):
+            if not stopped.reached.is_set():
+                await stopped.pass_through()
+            return await real(*arguments, **more)
+
+        key = await frozen.create(9)
+        await frozen.append(key, 0, b"abc")
+        monkeypatch.setattr(world.storage, "partial", partial)
+        stopped.close()
+        old = asyncio.create_task(frozen.append(key, 3, b"xyz"))
+        await coming(stopped.reached)
+        assert (await worker.append(key, 3, b"def")).offset == 6
+        stopped.open()
+        with pytest.raises(Superseded):
+            await old
+        assert (await worker.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
     async def test_that_it_goes_on_in_a_copy_may_be_noted_without_anybody_being_told(self, frozen, worker):
         key = await frozen.create(9)

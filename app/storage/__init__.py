@@ -180,12 +180,22 @@ class Storage(Protocol):
         not stop it.
         """
 
-    async def partial(self, key: str, fence: int, mark: Mark, reservation: Reservation | None = None) -> Partial:
+    async def partial(
+        self,
+        key: str,
+        fence: int,
+        mark: Mark,
+        reservation: Reservation | None = None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> Partial:
         """Open the partial file that is named by `key` and `fence`, for appending at the mark.
 
         It is made when the mark stands at 0 and there is none. What lies behind the mark is
-        cut off. Raises NotStored when the file is absent or ends before the mark, InUse when
-        somebody has it open, ValueError when `key` is none, and Unavailable as `stage` does.
+        cut off, after `confirm` has been asked whether it still counts for nobody: by then no
+        other can open the file. What that raises is passed on, and nothing is cut off. Raises
+        NotStored when the file is absent or ends before the mark, InUse when somebody has it
+        open, ValueError when `key` is none, and Unavailable as `stage` does.
         """
 
     async def assemble(

@@ -7,7 +7,7 @@ import asyncio
 import errno
 import mmap
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -282,7 +282,15 @@ class LocalStorage:
 
     # --- partial files
 
-    async def partial(self, key: str, fence: int, mark: Mark, reservation: Reservation | None = None) -> LocalPartial:
+    async def partial(
+        self,
+        key: str,
+        fence: int,
+        mark: Mark,
+        reservation: Reservation | None = None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> LocalPartial:
         assert reservation is None or isinstance(reservation, Reserved)
         self._trust.require()
         partial = LocalPartial(self._staging, key, fence, reservation)
@@ -290,7 +298,7 @@ class LocalStorage:
         with self._asked("partial"):
             self._staging.live.add(partial)
             try:
-                await partial.open(mark, self._threads if at_hand else self._copying)
+                await partial.open(mark, self._threads if at_hand else self._copying, confirm)
             except BaseException:
                 await partial.detach()
                 raise

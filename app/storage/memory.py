@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -84,12 +84,15 @@ class MemoryPartial(MemoryStaged):
         super().__init__(storage, name[0], reservation)
         self.name = name
         self._kept = storage.partial_files.setdefault(name, bytearray())
-        storage.give_back(len(self._kept) - mark.offset)
-        del self._kept[mark.offset :]
-        self._content += self._kept
-        self._digest = _digest_of(self._content)
         self._broken = False
         self.size = mark.offset
+        self.behind = len(self._kept) - mark.offset
+
+    def begin(self) -> None:
+        self._storage.give_back(self.behind)
+        del self._kept[self.size :]
+        self._content += self._kept
+        self._digest = _digest_of(self._content)
 
     async def write(self, block: bytes | memoryview) -> None:
         try:
@@ -214,7 +217,15 @@ class MemoryStorage:
                     del self.partial_files[staged.name]
         return refused
 
-    async def partial(self, key: str, fence: int, mark: Mark, reservation: Reservation | None = None) -> MemoryPartial:
+    async def partial(
+        self,
+        key: str,
+        fence: int,
+        mark: Mark,
+        reservation: Reservation | None = None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> MemoryPartial:
         _require_key(key)
         assert reservation is None or isinstance(reservation, _Reserved)
         name = key, fence
@@ -222,7 +233,15 @@ class MemoryStorage:
             raise NotStored(key)
         if any(isinstance(staged, MemoryPartial) and staged.name == name for staged in self.staged):
             raise InUse(key)
-        return MemoryPartial(self, name, mark, reservation)
+        partial = MemoryPartial(self, name, mark, reservation)
+        try:
+            if partial.behind and confirm is not None:
+                await confirm()
+        except BaseException:
+            partial.end()
+            raise
+        partial.begin()
+        return partial
 
     async def assemble(
         self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None

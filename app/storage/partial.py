@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -232,23 +232,30 @@ class LocalPartial(LocalStaged):
                 raise self._staging.trust.refusal(error, self.key, self.size) from error
             raise
 
-    async def open(self, mark: Mark, threads: Executor) -> None:
+    async def open(self, mark: Mark, threads: Executor, confirm: Callable[[], Awaitable[None]] | None) -> None:
         """Open the file at the mark; made if that stands at 0. Raises NotStored, InUse, or what `write` raises."""
         async with self._writing:
             with self._failing():
-                await to_the_end(in_thread(threads, self._open_at, mark))
+                if not await to_the_end(in_thread(threads, self._open_at, mark, confirm is None)):
+                    assert confirm is not None
+                    await confirm()
+                    await to_the_end(in_thread(threads, self._go_to, mark))
             self.size = mark.offset
 
     # --- in threads
 
-    def _open_at(self, mark: Mark) -> None:
+    def _open_at(self, mark: Mark, cuts: bool) -> bool:
+        """Open and lock it, and go to the mark; False if that would cut off bytes that may be somebody's."""
         fd = _open_locked(self._staging.directories, self.name, os.O_RDWR | (0 if mark.offset else os.O_CREAT))
         # Assigned here: a caller that was cancelled meanwhile still finds it.
         self._file = PartialFile(fd, space=self._staging.space, reservation=self._reservation)
         state = os.fstat(fd)
         if state.st_size < mark.offset or (state.st_nlink > 1 and self._is_published(state)):
             raise NotStored(self.name)
+        if state.st_size > mark.offset and not cuts:
+            return False
         self._go_to(mark)
+        return True
 
     def _is_published(self, state: os.stat_result) -> bool:
         """Whether the file lies under its key too, after a crash where a rename is a link and an unlink."""

@@ -108,6 +108,26 @@ class PartialContract:
         await partial.detach()
         assert await complete(storage, key, fence, mark, content[cut:]) == content
 
+    @pytest.mark.parametrize("behind", [0, 7])
+    async def test_whoever_opens_it_confirms_that_what_lies_behind_the_mark_may_go(self, storage, behind):
+        key, fence, mark = await kept(storage, b"hello" + bytes(behind))
+        asked = []
+
+        async def confirm():
+            asked.append(None)
+            with pytest.raises(InUse):
+                await storage.partial(key, fence, mark)
+            if len(asked) == 1:
+                raise Unavailable("it counts for somebody")
+
+        if behind:
+            with pytest.raises(Unavailable, match="somebody"):
+                await storage.partial(key, fence, Mark(5), confirm=confirm)
+            assert [size for *_, size, _ in await found(storage)] == [5 + behind]
+        await (await storage.partial(key, fence, Mark(5), confirm=confirm)).detach()
+        assert [size for *_, size, _ in await found(storage)] == [5]
+        assert len(asked) == (2 if behind else 0)
+
     async def test_an_earlier_mark_is_as_good(self, storage):
         content, marks, key = content_of(3 * MiB), [], new_key()
         partial = await storage.partial(key, 1, Mark(0))
