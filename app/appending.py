@@ -92,12 +92,12 @@ class Appending:
         if resource.whole and not resource.is_part and not resource.completed:
             resource = await self._completions.of(resource)
         self.resource = resource
+        if not resource.completed:  # else nothing is appended; who lost the answer gets it again
+            self._turn = self._turns.begin(resource)
         self._ingest.count(self, resource.session_id)
-        if resource.completed:  # nothing is appended; who lost the answer gets it again
-            self._check(resource)
-            return
-        self._turn = self._turns.begin(resource)
         self._check(resource)
+        if self._turn is None:
+            return
         await self._require_quota(self.offset + (self._declared or 0))
         self.resource, self._partial = await self._open(resource)
         self.resource = replace(self.resource, digests=self.resource.digests.joined_with(self._digests))

@@ -1,6 +1,7 @@
 """What one session may send at once, and keep: quotas and their bookkeeping, by every way in, on both databases."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app import main, records
+from app import main, records, resources
 from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
 from tests.strategies import form
 
@@ -345,6 +346,10 @@ async def test_a_session_sends_so_many_at_once(stack: AsyncExitStack, tmp_path: 
         assert refused["ratelimit"] == '"at-once";r=0'
     # Clients of tus give up for a 4xx, and this will pass.
     (await patch(client, url, 0, b"xx")).refused(503, "unavailable")
+    key_hash = hashlib.sha256(url.rpartition("/")[2].encode()).hexdigest()
+    found = await resources.find(running.state["db"], key_hash)
+    assert found is not None
+    assert found.holder is None  # what was refused keeps nothing that it had taken
     assert (await running.client().put("f", b"x")).status == 201  # others are not hindered
     goes_on.set()
     assert [(await each).status for each in under_way] == [201, 201]
