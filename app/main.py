@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -199,6 +200,11 @@ async def receiving(
     settings: Settings, storage: Storage, db: Db, metrics: Metrics | None = None
 ) -> AsyncIterator[Receiving]:
     """The ways in, open; in the end what is under way has some seconds to come to its own."""
+
+    @cache
+    def signer() -> Signer:  # the sweep of a command needs none
+        return Signer(secret_keys(settings), "concatenation")
+
     async with AsyncExitStack() as stack:
         quotas = await stack.enter_async_context(_quotas(settings, db))
         publisher = await stack.enter_async_context(Publisher(storage, db, now_us=now_us, metrics=metrics))
@@ -226,6 +232,7 @@ async def receiving(
             now_us=now_us,
             new_id=new_id,
             new_key=new_key,
+            derive_key=lambda text: signer().derive(text),
         )
         stack.push_async_callback(resumes.close, _LETTING_GO_SECONDS)
         sweeper = Sweeper(storage, db, resumables=resumes.sweep, now_us=now_us, metrics=metrics)

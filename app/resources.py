@@ -24,13 +24,13 @@ class FileOf(NamedTuple):
     newest: int
 
 
-async def insert(unit: Unit, resource: Resource, arrival: NewSession | None) -> None:
-    """Record a new one, with its record in history and the session that comes with it."""
+async def insert(unit: Unit, resource: Resource, arrival: NewSession | None) -> bool:
+    """Record a new one, with its record in history and the session that comes with it; False if its key is taken."""
     if arrival is not None:
         await records.insert_sessions(unit, [arrival])
     if resource.upload is not None:
         await records.insert_uploads(unit, [resource.upload])
-    await unit.run(
+    row = await unit.one(
         "insert_resumable",
         key_hash=resource.key_hash,
         upload_id=resource.upload_id,
@@ -49,6 +49,7 @@ async def insert(unit: Unit, resource: Resource, arrival: NewSession | None) -> 
         expires_at_us=resource.expires_at,
         last_expires_at_us=resource.last_expires_at,
     )
+    return row is not None
 
 
 async def find(asks: Asks, key_hash: str) -> Resource | None:

@@ -8,8 +8,10 @@ want the same upload the newest has its turn (`turns`).
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
+import pydantic_core
 import structlog
 
 from app import resources, usage
@@ -33,6 +35,12 @@ __all__ = ["Appending", "Resumes", "Superseded"]
 log = structlog.stdlib.get_logger("waybill.resume")
 
 MAX_PARTS: Final = 1000
+_REPEATED_US: Final = 86_400_000_000
+"""How long a concatenation is answered again to whoever asks for the same."""
+
+
+class _KeyTaken(Exception):
+    """Another upload has the key; nothing of the transaction counts."""
 
 
 class Resumes:
@@ -54,6 +62,7 @@ class Resumes:
         now_us: Clock,
         new_id: Callable[[], str],
         new_key: Callable[[], str],
+        derive_key: Callable[[str], str],
     ) -> None:
         self._ingest = ingest
         self._turns = Turns(db, now_us=now_us, new_id=new_id)
@@ -85,6 +94,7 @@ class Resumes:
         self._now_us = now_us
         self._new_id = new_id
         self._new_key = new_key
+        self._derive_key = derive_key
         self._closing = False
 
     async def create(
@@ -112,8 +122,10 @@ class Resumes:
         """
         self._require_open()
         self._require_room(length)
-        resource, key = self._new(
+        key = self._new_key()
+        resource = self._new(
             visitor,
+            key,
             protocol,
             filename,
             content_type,
@@ -142,6 +154,8 @@ class Resumes:
         """An upload made of parts, in this order, and the key that opens it. It is complete once all parts are whole.
 
         If they are, that is waited for a while; then its record says that it is being processed.
+        Whoever asks again for the same within a day, because the answer was lost, gets the same
+        upload; one that has failed or was cancelled is made anew.
 
         Raises:
             NotFound: a part is not there for this visitor.
@@ -153,29 +167,56 @@ class Resumes:
         self._require_open()
         if not 1 <= len(keys) <= MAX_PARTS:
             raise BadRequest(f"an upload is made of 1 to {MAX_PARTS} parts, not of {len(keys)}")
-        hashes = [_hash(key) for key in keys]
-        found = await resources.list_these(self._db, hashes)
+        hashes = tuple(_hash(key) for key in keys)
         session_id = None if visitor.arrival else visitor.session_id
+        what = pydantic_core.to_json([session_id, metadata, hashes, digests]).decode()
+        while True:
+            key, before = await self._concatenated_before(what, session_id)
+            if before is None:
+                length = await self._length_of(hashes, session_id)
+                self._require_room(length)
+                before = self._new(
+                    visitor,
+                    key,
+                    Protocol.TUS,
+                    filename,
+                    content_type,
+                    length=length,
+                    metadata=metadata,
+                    concat=concat,
+                    parts=hashes,
+                    digests=digests,
+                )
+                if not await self._insert(visitor, before):
+                    continue  # the same request came twice at this moment
+            await self._assembled(before)
+            return await self._again(before), key
+
+    async def _concatenated_before(self, what: str, session_id: str | None) -> tuple[str, Resource | None]:
+        """The key of a concatenation of `what`, and the one that has it and can be answered with, if there is one."""
+        number = 0
+        while True:
+            key = self._derive_key(f"{number} {what}")
+            found = await resources.find(self._db, _hash(key))
+            if found is None:
+                return key, None
+            with suppress(NotFound, Gone):
+                if self._now_us() - found.created_at < _REPEATED_US:
+                    return key, _admitted(session_id, found)
+            number += 1
+
+    async def _length_of(self, hashes: Sequence[str], session_id: str | None) -> int | None:
+        """The bytes of these parts together; None as long as one has yet to say how long it is.
+
+        Raises:
+            NotFound, Gone, BadRequest: see `concatenate`.
+        """
+        found = await resources.list_these(self._db, hashes)
         parts = [_admitted(session_id, found.get(each)) for each in hashes]
         if not all(part.is_part for part in parts):
             raise BadRequest("one of the uploads to be put together was not begun as a part")
         lengths = [part.length for part in parts if part.length is not None]
-        length = sum(lengths) if len(lengths) == len(parts) else None
-        self._require_room(length)
-        resource, key = self._new(
-            visitor,
-            Protocol.TUS,
-            filename,
-            content_type,
-            length=length,
-            metadata=metadata,
-            concat=concat,
-            parts=tuple(hashes),
-            digests=digests,
-        )
-        await self._insert(visitor, resource)
-        await self._assembled(resource)
-        return await self._again(resource), key
+        return sum(lengths) if len(lengths) == len(parts) else None
 
     async def _assembled(self, resource: Resource) -> None:
         try:
@@ -301,6 +342,7 @@ class Resumes:
     def _new(
         self,
         visitor: Visitor,
+        key: str,
         protocol: Protocol,
         filename: str,
         content_type: str,
@@ -311,8 +353,8 @@ class Resumes:
         is_part: bool = False,
         parts: tuple[str, ...] | None = None,
         digests: Digests = UNDECLARED,
-    ) -> tuple[Resource, str]:
-        key, upload_id, now_us = self._new_key(), self._new_id(), self._now_us()
+    ) -> Resource:
+        upload_id, now_us = self._new_id(), self._now_us()
         upload = Upload(
             id=upload_id,
             session_id=visitor.session_id,
@@ -327,7 +369,7 @@ class Resumes:
             error=None,
         )
         last_expires_at = now_us + self._cap_us
-        resource = Resource(
+        return Resource(
             key_hash=_hash(key),
             upload_id=upload_id,
             session_id=visitor.session_id,
@@ -352,15 +394,16 @@ class Resumes:
             ended_as=None,
             upload=None if is_part else upload,
         )
-        return resource, key
 
-    async def _insert(self, visitor: Visitor, resource: Resource) -> None:
+    async def _insert(self, visitor: Visitor, resource: Resource) -> bool:
+        """Record it; False, and nothing of it is, if another has its key."""
         quotas = self._ingest.quotas
         if quotas is not None:
             await quotas.grant_to(resource, resource.length or 0, is_new=True)
 
         async def run(unit: Unit) -> None:
-            await resources.insert(unit, resource, visitor.arrival)
+            if not await resources.insert(unit, resource, visitor.arrival):
+                raise _KeyTaken
             if quotas is not None:
                 await usage.adopt(unit, resource.key_hash, resource.last_expires_at)
             if resource.parts is not None:
@@ -368,11 +411,14 @@ class Resumes:
 
         try:
             await self._db.transaction(run)
+        except _KeyTaken:
+            return False  # what was granted under that key is the other's
         except BaseException:
             if quotas is not None:
                 quotas.give_back(resource.key_hash, resource.session_id)
             raise
         visitor.arrival = None
+        return True
 
     async def _again(self, resource: Resource) -> Resource:
         return _admitted(None, await resources.find(self._db, resource.key_hash))

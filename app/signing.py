@@ -36,6 +36,10 @@ class Signer:
     def sign(self, text: str) -> str:
         return self._signers[0].sign(text).decode("ascii")
 
+    def derive(self, text: str) -> str:
+        """A secret of 43 characters that a URL can hold: the same for the same text, if one has the key."""
+        return self._signers[0].get_signature(text).decode("ascii")
+
     def verify(self, signed: str) -> str | None:
         """The text inside, or None when `signed` is not exactly what a configured key makes of it.
 

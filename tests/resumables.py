@@ -12,6 +12,8 @@ from app.ingest import Ingest, Limits, Visitor
 from app.model import HistoryQuery, Protocol
 from app.publish import Publisher
 from app.resume import Resumes
+from app.signing import Signer
+from tests.asgi import SECRET_KEY
 from tests.unreliable import Store, Time, coming, ids, opened
 
 HOUR = 3600
@@ -40,6 +42,7 @@ class Worker:
             now_us=clock,
             new_id=new_id,
             new_key=lambda: f"key {id(self)} {next(keys)}",
+            derive_key=Signer([SECRET_KEY], "concatenation").derive,
         )
 
     async def create(self, length=None, *, session="mine", protocol=Protocol.TUS, **more):

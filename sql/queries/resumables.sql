@@ -1,9 +1,9 @@
 -- resumables: one row per upload that comes in several requests. Batches are in the dialects' folders.
 
--- name: insert_resumable :run
+-- name: insert_resumable :one
 -- params: key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes?, metadata?, concat?, is_part, parts?, expected_sha256?, expected_sha512?, expires_at_us, last_expires_at_us
--- A new one, of which nothing has come yet; what is already there stays as it is. One whose session has meanwhile
--- joined another one is recorded for that one.
+-- A new one, of which nothing has come yet; what is already there stays as it is, and there is no row. One whose
+-- session has meanwhile joined another one is recorded for that one.
 INSERT INTO resumables (key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes,
                         offset_bytes, metadata, concat, is_part, parts, expected_sha256, expected_sha512, file_fence, fence,
                         expires_at_us, last_expires_at_us)
@@ -13,7 +13,8 @@ VALUES (:key_hash, :upload_id,
         0, CAST(:metadata AS TEXT), CAST(:concat AS TEXT), :is_part, CAST(:parts AS TEXT),
         CAST(:expected_sha256 AS TEXT), CAST(:expected_sha512 AS TEXT), 0, 0,
         :expires_at_us, :last_expires_at_us)
-ON CONFLICT (key_hash) DO NOTHING;
+ON CONFLICT (key_hash) DO NOTHING
+RETURNING key_hash;
 
 -- name: find_resumable :one
 -- params: key_hash
