@@ -15,21 +15,27 @@ _FORMS_AT_ONCE: Final = 4
 
 
 class Check(NamedTuple):
-    """One check's name, whether it passed, and what was found; `away` if it may pass later as things are set up."""
+    """One check's name, whether it passed, and what was found; `away` if it may pass later as things are set up.
+
+    One that `warns` has passed, and found what somebody should look at.
+    """
 
     name: str
     ok: bool
     away: bool
     found: str
+    warns: bool = False
 
 
 async def run(settings: Settings) -> list[Check]:
     """Every check's result; a failing one does not keep the others from being tried."""
+    warnings: list[Check] = []
     return [
         await _check("storage", lambda: _storage(settings)),
         await _check("secret keys", lambda: _keys(settings)),
         await _check("open files", lambda: _open_files(settings)),
-        await _check("database", lambda: _database(settings)),
+        await _check("database", lambda: _database(settings, warnings)),
+        *warnings,
     ]
 
 
@@ -79,11 +85,16 @@ async def _keys(settings: Settings) -> str:
     return f"one, in {path}" if read_key(path) else f"none yet; the start makes one, in {path}"
 
 
-async def _database(settings: Settings) -> str:
+async def _database(settings: Settings, warnings: list[Check]) -> str:
     db = open_database(settings)
     try:
         await db.open()
         waiting = (await migrate.pending(db)).names
+        places, each = (await db.check()).get("connections"), settings.database_pool_size
+        if places is not None and int(places) < settings.workers * each:
+            wanted = f"{settings.workers} workers with up to {each} connections each"
+            found = f"{wanted}, and the database lets {places} in: requests will wait for one another"
+            warnings.append(Check("database connections", True, False, found, warns=True))
     except Unavailable as error:  # made for clients, whom the address does not concern
         raise Unavailable(f"{_address(settings.database_url.get_secret_value())}: {error}") from error
     finally:

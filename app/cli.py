@@ -147,10 +147,11 @@ async def _prepare(settings: "Settings") -> int:
     from app.db import migrate
     from app.main import now_us, open_database
 
-    failed = [check for check in await checks.run(settings) if not check.ok]
-    for check in failed:
-        click.echo(f"{check.name}: {check.found}", err=True)
-    if failed:
+    results = await checks.run(settings)
+    for check in results:
+        if check.warns or not check.ok:
+            click.echo(f"{check.name}: {check.found}", err=True)
+    if failed := [check for check in results if not check.ok]:
         return _status(failed)
     db = open_database(settings)
     try:
@@ -179,7 +180,8 @@ async def check(as_json: bool) -> int:
         _print({"ok": not failed, "checks": [result._asdict() for result in results]})
     else:
         for result in results:
-            click.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.name}: {result.found}")
+            label = "warn" if result.warns else "ok  " if result.ok else "FAIL"
+            click.echo(f"{label}  {result.name}: {result.found}")
     return _status(failed) if failed else 0
 
 

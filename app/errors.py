@@ -315,6 +315,14 @@ class Unusable(Exception):
     """The service cannot start: a setting, a directory or a database is not fit. The text names what and why."""
 
 
+def root_reason(error: BaseException) -> str:
+    """What lies behind an error, in the words and under the code of whatever was first: for logs, not for clients."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None)
+    return f"{code or type(error).__name__}: {error}"
+
+
 def problem_codes() -> dict[str, type[UploadError]]:
     """Every code the service can answer with, and its class; the first of them that has it."""
     found: dict[str, type[UploadError]] = {}

@@ -106,6 +106,10 @@ class Ingest:
         except TimeoutError:
             log.warning("uploads are still under way at the end of the grace", uploads=len(self._live))
 
+    def check(self) -> None:
+        """Raise Unavailable while nothing that was received could be recorded."""
+        self._publisher.check()
+
     # What follows is for Landing, and for whoever else receives bytes.
 
     def under_way(self, session_id: str) -> int:

@@ -286,7 +286,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         sweeping = sweeper.run(settings.sweep_interval.total_seconds())
         works = [sessions.keep_seen(), sweeping, once.renew(), resumes.run(), metrics.watch()]
         schema = SchemaWatch(db)
-        works += [schema.run(), migrate.keep_building(db, now_us=now_us)]
+        works += [db.watch(), schema.run(), migrate.keep_building(db, now_us=now_us)]
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:

@@ -18,7 +18,7 @@ import structlog
 from app import claims
 from app.batches import Incoming, Landing, Stage, told
 from app.db import LOCK_SECONDS, Db, Unit
-from app.errors import KeyInUse, Locked, Unavailable, UploadError
+from app.errors import KeyInUse, Locked, Unavailable, UploadError, root_reason
 from app.in_doubt import InDoubt, insert
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Status, Upload
@@ -293,7 +293,7 @@ class Publisher:
         except Unavailable as error:
             # The files stay: the rows may be there after all.
             uploads = sum(len(each.uploads) for each in batch)
-            log.error("the outcome of uploads is open", uploads=uploads, reason=str(error.__cause__ or error))
+            log.error("the outcome of uploads is open", uploads=uploads, reason=root_reason(error))
             self._in_doubt.put(batch, away=True)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, UploadError):

@@ -93,6 +93,11 @@ async def insert_uploads(asks: Asks, uploads: Sequence[Upload]) -> None:
         await asks.run("insert_uploads", rows=_json(rows))
 
 
+async def try_recording(asks: Asks) -> None:
+    """Return when a row of an upload could be written now: nobody holds the table, and the database takes writes."""
+    await asks.run("try_recording")
+
+
 async def list_uploads(
     asks: Asks, session_id: str, query: HistoryQuery, *, after: Position | None, page_size: int
 ) -> Page:

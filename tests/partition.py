@@ -4,6 +4,7 @@ with Partition(database.port) as way:
     service(database_url=way.leads(url))
     way.cut()
     way.heal()
+    way.forget()
 """
 
 import asyncio
@@ -57,6 +58,17 @@ class Partition:
         self.is_cut.clear()
         self._loop.call_soon_threadsafe(self._whole.set)
 
+    def forget(self) -> None:
+        """Be silent for ever on the connections that are open, as a router that forgot them; new ones work."""
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (self._forget(), done.set()))
+        assert done.wait(PATIENCE)
+
+    def _forget(self) -> None:
+        self._whole.clear()
+        self._whole = asyncio.Event()
+        self._whole.set()
+
     def _cut(self) -> None:
         self._whole.clear()
         self.is_cut.set()
@@ -77,13 +89,13 @@ class Partition:
         task.add_done_callback(self._connections.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        other = None
+        other, whole = None, self._whole
         try:
-            await self._whole.wait()
+            await whole.wait()
             back, other = await asyncio.open_connection("127.0.0.1", self._server_port)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pass_on(reader, other, told=True))
-                both.create_task(self._pass_on(back, writer, told=False))
+                both.create_task(self._pass_on(reader, other, whole, told=True))
+                both.create_task(self._pass_on(back, writer, whole, told=False))
         except* OSError:
             pass
         finally:
@@ -91,13 +103,15 @@ class Partition:
             if other is not None:
                 other.close()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, told: bool) -> None:
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, whole: asyncio.Event, *, told: bool
+    ) -> None:
         while block := await reader.read(BLOCK):
             if told and self.cut_before is not None and self.cut_before in block:
                 self.cut_before = None
                 self._cut()
-            await self._whole.wait()
+            await whole.wait()
             writer.write(block)
             await writer.drain()
-        await self._whole.wait()
+        await whole.wait()
         writer.close()

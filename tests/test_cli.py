@@ -179,6 +179,24 @@ class TestCheck:
         assert "FAIL  database: postgresql://127.0.0.1:9/waybill: " in done.stdout
         assert "topsecret" not in done.output
 
+    @pytest.mark.parametrize(("workers", "label"), [(7, "ok  "), (8, "warn")])
+    def test_workers_that_want_more_connections_than_there_are_cause_a_warning(
+        self, monkeypatch, postgres, workers, label
+    ):
+        """The server of the tests takes 60, and reserves some of them for its operator where we are not that."""
+        name = (url := postgres.create_database()).rpartition("/")[2]
+        postgres.execute(f"CREATE ROLE {name}_app LOGIN CONNECTION LIMIT 58")
+        postgres.execute(f"ALTER DATABASE {name} OWNER TO {name}_app")
+        monkeypatch.setenv("WAYBILL_DATABASE_URL", url.replace("//waybill@", f"//{name}_app@"))
+        monkeypatch.setenv("WAYBILL_WORKERS", str(workers))
+        done = run("check")
+        assert done.exit_code == 0
+        [*_, last] = done.stdout.splitlines()
+        assert last.startswith(label)
+        if label == "warn":
+            assert "8 workers with up to 8 connections each, and the database lets 57 in" in last
+            assert printed("check")["checks"][-1]["warns"] is True
+
     def test_a_disk_without_space_is_told(self, monkeypatch):
         monkeypatch.setenv("WAYBILL_MIN_FREE_SPACE", "8000000TiB")
         done = run("check")

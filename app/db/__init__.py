@@ -10,28 +10,33 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
+import structlog
 from databases import Database, DatabaseURL
-from databases.core import Connection
 
 from app.db import queries
 from app.db.asking import Aside, Asks, Named, Unit, answered
 from app.db.driver import LOCK_SECONDS, Driver, Row
+from app.db.pool import Pool
 from app.db.queries import Dialect
-from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
+from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError, root_reason
 from app.tasks import to_the_end
 
 __all__ = ["LOCK_SECONDS", "Aside", "Asks", "Db", "Row", "Unit"]
 
 T = TypeVar("T")
 
+log = structlog.stdlib.get_logger("waybill.db")
+
 _URL_OPTIONS: Final[dict[Dialect, set[str]]] = {"sqlite": set(), "postgresql": {"ssl", "host"}}
 _PAUSE: Final = (0.002, 0.05)  # seconds, from and to, before a transaction that lost a race is tried again
 _LOCK_PAUSE: Final = (0.05, 0.15)  # the same when somebody held a lock
 _REFUSED: Final = "the database cannot be used now"
-_PATIENCE: Final = 1.0  # seconds that a connection may take to close in good order
+_WATCH_SECONDS: Final = 2.0
+_REPEAT_SECONDS: Final = 60.0
+"""How long the same trouble with the database is not logged again."""
 
 # On DEBUG both print the arguments of every statement.
 for _talkative in ("databases", "aiosqlite"):
@@ -80,10 +85,8 @@ class Db(Named):
         options = self._driver.options(schema=schema, pool_size=pool_size, timeout=timeout)
         self._database = Database(url, **options)
         self._queries = queries.load(self.dialect)
+        self._pool = Pool(self._database, self._driver, size=pool_size, timeout=timeout)
         self._timeout = timeout
-        self._size, self._taken = pool_size, 0
-        self._slots = asyncio.Semaphore(pool_size)
-        self._writers = asyncio.Semaphore(1 if self._driver.one_writer else pool_size)
         self.reading: Asks = _Reading(self, asyncio.Semaphore(max(1, pool_size // 2)))
         """For whatever looks at more rows than it gives: a count, a search, a page behind filters."""
         self.unguarded: Asks = _Unguarded(self)
@@ -92,9 +95,9 @@ class Db(Named):
         """Why nothing may be asked of the database now, as long as that is so."""
         self.explain: Callable[[], Awaitable[str | None]] | None = None
         """Asked when a statement fails for its own sake: why, if the schema is the reason."""
-        self._open: set[Connection] = set()
-        self._idle: list[Connection] = []
         self._closing = False
+        self._trouble: dict[bool, str] = {}  # of writers, and of readers
+        self._logged: dict[str, float] = {}  # when a kind of trouble was logged last
 
     @property
     def dialect(self) -> Dialect:
@@ -113,7 +116,8 @@ class Db(Named):
             try:
                 await self.check()
             except Exception as error:
-                reason = self._driver.misfit(error.__cause__ or error)
+                cause = error.__cause__ or error
+                reason = str(cause) if isinstance(cause, Unusable) else self._driver.misfit(cause)
                 if reason is None:
                     raise
                 raise Unusable(f"{self._name}: {reason}") from error
@@ -127,15 +131,22 @@ class Db(Named):
         """
         if not self._closing:
             self._closing = True
-            await to_the_end(self._close())
+            await to_the_end(self._pool.close())
 
     def slots(self) -> tuple[int, int]:
         """How many connections could be borrowed now, and how many there are."""
-        return self._size - self._taken, self._size
+        return self._pool.slots()
 
     async def ping(self) -> None:
         """Return when the database has answered on a connection of the pool."""
         await self._once(lambda raw: self._driver.execute(raw, "SELECT 1"))
+
+    async def watch(self) -> None:
+        """Look at the database every few seconds, until cancelled, and log what is wrong before a request meets it."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            with suppress(UploadError):  # it is logged
+                await self.ping()
 
     async def check(self) -> dict[str, str]:
         """What the database is and how durable.
@@ -196,13 +207,12 @@ class Db(Named):
 
         For what takes long and is in nobody's way. It is closed in the end, and what a session holds is then free.
         """
-        connection = Connection(self._database, self._database._backend)
-        await answered(self._driver, self._driver.connect(connection))
+        held = await self._pool.fresh()
         try:
-            await answered(self._driver, self._driver.lift_limits(connection.raw_connection))
-            yield Aside(self._driver, connection.raw_connection, self._queries)
+            await answered(self._driver, self._driver.lift_limits(held.raw))
+            yield Aside(self._driver, held.raw, self._queries)
         finally:
-            await self._part(connection)
+            await self._pool.part(held)
 
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
         fetch = lambda raw: self._driver.fetch(raw, query, arguments)  # noqa: E731
@@ -243,7 +253,22 @@ class Db(Named):
         if self._closing:
             raise Unavailable("the service is stopping")
         timeout = self._timeout if timeout is None else timeout
-        return await to_the_end(self._attempts(use, timeout, writes, self._writers if writes else queue, waits))
+        try:
+            result = await to_the_end(self._attempts(use, timeout, writes, queue, waits))
+        except Locked:
+            raise
+        except Unavailable as error:
+            self._log_trouble(root_reason(error), writes)
+            raise
+        if self._trouble and (trouble := self._trouble.pop(writes, None)):
+            log.info("database usable again", after=trouble, writes=writes)
+        return result
+
+    def _log_trouble(self, why: str, writes: bool) -> None:
+        now, kind = asyncio.get_running_loop().time(), why.partition(":")[0]
+        if now - self._logged.get(kind, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
+            self._logged[kind], self._trouble[writes] = now, why
+            log.error("database not usable", reason=why, writes=writes)
 
     async def _attempts(
         self,
@@ -253,12 +278,14 @@ class Db(Named):
         queue: asyncio.Semaphore | None,
         waits: bool,
     ) -> T:
-        locked = False
+        if writes:
+            queue = self._pool.writers
+        locked, met = False, "it does not answer in time"
         try:
             async with asyncio.timeout(timeout) as limit:
                 while True:
                     try:
-                        return await self._attempt(use, writes, queue)
+                        return await self._pool.lend(use, writes=writes, queue=queue)
                     except Locked:
                         if not waits:
                             raise
@@ -266,94 +293,17 @@ class Db(Named):
                     except Unavailable as error:
                         if not self._driver.is_conflict(error.__cause__):
                             raise
-                        locked = False
+                        locked, met = False, root_reason(error)
                     pause = _LOCK_PAUSE if locked else _PAUSE
                     await asyncio.sleep(random.uniform(*pause))  # noqa: S311  # jitter, not a secret
         except TimeoutError as error:
             if limit.expired():
                 if locked:
                     raise Locked from error
-                raise Unavailable("the database does not answer in time") from error
+                raise Unavailable("the database does not answer in time") from TimeoutError(met)
             raise
         finally:
             del limit  # it holds the task, which holds its error, whose traceback holds this
-
-    async def _attempt(self, use: Callable[[Any], Awaitable[T]], writes: bool, queue: asyncio.Semaphore | None) -> T:
-        """Borrow a connection for one `use`.
-
-        It comes back only when it is known to be as good as new. After a cancellation, which in
-        here is the deadline, nothing is known and nothing may be waited for: it is given up.
-        """
-        # Who queues does so before it borrows, so that no connection is held by one who only waits.
-        async with queue or nullcontext():
-            await self._slots.acquire()
-            self._taken += 1
-            connection, sound = None, False
-            try:
-                connection = await self._connection()
-                try:
-                    if writes and self._driver.doubts:
-                        await answered(self._driver, self._driver.settle(connection.raw_connection))
-                    result = await use(connection.raw_connection)
-                except Exception as error:
-                    with suppress(Exception):  # what cannot be undone here is undone by giving the connection up
-                        sound = await self._driver.recover(connection.raw_connection, _root(error))
-                    raise
-                sound = True
-                return result
-            finally:
-                if connection is not None and not sound:
-                    await self._give_up(connection)
-                else:
-                    self._give_back(connection)
-
-    async def _connection(self) -> Connection:
-        """The connection used last, of those that still live, or a new one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if self._driver.is_open(connection.raw_connection):
-                return connection
-            self._open.discard(connection)
-            await self._driver.abandon(connection.raw_connection)
-        # Made by hand: database.connection() belongs to the task that asks for it.
-        connection = Connection(self._database, self._database._backend)
-        await answered(self._driver, self._driver.connect(connection))
-        self._open.add(connection)
-        return connection
-
-    def _give_back(self, connection: Connection | None) -> None:
-        if connection is not None:
-            self._idle.append(connection)
-        self._taken -= 1
-        self._slots.release()
-
-    async def _give_up(self, connection: Connection) -> None:
-        """Never waits. The slot is free again when the connection holds nothing any more."""
-        self._open.discard(connection)
-        gone = await self._driver.abandon(connection.raw_connection)
-        if gone is None:
-            self._give_back(None)
-        else:
-            gone.add_done_callback(lambda _: self._give_back(None))
-
-    async def _close(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout + _PATIENCE):
-                for _ in range(self._size):
-                    await self._slots.acquire()
-        held = [
-            await self._driver.abandon(connection.raw_connection) for connection in self._open.difference(self._idle)
-        ]
-        ending = [*filter(None, held), *(asyncio.ensure_future(self._part(connection)) for connection in self._idle)]
-        if ending:
-            await asyncio.wait(ending, timeout=_PATIENCE)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                await self._database.disconnect()
-
-    async def _part(self, connection: Connection) -> None:
-        with suppress(Exception):  # a connection that cannot be closed in good order is gone already
-            await self._driver.close(connection.raw_connection)
 
 
 def _understood(url: str) -> tuple[str, Driver]:
@@ -387,8 +337,3 @@ def _driver(scheme: str) -> Driver:
 
             return PostgresqlDriver()
     raise Unusable("the database's URL must begin with sqlite:/// or postgresql://")
-
-
-def _root(error: Exception) -> Exception:
-    """What the database itself said, if the error is a refusal made of that."""
-    return error.__cause__ if isinstance(error, UploadError) and isinstance(error.__cause__, Exception) else error

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from asyncio import Future
 from collections.abc import Mapping
+from math import inf
 from typing import Any, ClassVar, Final
 
 from databases.core import Connection
@@ -27,6 +28,8 @@ class Driver(ABC):
     dialect: ClassVar[Dialect]
     one_writer: ClassVar[bool]
     """Whether writers exclude each other anyway, so that they had better queue than meet."""
+    longest_idle: ClassVar[float] = inf
+    """How long, in seconds, a connection may be idle before it is better opened anew."""
 
     @abstractmethod
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
@@ -37,11 +40,30 @@ class Driver(ABC):
         await connection.__aenter__()
 
     @abstractmethod
+    async def look(self, raw: Any) -> bool:
+        """Make the connection durable, as far as that is ours, and see what it is fit for: True when it takes writes.
+
+        Asked of every new connection, and of each one that is in use again after a while.
+
+        Raises:
+            Unusable: the database could lose what it acknowledges.
+            Exception: the connection is of no use now; `refusal` says what that amounts to.
+        """
+
+    def concerns_all(self, error: BaseException) -> bool:
+        """Whether idle connections would meet what one met that had to be given up."""
+        return False
+
+    def is_crowded(self, error: BaseException | None) -> bool:
+        """Whether no further connection is let in, though those that are open serve on."""
+        return False
+
+    @abstractmethod
     async def inspect(self, raw: Any) -> dict[str, str]:
         """What the database is and how durable, by name.
 
         Raises:
-            Unusable: it could lose what it has acknowledged.
+            Unusable: it could never be used as it is.
         """
 
     @property

@@ -1,28 +1,60 @@
 """PostgreSQL: a server that may be away, slow, frozen, or lose a connection at any statement."""
 
+import socket
 from asyncio import Future
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
+from databases.core import Connection
 
 from app.db.driver import LOCK_SECONDS, Driver, Row
 from app.db.queries import Query
 from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
 
-# What an operator may have turned off, and what the service then could not promise.
-_DURABLE: Final = {
-    "fsync": {"on"},
-    "full_page_writes": {"on"},
-    "synchronous_commit": {"on", "local", "remote_write", "remote_apply"},
-}
+# A transaction that does not wait for the disk can be asked for by a role or a database; what we say on the
+# connection outranks that. The server's own switches cannot be set from here.
+_LOOK: Final = """
+SELECT current_setting('fsync') AS fsync,
+       current_setting('full_page_writes') AS full_page_writes,
+       CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'local', FALSE)
+           ELSE current_setting('synchronous_commit')
+       END AS synchronous_commit,
+       current_setting('transaction_read_only') = 'on' AS reads_only,
+       pg_is_in_recovery() AS is_standby
+"""
+_INSPECT: Final = """
+SELECT current_setting('server_version') AS server,
+       current_setting('server_encoding') AS encoding,
+       current_setting('fsync') AS fsync,
+       current_setting('full_page_writes') AS full_page_writes,
+       current_setting('synchronous_commit') AS synchronous_commit,
+       CAST(CASE
+           WHEN rolsuper THEN CAST(current_setting('max_connections') AS INTEGER)
+           ELSE least(
+               CAST(current_setting('max_connections') AS INTEGER)
+                   - CAST(current_setting('superuser_reserved_connections') AS INTEGER)
+                   - CAST(coalesce(current_setting('reserved_connections', TRUE), '0') AS INTEGER),
+               nullif(rolconnlimit, -1),
+               nullif(datconnlimit, -1))
+       END AS TEXT) AS connections
+FROM pg_roles, pg_database
+WHERE rolname = session_user
+  AND datname = current_database()
+"""
+_MUST_BE_ON: Final = ("fsync", "full_page_writes")
 
 _DISK_FULL: Final = "53100"
+_TOO_MANY: Final = "53300"
+_READ_ONLY: Final = "25006"
+_CANCELLED: Final = "57014"  # a statement took too long: that says nothing of other connections
 _CONFLICTS: Final = {"40001", "40P01"}  # serialization failure, deadlock
 _LOCKED: Final = "55P03"
-_OUTAGES: Final = {"25P03", "25P04", "25006"}  # time ran out, in two ways; a server that only reads
+_OUTAGES: Final = {"25P03", "25P04", _READ_ONLY}  # time ran out, in two ways; a server that only reads
 _OUTAGE_CLASSES: Final = {"08", "40", "53", "57", "58"}  # connection, rollback, resources, operator, system
+_LOST_CLASSES: Final = {"08", "25", "57"}  # connection, state of the transaction, operator: the connection is done for
 _MISFIT_CLASSES: Final = {"28", "3D"}  # no such user, or a wrong password; no such database
 _LOST: Final = ("connection is closed", "pool is closing", "pool is closed", "released back to the pool")
 
@@ -30,8 +62,13 @@ _LOST: Final = ("connection is closed", "pool is closing", "pool is closed", "re
 class PostgresqlDriver(Driver):
     dialect = "postgresql"
     one_writer = False
+    longest_idle = 300.0  # what stands between forgets a silent connection, some of it after that long
+
+    def __init__(self) -> None:
+        self._silence = 0.0
 
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
+        self._silence = timeout * 0.6
         # `databases` ignores all of these in a URL. The server ends a statement before the deadline
         # of `Db` does, so that the connection stays good; the deadline is for a server that is silent.
         return {
@@ -46,16 +83,22 @@ class PostgresqlDriver(Driver):
             },
         }
 
+    async def connect(self, connection: Connection) -> None:
+        await super().connect(connection)
+        _expect_answers(connection.raw_connection, self._silence)
+
+    async def look(self, raw: asyncpg.Connection) -> bool:
+        found = await raw.fetchrow(_LOOK)
+        for setting in _MUST_BE_ON:
+            if found[setting] != "on":
+                raise Unusable(f"PostgreSQL's {setting} is {found[setting]}: what it acknowledges could be lost")
+        if found["is_standby"]:  # it may have fallen behind, so not even reading from it is right
+            raise Unavailable("the database is a standby")
+        return not found["reads_only"]
+
     async def inspect(self, raw: asyncpg.Connection) -> dict[str, str]:
-        row = await raw.fetchrow(
-            "SELECT current_setting('server_version') AS server, current_setting('server_encoding') AS encoding, "
-            "current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes, "
-            "current_setting('synchronous_commit') AS synchronous_commit"
-        )
+        row = await raw.fetchrow(_INSPECT)
         facts = dict(row.items())
-        for setting, safe in _DURABLE.items():
-            if facts[setting] not in safe:
-                raise Unusable(f"PostgreSQL's {setting} is {facts[setting]}: what it acknowledges could be lost")
         if facts["encoding"] != "UTF8":
             raise Unusable(f"the database's encoding is {facts['encoding']}, UTF8 is needed")
         return {**facts, "server": f"PostgreSQL {facts['server']}"}
@@ -84,6 +127,8 @@ class PostgresqlDriver(Driver):
     async def recover(self, raw: asyncpg.Connection, error: Exception) -> bool:
         if self.refusal(error) is not None and not isinstance(error, asyncpg.PostgresError):
             return False  # nobody knows what the server is doing; what it has said itself it is done with
+        if _state(error)[:2] in _LOST_CLASSES:
+            return False
         if raw.is_in_transaction():
             await raw.execute("ROLLBACK")
         return self.is_open(raw)
@@ -102,6 +147,17 @@ class PostgresqlDriver(Driver):
     async def close(self, raw: asyncpg.Connection) -> None:
         await raw.close(timeout=1)
 
+    def concerns_all(self, error: BaseException) -> bool:
+        match error:
+            case asyncpg.PostgresError(sqlstate=str(state)):
+                return state == _READ_ONLY or (state[:2] in {"08", "57"} and state != _CANCELLED)
+            case asyncpg.InterfaceError() | asyncpg.InternalClientError() | OSError():  # a TimeoutError is one, too
+                return True
+        return False
+
+    def is_crowded(self, error: BaseException | None) -> bool:
+        return _state(error) == _TOO_MANY
+
     def refusal(self, error: Exception) -> UploadError | None:
         match error:
             case asyncpg.PostgresError(sqlstate=str(state)):
@@ -109,6 +165,8 @@ class PostgresqlDriver(Driver):
                     return StorageFull("this server's database has no space left")
                 if state == _LOCKED:
                     return Locked()
+                if state == _READ_ONLY:
+                    return Unavailable("the database is read-only")
                 if state in _OUTAGES or state[:2] in _OUTAGE_CLASSES | _MISFIT_CLASSES or self.is_conflict(error):
                     return Unavailable("the database cannot be used now")
             case asyncpg.InterfaceError() if str(error).endswith(_LOST):
@@ -122,12 +180,32 @@ class PostgresqlDriver(Driver):
     def is_conflict(self, error: BaseException | None) -> bool:
         # A cached plan is out of date when another process has just migrated; outside of a
         # transaction asyncpg tries again by itself.
-        return isinstance(error, asyncpg.InvalidCachedStatementError) or getattr(error, "sqlstate", None) in _CONFLICTS
+        return isinstance(error, asyncpg.InvalidCachedStatementError) or _state(error) in _CONFLICTS
 
     def misfit(self, error: BaseException | None) -> str | None:
-        state = getattr(error, "sqlstate", None) or ""
-        fits = not isinstance(error, asyncpg.ClientConfigurationError) and state[:2] not in _MISFIT_CLASSES
+        fits = not isinstance(error, asyncpg.ClientConfigurationError) and _state(error)[:2] not in _MISFIT_CLASSES
         return None if fits else str(error)
+
+
+def _state(error: BaseException | None) -> str:
+    """The SQLSTATE, or nothing."""
+    return getattr(error, "sqlstate", None) or ""
+
+
+def _expect_answers(raw: asyncpg.Connection, seconds: float) -> None:
+    """Have the kernel end the connection when the other side's does not answer for so long, also while it is idle."""
+    link: socket.socket = raw._transport.get_extra_info("socket")
+    if link.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 3),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", round(seconds * 1000)),
+    ):
+        if hasattr(socket, option):  # not every system has each of them
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _limits(timeout: float) -> dict[str, str]:

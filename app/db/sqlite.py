@@ -6,6 +6,7 @@ import threading
 from asyncio import Future
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import aiosqlite
 from databases.core import Connection
 
 from app.db.driver import Driver, Row
+from app.db.files import Files, Moved
 from app.db.queries import Query
 from app.db.reserve import Reserve
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
@@ -36,25 +38,66 @@ _LOST: Final = {"Connection closed", "no active connection"}  # aiosqlite's word
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that is durable from its first statement; none of this is kept in the file."""
+    """A connection that is durable from its first statement, and knows when what it commits would not last."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, files: Files, path: str, *args: Any, **kwargs: Any) -> None:
+        self._files = files
+        self._checked_changes = 0
         try:
-            super().__init__(*args, **kwargs)
+            files.opening()
+            super().__init__(path, *args, **kwargs)
             self.row_factory = sqlite3.Row
-            # In WAL mode anything less than FULL may forget the last commits at a power cut.
+            # In WAL mode anything less than FULL may forget the last commits at a power cut. The file
+            # keeps the mode, but somebody may have changed it while no connection was open. Switching takes the
+            # file for itself for a moment and, when another process opens it just then, fails; `Db` tries again.
             self.execute("PRAGMA synchronous = FULL")
             self.execute("PRAGMA foreign_keys = ON")
-        except sqlite3.Error as error:
+            [[journal]] = self.execute("PRAGMA journal_mode = WAL")
+            if journal != "wal":
+                raise Unusable(f"the database file takes no write-ahead log, its journal mode stays {journal!r}")
+            self.execute("SELECT 1 FROM sqlite_schema").close()  # opens the log
+            files.opened(self, path)
+        except (sqlite3.Error, Unusable, Moved) as error:
             with suppress(sqlite3.Error):  # it may not even have been opened
                 self.close()
             raise _NotOpened(error) from error
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
+
+    def close(self) -> None:
+        self._files.closing(self)
+        with suppress(sqlite3.Error):
+            # An interrupt that met no statement would meet what the last connection does with the log.
+            super().execute("SELECT 1").close()
+        super().close()
+
+    def check(self) -> None:
+        """Raise Moved when a commit on this connection goes where no later start would find it."""
+        self._files.check()
+
+    def check_changes(self) -> None:
+        """Raise Moved when one has gone there since this was asked last."""
+        if self.total_changes != self._checked_changes and not self.in_transaction:
+            self.check()
+            self._checked_changes = self.total_changes
+
+
+class _Cursor(sqlite3.Cursor):
+    """A cursor whose rows, all of them, are the answer to a statement that has been carried out and will last."""
+
+    connection: _Connection
+
+    def fetchall(self) -> list[Any]:
+        rows = super().fetchall()
+        self.connection.check_changes()
+        return rows
 
 
 class _NotOpened(Exception):
     """No connection came about, for that reason. The thread that was to serve it is about to end."""
 
-    def __init__(self, reason: sqlite3.Error) -> None:
+    def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
         self.reason, self.thread = reason, threading.current_thread()
 
@@ -64,13 +107,14 @@ class SqliteDriver(Driver):
     one_writer = True
 
     def __init__(self) -> None:
+        self._files = Files()
         self._reserve: Reserve | None = None
         self._doubts = False
 
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
         # SQLite sleeps in its thread while another process writes, and nothing wakes it. Short
         # sleeps, with `Db` trying again until its own deadline, keep it at hand.
-        return {"factory": _Connection, "timeout": min(timeout / 4, 1.0)}
+        return {"factory": partial(_Connection, self._files), "timeout": min(timeout / 4, 1.0)}
 
     async def connect(self, connection: Connection) -> None:
         try:
@@ -80,15 +124,19 @@ class SqliteDriver(Driver):
             await asyncio.to_thread(error.thread.join)
             raise error.reason from None
 
+    async def look(self, raw: Any) -> bool:
+        await raw._execute(
+            raw._conn.check
+        )  # in its thread, so that closing, which removes files, comes before or after
+        return True
+
+    def concerns_all(self, error: BaseException) -> bool:
+        return isinstance(error, Moved)
+
     async def inspect(self, raw: aiosqlite.Connection) -> dict[str, str]:
         if sqlite3.sqlite_version_info < OLDEST_VERSION:
             raise Unusable(f"SQLite {sqlite3.sqlite_version} is too old, 3.38 or newer is needed")
-        # The file keeps this. Switching takes the file for itself for a moment and, when another
-        # process opens the same new file just then, fails at once; `Db` tries again.
-        journal = await _value(raw, "PRAGMA journal_mode = WAL")
-        if journal != "wal":
-            raise Unusable(f"the database file takes no write-ahead log, its journal mode stays {journal!r}")
-        synchronous = await _value(raw, "PRAGMA synchronous")
+        journal, synchronous = await _value(raw, "PRAGMA journal_mode"), await _value(raw, "PRAGMA synchronous")
         if synchronous != 2:
             raise Unusable(f"SQLite's synchronous is {synchronous}, 2 (FULL) is needed")
         return {"server": f"SQLite {sqlite3.sqlite_version}", "journal_mode": journal, "synchronous": "FULL"}
@@ -174,6 +222,8 @@ class SqliteDriver(Driver):
     def refusal(self, error: Exception) -> UploadError | None:
         if isinstance(error, ValueError) and str(error) in _LOST:
             return Unavailable("the connection to the database is lost")
+        if isinstance(error, Moved):
+            return Unavailable("the file of the database was moved, replaced or removed")
         code = _code(error)
         if code == sqlite3.SQLITE_FULL:
             return StorageFull("this server's database has no space left")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Final, NamedTuple
 
+import structlog
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,9 +12,11 @@ from starlette.responses import Response
 from app import records
 from app.db import Db
 from app.db.schema import SchemaWatch
-from app.errors import Unavailable, UploadError
+from app.errors import Unavailable, Unusable, UploadError, root_reason
 from app.tasks import to_the_end
 from app.web.services import Services
+
+log = structlog.stdlib.get_logger("waybill.web")
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _SHARED_SECONDS: Final = 1.0
@@ -66,14 +69,30 @@ async def _warnings(db: Db) -> dict[str, str]:
 
 
 async def _checks(services: Services) -> dict[str, str]:
-    storage, db = services["storage"], services["db"]
+    storage = services["storage"]
     free = await storage.free_bytes()
     return {
-        "database": await _result(db.ping()),
+        "database": await _result(_database(services)),
         "schema": await _result(_schema(services["schema"])),
         "store": await _result(storage.test()),
         "free_space": "ok" if free is None or free > 0 else "the space that is kept free is all that is left",
     }
+
+
+async def _database(services: Services) -> None:
+    """Return when the row of an upload could be written; what the schema keeps from it is another check's."""
+    db = services["db"]
+    await db.ping()
+    services["ingest"].check()
+    if db.refused is not None:
+        return
+    try:
+        await records.try_recording(db)
+    except UploadError:
+        raise
+    except Exception as error:  # a right was taken away, for instance
+        log.error("database refuses to record", reason=root_reason(error))
+        raise Unavailable("the database refuses to record uploads") from error
 
 
 async def _schema(schema: SchemaWatch) -> None:
@@ -85,5 +104,5 @@ async def _result(check: Awaitable[Any]) -> str:
     try:
         await check
     except UploadError as error:
-        return str(error)
+        return str(error.__cause__ if isinstance(error.__cause__, Unusable) else error)
     return "ok"

@@ -154,3 +154,10 @@ FROM sessions
 WHERE sessions.merged_into_id IS NOT NULL
   AND uploads.session_id = sessions.id
 RETURNING uploads.id;
+
+-- name: try_recording :run
+-- params: none
+-- Nothing is changed; whatever would keep a row from being recorded now refuses this as well, or makes it wait.
+UPDATE uploads
+SET status = status
+WHERE FALSE;

@@ -460,18 +460,12 @@ class TestFitness:
         with pytest.raises(Unavailable):
             await Db("postgresql://waybill@127.0.0.1:1/waybill").open()
 
-    @pytest.mark.parametrize(
-        ("make", "complaint"),
-        [
-            ("ALTER DATABASE {} SET synchronous_commit = off", "synchronous_commit is off"),
-            ("CREATE DATABASE {}_ascii ENCODING 'SQL_ASCII' TEMPLATE template0", "encoding is SQL_ASCII"),
-        ],
-    )
-    async def test_a_database_that_could_lose_something_is_refused(self, postgres, make, complaint):
+    async def test_a_database_that_cannot_hold_every_name_is_refused(self, postgres):
         url = postgres.create_database()
-        postgres.execute(make.format(url.rpartition("/")[2]))
-        with pytest.raises(Unusable, match=complaint):
-            await Db(url + "_ascii" if "_ascii" in make else url).open()
+        name = url.rpartition("/")[2]
+        postgres.execute(f"CREATE DATABASE {name}_ascii ENCODING 'SQL_ASCII' TEMPLATE template0")
+        with pytest.raises(Unusable, match="encoding is SQL_ASCII"):
+            await Db(f"{url}_ascii").open()
 
     async def test_the_log_shows_no_arguments(self, db, caplog):
         caplog.set_level("DEBUG")

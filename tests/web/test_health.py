@@ -1,8 +1,12 @@
 """Alive? Ready? And at what price."""
 
 import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
+import asyncpg
 import pytest
 
 from app import records
@@ -77,6 +81,53 @@ async def test_an_edited_schema_is_a_check_that_fails(service: Service, monkeypa
         answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["checks"]["schema"]) == (503, "0001 has been edited")
     await service.state["schema"].look()
+
+
+@asynccontextmanager
+async def locked(url: str) -> AsyncIterator[None]:
+    """Somebody holds what the row of an upload needs, in another process as it were."""
+    if url.startswith("sqlite:///"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as file:
+            file.execute("BEGIN EXCLUSIVE")
+            yield
+            file.execute("ROLLBACK")
+        return
+    other = await asyncpg.connect(url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE uploads")
+        yield
+    await other.close()
+
+
+async def test_a_lock_that_keeps_uploads_from_being_recorded_is_not_ready(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = service.state
+    with monkeypatch.context() as patch:
+        patch.setattr(state["db"], "_timeout", 1.0)
+        async with locked(state["settings"].database_url.get_secret_value()):
+            answer = await service.client().get("/health/ready")
+            assert (answer.status, answer.json()["checks"]["database"] != "ok") == (503, True)
+    service.app.state.readiness = None
+    assert (await service.client().get("/health/ready")).status == 200
+
+
+async def test_a_right_that_was_taken_away_is_not_ready(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "try_recording", raises(RuntimeError("permission denied for table uploads")))
+    answer = await service.client().get("/health/ready")
+    assert (answer.status, answer.json()["failing"]) == (503, ["database"])
+    assert b"permission" not in answer.body
+
+
+async def test_a_database_that_uploads_have_found_to_be_away_is_not_ready(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        raise Unavailable("the database is away")
+
+    monkeypatch.setattr(service.state["ingest"], "check", check)
+    answer = await service.client().get("/health/ready")
+    assert (answer.status, answer.json()["checks"]["database"]) == (503, "the database is away")
 
 
 async def test_damage_is_a_warning_and_uploads_are_taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
