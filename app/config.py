@@ -138,7 +138,10 @@ class Settings(BaseSettings):
         description=f"Keys that sign sessions, {MIN_KEY_CHARACTERS} characters or more: the first signs, all verify. "
         "Default: one that is made once and kept in secret.key in the storage directory.",
     )
-    session_max_age: Duration = Field(timedelta(days=30), description="How long a session lives that is not used.")
+    session_max_age: Duration = Field(
+        timedelta(days=30),
+        description="How long a session lives that is not used, to a thirtieth. An upload under way is a use.",
+    )
     upload_url_needs_session: YesOrNo = Field(
         False,
         description="true: the URL of a resumable upload opens it for its own session alone; false: for its holder.",

@@ -110,6 +110,10 @@ class Ingest:
         """Raise Unavailable while nothing that was received could be recorded."""
         self._publisher.check()
 
+    def sessions_in_use(self) -> set[str]:
+        """The sessions for which something is under way, however long that takes."""
+        return {session_id for session_id in self._live.values() if session_id is not None}
+
     # What follows is for Landing, and for whoever else receives bytes.
 
     def under_way(self, session_id: str) -> int:
@@ -135,11 +139,11 @@ class Ingest:
             if self._live_of[session_id] >= most:
                 raise RateLimited(most)
             self._live_of[session_id] += 1
-            self._live[landing] = session_id
+        self._live[landing] = session_id
 
     def dismiss(self, landing: object) -> None:
         session_id = self._live.pop(landing, None)
-        if session_id is not None:
+        if session_id is not None and session_id in self._live_of:  # as far as they are counted
             self._live_of[session_id] -= 1
             if not self._live_of[session_id]:
                 del self._live_of[session_id]
@@ -160,13 +164,13 @@ class Ingest:
 
     async def land(self, landing: "Landing", files: list[Incoming]) -> list[Upload]:
         allowances = () if landing.granted is None else (landing.granted.id,)
-        with _arriving(landing.visitor) as arrival:
+        with _arriving(landing.visitor, self._now_us()) as arrival:
             return await self._publisher.land(files, arrival, allowances=allowances, claim=landing.claim)
 
     async def record_failure(self, landing: "Landing", files: list[Incoming], error: UploadError) -> None:
         """Put the failure into the history; the client is told in any case, also when that is not possible."""
         try:
-            with _arriving(landing.visitor) as arrival:
+            with _arriving(landing.visitor, self._now_us()) as arrival:
                 await self._publisher.record([file.failed(error) for file in files], arrival)
         except OutcomeUnknown:
             log.warning("a failed upload comes into the history when the database is back", code=error.code)
@@ -175,14 +179,14 @@ class Ingest:
 
 
 @contextmanager
-def _arriving(visitor: Visitor) -> Iterator[NewSession | None]:
-    """A new session rides along; afterwards the database has it, unless it certainly does not.
+def _arriving(visitor: Visitor, now_us: int) -> Iterator[NewSession | None]:
+    """A new session rides along, seen now; afterwards the database has it, unless it certainly does not.
 
     While that is open the client gets its token all the same: if the session proves not to
     be there the token opens nothing, and if it is there nobody else could ever open it.
     """
     try:
-        yield visitor.arrival
+        yield visitor.arrival.seen(now_us) if visitor.arrival else None
     except OutcomeUnknown:
         visitor.arrival = None
         raise

@@ -284,7 +284,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         metrics.slots.read = lambda: db.slots()[1]
         metrics.refresh()
         sweeping = sweeper.run(settings.sweep_interval.total_seconds())
-        works = [sessions.keep_seen(), sweeping, once.renew(), resumes.run(), metrics.watch()]
+        works = [sessions.keep_seen(ingest.sessions_in_use), sweeping, once.renew(), resumes.run(), metrics.watch()]
         schema = SchemaWatch(db)
         works += [db.watch(), schema.run(), migrate.keep_building(db, now_us=now_us)]
         if quotas is not None:

@@ -37,6 +37,14 @@ class NewSession(NamedTuple):
     session: Session
     token_hash: str
 
+    def seen(self, now_us: int) -> "NewSession":
+        """The same, seen now: the upload that it comes with may have taken longer than it would have lived."""
+        session = self.session
+        age_us = session.expires_at - session.last_seen_at
+        if (now_us - session.last_seen_at) * 30 < age_us:
+            return self
+        return self._replace(session=session.model_copy(update={"last_seen_at": now_us, "expires_at": now_us + age_us}))
+
 
 class Seen(NamedTuple):
     """A live session was seen, and lives until then."""
@@ -253,7 +261,7 @@ async def list_sessions(asks: Asks, limit: int) -> list[SessionRecord]:
 
 
 async def touch_sessions(asks: Asks, seen: Iterable[Seen]) -> None:
-    """Live sessions were seen; a time never goes back, in whatever order such news arrives."""
+    """Live sessions, or those that they joined, were seen; a time never goes back, in whatever order news comes."""
     latest: dict[str, Seen] = {}
     for each in seen:
         known = latest.get(each.id, each)

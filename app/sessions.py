@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
@@ -29,6 +29,8 @@ LINK_CODE_SECONDS: Final = 600
 SEEN_EVERY_US: Final = 60_000_000
 """How fine `last_seen` is: a session in steady use costs one row write a minute, shared with others."""
 FLUSH_SECONDS: Final = 5.0
+_SHARE: Final = 60
+"""Of a short age both are a sixtieth at most, so that a use counts within a thirtieth of the age."""
 KNOWN_SECONDS: Final = 1.0
 """How long one worker may go on trusting a session that another has ended."""
 _KNOWN_AT_MOST: Final = 10_000
@@ -60,6 +62,13 @@ class _Known:
     until: float
     found: "asyncio.Task[Session | None]"
 
+    def expired(self, now_us: int) -> bool:
+        """Whether it was found, and its time is over by what was known then; another worker may have seen it since."""
+        if not self.found.done() or self.found.cancelled() or self.found.exception():
+            return False
+        session = self.found.result()
+        return session is not None and session.expires_at <= now_us
+
 
 class Sessions:
     """The sessions of one service. `max_age_us` is how long an idle one lives."""
@@ -78,16 +87,23 @@ class Sessions:
         self._db = db
         self._signer = signer
         self._max_age_us = max_age_us
+        self._seen_every_us = min(SEEN_EVERY_US, max_age_us // _SHARE)
         self._now_us = now_us
         self._new_id = new_id
         self._new_secret = new_secret
         self._new_code = new_code
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._seen: dict[str, Seen] = {}
+        self._kept_at_us = 0
 
     @property
     def max_age_seconds(self) -> int:
         return self._max_age_us // 1_000_000
+
+    @property
+    def flush_seconds(self) -> float:
+        """How often what was seen is written down."""
+        return min(FLUSH_SECONDS, self._max_age_us / 1_000_000 / _SHARE)
 
     # --- tokens
 
@@ -121,6 +137,13 @@ class Sessions:
         """Whether a browser should be given its token anew, so that its cookie lives as long as the session."""
         return self._now_us() - token.given_at_us > self._max_age_us // 30
 
+    async def renew(self, token: Token) -> Token | None:
+        """The same token, given out now; None if it opens nothing any more, or another one may be in its place."""
+        try:
+            return self.renewed(token) if await tokens.is_current(self._db, token.hash, self._now_us()) else None
+        except UploadError:
+            return None  # its browser is given it with the next answer
+
     # --- recognising
 
     async def recognise(self, groups: Sequence[Sequence[str]]) -> Recognised | None:
@@ -152,7 +175,7 @@ class Sessions:
         """The session of a token; asked once for all who wait, and remembered for a moment."""
         now = asyncio.get_running_loop().time()
         known = self._known.get(token_hash)
-        if known is None or known.until <= now:
+        if known is None or known.until <= now or known.expired(self._now_us()):
             task = asyncio.create_task(self._look_up(token_hash))
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # the waiters may be gone
             known = self._known[token_hash] = _Known(now + KNOWN_SECONDS, task)
@@ -179,7 +202,7 @@ class Sessions:
 
     def _saw(self, session: Session) -> None:
         now_us = self._now_us()
-        if now_us - session.last_seen_at >= SEEN_EVERY_US and session.id not in self._seen:
+        if now_us - session.last_seen_at >= self._seen_every_us and session.id not in self._seen:
             self._seen[session.id] = Seen(session.id, now_us, now_us + self._max_age_us)
 
     async def _change(self, work: Callable[[Unit], Awaitable[T]]) -> T:
@@ -323,10 +346,18 @@ class Sessions:
 
     # --- last seen
 
-    async def keep_seen(self) -> None:
-        """Write down, now and then and in one statement, when sessions were last seen. Runs until cancelled."""
+    async def keep_seen(self, in_use: Callable[[], Iterable[str]]) -> None:
+        """Write down, now and then and in one statement, when sessions were last seen. Runs until cancelled.
+
+        Those that `in_use` names, for whom something is under way, are seen all the time.
+        """
         while True:
-            await asyncio.sleep(FLUSH_SECONDS)
+            await asyncio.sleep(self.flush_seconds)
+            now_us = self._now_us()
+            if now_us - self._kept_at_us >= self._seen_every_us:
+                self._kept_at_us = now_us
+                for session_id in in_use():
+                    self._seen.setdefault(session_id, Seen(session_id, now_us, now_us + self._max_age_us))
             try:
                 await self.flush_seen()
             except UploadError as error:

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from app import records
 from app.db import Asks, Unit
-from app.model import Session
+from app.model import MAX_TIME_US, Session
 
 REPLACED_US: Final = 3_600_000_000
 """How long a token still opens its session when the one in its place is never used."""
@@ -45,6 +45,12 @@ async def find_session(asks: Asks, token_hash: str, now_us: int) -> Opened | Non
         "find_session_by_token", token_hash=token_hash, now_us=now_us, replaced_until_us=now_us - REPLACED_US
     )
     return Opened(records.session_in(row), row["replaces_hash"]) if row else None
+
+
+async def is_current(asks: Asks, token_hash: str, now_us: int) -> bool:
+    """Whether a token opens a session and no other one was given out in its place."""
+    row = await asks.one("find_session_by_token", token_hash=token_hash, now_us=now_us, replaced_until_us=MAX_TIME_US)
+    return row is not None
 
 
 async def list_sessions(asks: Asks, token_hashes: Sequence[str], now_us: int) -> dict[str, str]:

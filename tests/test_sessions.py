@@ -386,6 +386,30 @@ class TestLastSeen:
         clock.pass_by(seconds=MAX_AGE)
         assert await who(sessions, text) is None
 
+    @pytest.mark.parametrize("age", [1, 20, 600, MAX_AGE])
+    async def test_a_session_in_steady_use_lives_whatever_its_age(self, world, age):
+        """Its last use is written within a thirtieth of the age."""
+        sessions = world.worker(max_age=age)
+        session, text = await start(sessions)
+        for _ in range(40):
+            world.clock.pass_by(seconds=age / 10)
+            assert await who(sessions, text) == session.id
+            await sessions.flush_seen()
+        assert sessions.flush_seconds <= age / 60
+        recorded = await records.find_session(world.db, session.id)
+        assert recorded.expires_at >= world.clock() + age * 1_000_000 * 29 // 30
+
+    async def test_a_use_that_another_worker_wrote_down_counts_here_at_once(self, world, standing_still):
+        """What is remembered for a second may say that the session is over."""
+        mine, other = world.worker(max_age=2), world.worker(max_age=2)
+        session, text = await start(mine)
+        world.clock.pass_by(seconds=1.5)
+        assert await who(other, text) == session.id
+        assert await who(mine, text) == session.id
+        await mine.flush_seen()
+        world.clock.pass_by(seconds=0.9)
+        assert await who(other, text) == session.id
+
     async def test_nobody_waits_for_it_and_it_is_written_once_for_all(self, sessions, asked, clock):
         started = [await start(sessions) for _ in range(30)]
         clock.pass_by(seconds=SEEN_EVERY_US / 1_000_000)
@@ -437,7 +461,7 @@ class TestLastSeen:
             written.set()
 
         monkeypatch.setattr(sessions, "flush_seen", flush)
-        keeping = asyncio.create_task(sessions.keep_seen())
+        keeping = asyncio.create_task(sessions.keep_seen(list))
         await coming(written)
         keeping.cancel()
         with suppress(asyncio.CancelledError):

@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import records, tokens
-from app.errors import BadRequest, CrossOrigin, NoSession
+from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
 from app.ingest import Visitor
 from app.model import Session, rfc3339
 from app.sessions import Recognised, Sessions, Token
@@ -33,8 +33,6 @@ class Caller:
         self.token: Token | str | None = None
         self._visitor: Visitor | None = None
         self._first_token: Token | None = None
-        if recognised and sessions.is_stale(recognised.token):
-            self.token = sessions.renewed(recognised.token)
 
     def living(self) -> Recognised:
         """The caller's session and the token that opened it; raises NoSession."""
@@ -86,6 +84,14 @@ class Caller:
             return self._first_token
         return self.token
 
+    async def renew(self) -> None:
+        """Give a cookie out anew that has become old, when the answer is about to leave.
+
+        A long upload may have outlasted it; and meanwhile the browser may have been given another token.
+        """
+        if self.token is None and self.recognised is not None and self._sessions.is_stale(self.recognised.token):
+            self.token = await self._sessions.renew(self.recognised.token)
+
 
 class SessionMiddleware:
     """Put the Caller of every request to the API on the scope, and its cookie on the answer."""
@@ -119,7 +125,20 @@ class SessionMiddleware:
             *others(),
             *shown.set_cookie(sessions, caller.cookie_token(), secure=secure, base_path=self._base_path),
         )
-        await self._app(scope, receive, send)
+        if caller.recognised is None:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await caller.renew()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_cookie)
+        except UploadError:
+            await caller.renew()
+            raise
 
     def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
         """A page of another site may not use this browser's cookie to change anything."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from app import claims
+from app import claims, main, records
 from app.main import now_us
 from app.sweep import Sweeper
 from tests.asgi import Answer, Client, Service, serving, settings_in
+from tests.unreliable import until
 
 HISTORY = "/api/ingestion/history"
 SESSION = "/api/session"
@@ -76,6 +77,111 @@ async def sweep(service: Service, *, hours: int) -> None:
     then_us = now_us() + hours * HOUR_US
     await claims.renew(state["db"], state["once"]._live, then_us)  # as it does every few seconds
     await Sweeper(state["storage"], state["db"], now_us=lambda: then_us).once()
+
+
+class Clock:
+    """The service's clock, which a test moves, with what it does every few seconds done all the time."""
+
+    def __init__(self) -> None:
+        self.off_us = 0
+
+    def __call__(self) -> int:
+        return now_us() + self.off_us
+
+    def pass_by(self, *, minutes: int) -> None:
+        self.off_us += minutes * 60_000_000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(main, "now_us", clock)
+    monkeypatch.setattr("app.sessions.FLUSH_SECONDS", 0.001)
+    return clock
+
+
+async def hours_pass(service: Service, clock: Clock, session_id: str) -> None:
+    """Four hours in which nothing comes from the session but what is under way; the sweep looks at it all the time."""
+    state: Any = service.state
+    sweeper = Sweeper(state["storage"], state["db"], now_us=clock)
+    for _ in range(12):
+        clock.pass_by(minutes=20)
+
+        async def seen() -> bool:
+            found = await records.find_session(state["db"], session_id)
+            assert found is not None
+            assert found.ended_at is None
+            return found.last_seen_at >= clock() - 60_000_000
+
+        await until(seen)
+        await sweeper.once()
+
+
+SHORT = {"session_max_age": "1h", "upload_idle_time": "1d"}
+
+
+@pytest.mark.parametrize("way", ["raw", "form"])
+async def test_an_upload_keeps_its_session_alive(tmp_path: Path, database_url: str, clock: Clock, way: str) -> None:
+    async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:
+        client = await session(service)
+        held = await upload_under_way(client, way)
+        await hours_pass(service, clock, (await client.get(SESSION)).json()["id"])
+        answer = await held.go_on()
+        assert answer.status == 201
+        assert answer["set-cookie"]  # a browser's own would be over by now
+        assert await names(client) == ["a"]
+
+
+async def test_an_append_by_the_url_alone_keeps_the_session_alive(
+    tmp_path: Path, database_url: str, clock: Clock
+) -> None:
+    async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:
+        client = await session(service)
+        created = await client.post(UPLOADS, headers={**TUS, "Upload-Length": "2", "Upload-Metadata": "filename YQ=="})
+        headers = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+        held = Held(service.client(), created["location"], headers, b"a", b"b")
+        await held.begun.wait()
+        await hours_pass(service, clock, (await client.get(SESSION)).json()["id"])
+        assert (await held.go_on()).status == 204
+        assert await names(client) == ["a"]
+
+
+async def test_an_upload_keeps_the_session_alive_that_its_own_has_joined(
+    tmp_path: Path, database_url: str, clock: Clock
+) -> None:
+    async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:
+        client, other = await session(service), await session(service)
+        held = await upload_under_way(client, "raw")
+        await join(client, other)
+        await hours_pass(service, clock, (await other.get(SESSION)).json()["id"])
+        assert (await held.go_on()).status == 201
+        assert await names(client) == await names(other) == ["a"]
+
+
+async def test_the_late_answer_to_an_upload_takes_no_new_token_away(
+    tmp_path: Path, database_url: str, clock: Clock
+) -> None:
+    async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:
+        client = await session(service)
+        held = await upload_under_way(client, "raw")
+        clock.pass_by(minutes=30)
+        assert (await client.post(f"{SESSION}/rotate")).status == 200
+        answer = await held.go_on()
+        assert (answer.status, answer.all("set-cookie")) == (201, [])
+        assert await names(client) == ["a"]
+
+
+@pytest.mark.parametrize("way", ["raw", "form"])
+async def test_a_session_that_begins_with_a_long_upload_lives_from_its_end(
+    tmp_path: Path, database_url: str, clock: Clock, way: str
+) -> None:
+    async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:
+        client = service.client()
+        held = await upload_under_way(client, way)
+        clock.pass_by(minutes=240)
+        assert (await held.go_on()).status == 201
+        clock.pass_by(minutes=59)
+        assert await names(client) == ["a"]
 
 
 @pytest.mark.parametrize("way", WAYS)

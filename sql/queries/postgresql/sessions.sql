@@ -35,19 +35,29 @@ FOR NO KEY UPDATE;
 
 -- name: touch_sessions :run
 -- params: rows
--- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.
+-- Live sessions were seen, given as one JSON array of row objects, each id once; of those that joined another one, that
+-- was. Times never go back.
 -- Differs from sqlite: jsonb_to_recordset unpacks the array; greatest is called max there; one that somebody holds
 -- locked is passed over, so that it keeps no other one waiting: it is seen again.
+WITH seen AS MATERIALIZED (
+    SELECT coalesce(went.merged_into_id, r.id) AS id,
+           max(r.last_seen_us) AS last_seen_us,
+           max(r.expires_at_us) AS expires_at_us
+    FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
+        id TEXT COLLATE "C", last_seen_us BIGINT, expires_at_us BIGINT
+    )
+    LEFT JOIN sessions AS went ON went.id = r.id
+    GROUP BY coalesce(went.merged_into_id, r.id)
+), free AS MATERIALIZED (
+    SELECT id
+    FROM sessions
+    WHERE ended_at_us IS NULL
+      AND id IN (SELECT seen.id FROM seen)
+    FOR NO KEY UPDATE SKIP LOCKED
+)
 UPDATE sessions
 SET last_seen_us = greatest(sessions.last_seen_us, seen.last_seen_us),
     expires_at_us = greatest(sessions.expires_at_us, seen.expires_at_us)
-FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS seen (
-    id TEXT COLLATE "C", last_seen_us BIGINT, expires_at_us BIGINT
-)
+FROM seen
 WHERE sessions.id = seen.id
-  AND sessions.id IN (SELECT free.id
-                      FROM sessions AS free
-                      WHERE free.ended_at_us IS NULL
-                        AND free.id IN (SELECT r.id
-                                        FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (id TEXT COLLATE "C"))
-                      FOR NO KEY UPDATE SKIP LOCKED);
+  AND sessions.id IN (SELECT free.id FROM free);

@@ -32,11 +32,17 @@ WHERE id = :session_id;
 
 -- name: touch_sessions :run
 -- params: rows
--- Live sessions were seen, given as one JSON array of row objects, each id once. Times never go back.
+-- Live sessions were seen, given as one JSON array of row objects, each id once; of those that joined another one, that
+-- was. Times never go back.
 -- Differs from postgresql: json_each unpacks the array; max of two values is called greatest there.
 UPDATE sessions
-SET last_seen_us = max(sessions.last_seen_us, seen.value ->> 'last_seen_us'),
-    expires_at_us = max(sessions.expires_at_us, seen.value ->> 'expires_at_us')
-FROM json_each(:rows) AS seen
-WHERE sessions.id = seen.value ->> 'id'
+SET last_seen_us = max(sessions.last_seen_us, seen.last_seen_us),
+    expires_at_us = max(sessions.expires_at_us, seen.expires_at_us)
+FROM (SELECT coalesce(went.merged_into_id, value ->> 'id') AS id,
+             max(value ->> 'last_seen_us') AS last_seen_us,
+             max(value ->> 'expires_at_us') AS expires_at_us
+      FROM json_each(:rows)
+      LEFT JOIN sessions AS went ON went.id = value ->> 'id'
+      GROUP BY coalesce(went.merged_into_id, value ->> 'id')) AS seen
+WHERE sessions.id = seen.id
   AND sessions.ended_at_us IS NULL;
