@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl = Field(
         default_factory=lambda given: SecretStr(f"sqlite:///{quote(str(given['storage_dir'] / 'waybill.db'))}"),
         description="Where records live: sqlite:///path, or postgresql://user:password@host/database, there with "
-        "?ssl=mode if wanted. Default: waybill.db in the storage directory.",
+        "several hosts or ?ssl=mode if wanted. Default: waybill.db in the storage directory.",
     )
     database_schema: SchemaName = Field(
         "",

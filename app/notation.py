@@ -12,10 +12,11 @@ from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, SecretStr
 
+from app import postgresql_url
 from app.model import MAX_SIZE
 
 MIN_KEY_CHARACTERS: Final = 32
@@ -44,9 +45,7 @@ _APP_ORIGIN = re.compile(
 _BASE_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 _NOT_IN_URL = re.compile(r"[\x00-\x20\x7f-\xa0#\ud800-\udfff]")
 _OLDEST_INTEROP: Final = 5  # before it, fields had other names and meanings
-_SSL_MODES = ("true", "false", "disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ORDINALS = ("first", "second", "third")
-_POSTGRESQL = "postgresql://user:password@host/database"
 _SQLITE = "sqlite:///path/to/file.db"
 
 
@@ -157,24 +156,23 @@ def _database_url(value: object) -> str:
     """A URL of which every part will be used as it is written."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or not text:
-        raise ValueError(f"is empty, expected {_SQLITE} or {_POSTGRESQL}")
+        raise ValueError(f"is empty, expected {_SQLITE} or {postgresql_url.EXAMPLE}")
     if _NOT_IN_URL.search(text):
         raise ValueError("has a space, a control character or a # in it, expected them as %20, %0A or %23")
     try:
-        url = urlsplit(text)
-        well_formed = url.port != 0 and "\0" not in unquote(text, errors="strict")
+        is_text = "\0" not in unquote(text, errors="strict")
     except ValueError:  # its own text repeats parts of the URL
-        well_formed = False
-    if not well_formed:
-        raise ValueError("is not a well-formed URL, expected / ? @ % in a password as %2F %3F %40 %25")
-    if text.startswith("sqlite:///"):
-        _check_sqlite(unquote(url.path)[1:], options="?" in text)
-    elif text.startswith("postgresql://"):
-        _check_postgresql(url)
+        is_text = False
+    if text.startswith("sqlite:///") and is_text:
+        _check_sqlite(unquote(urlsplit(text).path)[1:], options="?" in text)
+    elif text.startswith("postgresql://") and is_text:
+        postgresql_url.parse(text)
+    elif not is_text:
+        raise postgresql_url.Malformed
     else:
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]{0,19}):/", text)
         found = f"the scheme is {scheme[1]!r}" if scheme else "there is no scheme"
-        raise ValueError(f"{found}, expected {_SQLITE} or {_POSTGRESQL}")
+        raise ValueError(f"{found}, expected {_SQLITE} or {postgresql_url.EXAMPLE}")
     return text
 
 
@@ -191,24 +189,6 @@ def _check_sqlite(path: str, *, options: bool) -> None:
         raise ValueError(f"names a database that keeps nothing, or a second URL, expected {_SQLITE}")
     if not path or path.endswith("/"):
         raise ValueError(f"names no file, expected {_SQLITE}")
-
-
-def _check_postgresql(url: SplitResult) -> None:
-    options = parse_qsl(url.query, keep_blank_values=True)
-    given = dict(options)
-    if not given.keys() <= {"host", "ssl"} or len(given) < len(options):  # the driver would ignore them
-        raise ValueError(
-            "has options that are not understood, expected ssl, or host for a socket's directory, each once "
-            "(WAYBILL_DATABASE_POOL_SIZE bounds the pool)"
-        )
-    if given.get("ssl", "true") not in _SSL_MODES:
-        raise ValueError(f"has an ssl mode that is not understood, expected one of {', '.join(_SSL_MODES)}")
-    if not given.get("host", "/").startswith("/"):
-        raise ValueError("has a host option that is no directory, expected ?host=/run/postgresql")
-    if bool(url.hostname) == ("host" in given) or "," in url.netloc.rpartition("@")[2]:
-        raise ValueError(f"names no host or several, expected {_POSTGRESQL}")
-    if len(url.path) < 2:
-        raise ValueError(f"names no database, expected {_POSTGRESQL}")
 
 
 def _host(value: object) -> str:

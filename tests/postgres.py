@@ -53,7 +53,7 @@ _SETTINGS = {
 class Postgres:
     """One server with its own data directory; every method returns when the deed is done."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, standby_of: "Postgres | None" = None) -> None:
         self._programs = _programs()
         place = directory or memory()  # where it is nobody's test, power is never lost
         self._home = Path(tempfile.mkdtemp(prefix="waybill-postgres-", dir=place))
@@ -65,10 +65,14 @@ class Postgres:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         atexit.register(self.close)
-        if _nobody():
-            os.chown(self._home, _nobody()["user"], _nobody()["group"])
-        self._run("initdb", _nobody(), "--pgdata", str(self._data), "--username", _OWNER, "--auth=trust",
-                  "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")  # fmt: skip
+        if nobody():
+            os.chown(self._home, nobody()["user"], nobody()["group"])
+        if standby_of is None:
+            self._run("initdb", nobody(), "--pgdata", str(self._data), "--username", _OWNER, "--auth=trust",
+                      "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")  # fmt: skip
+        else:
+            self._run("pg_basebackup", nobody(), "--pgdata", str(self._data), "--dbname", standby_of.url("postgres"),
+                      "--write-recovery-conf", "--checkpoint=fast", "--no-sync")  # fmt: skip
         self.start()
 
     def url(self, database: str) -> str:
@@ -99,7 +103,7 @@ class Postgres:
         command = ["/bin/sh", "-c", _WATCH, "sh", str(self._home), *server]
         with (self._home / "log").open("ab") as log:
             self._watch = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", **_nobody()
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd="/", **nobody()
             )
         deadline, seen = time.monotonic() + _PATIENCE, False
         while not self._is_ready():
@@ -108,6 +112,10 @@ class Postgres:
                 raise RuntimeError(f"PostgreSQL did not start: {(self._home / 'log').read_text(errors='replace')}")
             seen = seen or runs
             time.sleep(0.01)
+
+    def promote(self) -> None:
+        """Make a standby a server of its own."""
+        self.execute("SELECT pg_promote()")
 
     def stop(self, mode: Literal["immediate", "fast"] = "immediate") -> None:
         """End the server: `immediate` as a crash would, `fast` as an operator would."""
@@ -162,7 +170,7 @@ class Postgres:
 
     def _is_ready(self) -> bool:
         lines = self._pid_file()
-        return len(lines) > 7 and lines[7].strip() == "ready"  # the line that pg_ctl waits for
+        return len(lines) > 7 and lines[7].strip() in {"ready", "standby"}  # the line that pg_ctl waits for
 
     def _pid_file(self) -> list[str]:
         try:
@@ -179,7 +187,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @cache
-def _nobody() -> dict[str, int]:
+def nobody() -> dict[str, int]:
     """Whom to become for the server, which refuses to run as root; empty for an ordinary user."""
     if os.geteuid() != 0:
         return {}
@@ -205,7 +213,7 @@ def _programs() -> Path:
     install = max(package.glob("pginstall*"), key=lambda found: int(found.name.removeprefix("pginstall") or 0))
     programs = install / "bin"
     try:
-        subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, check=True, cwd="/", **_nobody())
+        subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, check=True, cwd="/", **nobody())
     except PermissionError:  # a virtual environment below /root; the libraries lie beside the package
         copy = Path(tempfile.mkdtemp(prefix="waybill-postgres-programs-"))
         atexit.register(shutil.rmtree, copy, ignore_errors=True)

@@ -9,6 +9,7 @@ in a task of its own that no cancellation reaches and that ends by its own deadl
 import asyncio
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from databases import Database, DatabaseURL
 
+from app import postgresql_url
 from app.db import queries
 from app.db.asking import Aside, Asks, Named, Unit, answered
 from app.db.driver import LOCK_SECONDS, Driver, Row
@@ -30,7 +32,6 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger("waybill.db")
 
-_URL_OPTIONS: Final[dict[Dialect, set[str]]] = {"sqlite": set(), "postgresql": {"ssl", "host"}}
 _PAUSE: Final = (0.002, 0.05)  # seconds, from and to, before a transaction that lost a race is tried again
 _LOCK_PAUSE: Final = (0.05, 0.15)  # the same when somebody held a lock
 _REFUSED: Final = "the database cannot be used now"
@@ -80,10 +81,10 @@ class Db(Named):
     """
 
     def __init__(self, url: str, *, schema: str | None = None, pool_size: int = 8, timeout: float = 5.0) -> None:
-        self._name, self._driver = _understood(url)
+        self._name, told, self._driver = _understood(url)
         self.schema = schema
         options = self._driver.options(schema=schema, pool_size=pool_size, timeout=timeout)
-        self._database = Database(url, **options)
+        self._database = Database(told, **options)
         self._queries = queries.load(self.dialect)
         self._pool = Pool(self._database, self._driver, size=pool_size, timeout=timeout)
         self._timeout = timeout
@@ -306,34 +307,29 @@ class Db(Named):
             del limit  # it holds the task, which holds its error, whose traceback holds this
 
 
-def _understood(url: str) -> tuple[str, Driver]:
-    """The URL without its password, and the driver it asks for.
+def _understood(url: str) -> tuple[str, str, Driver]:
+    """The URL without its password, what `databases` is told of it, and the driver it asks for.
+
+    The other driver is not imported: it takes memory, and time to start.
 
     Raises:
         Unusable: it names no database that is known here, or sets what would be ignored.
     """
-    driver = _driver(url.partition(":")[0])
+    name = re.sub(r"(?<=//)([^/?]*?):[^/?]*@", r"\1:********@", url)
     try:
-        parts = DatabaseURL(url)
-        name, database, options, _ = parts.obscure_password, parts.database, parts.options, parts.port
-    except ValueError:
-        raise Unusable("the database's URL cannot be understood") from None  # the reason quotes from it
-    if database in {"", ":memory:"}:
-        raise Unusable(f"{name}: the URL names no database")
-    if unknown := options.keys() - _URL_OPTIONS[driver.dialect]:
-        raise Unusable(f"{name}: the options {sorted(unknown)} are not known here and would be ignored")
-    return name, driver
+        match url.partition(":")[0]:
+            case "sqlite":
+                from app.db.sqlite import SqliteDriver
 
+                if DatabaseURL(url).database in {"", ":memory:"}:
+                    raise Unusable(f"{name}: the URL names no database")
+                if DatabaseURL(url).options:
+                    raise Unusable(f"{name}: the URL has options, which would be ignored")
+                return name, url, SqliteDriver()
+            case "postgresql" | "postgres":
+                from app.db.postgresql import PostgresqlDriver
 
-def _driver(scheme: str) -> Driver:
-    """The driver for URLs of this scheme. The other one is not imported: it takes memory, and time to start."""
-    match scheme:
-        case "sqlite":
-            from app.db.sqlite import SqliteDriver
-
-            return SqliteDriver()
-        case "postgresql" | "postgres":
-            from app.db.postgresql import PostgresqlDriver
-
-            return PostgresqlDriver()
+                return name, "postgresql://", PostgresqlDriver(postgresql_url.parse(url))
+    except ValueError as error:
+        raise Unusable(f"the database's URL {error}") from None
     raise Unusable("the database's URL must begin with sqlite:/// or postgresql://")

@@ -59,7 +59,12 @@ async def pending(db: Db) -> Pending:
         await examine(db.unguarded, known, {migration.number for migration in known}, db.schema)
         raise
     found = _sorted(db.dialect, applied)
-    await examine(db.unguarded, known, applied.keys(), db.schema)
+    try:
+        await examine(db.unguarded, known, applied.keys(), db.schema)
+    except Unusable:
+        if await _applied(db.unguarded) == applied:
+            raise
+        return await pending(db)  # another process has migrated between the two looks
     return found
 
 

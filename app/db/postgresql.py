@@ -1,5 +1,6 @@
 """PostgreSQL: a server that may be away, slow, frozen, or lose a connection at any statement."""
 
+import re
 import socket
 from asyncio import Future
 from collections.abc import Mapping
@@ -10,8 +11,10 @@ import asyncpg
 from databases.core import Connection
 
 from app.db.driver import LOCK_SECONDS, Driver, Row
+from app.db.postgresql_hosts import Hosts, tls_fault
 from app.db.queries import Query
 from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
+from app.postgresql_url import PostgresqlUrl
 
 # A transaction that does not wait for the disk can be asked for by a role or a database; what we say on the
 # connection outranks that. The server's own switches cannot be set from here.
@@ -52,10 +55,17 @@ _READ_ONLY: Final = "25006"
 _CANCELLED: Final = "57014"  # a statement took too long: that says nothing of other connections
 _CONFLICTS: Final = {"40001", "40P01"}  # serialization failure, deadlock
 _LOCKED: Final = "55P03"
-_OUTAGES: Final = {"25P03", "25P04", _READ_ONLY}  # time ran out, in two ways; a server that only reads
+_STATEMENT_LOST: Final = {"26000", "42P05"}  # one that was prepared is not there, or one is that was not
+_OUTAGES: Final = {"25P03", "25P04", _READ_ONLY, *_STATEMENT_LOST}  # time ran out, in two ways; it only reads
 _OUTAGE_CLASSES: Final = {"08", "40", "53", "57", "58"}  # connection, rollback, resources, operator, system
 _LOST_CLASSES: Final = {"08", "25", "57"}  # connection, state of the transaction, operator: the connection is done for
 _MISFIT_CLASSES: Final = {"28", "3D"}  # no such user, or a wrong password; no such database
+_PROTOCOL: Final = "08P01"  # PgBouncer's for whatever it refuses
+_POOLERS_NO: Final = re.compile(r"no such (database|user)|auth|startup parameter")
+_POOLED: Final = (
+    "what stands before PostgreSQL changes the session between transactions, so settings and prepared statements are "
+    "lost: set pool_mode = session in PgBouncer for this database, or name PostgreSQL itself in WAYBILL_DATABASE_URL"
+)
 _LOST: Final = ("connection is closed", "pool is closing", "pool is closed", "released back to the pool")
 
 
@@ -64,24 +74,27 @@ class PostgresqlDriver(Driver):
     one_writer = False
     longest_idle = 300.0  # what stands between forgets a silent connection, some of it after that long
 
-    def __init__(self) -> None:
+    def __init__(self, url: PostgresqlUrl) -> None:
+        self._url = url
+        self._hosts: Hosts
         self._silence = 0.0
 
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
         self._silence = timeout * 0.6
-        # `databases` ignores all of these in a URL. The server ends a statement before the deadline
-        # of `Db` does, so that the connection stays good; the deadline is for a server that is silent.
+        # The server ends a statement before the deadline of `Db` does, so that the connection stays good; the
+        # deadline is for a server that is silent.
+        settings = {} if schema is None else {"search_path": f'"{schema}"'}
+        self._hosts = Hosts(self._url, timeout=timeout, settings={**settings, **_limits(timeout)})
         return {
             "min_size": 0,
             "max_size": pool_size + 1,  # `Db.aside` takes one more
-            "timeout": timeout,
             "max_inactive_connection_lifetime": 0,
-            "server_settings": {
-                "application_name": "waybill",
-                **({} if schema is None else {"search_path": f'"{schema}"'}),
-                **_limits(timeout),
-            },
+            "connect": self._connect,
         }
+
+    async def _connect(self, *_: Any, loop: Any, connection_class: Any, record_class: Any, **__: Any) -> Any:
+        """What asyncpg's pool opens; the rest of what `databases` made of a URL is none of ours."""
+        return await self._hosts.connect(loop=loop, connection_class=connection_class, record_class=record_class)
 
     async def connect(self, connection: Connection) -> None:
         await super().connect(connection)
@@ -97,6 +110,8 @@ class PostgresqlDriver(Driver):
         return not found["reads_only"]
 
     async def inspect(self, raw: asyncpg.Connection) -> dict[str, str]:
+        if not await self._hosts.gives_sessions(raw):
+            raise Unusable(_POOLED)
         row = await raw.fetchrow(_INSPECT)
         facts = dict(row.items())
         if facts["encoding"] != "UTF8":
@@ -183,8 +198,13 @@ class PostgresqlDriver(Driver):
         return isinstance(error, asyncpg.InvalidCachedStatementError) or _state(error) in _CONFLICTS
 
     def misfit(self, error: BaseException | None) -> str | None:
-        fits = not isinstance(error, asyncpg.ClientConfigurationError) and _state(error)[:2] not in _MISFIT_CLASSES
-        return None if fits else str(error)
+        state = _state(error)
+        if fault := tls_fault(error):
+            return fault
+        if state in _STATEMENT_LOST or "pooling mode" in str(error):
+            return _POOLED
+        is_ours = isinstance(error, asyncpg.ClientConfigurationError) or state[:2] in _MISFIT_CLASSES
+        return str(error) if is_ours or (state == _PROTOCOL and _POOLERS_NO.search(str(error))) else None
 
 
 def _state(error: BaseException | None) -> str:

@@ -11,6 +11,9 @@ import pytest
 from app.db.postgresql import PostgresqlDriver
 from app.db.sqlite import SqliteDriver
 from app.errors import Locked, StorageFull, Unavailable
+from app.postgresql_url import parse
+
+POSTGRESQL = PostgresqlDriver(parse("postgresql://a/b"))
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
@@ -52,7 +55,7 @@ def test_sqlite(error, expected):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        *((postgresql_error(code), Unavailable) for code in ("08006", "40001", "40P01", "53200", "53300")),
+        *((postgresql_error(code), Unavailable) for code in ("08006", "26000", "40001", "40P01", "53200", "53300")),
         (postgresql_error("55P03"), Locked),
         *((postgresql_error(code), Unavailable) for code in ("57014", "57P01", "57P03", "58030", "25006", "25P03")),
         *((postgresql_error(code), Unavailable) for code in ("28P01", "3D000")),
@@ -68,7 +71,7 @@ def test_sqlite(error, expected):
     ids=repr,
 )
 def test_postgresql(error, expected):
-    assert type(PostgresqlDriver().refusal(error)) is (expected or type(None))
+    assert type(POSTGRESQL.refusal(error)) is (expected or type(None))
 
 
 async def test_postgresql_connections_that_are_gone_in_the_words_of_today(postgres):
@@ -83,10 +86,10 @@ async def test_postgresql_connections_that_are_gone_in_the_words_of_today(postgr
     for ask in (connection.fetch, borrowed.fetch, borrowed.execute, pool.fetch):
         with pytest.raises(asyncpg.InterfaceError) as caught:
             await ask("SELECT 1")
-        gone.append(PostgresqlDriver().refusal(caught.value))
+        gone.append(POSTGRESQL.refusal(caught.value))
     assert [type(refusal) for refusal in gone] == [Unavailable] * 4
-    assert not PostgresqlDriver().is_open(connection)
-    assert not PostgresqlDriver().is_open(borrowed)
+    assert not POSTGRESQL.is_open(connection)
+    assert not POSTGRESQL.is_open(borrowed)
 
 
 @pytest.mark.parametrize(("url", "not_needed"), [("sqlite:///a.db", "asyncpg"), ("postgresql://a/b", "aiosqlite")])

@@ -136,3 +136,18 @@ async def test_a_schema_that_needs_newer_code_is_refused(db):
     for ask in (pending(db), migrate.migrate(db, now_us=0)):
         with pytest.raises(Unusable, match=r"the schema is of a newer version, .* it has had 0099_newest"):
             await ask
+
+
+async def test_tables_that_another_process_makes_just_then_are_not_somebody_elses(db, database_url, monkeypatch):
+    other, looked = Db(database_url), migrate.examine
+    await other.open()
+
+    async def examine(*arguments):
+        """Look after the other has migrated, with what was known before."""
+        monkeypatch.setattr(migrate, "examine", looked)
+        await migrate.migrate(other, now_us=0)
+        await looked(*arguments)
+
+    monkeypatch.setattr(migrate, "examine", examine)
+    assert (await pending(db)).names == []
+    await other.close()
