@@ -143,33 +143,39 @@ class TestPages:
         return [await worker.concatenate(growing) for _ in range(number)]
 
     @pytest.mark.parametrize("by", ["sweep", "itself"])
-    async def test_many_that_wait_for_a_part_do_not_keep_others_from_being_completed(self, world, worker, by):
+    async def test_many_that_wait_or_cannot_be_completed_do_not_keep_others_from_it(self, world, worker, by):
         await self.waiting(worker, 8)
         world.clock.pass_by(seconds=60)
-        key = await worker.create(3)
-        worker.db.fails = [None, None, *["away"] * 20]
-        with pytest.raises(Unavailable):
-            await worker.append(key, 0, b"abc")
+        keys = [await worker.create(3) for _ in range(8)]
+        for key in keys:
+            worker.db.fails = [None, None, *["away"] * 20]
+            with pytest.raises(Unavailable):
+                await worker.append(key, 0, b"abc")
+            worker.db.fails = []
+            await until(lambda: not worker.publisher._away.is_set())
+        for upload in (await worker.history())[8:12]:
+            await world.storage.remove([upload.id])
         other = await world.worker()
         world.clock.pass_by(seconds=HOUR)
         if by == "sweep":
-            assert (await other.resumes.sweep()).completed == 1
+            assert (await other.resumes.sweep()).completed == 4
         else:
-            await completed_by_itself(other, key)
+            for key in keys[4:]:
+                await completed_by_itself(other, key)
 
-    async def test_many_that_wait_do_not_keep_one_whose_parts_are_there_from_being_put_together(
+    async def test_many_that_wait_do_not_keep_those_whose_parts_are_there_from_being_put_together(
         self, world, worker, monkeypatch
     ):
-        keys = await parts(worker, b"abc")
-        await self.waiting(worker, 8)
-
         async def nothing(resource, **_):
             return resource
 
-        monkeypatch.setattr(worker.resumes._completions, "of", nothing)
-        _, key = await worker.concatenate(*keys)
+        keys = await parts(worker, b"abc")
         await self.waiting(worker, 8)
-        await completed_by_itself(await world.worker(), key)
+        monkeypatch.setattr(worker.resumes._completions, "of", nothing)
+        ready = [(await worker.concatenate(*keys))[1] for _ in range(5)]
+        other = await world.worker()
+        for key in ready:
+            await completed_by_itself(other, key)
 
     async def test_an_upload_that_cannot_be_ended_does_not_keep_others_from_expiring(self, world, worker, monkeypatch):
         for _ in range(8):
