@@ -139,20 +139,26 @@ class Recovery:
 
     async def _published(self) -> int:
         """Complete what waits for bytes, as far as the database knows, and is published: the database is older."""
-        completed, after_key = 0, ""
-        while page := await resources.list_unfinished(self._db, after_key, _AT_ONCE):
-            key_hashes = {upload_id: key_hash for key_hash, upload_id in page}
-            missing = set(await self._storage.missing(list(key_hashes)))
-            for upload_id in key_hashes.keys() - missing:
-                found = await resources.find(self._db, key_hashes[upload_id])
-                try:
-                    if found is not None and found.ended_as is None:
-                        done = await self._completions.published_before(found)
-                        completed += done is not None and done.completed
-                except UploadError as error:
-                    log.warning("a published upload cannot be recorded", upload=upload_id, reason=str(error))
-            after_key = page[-1][0]
+        completed, until_us = 0, self._now_us() + self._idle_us  # what lies behind that has ended
+        last: resources.Unfinished | None = None
+        while page := await resources.list_unfinished(self._db, until_us, last, _AT_ONCE):
+            missing = set(await self._storage.missing([each.upload_id for each in page]))
+            for each in page:
+                if each.upload_id not in missing:
+                    completed += await self._completed_before(each.key_hash)
+            last = page[-1]
         return completed
+
+    async def _completed_before(self, key_hash: str) -> bool:
+        found = await resources.find(self._db, key_hash)
+        if found is None or found.ended_as is not None:
+            return False
+        try:
+            done = await self._completions.published_before(found)
+        except UploadError as error:
+            log.warning("a published upload cannot be recorded", upload=found.upload_id, reason=str(error))
+            return False
+        return done is not None and done.completed
 
     async def _left(self) -> AsyncIterator[Resource]:
         """Those that have all their bytes, or are being put together, and that this process is not at work on."""

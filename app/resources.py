@@ -24,6 +24,14 @@ class FileOf(NamedTuple):
     newest: int
 
 
+class Unfinished(NamedTuple):
+    """An upload that still waits for bytes."""
+
+    key_hash: str
+    upload_id: str
+    expires_at: int
+
+
 async def insert(unit: Unit, resource: Resource, arrival: NewSession | None) -> bool:
     """Record a new one, with its record in history and the session that comes with it; False if its key is taken."""
     if arrival is not None:
@@ -78,10 +86,13 @@ async def list_left(asks: Asks, after_key: str, page_size: int) -> list[Resource
     return [_resource(row) for row in await asks.many("list_left_resumables", after_key=after_key, page_size=page_size)]
 
 
-async def list_unfinished(asks: Asks, after_key: str, page_size: int) -> list[tuple[str, str]]:
-    """Key hash and upload id of those that wait for bytes, but for parts: one page from behind that key."""
-    rows = await asks.many("list_unfinished_resumables", after_key=after_key, page_size=page_size)
-    return [(row["key_hash"], row["upload_id"]) for row in rows]
+async def list_unfinished(asks: Asks, until_us: int, after: Unfinished | None, page_size: int) -> list[Unfinished]:
+    """Those that wait for bytes, but for parts, and expire by then: one page from just behind `after`."""
+    after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
+    rows = await asks.many(
+        "list_unfinished_resumables", until_us=until_us, after_us=after_us, after_key=after_key, page_size=page_size
+    )
+    return [Unfinished(row["key_hash"], row["upload_id"], row["expires_at_us"]) for row in rows]
 
 
 async def list_made_of_parts(asks: Asks, after_key: str, until_us: int, page_size: int) -> list[Resource]:

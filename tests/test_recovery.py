@@ -140,7 +140,7 @@ class TestPages:
 
     async def waiting(self, worker, number):
         growing = await worker.create(3, is_part=True)
-        return [await worker.concatenate(growing) for _ in range(number)]
+        return [await worker.concatenate(*[growing] * times) for times in range(1, number + 1)]
 
     @pytest.mark.parametrize("by", ["sweep", "itself"])
     async def test_many_that_wait_or_cannot_be_completed_do_not_keep_others_from_it(self, world, worker, by):
@@ -172,7 +172,7 @@ class TestPages:
         keys = await parts(worker, b"abc")
         await self.waiting(worker, 8)
         monkeypatch.setattr(worker.resumes._completions, "of", nothing)
-        ready = [(await worker.concatenate(*keys))[1] for _ in range(5)]
+        ready = [(await worker.concatenate(*keys * times))[1] for times in range(1, 6)]
         other = await world.worker()
         for key in ready:
             await completed_by_itself(other, key)

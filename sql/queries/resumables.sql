@@ -78,15 +78,16 @@ ORDER BY resumables.key_hash
 LIMIT :page_size;
 
 -- name: list_unfinished_resumables :many
--- params: after_key, page_size
--- Those that still wait for bytes and have a record: one page from just after after_key.
-SELECT key_hash, upload_id
+-- params: after_us, after_key, until_us, page_size
+-- Those that still wait for bytes, have a record and expire by until_us: one page from just after that time and key.
+SELECT key_hash, upload_id, expires_at_us
 FROM resumables
-WHERE ended_as IS NULL
+WHERE expires_at_us BETWEEN :after_us AND :until_us
+  AND (expires_at_us, key_hash) > (:after_us, :after_key)
+  AND ended_as IS NULL
   AND is_part = 0
   AND (length_bytes IS NULL OR length_bytes <> offset_bytes)
-  AND key_hash > :after_key
-ORDER BY key_hash
+ORDER BY expires_at_us, key_hash
 LIMIT :page_size;
 
 -- name: list_made_of_parts :many
