@@ -255,6 +255,13 @@ async def find_session(asks: Asks, session_id: str) -> SessionRecord | None:
     return _session_record(row) if row else None
 
 
+async def are_one(asks: Asks, session_id: str, other_id: str) -> bool:
+    """Whether two sessions are one by now: one joined the other, or both the same third one."""
+    found = [await find_session(asks, each) or each for each in (session_id, other_id)]
+    here, there = [each if isinstance(each, str) else each.merged_into or each.id for each in found]
+    return here == there
+
+
 async def list_sessions(asks: Asks, limit: int) -> list[SessionRecord]:
     """The sessions that were seen last, live or not, for an operator."""
     return [_session_record(row) for row in await asks.many("list_sessions", limit=limit)]

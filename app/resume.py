@@ -14,7 +14,7 @@ from typing import Final
 import pydantic_core
 import structlog
 
-from app import resources, usage
+from app import records, resources, usage
 from app.appending import Appending
 from app.completion import Completions
 from app.concatenation import Concatenations
@@ -212,7 +212,10 @@ class Resumes:
             NotFound, Gone, BadRequest: see `concatenate`.
         """
         found = await resources.list_these(self._db, hashes)
-        parts = [_admitted(session_id, found.get(each)) for each in hashes]
+        for other_id in {part.session_id for part in found.values()} - {session_id}:
+            if session_id is not None and not await records.are_one(self._db, session_id, other_id):
+                raise NotFound
+        parts = [_admitted(None, found.get(each)) for each in hashes]
         if not all(part.is_part for part in parts):
             raise BadRequest("one of the uploads to be put together was not begun as a part")
         lengths = [part.length for part in parts if part.length is not None]
@@ -244,6 +247,14 @@ class Resumes:
         if resource.is_final:
             self._completions.begin(resource)
         return resource
+
+    async def belongs(self, key: str, session_id: str) -> bool:
+        """Whether the upload that the key opens is that session's by now.
+
+        One may have joined the other since the session was recognised, and uploads follow theirs a few at a time.
+        """
+        found = await resources.find(self._db, _hash(key))
+        return found is not None and await records.are_one(self._db, session_id, found.session_id)
 
     def append(
         self,

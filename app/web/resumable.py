@@ -4,7 +4,7 @@ A protocol turns headers into an intent, and what came of it into headers. What 
 the two is the same for both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.config import Settings
-from app.errors import InProgress, MethodNotAllowed, RateLimited, TooLarge, TooSlow, Unavailable, UploadError
+from app.errors import InProgress, MethodNotAllowed, NotFound, RateLimited, TooLarge, TooSlow, Unavailable, UploadError
 from app.model import Protocol, Resource
 from app.protocols import resumable, tus
 from app.protocols.headers import UNNAMED
@@ -55,19 +55,32 @@ async def resource(request: Request[Services]) -> Response:
     method = tus.method(request.method, request.headers)
     if method == "POST":
         raise MethodNotAllowed(method, _AT_RESOURCE)
+    try:
+        return await _at_resource(request, method, _opener)
+    except NotFound:
+        # For a tus client that is the end of its upload, so it does not rest on what was recognised a second ago.
+        opener = _opener(request)
+        if opener is None or not await request.state["resumes"].belongs(request.path_params["key"], opener):
+            raise
+        return await _at_resource(request, method, lambda request: None)
+
+
+async def _at_resource(
+    request: Request[Services], method: str, opener_of: Callable[[Request[Services]], str | None]
+) -> Response:
     protocol = spoken(method, request.headers)
     if protocol is None:
         with _refusing_as(_voice(request, Protocol.RESUMABLE, method)):
-            found = await request.state["resumes"].find(request.path_params["key"], _opener(request))
+            found = await request.state["resumes"].find(request.path_params["key"], opener_of(request))
         protocol = found.protocol
     voice = _voice(request, protocol, method)
     with _refusing_as(voice):
-        intent = voice.read()
+        intent, opener = voice.read(), opener_of(request)
         if isinstance(intent, Append):
-            return await _append(request, voice, intent)
+            return await _append(request, voice, intent, opener)
         if isinstance(intent, Ask):
-            return await _ask(request, voice, intent)
-        return await _cancel(request, voice, intent)
+            return await _ask(request, voice, intent, opener)
+        return await _cancel(request, voice, intent, opener)
 
 
 async def options(request: Request[Services]) -> Response:
@@ -132,7 +145,7 @@ async def _create(request: Request[Services], voice: Speaker, intent: Create, pr
     with _refusing_as(voice, location=_url_of(request, key)):
         if body is not None and body.declared != 0:
             _say_before(request, voice.interim(_state(request, made, key)))
-            made = await _receive(request, voice, intent, body, key, made.session_id)
+            made = await _receive(request, voice, intent, body, key, None)  # who made it may append
     return _answer(request, voice, intent, made, key)
 
 
@@ -149,11 +162,11 @@ async def _concatenate(request: Request[Services], voice: Speaker, intent: Conca
     return _answer(request, voice, intent, made, key)
 
 
-async def _append(request: Request[Services], voice: Speaker, intent: Append) -> Response:
+async def _append(request: Request[Services], voice: Speaker, intent: Append, opener: str | None) -> Response:
     if caller_of(request).recognised is not None:
         limits.tell(request)
     key = request.path_params["key"]
-    grown = await _receive(request, voice, intent, uploads.body_of(request, intent.checks), key, _opener(request))
+    grown = await _receive(request, voice, intent, uploads.body_of(request, intent.checks), key, opener)
     return _answer(request, voice, intent, grown, key)
 
 
@@ -195,19 +208,19 @@ async def _receive(
         raise
 
 
-async def _ask(request: Request[Services], voice: Speaker, intent: Ask) -> Response:
+async def _ask(request: Request[Services], voice: Speaker, intent: Ask, opener: str | None) -> Response:
     key = request.path_params["key"]
     try:
-        found = await request.state["resumes"].find(key, _opener(request), newest=True)
+        found = await request.state["resumes"].find(key, opener, newest=True)
     except InProgress as error:
         # Clients give an upload up for any 4xx to this question, and this will pass.
         raise Unavailable(str(error), retry_after=1) from error
     return _answer(request, voice, intent, found, key)
 
 
-async def _cancel(request: Request[Services], voice: Speaker, intent: Intent) -> Response:
+async def _cancel(request: Request[Services], voice: Speaker, intent: Intent, opener: str | None) -> Response:
     key = request.path_params["key"]
-    await request.state["resumes"].cancel(key, _opener(request))
+    await request.state["resumes"].cancel(key, opener)
     gone = State(_url_of(request, key), None, None, completed=False, at_us=request.state["now_us"]())
     return _response(voice.answer(intent, gone))
 
