@@ -242,6 +242,8 @@ async def verify_(as_json: bool) -> int:
         for kind in (*Damage, "without_record", "foreign", "mended"):
             for name in getattr(found, kind):
                 click.echo(f"{kind.replace('_', ' ')}: {_shown(name)}")
+        if found.doubt is not None:
+            click.echo(found.doubt)
         click.echo("sound" if found.sound else "NOT sound")
     return 0 if found.sound else 1
 

@@ -9,9 +9,10 @@ from app.db import Db, Unit
 from app.errors import UploadError
 from app.holding import REMEMBERED_US, Holding
 from app.model import Clock, Resource
+from app.plausibility import too_many
 from app.recovery import Recovery
 from app.storage import FoundPartial, Storage
-from app.sweep import SweptResumables, too_many
+from app.sweep import SweptResumables
 
 log = structlog.stdlib.get_logger("waybill.expiry")
 
@@ -74,13 +75,13 @@ class Expiry:
         ended = await self._db.transaction_that_frees(run)
         if ended:
             self._holding.count(resource, "expired")
-            await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
+            await self._storage.end_partial(resource.upload_id, resource.file_fence, resource.offset)
         return ended
 
     async def _remove_files(self) -> int:
-        """Remove what was left behind: the files of uploads that have ended or moved to another file.
+        """Set aside what was left behind: the files of uploads that have ended or moved to another file.
 
-        A file that no row explains is removed as well, unless there are so many that the
+        A file that no row explains is set aside as well, unless there are so many that the
         database is the wrong one.
         """
         total = 0
@@ -96,7 +97,7 @@ class Expiry:
         if too_many(len(unknown), total):
             log.error("partial files are left alone: no upload knows them; is this their database?", files=len(unknown))
             unknown = []
-        await self._storage.remove_partials([*unneeded, *unknown])
+        await self._storage.set_partials_aside([*unneeded, *unknown])
         return len(unneeded) + len(unknown)
 
 

@@ -9,9 +9,10 @@ import structlog
 from app import records, usage
 from app.batches import Landing, OutcomeUnknown
 from app.db import LOCK_SECONDS, Db, Unit
-from app.errors import Locked, Unavailable
+from app.errors import Locked, Unavailable, UploadError
 from app.metrics import Metrics
 from app.model import Status, Upload
+from app.storage import Storage
 
 log = structlog.stdlib.get_logger("waybill.publish")
 
@@ -22,13 +23,14 @@ _RETRY_SECONDS: Final = 0.1
 class InDoubt:
     """Landings in doubt. New ones are refused meanwhile: all while the database is `away`, else of locked sessions.
 
-    `take_back` removes published files that have no rows.
+    The files of those that failed are set aside, not removed: the database that is back may be another than the one
+    that went away, and that one, which may have recorded them, may come back as well.
     """
 
-    def __init__(self, db: Db, take_back: Callable[[list[str]], Awaitable[None]], metrics: Metrics) -> None:
+    def __init__(self, storage: Storage, db: Db, metrics: Metrics) -> None:
         self.away = asyncio.Event()
+        self._storage = storage
         self._db = db
-        self._take_back = take_back
         self._metrics = metrics
         self._landings: list[Landing] = []
         self._locked: set[str] = set()
@@ -128,7 +130,11 @@ class InDoubt:
         failed = _failed(group)
         statuses = await self._db.transaction(insert(failed, group, then_ask_for=ids), lock_timeout=LOCK_SECONDS)
         gone = [upload_id for upload_id in ids if statuses[upload_id] != Status.COMPLETED]
-        await self._take_back(gone)
+        self._storage.recorded([upload_id for upload_id in ids if upload_id not in gone])
+        try:
+            await self._storage.set_aside(gone)
+        except UploadError as error:
+            log.warning("files that did not land are left to the sweeper", uploads=gone, reason=str(error))
         for upload in failed:
             completed = statuses.get(upload.id) == Status.COMPLETED
             self._metrics.ended(upload.protocol, "completed" if completed else "failed")

@@ -235,7 +235,14 @@ async def receiving(
             derive_key=lambda text: signer().derive(text),
         )
         stack.push_async_callback(resumes.close, _LETTING_GO_SECONDS)
-        sweeper = Sweeper(storage, db, resumables=resumes.sweep, now_us=now_us, metrics=metrics)
+        sweeper = Sweeper(
+            storage,
+            db,
+            resumables=resumes.sweep,
+            now_us=now_us,
+            idle_seconds=settings.upload_idle_time.total_seconds(),
+            metrics=metrics,
+        )
         yield Receiving(quotas, ingest, resumes, sweeper)
 
 

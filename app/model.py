@@ -42,6 +42,7 @@ _FOUND: Final = {
     "resized": "the stored file has another length than was received",
     "altered": "the stored file has other bytes than were received",
     "unreadable": "the stored file cannot be read",
+    "withheld": "the service is not allowed to read the stored file",
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -59,13 +60,14 @@ class Status(StrEnum):
 
 
 class Damage(StrEnum):
-    """How a stored file can differ from its record."""
+    """How a stored file can differ from its record. One that is withheld may well be what it should be."""
 
     MISSING = "missing"
     REPLACED = "replaced"
     RESIZED = "resized"
     ALTERED = "altered"
     UNREADABLE = "unreadable"
+    WITHHELD = "withheld"
 
     @property
     def failure(self) -> "Failure":

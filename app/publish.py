@@ -78,7 +78,7 @@ class Publisher:
         self._recording = Stage(self._record_group, most=_MAX_BATCH_ROWS)
         self._waiting_for_locks = Stage(self._record_locked, most=_MAX_BATCH_ROWS)
         self._locked: Counter[str] = Counter()  # the sessions of those who wait for locks
-        self._in_doubt = InDoubt(db, self._take_back, self.metrics)
+        self._in_doubt = InDoubt(storage, db, self.metrics)
         self._away = self._in_doubt.away
         self._tasks: list[asyncio.Task[None]] = []
         self._large: set[asyncio.Task[None]] = set()
@@ -311,6 +311,7 @@ class Publisher:
                     landing.refuse(refusal)
         else:
             for landing in batch:
+                self._storage.recorded(landing.ids)
                 landing.landed()
                 for upload in landing.uploads:
                     self.metrics.ended(upload.protocol, _OUTCOMES[upload.status])

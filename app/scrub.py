@@ -11,10 +11,11 @@ from app.db import Db, Unit
 from app.errors import UploadError
 from app.metrics import Metrics
 from app.model import Clock, Damage
+from app.plausibility import tolerable, too_many
 from app.records import Scrub, Stored
 from app.storage import Storage
-from app.sweep import tolerable, too_many, without_file
-from app.verify import examine, look_again, still_completed, unowned
+from app.sweep import without_file
+from app.verify import DOUBTFUL, examine, look_again, still_completed, unowned
 
 log = structlog.stdlib.get_logger("waybill.scrub")
 
@@ -84,15 +85,15 @@ class Scrubber:
             if damage is None:
                 self._metrics.mended.add()
         while rows := await records.list_stored(self._db, scrub.after_id, _AT_ONCE):
-            looked_at, damaged = await self._examine(rows)
+            looked_at, damaged = await self._examine(rows, scrub.files)
             scrub = scrub._replace(after_id=looked_at[-1].id, files=scrub.files + len(looked_at))
             damaged = {upload_id: damaged[upload_id] for upload_id in await still_completed(self._db, damaged)}
             if damaged:
                 scrub = scrub._replace(found=scrub.found + len(damaged))
-                stopped = await self._too_much(scrub)
-                if stopped is None:
-                    await self._mark(damaged)
-                self._tell(damaged, marked=stopped is None)
+                stopped = await self._too_much(scrub, doubtful(damaged))
+                marked = {} if stopped is not None else certain(damaged)
+                await self._mark(marked)
+                self._tell(damaged, marked)
                 if stopped is not None:
                     log.error("the scrub stops and marks nothing", reason=stopped)
                     self._metrics.scrubs["stopped"].add()
@@ -105,10 +106,12 @@ class Scrubber:
         self._metrics.scrubs["done"].add()
         return scrub._replace(ended_at_us=now_us, whole_at_us=now_us)
 
-    async def _examine(self, rows: list[Stored]) -> tuple[list[Stored], dict[str, Damage]]:
-        """As many of the rows as a minute allows, and which of them are damaged.
+    async def _examine(self, rows: list[Stored], before: int) -> tuple[list[Stored], dict[str, Damage]]:
+        """As many of the rows as a minute allows, and which of them are damaged; `before` them so many were looked at.
 
-        They are judged together, so that of many that are damaged for one reason none is marked.
+        They are judged together, so that of many that are damaged for one reason none is marked. While
+        most of what was looked at may have such a reason, more is looked at, until there are too many
+        or the others are in the majority. A file that could not be read is read again after the others.
         """
         clock = asyncio.get_running_loop().time
         looked_at: list[Stored] = []
@@ -121,32 +124,41 @@ class Scrubber:
             looked_at.append(row)
             self._metrics.scrubbed_files.add()
             await self._pace(FILE_COST)
-            if clock() > until:
+            found, of = doubtful(damaged), before + len(looked_at)
+            if clock() > until and (found > tolerable(of) or not too_many(found, of)):
                 break
+        for row in looked_at:
+            if damaged.get(row.id) is Damage.UNREADABLE and await examine(self._storage, row, self._read) is None:
+                del damaged[row.id]
         return looked_at, damaged
 
     async def _read(self, count: int) -> None:
         self._metrics.scrubbed_bytes.add(count)
         await self._pace(count)
 
-    async def _too_much(self, scrub: Scrub) -> str | None:
-        """Why what was found cannot be believed: the wrong directory or database may be in use."""
+    async def _too_much(self, scrub: Scrub, doubtful: int) -> str | None:
+        """Why what was found cannot be believed: the wrong directory, database or user may be in use."""
         count, missing = 0, 0
         async for looked_at, these in without_file(self._storage, self._db):
             count += looked_at
             missing += len(these)
         if too_many(missing, count):
             return f"{missing} of {count} records have no file; is this their directory?"
+        if too_many(doubtful, scrub.files):
+            return f"{doubtful} of the {scrub.files} files that were looked at cannot be had; are they ours to read?"
         if scrub.found > tolerable(scrub.files):
             return f"{scrub.found} of the {scrub.files} files that were looked at are damaged; waybill verify names all"
         return None
 
-    def _tell(self, damaged: Mapping[str, Damage], *, marked: bool) -> None:
+    def _tell(self, damaged: Mapping[str, Damage], marked: Mapping[str, Damage]) -> None:
         for upload_id, damage in damaged.items():
-            log.error("a stored file is damaged", upload=upload_id, damage=damage.value, marked=marked)
+            log.error("a stored file is damaged", upload=upload_id, damage=damage.value, marked=upload_id in marked)
             self._metrics.damage[damage].add()
 
     async def _mark(self, damaged: Mapping[str, Damage]) -> None:
+        if not damaged:
+            return
+
         async def run(unit: Unit) -> None:
             for kind in set(damaged.values()):
                 these = [upload_id for upload_id, damage in damaged.items() if damage is kind]
@@ -176,6 +188,16 @@ class Scrubber:
         if scrub is None:
             return
         self._metrics.scrubbed_at.read = lambda: (scrub.whole_at_us or 0) / 1_000_000
+
+
+def doubtful(damaged: Mapping[str, Damage]) -> int:
+    """How many of these are damaged in a way that a wrong directory or user explains as well."""
+    return sum(damage in DOUBTFUL for damage in damaged.values())
+
+
+def certain(damaged: Mapping[str, Damage]) -> dict[str, Damage]:
+    """Those of these whose damage is not only that we may not look."""
+    return {upload_id: damage for upload_id, damage in damaged.items() if damage is not Damage.WITHHELD}
 
 
 class _Pace:

@@ -1,18 +1,18 @@
 """What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple
 
 import structlog
 
-from app import claims, records
+from app import claims, records, trash
 from app.db import Db, Unit
 from app.errors import UploadError
 from app.metrics import Metrics
 from app.model import Clock, Damage, Status
+from app.plausibility import too_many
 from app.storage import Storage
 
 log = structlog.stdlib.get_logger("waybill.sweep")
@@ -24,29 +24,15 @@ EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that ended without an upload is forgotten a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
 """A claim that ran out so long ago is nobody's: who holds it has only been slow, if nobody else wanted the key."""
-LEFT_BY_A_CRASH: Final = 1024
-"""A crash leaves no more files without a record than two batches hold: one being published, one being recorded."""
 _AT_ONCE: Final = 500
 _PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
 
 
-def too_many(found: int, of: int) -> bool:
-    """Whether so many contradictions mean that the wrong database or the wrong directory is in use.
-
-    After a restored backup or a volume that was not mounted, "cleaning up" would destroy
-    what is left; then nothing is touched and the operator is told. The same when nothing
-    at all agrees, however little there is.
-    """
-    return found > tolerable(of) or 0 < found == of
-
-
-def tolerable(of: int) -> int:
-    """How many of so many may be wrong by themselves, and not all for one reason."""
-    return max(10, of // 1000)
-
-
 async def without_file(storage: Storage, db: Db) -> AsyncIterator[tuple[int, list[str]]]:
-    """The completed uploads under whose key no file lies, in slices, each after how many were looked at."""
+    """The completed uploads that have no file, in slices, each after how many were looked at.
+
+    A file that was set aside is put back by this.
+    """
     after_id = ""
     while stored := await records.list_stored(db, after_id, _AT_ONCE):
         yield len(stored), await storage.missing([row.id for row in stored])
@@ -71,8 +57,11 @@ class Swept:
     files: int = 0
     files_set_aside: int = 0
     files_removed: int = 0
+    files_put_back: int = 0
+    aside_removed: int = 0
     records: int = 0
     records_lost: int = 0
+    records_repaired: int = 0
     sessions_ended: int = 0
     uploads_expired: int = 0
     uploads_completed: int = 0
@@ -88,7 +77,7 @@ class Sweeper:
     """Sweep once, or every so often.
 
     `grace_seconds` is for files that may still get their row. `resumables` sweeps uploads that
-    come in several requests.
+    come in several requests, which live for `idle_seconds` without bytes.
     """
 
     def __init__(
@@ -99,6 +88,7 @@ class Sweeper:
         resumables: Callable[[], Awaitable[SweptResumables]] | None = None,
         now_us: Clock,
         grace_seconds: float = GRACE_SECONDS,
+        idle_seconds: float = 0.0,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = Metrics() if metrics is None else metrics
@@ -107,6 +97,7 @@ class Sweeper:
         self._resumables = resumables
         self._now_us = now_us
         self._grace_seconds = grace_seconds
+        self._idle_seconds = idle_seconds
 
     async def run(self, interval_seconds: float) -> None:
         """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next.
@@ -136,14 +127,17 @@ class Sweeper:
         with self._storage.alone_at("sweep") as alone:
             if alone:
                 # What frees space comes first: on a full disk the database takes no change.
-                swept.staged_removed = await self._storage.sweep(KEEP_ASIDE_SECONDS)
+                swept.staged_removed = await self._storage.sweep()
                 if self._resumables is not None:
                     done = await self._resumables()
                     swept.uploads_expired, swept.uploads_completed = done.expired, done.completed
                     swept.partials_removed = done.files_removed
                 swept.keys_forgotten = await self._sweep_keys()
-                await self._sweep_files(swept)
+                aside = await self._look_over_trash(swept)
+                await self._sweep_files(swept, aside.unknown)
                 if swept.stopped is None:
+                    swept.aside_removed = await self._storage.remove_aside(aside.unneeded)
+                    await self._storage.forget_left(KEEP_ASIDE_SECONDS)
                     await self._sweep_rows(swept)
             else:
                 swept.stopped = "another process is sweeping"
@@ -176,10 +170,25 @@ class Sweeper:
 
         return await self._db.transaction(run)
 
-    async def _sweep_files(self, swept: Swept) -> None:
-        """Finish deletions that a crash interrupted; set aside files that no row knows, or whose row keeps nothing."""
+    async def _look_over_trash(self, swept: Swept) -> trash.LookedOver:
+        """Put back what had been set aside and is named by a record."""
+        found = await trash.look_over(
+            self._storage,
+            self._db,
+            keep_seconds=KEEP_ASIDE_SECONDS,
+            keep_partials_seconds=max(KEEP_ASIDE_SECONDS, self._idle_seconds),
+        )
+        swept.files_put_back, swept.records_repaired = found.put_back, found.repaired
+        return found
+
+    async def _sweep_files(self, swept: Swept, unknown_aside: int) -> None:
+        """Finish deletions that a crash interrupted; set aside files that no row knows, or whose row keeps nothing.
+
+        Files that were set aside lately count with those found now: a wrong database must not
+        have its way little by little.
+        """
         unknown: list[str] = []
-        left: Counter[float | None] = Counter()
+        explained = 0
         async for found in self._storage.walk(self._grace_seconds):
             swept.files += len(found)
             settled = {file.key: file.left for file in found if file.settled}
@@ -187,7 +196,7 @@ class Sweeper:
                 statuses = await records.statuses_of(self._db, keys)
                 without = [key for key in keys if key not in statuses]
                 unknown += without
-                left.update(settled[key] for key in without)
+                explained += sum(settled[key] for key in without)
                 deleted = [key for key in keys if statuses.get(key) == Status.DELETED]
                 await self._storage.remove(deleted)
                 swept.files_removed += len(deleted)
@@ -195,9 +204,9 @@ class Sweeper:
                 await self._storage.set_aside(refused)
                 swept.files_set_aside += len(refused)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        explained = sum(count for crash, count in left.items() if crash is not None and count <= LEFT_BY_A_CRASH)
-        if too_many(len(unknown) - explained, swept.files):
-            swept.stopped = f"{len(unknown)} of {swept.files} files have no record; is this their database?"
+        contradicting, of = len(unknown) - explained + unknown_aside, swept.files + unknown_aside
+        if too_many(contradicting, of):
+            swept.stopped = f"{contradicting} of {of} files have no record; is this their database?"
             log.error("files are left alone", reason=swept.stopped)
             return
         # Asked again: looking over everything took its time.
@@ -219,7 +228,7 @@ class Sweeper:
         return [key for key in ended if key in found and found[key].completed_at is None]
 
     async def _sweep_rows(self, swept: Swept) -> None:
-        """Say of completed uploads whose file is missing that they are lost."""
+        """Record that completed uploads whose file is missing are lost."""
         lost: list[str] = []
         async for looked_at, these in without_file(self._storage, self._db):
             swept.records += looked_at

@@ -13,12 +13,15 @@ import structlog
 from app import records
 from app.db import Asks, Db
 from app.model import Damage, Status
+from app.plausibility import too_many
 from app.records import Stored
-from app.storage import NotStored, Pace, Replaced, Storage, Unreadable
+from app.storage import NotStored, Pace, Replaced, Storage, Unreadable, Withheld
 
 log = structlog.stdlib.get_logger("waybill.verify")
 
 _AT_ONCE: Final = 500
+DOUBTFUL: Final = {Damage.MISSING, Damage.REPLACED, Damage.UNREADABLE, Damage.WITHHELD}
+"""The kinds of damage that a wrong directory, a wrong user or a broken connection to the disk shows as well."""
 _READ: Final = {None, Damage.RESIZED, Damage.ALTERED}
 _GRACE_SECONDS: Final = 60.0  # a batch may be between its files and its rows
 # After a crash between the two, the file of a resumable upload has a record that is not complete yet; the next sweep
@@ -37,6 +40,7 @@ class Verified:
     resized: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    withheld: list[str] = field(default_factory=list)
     without_record: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
@@ -45,8 +49,21 @@ class Verified:
     def sound(self) -> bool:
         return not (any(getattr(self, damage) for damage in Damage) or self.without_record or self.foreign)
 
+    @property
+    def doubt(self) -> str | None:
+        """Why this may be the wrong database, directory or user, rather than damage."""
+        not_had = sum(len(getattr(self, damage)) for damage in DOUBTFUL)
+        records_, files = self.files + not_had, self.files + len(self.without_record)
+        if too_many(not_had, records_):
+            return (
+                f"{not_had} of {records_} records have no file that can be read; is this their directory, and our user?"
+            )
+        if too_many(len(self.without_record), files):
+            return f"{len(self.without_record)} of {files} files have no record; is this their database?"
+        return None
+
     def as_dict(self) -> dict[str, object]:
-        return {"sound": self.sound, **asdict(self)}
+        return {"sound": self.sound, "doubt": self.doubt, **asdict(self)}
 
 
 async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lambda: None) -> Verified:
@@ -99,6 +116,8 @@ async def _difference(storage: Storage, row: Stored, pace: Pace | None) -> Damag
         return Damage.MISSING
     except Unreadable:
         return Damage.UNREADABLE
+    except Withheld:
+        return Damage.WITHHELD
     if size != row.size:
         return Damage.RESIZED
     return None if sha256 == row.sha256 else Damage.ALTERED

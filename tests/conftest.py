@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,28 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     url = server.create_database()
     yield url
     server.drop_database(url)
+
+
+@pytest.fixture
+def snapshot(database_url: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """`snapshot()` is the URL of a copy of the database as it is now. On PostgreSQL nobody may be using it."""
+    made: list[tuple[Postgres, str]] = []
+
+    def take() -> str:
+        if database_url.startswith("sqlite:"):
+            path = database_url.removeprefix("sqlite:///")
+            copy = tmp_path / "copy.db"
+            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+            return f"sqlite:///{copy}"
+        server, name = request.getfixturevalue("postgres"), database_url.rpartition("/")[2]
+        server.execute(f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+        made.append((server, f"{database_url}_copy"))
+        return f"{database_url}_copy"
+
+    yield take
+    for server, url in made:
+        server.drop_database(url)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

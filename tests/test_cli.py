@@ -254,7 +254,7 @@ class TestSweep:
         owner.mkdir()
         (owner / new_id()).write_text("half")
         assert printed("sweep")["staged_removed"] == 1
-        assert list(owner.iterdir()) == []  # the directory tells for some days when it died
+        assert not owner.exists()
 
     def test_what_is_lost_is_told(self, on_any_database):
         _, items = upload("a.txt", "b.txt")
@@ -278,8 +278,8 @@ class TestVerify:
         assert done.exit_code == 0
         assert done.stdout == f"2 files, {2 * len('content of a.txt')} bytes read\nsound\n"
         assert printed("verify") == {
-            "sound": True, "files": 2, "bytes": 32, "missing": [], "replaced": [], "resized": [], "altered": [],
-            "unreadable": [], "without_record": [], "foreign": [], "mended": [],
+            "sound": True, "doubt": None, "files": 2, "bytes": 32, "missing": [], "replaced": [], "resized": [],
+            "altered": [], "unreadable": [], "withheld": [], "without_record": [], "foreign": [], "mended": [],
         }  # fmt: skip
 
     def test_what_is_not_is_named(self, on_any_database, monkeypatch):

@@ -12,7 +12,8 @@ from app.metrics import Metrics
 from app.model import DAMAGED, LOST, Damage, Status
 from app.records import Scrub
 from app.scrub import FILE_COST, PASS_SECONDS, Scrubber
-from app.storage import Unreadable
+from app.storage import Replaced, Unreadable, Withheld
+from tests.storage.stores import ROOT
 from tests.test_sweep import files, key, local, put, put_file, statuses
 from tests.unreliable import NOW, Store, Time, opened, until
 
@@ -100,16 +101,37 @@ class TestDamage:
             assert figure(metrics, "damaged_uploads") == 1
             assert changed_at(path) == left  # what is left of it, nobody has touched
 
-    async def test_what_cannot_be_read_is_marked(self, store, db, scrubber, monkeypatch):
+    @pytest.mark.parametrize(("times", "marked"), [(1, False), (2, False), (3, False), (4, True)])
+    async def test_a_file_is_marked_that_stays_unreadable_after_others_were_read(
+        self, store, db, scrubber, monkeypatch, times, marked
+    ):
+        """It is read twice at once, and twice again behind the others: a path to the disk may have been away."""
+        refusals = [Unreadable()] * times
+
         async def digest(upload_id, pace=None):
-            if upload_id == key(2):
-                raise Unreadable
+            if upload_id == key(1) and refusals:
+                raise refusals.pop()
             return await Store.digest(store, upload_id, pace)
 
         monkeypatch.setattr(store, "digest", digest)
         await put(store, db, 1, 2)
-        await scrubber.once()
-        assert await errors(db, 1, 2) == [None, DAMAGED]
+        done = await scrubber.once()
+        assert (done.files, done.stopped) == (2, None)
+        assert await errors(db, 1, 2) == [DAMAGED if marked else None, None]
+
+    async def test_a_file_that_may_not_be_read_is_told_and_not_marked(self, store, db, scrubber, monkeypatch, metrics):
+        async def digest(upload_id, pace=None):
+            if upload_id == key(2):
+                raise Withheld
+            return await Store.digest(store, upload_id, pace)
+
+        monkeypatch.setattr(store, "digest", digest)
+        await put(store, db, 1, 2, 3, 4)
+        done = await scrubber.once()
+        assert (done.files, done.found, done.stopped) == (4, 1, None)
+        assert await errors(db, 1, 2, 3, 4) == [None] * 4
+        assert figure(metrics, "damage_found_total", Damage.WITHHELD) == 1
+        assert figure(metrics, "damaged_uploads") == 0
 
     async def test_what_is_whole_again_is_mended_by_the_next_pass(self, store, db, scrubber, time, metrics):
         await put(store, db, 1, 2, 3)
@@ -168,6 +190,45 @@ class TestTooMuch:
         await store.remove([key(1)])
         assert (await scrubber.once()).stopped == "1 of 1 records have no file; is this their directory?"
         assert await statuses(db, 1) == ["completed"]
+
+    @pytest.mark.skipif(not ROOT, reason="needs root, to give files to somebody else")
+    @pytest.mark.parametrize(("given", "of"), [(1, 1), (2, 3), (9, 10), (10, 10), (10, 19)])
+    async def test_files_that_were_given_to_somebody_else(self, tmp_path, db, time, given, of):
+        """As by a restore with other ids; every byte is right."""
+        async with local(tmp_path / "store") as storage:
+            await put(storage, db, *range(1, of + 1))
+            for number in range(1, given + 1):
+                os.chown(tmp_path / "store" / "files" / key(number)[-2:] / key(number), 12345, 12345)
+            done = await Scrubber(storage, db, rate=QUICK, now_us=time).once()
+            assert (
+                done.stopped == f"{given} of the {of} files that were looked at cannot be had; are they ours to read?"
+            )
+            assert set(await statuses(db, *range(1, of + 1))) == {"completed"}
+
+    async def test_large_files_of_a_small_store_are_judged_together(self, store, db, scrubber, monkeypatch):
+        """However long each takes: the first ones that cannot be had are no majority of all."""
+        monkeypatch.setattr(scrub, "_JUDGE_SECONDS", -1)
+        withheld = [key(number) for number in range(1, 7)]
+
+        async def digest(upload_id, pace=None):
+            if upload_id in withheld:
+                raise Replaced
+            return await Store.digest(store, upload_id, pace)
+
+        monkeypatch.setattr(store, "digest", digest)
+        await put(store, db, *range(1, 12))
+        assert (await scrubber.once()).stopped.startswith("6 of the 11 files that were looked at cannot be had")
+        assert set(await statuses(db, *range(1, 12))) == {"completed"}
+        await put(store, db, 12)
+        assert (await Scrubber(store, db, rate=QUICK, now_us=Time(NOW + HOUR * 10**6)).once()).stopped is None
+        assert await statuses(db, *range(1, 13)) == ["failed"] * 6 + ["completed"] * 6
+
+    async def test_one_altered_file_is_marked_though_it_is_all_there_is(self, store, db, scrubber):
+        """Its digest proves it, and nobody may be given other bytes than were sent."""
+        await put(store, db, 1)
+        alter(store, 1)
+        assert (await scrubber.once()).stopped is None
+        assert await statuses(db, 1) == ["failed"]
 
     async def test_files_that_are_damaged_in_numbers(self, store, db, scrubber):
         await put(store, db, *range(1, 31))

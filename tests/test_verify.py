@@ -8,7 +8,7 @@ import pytest
 
 from app import records
 from app.model import Damage, Failure, Protocol, Status, Upload
-from app.storage import Unreadable
+from app.storage import Unreadable, Withheld
 from app.storage.local import LocalStorage
 from app.verify import verify
 from tests.unreliable import NOW, Store, opened
@@ -90,8 +90,8 @@ async def test_what_is_sound_is_called_sound(store, db, path):
     seen = []
     found = await verify(store, db, on_file=lambda: seen.append(1))
     assert found.as_dict() == {
-        "sound": True, "files": 3, "bytes": 3_000_007,
-        "missing": [], "replaced": [], "resized": [], "altered": [], "unreadable": [],
+        "sound": True, "doubt": None, "files": 3, "bytes": 3_000_007,
+        "missing": [], "replaced": [], "resized": [], "altered": [], "unreadable": [], "withheld": [],
         "without_record": [], "foreign": [], "mended": [],
     }  # fmt: skip
     assert len(seen) == 3
@@ -133,17 +133,35 @@ async def test_nor_is_a_directory(store, db, path):
     assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
 
 
-async def test_a_file_that_cannot_be_read_is_damage_and_the_rest_is_looked_at(store, db, path, monkeypatch):
+@pytest.mark.parametrize(("refusal", "kind"), [(Unreadable, "unreadable"), (Withheld, "withheld")])
+async def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_looked_at(
+    store, db, path, monkeypatch, refusal, kind
+):
     digest = store.digest
 
     async def failing(upload_id, pace):
         if upload_id == key(2):
-            raise Unreadable
+            raise refusal
         return await digest(upload_id, pace)
 
     monkeypatch.setattr(store, "digest", failing)
     found = await verify(store, db)
-    assert (damaged(found), found.files) == ({"unreadable": [key(2)]}, 2)
+    assert (damaged(found), found.files, found.doubt, found.sound) == ({kind: [key(2)]}, 2, None, False)
+
+
+async def test_most_files_that_cannot_be_had_are_a_doubt(store, db, path, tmp_path):
+    path.unlink()
+    (tmp_path / "store" / "files" / key(3)[-2:] / key(3)).unlink()
+    found = await verify(store, db)
+    assert found.doubt == "2 of 3 records have no file that can be read; is this their directory, and our user?"
+
+
+async def test_files_in_numbers_without_a_record_are_a_doubt(store, db, path, monkeypatch):
+    monkeypatch.setattr("app.verify._GRACE_SECONDS", -60.0)
+    for number in range(4, 15):
+        await put_file(store, number)
+    found = await verify(store, db)
+    assert found.doubt == "11 of 14 files have no record; is this their database?"
 
 
 async def test_a_record_that_does_not_fit_its_file_is_found(store, db, path):

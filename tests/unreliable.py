@@ -70,6 +70,11 @@ class Store(MemoryStorage):
         self.story.append("removed")
         self.removed.set()
 
+    async def set_aside(self, keys: Sequence[str]) -> None:
+        await super().set_aside(keys)
+        self.story.append("set aside")
+        self.removed.set()
+
     async def contents(self) -> dict[str, bytes]:
         """Everything that is visible, by key."""
         found = [file.key async for files in self.walk(0) for file in files]

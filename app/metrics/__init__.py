@@ -28,6 +28,9 @@ STAGES: Final[tuple[Stage, ...]] = ("receive", "data_flush", "names_flush", "row
 SWEPT: Final = (
     "staged_removed",
     "files_set_aside",
+    "files_put_back",
+    "aside_removed",
+    "records_repaired",
     "files_removed",
     "records_lost",
     "sessions_ended",

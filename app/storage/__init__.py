@@ -8,7 +8,7 @@ trusted now); any method that waits may raise the last.
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
@@ -31,7 +31,11 @@ class Replaced(NotStored):
 
 
 class Unreadable(Unavailable):
-    """The file is there, but its bytes cannot be had; that of others can."""
+    """The file is there, but the disk does not give its bytes."""
+
+
+class Withheld(Unavailable):
+    """The file is there, but this process is not allowed to read it, which says nothing against its bytes."""
 
 
 Pace = Callable[[int], Awaitable[None]]
@@ -128,15 +132,15 @@ class Stored(Protocol):
 class Found(NamedTuple):
     """What a walk met under a key.
 
-    `settled` is true once it is as old as the grace that was asked for. `left` is when the process
-    ended without an end that published it, or may have, in its last moments; that crash explains
-    why nobody recorded the file.
+    `settled` is true once it is as old as the grace that was asked for. `left` is true when the
+    process that published it ended before it heard of a committed record (`Storage.recorded`):
+    that crash explains why there is none.
     """
 
     key: str
     size: int
     settled: bool
-    left: float | None = None
+    left: bool = False
 
 
 class FoundPartial(NamedTuple):
@@ -146,6 +150,18 @@ class FoundPartial(NamedTuple):
     fence: int
     size: int
     settled: bool
+
+
+class Aside(NamedTuple):
+    """A file that was set aside `age` seconds ago: a published one or, with a fence, a partial one.
+
+    `left` as in `Found`.
+    """
+
+    key: str
+    fence: int | None
+    age: float
+    left: bool
 
 
 Work = Literal["sweep", "scrub", "complete"]
@@ -178,6 +194,12 @@ class Storage(Protocol):
         stays what it was and is let go. All others are there whole, and their bytes and
         names would survive a power cut. No file is ever replaced. A cancelled caller does
         not stop it.
+        """
+
+    def recorded(self, keys: Collection[str]) -> None:
+        """Take note that these published files have committed records: no crash explains any more that one has none.
+
+        Partial files need no such note, since they had records from the beginning.
         """
 
     async def partial(
@@ -215,6 +237,12 @@ class Storage(Protocol):
         Who has one open may go on, but what it writes is lost, and publishing refuses it.
         """
 
+    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
+        """Move partial files where `partials` does not meet them; `partial` and `assemble` put them back."""
+
+    async def end_partial(self, key: str, fence: int, offset: int) -> None:
+        """Remove a partial file that ended at the offset. One that is longer is set aside: some database knows more."""
+
     def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
         """Every partial file, in slices."""
 
@@ -225,7 +253,7 @@ class Storage(Protocol):
         """Size and SHA-256 of what is stored under the key now, read from the disk, and as slowly as `pace` says.
 
         What others have read often, and is at hand for that, stays at hand. Raises NotStored,
-        also as Replaced, and Unreadable.
+        also as Replaced, Unreadable and Withheld; Unavailable when the reason is not this file.
         """
 
     async def make_durable(self, key: str) -> None:
@@ -235,25 +263,37 @@ class Storage(Protocol):
         """
 
     async def remove(self, keys: Sequence[str]) -> None:
-        """Remove published files; absent ones are passed over."""
+        """Remove published files, also where they were set aside; absent ones are passed over."""
 
     async def set_aside(self, keys: Sequence[str]) -> None:
-        """Move published files where no key finds them and where they can be rescued for days."""
+        """Move published files where `walk` does not meet them.
+
+        Whoever asks for one by its key, through `open`, `digest`, `missing` or `make_durable`, puts it back.
+        """
+
+    async def put_back(self, keys: Sequence[str]) -> Mapping[str, int]:
+        """Put back what was set aside of these published files; the sizes of those that were."""
+
+    async def aside(self) -> Sequence[Aside]:
+        """Everything that was set aside."""
+
+    async def remove_aside(self, files: Sequence[Aside]) -> int:
+        """Remove files that were set aside; how many. One that was put back meanwhile stays."""
 
     def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
         """Every published file, in slices; a file is settled when it is at least `grace_seconds` old."""
 
     async def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of `keys` under which no regular file lies."""
+        """Those of `keys` under which no regular file lies, nor was set aside."""
 
     async def strays(self) -> list[str]:
         """Names in the store that are none of its own: under no key, or not what such a name stands for."""
 
-    async def sweep(self, keep_aside_seconds: float) -> int:
-        """Remove what dead owners left staged, and what was set aside longer ago; return how many files.
+    async def sweep(self) -> int:
+        """Remove what dead owners left staged; return how many files. What was staged was never acknowledged."""
 
-        When an owner died is remembered for as long.
-        """
+    async def forget_left(self, after_seconds: float) -> None:
+        """Forget what processes left that ended longer ago, but for files that are still set aside."""
 
     def alone_at(self, work: Work) -> AbstractContextManager[bool]:
         """Whether the caller alone, of all who use this store, does this work now; no other can until it ends."""

@@ -1,10 +1,10 @@
 """The tree of the local store: made, checked, opened once, and cleared of what crashes leave.
 
-    staging/<owner>/<key>     received, not visible; one directory a process, held by a lock; that of a dead one
-                              is emptied and tells by its time, for days, when it died
+    staging/<owner>/<key>     received, not visible; one directory a process, held by a lock
     partial/<key>.<fence>     received in part, not visible; of any process, who writes it holds a lock on it
     files/<last two>/<key>    published
-    trash/<key>               set aside, to be rescued for days
+    trash/                    set aside, under the name that it had (`trash.py`)
+    <owner>.unrecorded        which published files have no committed record yet (`under_way.py`)
 
 Directories are opened without following links and every file is reached through their
 descriptors, so no name and no link leads out of the root.
@@ -15,8 +15,7 @@ import fcntl
 import os
 import re
 import stat
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -28,9 +27,6 @@ from app.storage import Found, FoundPartial, Work, is_key, kernel
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
-LAST_SECONDS: Final = 30.0
-"""So long before a process dies it may have published a file whose record it had yet to write."""
-_CLOCK_SECONDS: Final = 1.0
 SHARDS: Final = [f"{number:02x}" for number in range(256)]
 _PARTIAL = re.compile(r"([0-9a-f-]{36})\.(0|[1-9][0-9]{0,18})", re.ASCII)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -47,6 +43,12 @@ def partial_name(key: str, fence: int) -> str:
     return f"{key}.{fence}"
 
 
+def partial_of(name: str) -> tuple[str, int] | None:
+    """Key and fence of a partial file's name; None for any other."""
+    match = _PARTIAL.fullmatch(name)
+    return (match[1], int(match[2])) if match is not None and is_key(match[1]) else None
+
+
 class Directories:
     """The open directories of one store. `owner`, a key, names this process's staging directory."""
 
@@ -55,8 +57,8 @@ class Directories:
             raise ValueError("an owner is a UUID in canonical text")
         self.root = root
         self.owner = owner
-        self.root_fd = self.own_fd = self.partial_fd = -1
-        self._staging_fd = self._files_fd = self._trash_fd = -1
+        self.root_fd = self.own_fd = self.partial_fd = self.trash_fd = -1
+        self._staging_fd = self._files_fd = -1
         self._shard_fds: dict[str, int] = {}
         self._open: list[int] = []
 
@@ -84,7 +86,7 @@ class Directories:
         self._staging_fd = self._enter("staging", self.root_fd, self.root)
         self.partial_fd = self._enter("partial", self.root_fd, self.root)
         self._files_fd = self._enter("files", self.root_fd, self.root)
-        self._trash_fd = self._enter("trash", self.root_fd, self.root)
+        self.trash_fd = self._enter("trash", self.root_fd, self.root)
         for shard in SHARDS:
             self._shard_fds[shard] = self._enter(shard, self._files_fd, self.root / "files")
         kernel.syncfs(self.root_fd)  # the names of all these, also of those that another process has just made
@@ -146,7 +148,7 @@ class Directories:
                 log.warning("staged files are left for the sweeper", error=error.strerror)
         while self._open:
             os.close(self._open.pop())
-        self.root_fd = self.own_fd = self.partial_fd = self._staging_fd = self._files_fd = self._trash_fd = -1
+        self.root_fd = self.own_fd = self.partial_fd = self.trash_fd = self._staging_fd = self._files_fd = -1
         self._shard_fds.clear()
 
     def shard_fd(self, key: str) -> int:
@@ -164,37 +166,45 @@ class Directories:
 
     # --- looking over everything
 
-    def crashes(self) -> list[float]:
-        """The last moments of owners that did not end in good order, as far as they are remembered, oldest first."""
-        with _listing(self._staging_fd) as entries:
-            owners = [entry.name for entry in entries if entry.name != self.owner and is_key(entry.name)]
-        ended = []
-        for owner in owners:
-            with suppress(OSError), self._dead(owner) as fd:
-                ended.append(os.fstat(fd).st_mtime)
-        return sorted(ended)
+    def left_by_the_dead(self, suffix: str) -> Iterator[tuple[str, int]]:
+        """Files in the root that are named by an owner who is dead: name, and a descriptor for as long as it is met."""
+        with listing(self.root_fd) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(suffix) and _is_file(entry)]
+        for name in names:
+            owner = name.removesuffix(suffix)
+            if owner == self.owner or not is_key(owner) or self._lives(owner):
+                continue
+            with suppress(FileNotFoundError):
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.root_fd)
+                try:
+                    yield name, fd
+                finally:
+                    os.close(fd)
 
-    def found_in(self, shard: str, before: float, crashes: Sequence[float] = ()) -> list[Found]:
-        """The published files of one shard; those not changed since `before` are settled.
+    def _lives(self, owner: str) -> bool:
+        try:
+            with self._dead(owner):
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
-        `crashes` are in order. One that came within `LAST_SECONDS` of a file explains it.
-        """
+    def found_in(self, shard: str, before: float, left: Collection[str]) -> list[Found]:
+        """The published files of one shard; those not changed since `before` are settled."""
         found = []
         for name in self._entries(shard, files=True):
             try:
                 state = os.stat(name, dir_fd=self._shard_fds[shard], follow_symlinks=False)
             except FileNotFoundError:
                 continue  # deleted since it was listed
-            at = bisect_left(crashes, state.st_ctime - _CLOCK_SECONDS)
-            left = crashes[at] if at < len(crashes) and crashes[at] <= state.st_ctime + LAST_SECONDS else None
-            found.append(Found(name, state.st_size, state.st_ctime <= before, left))
+            found.append(Found(name, state.st_size, state.st_ctime <= before, name in left))
         return found
 
     def partials(self) -> list[tuple[str, int]]:
         """Key and fence of every partial file."""
-        with _listing(self.partial_fd) as entries:
-            names = [entry.name for entry in entries if _is_partial(entry.name) and _is_file(entry)]
-        return [(key, int(fence)) for key, _, fence in (name.partition(".") for name in names)]
+        with listing(self.partial_fd) as entries:
+            return [name for entry in entries if _is_file(entry) and (name := partial_of(entry.name)) is not None]
 
     def found_partials(self, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
         """Those of the partial files that are still there; the ones not changed since `before` are settled."""
@@ -213,33 +223,36 @@ class Directories:
         for directory, fd, is_ours in (
             ("files", self._files_fd, lambda entry: entry.name in self._shard_fds),
             ("staging", self._staging_fd, lambda entry: is_key(entry.name) and entry.is_dir(follow_symlinks=False)),
-            ("partial", self.partial_fd, lambda entry: _is_partial(entry.name) and _is_file(entry)),
-            ("trash", self._trash_fd, lambda entry: is_key(entry.name) and _is_file(entry)),
+            ("partial", self.partial_fd, lambda entry: partial_of(entry.name) is not None and _is_file(entry)),
+            ("trash", self.trash_fd, is_ours_aside),
         ):
-            with _listing(fd) as entries:
+            with listing(fd) as entries:
                 found += [f"{directory}/{entry.name}" for entry in entries if not is_ours(entry)]
         return found
 
     def _entries(self, shard: str, *, files: bool) -> list[str]:
         """The names in one shard that are published files, or those that are not."""
-        with _listing(self._shard_fds[shard]) as entries:
+        with listing(self._shard_fds[shard]) as entries:
             return [
                 entry.name
                 for entry in entries
                 if files == (is_key(entry.name) and shard_of(entry.name) == shard and _is_file(entry))
             ]
 
-    def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of `keys` under which no regular file lies."""
-        return [key for key in keys if not (is_key(key) and self._holds_file(key))]
-
-    def _holds_file(self, key: str) -> bool:
+    def holds_file(self, key: str) -> bool:
+        """Whether a regular file lies under the key."""
+        if not is_key(key):
+            return False
         shard_fd = self.shard_fd(key)
         try:
             return stat.S_ISREG(os.stat(key, dir_fd=shard_fd, follow_symlinks=False).st_mode)
         except FileNotFoundError:
             require(shard_fd)
             return False
+
+    def is_aside(self, key: str) -> bool:
+        """Whether a published file was set aside."""
+        return os.access(key, os.F_OK, dir_fd=self.trash_fd, follow_symlinks=False)
 
     @contextmanager
     def alone_at(self, work: Work) -> Iterator[bool]:
@@ -269,57 +282,22 @@ class Directories:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.partial_fd)
 
-    def set_aside(self, key: str) -> None:
-        """Move a published file to the trash; an absent one is passed over."""
-        if not is_key(key):
-            return
-        try:
-            # Not every file system counts a rename as a change, and the days begin now.
-            os.utime(key, dir_fd=self.shard_fd(key), follow_symlinks=False)
-            os.rename(key, key, src_dir_fd=self.shard_fd(key), dst_dir_fd=self._trash_fd)
-        except FileNotFoundError:
-            return
-        log.warning("set aside a file without a record", key=key, path=str(self.root / "trash" / key))
-
-    def empty_trash(self, older_than_seconds: float) -> int:
-        """Remove what was set aside longer ago; return how many files."""
-        before = self.now() - older_than_seconds
-        removed = 0
-        with _listing(self._trash_fd) as entries:
-            for entry in entries:
-                if not (is_key(entry.name) and _is_file(entry)):
-                    continue
-                with suppress(FileNotFoundError):  # somebody has just rescued it
-                    if entry.stat(follow_symlinks=False).st_ctime <= before:
-                        os.unlink(entry.name, dir_fd=self._trash_fd)
-                        log.info("removed a file that was set aside", key=entry.name)
-                        removed += 1
-        return removed
-
-    def remove_stale(self, remember_seconds: float) -> int:
-        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells.
-
-        Its directory tells when it died, by its time, and stays for as long as that is to be remembered.
-        """
-        forget_before = self.now() - remember_seconds
-        with _listing(self._staging_fd) as entries:
+    def remove_stale(self) -> int:
+        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells."""
+        with listing(self._staging_fd) as entries:
             owners = [entry.name for entry in entries if entry.name != self.owner]
-        return sum(self._remove_stale(owner, forget_before) for owner in owners)
+        return sum(map(self._remove_stale, owners))
 
-    def _remove_stale(self, owner: str, forget_before: float) -> int:
+    def _remove_stale(self, owner: str) -> int:
         removed = 0
         try:
             if not is_key(owner):
                 raise NotADirectoryError(owner)
             with self._dead(owner) as fd:
-                state = os.fstat(fd)
                 for name in os.listdir(fd):
                     os.unlink(name, dir_fd=fd)
                     removed += 1
-                if state.st_mtime <= forget_before:
-                    os.rmdir(owner, dir_fd=self._staging_fd)
-                elif removed:
-                    os.utime(fd, ns=(state.st_atime_ns, state.st_mtime_ns))
+                os.rmdir(owner, dir_fd=self._staging_fd)
         except NotADirectoryError:
             log.warning("something foreign lies in staging", name=owner)
         except (BlockingIOError, FileNotFoundError):
@@ -342,7 +320,7 @@ class Directories:
 
 
 @contextmanager
-def _listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
+def listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
     """What lies in the directory. Opened anew: listings of one descriptor share its position."""
     require(directory)
     fd = os.open(".", _DIRECTORY, dir_fd=directory)
@@ -357,9 +335,9 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
     return entry.is_file(follow_symlinks=False)
 
 
-def _is_partial(name: str) -> bool:
-    match = _PARTIAL.fullmatch(name)
-    return match is not None and is_key(match[1])
+def is_ours_aside(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry of the trash is a file of ours, under the name that it had."""
+    return (is_key(entry.name) or partial_of(entry.name) is not None) and _is_file(entry)
 
 
 def require(directory: int) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import errno
 import mmap
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -17,23 +17,35 @@ import structlog
 
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
 from app.metrics import Metrics
-from app.storage import Found, FoundPartial, Mark, Pace, Reservation, Staged, Work, kernel, running_digest
+from app.storage import (
+    Aside,
+    Found,
+    FoundPartial,
+    Mark,
+    Pace,
+    Reservation,
+    Staged,
+    Work,
+    kernel,
+    running_digest,
+    trash,
+)
 from app.storage.assembly import assemble
 from app.storage.blocks import ALIGNMENT, DigestingFile
-from app.storage.directories import SHARDS, Directories, partial_name
+from app.storage.directories import SHARDS, Directories
 from app.storage.partial import LocalPartial
+from app.storage.publishing import BatchPublisher
 from app.storage.space import Reserved, Space
 from app.storage.staging import LocalStaged, Staging
 from app.storage.stored import Inspection, LocalStored, make_durable, open_at_hand, open_stored
 from app.storage.threads import in_thread
 from app.storage.trust import FULL, Trust, reason
+from app.storage.under_way import UnderWay, forget_left, left_under_way
 from app.tasks import to_the_end
 
 log = structlog.stdlib.get_logger("waybill.storage")
 T = TypeVar("T")
 
-FLUSH_EACH: Final = 2
-"""Up to so many files of a batch are flushed one by one; above, one flush of the file system is cheaper."""
 _SLICE: Final = 1000
 
 
@@ -68,6 +80,8 @@ class LocalStorage:
         self._copying = ThreadPoolExecutor(2, "waybill-copy")
         durable = durability == "full"
         self._staging = Staging(self._directories, self.space, self._trust, self._threads, durable=durable)
+        self._under_way = UnderWay(self._directories, self._threads)
+        self._publisher = BatchPublisher(self._staging, self._under_way, self._metrics)
         self._closed = False
 
     async def prepare(self) -> None:
@@ -122,6 +136,7 @@ class LocalStorage:
         def run() -> None:
             for threads in (self._threads, self._publishing, self._testing, self._copying):
                 threads.shutdown()
+            self._under_way.close()
             self._directories.close()  # and not before: a descriptor may be in use
 
         await asyncio.to_thread(run)
@@ -197,88 +212,13 @@ class LocalStorage:
         return refused
 
     async def _publish_and_forget(self, batch: Sequence[LocalStaged]) -> Mapping[str, UploadError]:
-        refused = await in_thread(self._publishing, self._publish, batch)
+        refused = await in_thread(self._publishing, self._publisher.publish, batch)
         for staged in batch:
             staged.forget()
         return refused
 
-    def _publish(self, batch: Sequence[LocalStaged]) -> dict[str, UploadError]:
-        """Stage → data durable → rename → names durable. The order may never change.
-
-        A rename before the data is durable can come back from a power cut as an empty
-        file under its final name. A flush that fails is final for every file it covered:
-        the kernel forgets the error and the next flush would lie, so it is never repeated.
-        """
-        refused: dict[str, UploadError] = {}
-        written = self._each(batch, LocalStaged.to_disk, refused)
-        if written and self._staging.durable:
-            written = self._together(written, self._flush_data, refused)
-        renamed = self._each(written, self._rename, refused)
-        if renamed and self._staging.durable:
-            renamed = self._together(renamed, self._flush_names, refused)
-        self._each(renamed, LocalStaged.close, refused)
-        return refused
-
-    def _each(
-        self, batch: Sequence[LocalStaged], step: Callable[[LocalStaged], None], refused: dict[str, UploadError]
-    ) -> list[LocalStaged]:
-        """Do one step for each file; those that fail are refused and removed."""
-        passed = []
-        for staged in batch:
-            try:
-                step(staged)
-            except Exception as error:
-                self._refuse(staged, error, refused)
-            else:
-                passed.append(staged)
-        return passed
-
-    def _together(
-        self,
-        batch: list[LocalStaged],
-        step: Callable[[Sequence[LocalStaged]], None],
-        refused: dict[str, UploadError],
-    ) -> list[LocalStaged]:
-        """Do one step for all of them; if it fails all are refused and removed."""
-        try:
-            step(batch)
-        except Exception as error:
-            for staged in batch:
-                self._refuse(staged, error, refused)
-            return []
-        return batch
-
-    def _refuse(self, staged: LocalStaged, error: Exception, refused: dict[str, UploadError]) -> None:
-        refused[staged.key] = self._trust.refusal(error, staged.key, staged.size)
-        if staged.named:  # under a name that it did not get, another file may lie
-            try:
-                staged.lose_name()
-            except OSError as problem:
-                log.error("a refused file keeps its name", key=staged.key, error=reason(problem))
-        staged.discard()
-
-    def _flush_data(self, batch: Sequence[LocalStaged]) -> None:
-        began = self._metrics.stopwatch()
-        if len(batch) > FLUSH_EACH:
-            kernel.syncfs(self._directories.root_fd)
-            for staged in batch:
-                staged.written_back()
-        else:
-            for staged in batch:
-                staged.flush()
-        self._metrics.stages["data_flush"].observe(self._metrics.stopwatch() - began)
-
-    def _rename(self, staged: LocalStaged) -> None:
-        staged.take_name()
-
-    def _flush_names(self, batch: Sequence[LocalStaged]) -> None:
-        began = self._metrics.stopwatch()
-        if len(batch) > FLUSH_EACH:
-            kernel.syncfs(self._directories.root_fd)
-        else:
-            for shard_fd in {self._directories.shard_fd(staged.key) for staged in batch}:
-                os.fsync(shard_fd)
-        self._metrics.stages["names_flush"].observe(self._metrics.stopwatch() - began)
+    def recorded(self, keys: Collection[str]) -> None:
+        self._under_way.end(keys)
 
     # --- partial files
 
@@ -316,7 +256,13 @@ class LocalStorage:
                 raise self._trust.refusal(error, key, sum(mark.offset for _, _, mark in parts)) from error
 
     async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
-        await self._ask(_for_each, self._directories.remove_partial, [partial_name(*name) for name in names])
+        await self._ask(trash.remove_partials, self._directories, names)
+
+    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
+        await self._ask(trash.set_partials_aside, self._directories, names)
+
+    async def end_partial(self, key: str, fence: int, offset: int) -> None:
+        await self._ask(trash.end_partial, self._directories, (key, fence), offset)
 
     async def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
         before = await self._ask(self._directories.now) - grace_seconds
@@ -352,26 +298,42 @@ class LocalStorage:
             raise
 
     async def remove(self, keys: Sequence[str]) -> None:
-        await self._ask(_for_each, self._directories.remove, keys)
+        await self._ask(trash.remove, self._directories, keys)
+        self._under_way.end(keys)
 
     async def set_aside(self, keys: Sequence[str]) -> None:
-        await self._ask(_for_each, self._directories.set_aside, keys)
+        await self._ask(trash.set_aside, self._directories, keys)
+        self._under_way.end(keys)
+
+    async def put_back(self, keys: Sequence[str]) -> Mapping[str, int]:
+        return await self._ask(_put_back, self._directories, keys)
+
+    async def aside(self) -> Sequence[Aside]:
+        return await self._ask(trash.list_aside, self._directories, await self._left())
+
+    async def remove_aside(self, files: Sequence[Aside]) -> int:
+        return await self._ask(trash.remove_aside, self._directories, files)
+
+    async def _left(self) -> set[str]:
+        return await self._ask(left_under_way, self._directories)
 
     async def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
         before = await self._ask(self._directories.now) - grace_seconds
-        crashes = await self._ask(self._directories.crashes)
+        left = await self._left()
         for shard in SHARDS:
-            yield await self._ask(self._directories.found_in, shard, before, crashes)
+            yield await self._ask(self._directories.found_in, shard, before, left)
 
     async def missing(self, keys: Sequence[str]) -> list[str]:
-        return await self._ask(self._directories.missing, keys)
+        return await self._ask(trash.missing, self._directories, keys)
 
     async def strays(self) -> list[str]:
         return await self._ask(self._directories.strays)
 
-    async def sweep(self, keep_aside_seconds: float) -> int:
-        stale = await self._ask(self._directories.remove_stale, keep_aside_seconds)
-        return stale + await self._ask(self._directories.empty_trash, keep_aside_seconds)
+    async def sweep(self) -> int:
+        return await self._ask(self._directories.remove_stale)
+
+    async def forget_left(self, after_seconds: float) -> None:
+        await self._ask(forget_left, self._directories, after_seconds)
 
     @contextmanager
     def alone_at(self, work: Work) -> Iterator[bool]:
@@ -403,6 +365,6 @@ def _unanswered(what: str, error: OSError) -> Unavailable:
     return Unavailable()
 
 
-def _for_each(step: Callable[[str], None], keys: Sequence[str]) -> None:
-    for key in keys:
-        step(key)
+def _put_back(directories: Directories, keys: Sequence[str]) -> dict[str, int]:
+    sizes = {key: trash.put_back(directories, key) for key in keys}
+    return {key: size for key, size in sizes.items() if size is not None}

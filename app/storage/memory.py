@@ -4,12 +4,13 @@
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 from app.errors import StorageFull, Unavailable, UploadError
 from app.storage import (
+    Aside,
     Found,
     FoundPartial,
     InUse,
@@ -168,6 +169,7 @@ class MemoryStorage:
         self._free = capacity
         self._files: dict[str, bytes] = {}
         self._aside: dict[str, bytes] = {}
+        self._partials_aside: dict[tuple[str, int], bytearray] = {}
         self.partial_files: dict[tuple[str, int], bytearray] = {}
         self._works: set[Work] = set()
         self.staged: set[MemoryStaged] = set()
@@ -217,6 +219,24 @@ class MemoryStorage:
                     del self.partial_files[staged.name]
         return refused
 
+    def recorded(self, keys: Collection[str]) -> None:
+        return  # no crash leaves anything here
+
+    def _holds(self, key: str) -> bool:
+        """Whether the key has a file, which is put back if it was set aside."""
+        if key in self._aside and key not in self._files:
+            self._files[key] = self._aside.pop(key)
+        return key in self._files
+
+    def _partial(self, name: tuple[str, int], mark: Mark) -> bytearray:
+        """What the partial file holds; raises NotStored when that ends before the mark."""
+        if name in self._partials_aside and name not in self.partial_files:
+            self.partial_files[name] = self._partials_aside.pop(name)
+        content = self.partial_files.get(name, bytearray())
+        if len(content) < mark.offset:
+            raise NotStored(name[0])
+        return content
+
     async def partial(
         self,
         key: str,
@@ -229,8 +249,7 @@ class MemoryStorage:
         _require_key(key)
         assert reservation is None or isinstance(reservation, _Reserved)
         name = key, fence
-        if len(self.partial_files.get(name, b"")) < mark.offset:
-            raise NotStored(key)
+        self._partial(name, mark)
         if any(isinstance(staged, MemoryPartial) and staged.name == name for staged in self.staged):
             raise InUse(key)
         partial = MemoryPartial(self, name, mark, reservation)
@@ -251,10 +270,7 @@ class MemoryStorage:
             raise InUse(key)
         content = bytearray()
         for part_key, part_fence, mark in parts:
-            part = self.partial_files.get((part_key, part_fence), b"")
-            if len(part) < mark.offset:
-                raise NotStored(part_key)
-            content += part[: mark.offset]
+            content += self._partial((part_key, part_fence), mark)[: mark.offset]
         assert reservation is None or isinstance(reservation, _Reserved)
         self.take(len(content), reservation)
         self.partial_files[key, fence] = content
@@ -262,7 +278,17 @@ class MemoryStorage:
 
     async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
         for name in names:
-            self.give_back(len(self.partial_files.pop(name, b"")))
+            for files in (self.partial_files, self._partials_aside):
+                self.give_back(len(files.pop(name, b"")))
+
+    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
+        for name in names:
+            if name in self.partial_files:
+                self._partials_aside[name] = self.partial_files.pop(name)
+
+    async def end_partial(self, key: str, fence: int, offset: int) -> None:
+        is_longer = len(self.partial_files.get((key, fence), b"")) > offset
+        await (self.set_partials_aside if is_longer else self.remove_partials)([(key, fence)])
 
     async def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
         yield [
@@ -271,47 +297,61 @@ class MemoryStorage:
         ]
 
     async def open(self, key: str) -> MemoryStored:
-        if key not in self._files:
+        if not self._holds(key):
             raise NotStored(key)
         return MemoryStored(self._files[key])
 
     async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
-        if key not in self._files:
+        if not self._holds(key):
             raise NotStored(key)
         if pace is not None:
             await pace(len(self._files[key]))
-            if key not in self._files:
+            if not self._holds(key):
                 raise NotStored(key)
         return len(self._files[key]), hashlib.sha256(self._files[key]).hexdigest()
 
     async def make_durable(self, key: str) -> None:
-        if key not in self._files:
+        if not self._holds(key):
             raise NotStored(key)
 
     async def remove(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self.give_back(len(self._files.pop(key, b"")))
+            for files in (self._files, self._aside):
+                self.give_back(len(files.pop(key, b"")))
 
     async def set_aside(self, keys: Sequence[str]) -> None:
         for key in keys:
             if key in self._files:
                 self._aside[key] = self._files.pop(key)
 
+    async def put_back(self, keys: Sequence[str]) -> Mapping[str, int]:
+        return {key: len(self._files[key]) for key in keys if key in self._aside and self._holds(key)}
+
+    async def aside(self) -> Sequence[Aside]:
+        found = [Aside(key, None, 0.0, False) for key in self._aside]
+        return found + [Aside(*name, 0.0, False) for name in self._partials_aside]
+
+    async def remove_aside(self, files: Sequence[Aside]) -> int:
+        before = len(self._aside) + len(self._partials_aside)
+        for key, fence, *_ in files:
+            gone = self._aside.pop(key, b"") if fence is None else self._partials_aside.pop((key, fence), b"")
+            self.give_back(len(gone))
+        return before - len(self._aside) - len(self._partials_aside)
+
     async def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
         yield [Found(key, len(content), grace_seconds == 0) for key, content in self._files.items()]
 
     async def missing(self, keys: Sequence[str]) -> list[str]:
-        return [key for key in keys if key not in self._files]
+        return [key for key in keys if not self._holds(key)]
 
     async def strays(self) -> list[str]:
         return []
 
-    async def sweep(self, keep_aside_seconds: float) -> int:
-        removed = len(self._aside) if keep_aside_seconds == 0 else 0
-        if removed:
-            self.give_back(sum(map(len, self._aside.values())))
-            self._aside.clear()
-        return removed
+    async def sweep(self) -> int:
+        return 0
+
+    async def forget_left(self, after_seconds: float) -> None:
+        return
 
     @contextmanager
     def alone_at(self, work: Work) -> Iterator[bool]:

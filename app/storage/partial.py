@@ -25,6 +25,7 @@ from app.storage.running_digest import RunningDigest
 from app.storage.space import Reserved, Space
 from app.storage.staging import FILE_MODE, LocalStaged, Staging
 from app.storage.threads import in_thread
+from app.storage.trash import put_partial_back
 from app.storage.trust import reason
 from app.tasks import to_the_end
 
@@ -108,6 +109,8 @@ def open_partial(directories: Directories, name: str, flags: int) -> int:
         if error.errno not in {errno.ENOENT, errno.ELOOP, errno.EISDIR}:
             raise
         require(directories.partial_fd)
+        if error.errno == errno.ENOENT and put_partial_back(directories, name):
+            return open_partial(directories, name, flags)
         raise NotStored(name) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -155,6 +158,8 @@ def read_through(
 
 class LocalPartial(LocalStaged):
     """One partial file, open. What it shares with staged files: held while small, written in blocks, published."""
+
+    has_record = True
 
     def __init__(self, staging: Staging, key: str, fence: int, reservation: Reserved | None) -> None:
         super().__init__(staging, key, reservation)

@@ -97,6 +97,8 @@ class Held:
 class LocalStaged:
     """One staged file. `finished` is true once all its bytes are in it, `named` from its rename on."""
 
+    has_record = False
+
     def __init__(self, staging: Staging, key: str, reservation: Reserved | None) -> None:
         self.key = key
         self.size = 0

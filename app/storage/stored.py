@@ -12,11 +12,12 @@ from typing import Final
 import structlog
 
 from app.errors import Unavailable
-from app.storage import NotStored, Replaced, Unreadable, is_key, kernel
+from app.storage import NotStored, Replaced, Unreadable, Withheld, is_key, kernel
 from app.storage.blocks import ALIGNMENT
 from app.storage.directories import Directories, require
 from app.storage.staging import FILE_MODE
 from app.storage.threads import in_thread
+from app.storage.trash import put_back
 from app.storage.trust import reason
 from app.tasks import to_the_end
 
@@ -24,8 +25,9 @@ log = structlog.stdlib.get_logger("waybill.storage")
 
 _READ_AHEAD: Final = 256 * 1024
 _DIGEST_BYTES: Final = 1024 * 1024
-_OF_THIS_FILE: Final = {errno.EIO, errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
-"""What a kernel says of one file whose blocks, checksums or rights are broken."""
+_OF_THIS_FILE: Final = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
+"""What a kernel says of one file whose blocks or checksums are broken. It may say so of a whole disk, too."""
+_OF_OUR_RIGHTS: Final = {errno.EACCES, errno.EPERM}
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -106,16 +108,16 @@ class Inspection:
         self._digest = hashlib.sha256()
 
     def step(self) -> int:
-        """Read and digest the next bytes; how many. Raises NotStored, Replaced, Unreadable, or OSError."""
+        """Read and digest the next bytes; how many. Raises NotStored, Replaced, Unreadable, Withheld, or OSError."""
         try:
             if self._fd < 0:
                 self._begin()
             count = self._next() if self.size < self._length else 0
         except OSError as error:
-            if error.errno not in _OF_THIS_FILE:
+            if error.errno not in _OF_THIS_FILE | _OF_OUR_RIGHTS:
                 raise
             log.error("a stored file cannot be read", key=self._key, error=reason(error))
-            raise Unreadable from error
+            raise (Unreadable if error.errno in _OF_THIS_FILE else Withheld) from error
         self.size += count
         self.ended = count == 0 or self.size >= self._length  # it may have become shorter meanwhile
         return count
@@ -213,6 +215,8 @@ def _open(key: str, directories: Directories) -> int:
         if error.errno != errno.ENOENT:
             raise
         require(directories.shard_fd(key))
+        if put_back(directories, key) is not None:
+            return _open(key, directories)
         raise NotStored(key) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

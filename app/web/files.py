@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app import records
+from app import records, trash
 from app.db import Unit
 from app.errors import Gone, NotFound, PreconditionFailed, Unavailable
 from app.model import Status, Upload, is_upload_id
@@ -105,6 +105,8 @@ async def delete(request: Request[Services]) -> Response:
 async def _completed(request: Request[Services]) -> Upload:
     """The caller's upload, if its file is whole as far as is known; raises Gone if it was found not to be."""
     upload = await _kept(request)
+    if upload.error is not None and await trash.find_again(request.state["storage"], request.state["db"], [upload]):
+        upload = await _kept(request)
     if upload.error is not None:
         raise Gone(f"{upload.error.detail}; nothing of it is sent")
     return upload

@@ -337,7 +337,7 @@ class PartialContract:
 
     async def test_a_sweep_leaves_them_alone(self, storage):
         key, fence, mark = await kept(storage, b"hello")
-        assert await storage.sweep(0) == 0
+        assert await storage.sweep() == 0
         assert await complete(storage, key, fence, mark) == b"hello"
 
     async def test_what_is_removed_is_gone(self, storage):

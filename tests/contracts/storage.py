@@ -282,21 +282,43 @@ class StorageContract:
         assert await stored.read(1, size) == content[1:]
         await stored.close()
 
-    async def test_what_is_set_aside_is_out_of_sight_until_its_time_is_over(self, storage):
+    async def test_what_is_set_aside_is_met_by_no_walk_until_its_time_is_over(self, storage):
         aside, kept = await put(storage, b"aside"), await put(storage, b"kept")
         await storage.set_aside([new_key(), aside])
         assert await keys(storage) == [kept]
-        assert await storage.missing([aside, kept]) == [aside]
-        with pytest.raises(NotStored):
-            await storage.open(aside)
-        assert await storage.sweep(3600) == 0
-        assert await storage.sweep(0) == 1
-        assert await storage.sweep(0) == 0
+        found = await storage.aside()
+        assert [(file.key, file.fence, file.left) for file in found] == [(aside, None, False)]
+        assert await storage.sweep() == 0
+        assert await storage.remove_aside(found) == 1
+        assert await storage.remove_aside(found) == 0
         assert await keys(storage) == [kept]
+        assert await storage.missing([aside, kept]) == [aside]
+
+    @pytest.mark.parametrize("ask", ["open", "digest", "missing", "make_durable", "put_back"])
+    async def test_who_asks_for_a_key_gets_back_what_was_set_aside(self, storage, ask):
+        content = content_of(300 * KiB)
+        aside = await put(storage, content)
+        await storage.set_aside([aside])
+        answer = await getattr(storage, ask)(aside if ask in {"open", "digest", "make_durable"} else [aside])
+        if ask in {"missing", "put_back"}:
+            assert answer == {"missing": [], "put_back": {aside: len(content)}}[ask]
+        elif ask == "open":
+            await answer.close()
+        assert await keys(storage) == [aside]
+        assert await get(storage, aside) == content
+        assert await storage.put_back([aside, new_key()]) == {}
+
+    async def test_what_is_removed_is_removed_also_where_it_was_set_aside(self, small):
+        aside = await put(small, content_of(MiB))
+        await small.set_aside([aside])
+        await small.remove([aside])
+        assert await small.missing([aside]) == [aside]
+        assert await small.aside() == []
+        small.reserve(MiB).release()
 
     async def test_a_sweep_leaves_live_uploads_alone(self, storage):
         small, large = await staged(storage, b"small"), await staged(storage, content_of(2 * MiB))
-        assert await storage.sweep(0) == 0
+        assert await storage.sweep() == 0
         assert await storage.publish([small, large]) == {}
         assert await get(storage, large.key) == content_of(2 * MiB)
 

@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -190,26 +193,6 @@ def test_what_belongs_to_nobody_is_told_and_left_alone(service):
     assert all((running.store / name).is_symlink() or (running.store / name).read_bytes() for name in foreign)
 
 
-@pytest.fixture
-def snapshot(database_url, request, tmp_path):
-    """`snapshot()` is the URL of a copy of the database as it is now; nobody may be using it."""
-    made = []
-
-    def take():
-        if database_url.startswith("sqlite:"):
-            copy = tmp_path / "copy.db"
-            shutil.copyfile(database_url.removeprefix("sqlite:///"), copy)
-            return f"sqlite:///{copy}"
-        server, name = request.getfixturevalue("postgres"), database_url.rpartition("/")[2]
-        server.execute(f"CREATE DATABASE {name}_copy TEMPLATE {name}")
-        made.append((server, f"{database_url}_copy"))
-        return f"{database_url}_copy"
-
-    yield take
-    for server, url in made:
-        server.drop_database(url)
-
-
 def test_an_old_database_over_newer_files_destroys_none_of_them(service, snapshot, database_url):
     """F33: a backup of the database was restored, and the store is newer."""
     running = service(change=QUICKLY, scrub_rate="1GiB", database_url=database_url)
@@ -237,6 +220,91 @@ def test_an_old_database_over_newer_files_destroys_none_of_them(service, snapsho
     running.stop()
     assert contents(running) == before
     assert list((running.store / "trash").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["one by one", "at the same time"])
+def test_a_crash_does_not_hide_that_the_database_is_an_older_one(service, snapshot, database_url, how):
+    """F33: the machine died, and a standby was promoted that lagged behind. Then the right database is back."""
+    running = service(change=QUICKLY, scrub_rate="1GiB", database_url=database_url)
+    with running.client() as client:
+        old = send(client, [f"old-{number}" for number in range(40)])
+        cookies = client.cookies
+    running.stop()
+    copy = snapshot()
+    running.start()
+    names = [f"new-{number}" for number in range(80)]
+    with running.client(cookies=cookies) as client:
+        if how == "one by one":
+            new = send(client, names)
+        else:
+            with ThreadPoolExecutor(40) as threads:
+                new = dict(zip(names, threads.map(lambda name: send(client, [name])[name], names), strict=True))
+    running.kill()
+
+    running.settings["database_url"] = copy
+    running.start()
+    left_alone = running.wait_for("files are left alone")
+    assert left_alone["reason"] == "80 of 120 files have no record; is this their database?"
+    assert list((running.store / "trash").iterdir()) == []
+    running.stop()
+
+    running.settings["database_url"] = database_url
+    running.start()
+    with running.client(cookies=cookies) as client:
+        assert answers(client, old | new) == every(200, old | new)
+
+
+@pytest.mark.parametrize("by", ["download", "sweep", "scrub", "verify"])
+def test_a_file_that_was_set_aside_is_put_back_by_whoever_misses_it(service, snapshot, database_url, by):
+    """F33: few enough files are unknown to the older database that it sets them aside."""
+    running = service(change=QUICKLY, database_url=database_url, sweep_interval="1h")
+    with running.client() as client:
+        old = send(client, [f"old-{number}" for number in range(20)])
+        cookies = client.cookies
+    running.stop()
+    copy = snapshot()
+    running.start()
+    with running.client(cookies=cookies) as client:
+        new = send(client, [f"new-{number}" for number in range(8)])
+    running.stop()
+    running.settings["database_url"] = copy
+    running.start()
+    running.wait_for("swept", files_set_aside=8)
+    with running.client(cookies=cookies) as client:
+        assert answers(client, old | new) == every(200, old) | every(404, new)
+    running.stop()
+
+    running.settings["database_url"] = database_url
+    if by != "sweep":
+        running.change = QUICKLY + "\nasync def rest(*_): pass\nsweep.Sweeper.run = rest"
+    if by == "scrub":
+        running.settings["scrub_rate"] = "1GiB"
+    running.start()
+    if by == "sweep":
+        assert running.wait_for("swept", files_put_back=8)["records_lost"] == 0
+    if by == "scrub":
+        running.wait_for("scrubbed", files=28, damaged=0)
+    if by == "verify":
+        assert verified(running)["sound"]
+    if by != "download":
+        assert list((running.store / "trash").iterdir()) == []
+    with running.client(cookies=cookies) as client:
+        assert answers(client, old | new) == every(200, old | new)
+        assert list((running.store / "trash").iterdir()) == []
+
+
+def test_a_download_repairs_a_record_that_was_taken_for_lost(service):
+    running = service(change=QUICKLY, sweep_interval="1h")
+    with running.client() as client:
+        items = send(client, ["a", "b", "c"])
+        path = path_of(running, items["a"])
+        path.rename(running.store / "trash" / path.name)
+        with closing(sqlite3.connect(running.store / "waybill.db")) as db:
+            lost = "status = 'failed', error_code = 'lost', error_detail = 'missing'"
+            assert db.execute(f"UPDATE uploads SET {lost} WHERE id = ?", [items["a"]["id"]]).rowcount == 1
+            db.commit()
+        assert answers(client, items) == every(200, items)
+        assert client.get(f"/api/ingestion/history/{items['a']['id']}").json() == items["a"]
 
 
 def test_old_files_under_a_newer_database_are_told_and_none_is_served_for_another(service, database_url, tmp_path):

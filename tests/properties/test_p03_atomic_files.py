@@ -376,10 +376,24 @@ class StorageMachine(RuleBasedStateMachine):
 
     @rule(everything=st.booleans())
     def sweep(self, everything):
-        swept = self.runner.run(self.storage.sweep(0 if everything else 3600))
-        assert swept == (len(self.aside) if everything else 0)
-        if everything:
-            self.aside.clear()
+        async def sweep():
+            aside = await self.storage.aside()
+            assert {file.key for file in aside} == self.aside.keys()
+            if everything:
+                assert await self.storage.remove_aside(aside) == len(self.aside)
+                self.aside.clear()
+            return await self.storage.sweep()
+
+        assert self.runner.run(sweep()) == 0
+
+    @precondition(lambda self: self.aside)
+    @rule(data=st.data())
+    def put_back(self, data):
+        back = data.draw(st.sets(st.sampled_from(sorted(self.aside)), min_size=1))
+        sizes = self.runner.run(self.storage.put_back([*back, self.new_key("5b")]))
+        assert sizes == {key: len(self.aside[key]) for key in back}
+        for key in back:
+            self.model[key] = self.aside.pop(key)
 
     @rule()
     def test(self):

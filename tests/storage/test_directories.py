@@ -14,7 +14,6 @@ import pytest
 import app.storage.directories
 from app.errors import Unavailable, Unusable
 from app.storage import NotStored
-from app.storage.directories import LAST_SECONDS
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, put, staged
 from tests.storage.stores import ROOT, files_in, local, mounted, needs_root, tmpfs
 
@@ -230,6 +229,12 @@ async def main():
     sys.stdin.readline()
     assert await storage.publish(kept) == {}
     print(*(file.key for file in kept), flush=True)
+    storage.recorded([kept[0].key])
+    while storage._under_way._is_due:
+        await asyncio.sleep(0.001)
+    print("recorded", flush=True)
+    if sys.stdin.readline():
+        await asyncio.sleep(60)
     await storage.close()
 
 asyncio.run(main())
@@ -274,6 +279,7 @@ async def test_many_processes_prepare_the_same_store_at_once(tmp_path):
         process.says("staged")
         process.go_on()
         published += process.says().split()
+        process.says("recorded")
         process.end()
         assert process.process.returncode == 0
     assert await keys(storage) == sorted(published)
@@ -287,39 +293,57 @@ async def test_only_the_staging_of_dead_owners_is_swept(tmp_path):
     published = process.says()
     process.says("staged")
     storage = await prepared(tmp_path)
-    assert await storage.sweep(0) == 0
+    assert await storage.sweep() == 0
     left = [name for name in files_in(tmp_path) if name.startswith("staging/")]
     assert len(left) == 2
     process.process.send_signal(signal.SIGKILL)
     process.end()
-    assert await storage.sweep(0) == 2
-    assert await storage.sweep(0) == 0
+    assert await storage.sweep() == 2
+    assert await storage.sweep() == 0
     assert await keys(storage) == [published]
     assert len(os.listdir(tmp_path / "staging")) == 1
     await storage.close()
 
 
-async def test_when_an_owner_died_is_remembered_and_explains_what_it_published_last(tmp_path):
+async def test_a_crash_explains_what_had_no_record_and_nothing_else(tmp_path):
     process = Process(tmp_path)
     process.go_on()
-    published = process.says()
+    whole = process.says()
     process.says("staged")
+    process.go_on()
+    published = process.says().split()
+    process.says("recorded")
     process.process.send_signal(signal.SIGKILL)
     process.end()
     storage = await prepared(tmp_path)
-    [owner] = set(os.listdir(tmp_path / "staging")) - {storage._directories.owner}
-    died = (tmp_path / "staging" / owner).stat().st_mtime
-    assert await storage.sweep(3600) == 2
-    assert os.listdir(tmp_path / "staging" / owner) == []
-    for after, explains in ((0, True), (20, True), (-2, False), (LAST_SECONDS + 1, False)):
-        os.utime(tmp_path / "staging" / owner, (0, died + after))
-        [[found]] = [slice_ async for slice_ in storage.walk(0) if slice_]
-        assert found.key == published
-        assert found.left == (pytest.approx(died + after) if explains else None)
-    os.utime(tmp_path / "staging" / owner, (0, died - 3600))
-    assert await storage.sweep(3600) == 0
-    assert os.listdir(tmp_path / "staging") == [storage._directories.owner]
+    recorded, *rest = published
+    found = {found.key: found.left async for slice_ in storage.walk(0) for found in slice_}
+    assert found == {whole: True, recorded: False} | dict.fromkeys(rest, True)
+    await storage.set_aside([whole, recorded])
+    assert {file.key: file.left for file in await storage.aside()} == {whole: True, recorded: False}
+    await storage.forget_left(0)  # a file of the list is still set aside
+    assert {file.key: file.left for file in await storage.aside()} == {whole: True, recorded: False}
+    await storage.remove([whole])
+    await storage.forget_left(3600)
+    assert any([found.left async for slice_ in storage.walk(0) for found in slice_])
+    await storage.forget_left(0)
+    assert not any([found.left async for slice_ in storage.walk(0) for found in slice_])
     await storage.close()
+
+
+async def test_a_living_process_explains_nothing_and_one_that_ends_well_leaves_no_list(tmp_path):
+    living, other = await prepared(tmp_path), await prepared(tmp_path)
+    key = await put(living, b"hello")
+    assert [found.left async for slice_ in other.walk(0) for found in slice_] == [False]
+    living.recorded([key])
+    await living.close()
+    assert [path.name for path in tmp_path.glob("*.unrecorded")] == []
+    in_doubt = await prepared(tmp_path)
+    later = await put(in_doubt, b"hello")
+    await in_doubt.close()
+    found = {found.key: found.left async for slice_ in other.walk(0) for found in slice_}
+    assert found == {key: False, later: True}
+    await other.close()
 
 
 async def test_a_sweeper_that_is_faster_than_the_lock_takes_nothing_away(tmp_path, monkeypatch):
@@ -331,14 +355,14 @@ async def test_a_sweeper_that_is_faster_than_the_lock_takes_nothing_away(tmp_pat
     def sweep_first(*arguments, **named):
         if arguments[0] == owner and "open" not in sweeps:
             sweeps.append("open")
-            other._directories.remove_stale(0)
+            other._directories.remove_stale()
             assert not (tmp_path / "staging" / owner).exists()
         return real_open(*arguments, **named)
 
     def sweep_before_lock(fd, how):
         if how == fcntl.LOCK_EX and "lock" not in sweeps:
             sweeps.append("lock")
-            other._directories.remove_stale(0)
+            other._directories.remove_stale()
             assert not (tmp_path / "staging" / owner).exists()
         real_flock(fd, how)
 
@@ -347,7 +371,7 @@ async def test_a_sweeper_that_is_faster_than_the_lock_takes_nothing_away(tmp_pat
     storage = await prepared(tmp_path, owner=owner)
     assert sweeps == ["open", "lock"]
     file = await staged(storage, content_of(MiB))
-    assert await other.sweep(0) == 0
+    assert await other.sweep() == 0
     assert await storage.publish([file]) == {}
     await storage.close()
     await other.close()
@@ -371,7 +395,7 @@ async def test_a_lock_that_fails_later_costs_no_live_upload(tmp_path, monkeypatc
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(app.storage.directories.fcntl, "flock", no_locks)
-    assert await other.sweep(0) == 0
+    assert await other.sweep() == 0
     assert await storage.publish([file]) == {}
     await storage.close()
     await other.close()
@@ -411,7 +435,7 @@ async def test_what_is_no_regular_file_is_not_stored_and_never_followed(tmp_path
     assert await keys(storage) == []
     assert sorted(await storage.strays()) == sorted(f"files/{key[-2:]}/{key}" for key in names.values())
     await storage.set_aside([names["directory"]])
-    assert await storage.sweep(0) == 0
+    assert await storage.sweep() == 0
     await storage.remove(list(names.values()))
     assert (tmp_path / "secret").read_bytes() == b"not for download"
     await storage.close()
@@ -431,7 +455,7 @@ async def test_foreign_names_are_told_and_left_alone(tmp_path):
     (tmp_path / not_a_file).mkdir()
     assert await keys(storage) == [key]
     assert sorted(await storage.strays()) == sorted([*foreign, not_a_file, "staging/lost+found"])
-    assert await storage.sweep(0) == 0
+    assert await storage.sweep() == 0
     assert all((tmp_path / name).exists() for name in [*foreign, "staging/lost+found/precious"])
     await storage.close()
 
@@ -439,7 +463,7 @@ async def test_foreign_names_are_told_and_left_alone(tmp_path):
 async def test_a_directory_in_the_staging_of_a_dead_owner_is_told_and_left(tmp_path):
     storage = await prepared(tmp_path)
     (tmp_path / "staging" / new_key() / "foreign").mkdir(parents=True)
-    assert await storage.sweep(0) == 0
+    assert await storage.sweep() == 0
     assert len(os.listdir(tmp_path / "staging")) == 2
     await storage.close()
 
@@ -456,26 +480,31 @@ async def test_what_was_set_aside_begins_its_days_then(tmp_path):
     aside = tmp_path / "trash" / file.key
     assert aside.read_bytes() == b"aside"
     assert aside.stat().st_mtime > before
-    assert await storage.sweep(60) == 0
+    [found] = await storage.aside()
+    assert 0 <= found.age < 60
     await storage.close()
 
 
-async def test_a_file_that_is_rescued_during_a_sweep_does_not_end_it(tmp_path, monkeypatch):
+async def test_a_file_that_is_put_back_meanwhile_is_not_removed(tmp_path):
     storage = await prepared(tmp_path)
     files = [await put(storage, b"aside") for _ in range(3)]
     await storage.set_aside(files)
-    real = os.unlink
+    aside = await storage.aside()
+    assert await get(storage, files[0]) == b"aside"
+    assert await storage.remove_aside(aside) == 2
+    assert await storage.aside() == []
+    assert await keys(storage) == files[:1]
+    await storage.close()
 
-    def rescued_meanwhile(name, *, dir_fd=None):
-        if name in files and (tmp_path / "trash" / files[0]).exists():
-            os.rename(tmp_path / "trash" / files[0], tmp_path / "rescued")
-            for other in files[1:]:
-                assert (tmp_path / "trash" / other).exists()
-        real(name, dir_fd=dir_fd)
 
-    monkeypatch.setattr(os, "unlink", rescued_meanwhile)
-    assert await storage.sweep(0) == 2
-    assert (tmp_path / "rescued").read_bytes() == b"aside"
+async def test_a_file_under_its_key_is_not_replaced_by_one_that_was_set_aside(tmp_path):
+    storage = await prepared(tmp_path)
+    key = await put(storage, b"first")
+    await storage.set_aside([key])
+    assert await put(storage, b"second", key=key) == key
+    assert await storage.put_back([key]) == {}
+    assert await get(storage, key) == b"second"
+    assert [file.key for file in await storage.aside()] == [key]
     await storage.close()
 
 
@@ -489,7 +518,7 @@ async def test_a_tree_that_was_removed_under_the_service_loses_no_record(tmp_pat
     open_file = await staged(storage, b"late")
     shutil.rmtree(tmp_path / "store")
     asked = [storage.missing([key]), storage.open(key), storage.digest(key)]
-    for ask in (*asked, keys(storage), storage.strays(), storage.sweep(0), storage.test()):
+    for ask in (*asked, keys(storage), storage.strays(), storage.sweep(), storage.test()):
         with pytest.raises(Unavailable):
             await ask
     assert [type(error) for error in (await storage.publish([open_file])).values()] == [Unavailable]

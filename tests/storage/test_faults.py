@@ -313,7 +313,7 @@ async def test_what_cannot_be_asked_is_unavailable(storage, monkeypatch):
         for name in ("open", "pread", "stat", "unlink", "utime"):
             Broken(broken, os, name, times=1000)
         Broken(broken, kernel, "open_cached", times=1000)
-        asked = [storage.open(key), storage.digest(key), stored.read(0, 10), storage.missing([key]), storage.sweep(0)]
+        asked = [storage.open(key), storage.digest(key), stored.read(0, 10), storage.missing([key]), storage.sweep()]
         asked += [storage.remove([key]), storage.set_aside([key]), storage.strays(), keys(storage)]
         for ask in asked:
             with pytest.raises(Unavailable):

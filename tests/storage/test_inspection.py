@@ -11,7 +11,7 @@ import os
 import pytest
 
 from app.errors import Unavailable
-from app.storage import Replaced, Unreadable, stored
+from app.storage import Replaced, Unreadable, Withheld, stored
 from tests.contracts.storage import content_of, new_key, put
 from tests.storage.stores import ROOT, descriptors, local
 
@@ -123,6 +123,20 @@ async def test_a_file_whose_bytes_the_disk_has_lost_is_unreadable(storage, monke
         await storage.digest(key)
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+async def test_a_file_that_may_not_be_read_is_withheld(storage, monkeypatch, code):
+    key, open_ = await put(storage, b"hello"), os.open
+
+    def refuse(path, *arguments, **named):
+        if path == key:
+            raise OSError(code, os.strerror(code))
+        return open_(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(Withheld):
+        await storage.digest(key)
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE, errno.ENOMEM])
 async def test_a_store_that_cannot_be_asked_says_nothing_against_the_file(storage, monkeypatch, code):
     key, open_ = await put(storage, b"hello"), os.open
@@ -135,7 +149,7 @@ async def test_a_store_that_cannot_be_asked_says_nothing_against_the_file(storag
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(Unavailable) as raised:
         await storage.digest(key)
-    assert not isinstance(raised.value, Unreadable)
+    assert type(raised.value) is Unavailable
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to give a file to somebody else")

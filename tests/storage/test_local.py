@@ -56,7 +56,7 @@ class TestLocalStorage(StorageContract, PartialContract):
         asked = [storage.open(key), storage.digest(key), storage.remove([key]), storage.set_aside([key]), keys(storage)]
         asked += [storage.make_durable(key), storage.partial(key, 1, Mark(0)), storage.assemble(key, 1, [])]
         asked += [storage.remove_partials([(key, 1)]), found(storage)]
-        asked += [storage.missing([key]), storage.strays(), storage.sweep(0), storage.free_bytes(), storage.test()]
+        asked += [storage.missing([key]), storage.strays(), storage.sweep(), storage.free_bytes(), storage.test()]
         for ask in asked:
             with pytest.raises(Unavailable):
                 await ask

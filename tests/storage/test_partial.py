@@ -192,7 +192,7 @@ async def test_it_stays_when_its_process_ends(tmp_path):
     key, fence, mark = await kept(first, content_of(2 * MiB))
     await first.close()
     await second.prepare()
-    await second.sweep(0)
+    await second.sweep()
     assert await complete(second, key, fence, mark, b"on") == content_of(2 * MiB) + b"on"
     await second.close()
 

@@ -151,7 +151,7 @@ async def everything(root) -> dict[str, bytes]:
     """All that a service finds which starts after the cut. What was staged is swept."""
     storage = local(root / "store")
     await storage.prepare()
-    await storage.sweep(0)
+    await storage.sweep()
     assert os.listdir(root / "store" / "staging") == [storage._directories.owner]
     found = {key: await get(storage, key) for key in await keys(storage)}
     await storage.close()
