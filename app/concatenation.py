@@ -6,23 +6,44 @@ not been seen for a while is taken over from (`recovery`), and commits nothing a
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from app import resources
 from app.db import Db
-from app.errors import Gone, QuotaExceeded, StorageFull, TooLarge, Unavailable
+from app.errors import BadRequest, Gone, QuotaExceeded, StorageFull, TooLarge, Unavailable
 from app.holding import Holding, mark_of
+from app.lanes import Lane
 from app.model import Clock, Failure, Holder, Resource
 from app.quota import Quotas
 from app.storage import Mark, NotStored, Partial, Storage
 from app.tasks import to_the_end
 from app.turns import Superseded
 
+MAX_WAITING_OF_SESSION: Final = 100
+"""How many concatenations of one session may wait for their parts, or be at work."""
+MAX_OF_PART: Final = 16
+"""How many concatenations may name one part: each copies it."""
+MAX_REPEATED_BYTES: Final = 16 * 1024 * 1024
+"""How much longer than its parts a concatenation may be that names some of them more than once."""
+SHORT_BYTES: Final = 8 * 1024 * 1024
+"""A concatenation of no more than this does not wait for longer ones."""
 SEEN_SECONDS: Final = 3.0
 """So often who puts parts together says that it is at work."""
+
+
+def refuse_repetition(parts: Sequence[tuple[str, int]]) -> None:
+    """Refuse a concatenation that repeats its parts (key hash and bytes each) for too many bytes; raises BadRequest.
+
+    A request of a few kilobytes could else fill the disk from one part that was sent once.
+    """
+    repeated = sum(size for _, size in parts) - sum(dict(parts).values())
+    if repeated > MAX_REPEATED_BYTES:
+        raise BadRequest(
+            f"a concatenation may repeat its parts for {MAX_REPEATED_BYTES} bytes at most, and this does for {repeated}"
+        )
 
 
 class Concatenations:
@@ -37,6 +58,7 @@ class Concatenations:
         self._quotas = quotas
         self._file_bytes = file_bytes
         self._now_us = now_us
+        self._short, self._long = Lane(2), Lane(2)
 
     async def put_together(
         self, resource: Resource, *, asked: bool, dead: Holder | None
@@ -51,23 +73,23 @@ class Concatenations:
             Superseded: somebody else has taken it over.
             Unavailable: it is to be tried again.
         """
-        hashes = resource.parts or ()
-        found = await resources.list_these(self._db, hashes)
-        if any(each not in found or found[each].ended_as is not None for each in hashes):
-            await self._holding.fail(
-                resource, Failure(code="gone", detail="a part of it has ended before it was complete")
-            )
-            raise Gone
-        parts = [found[each] for each in hashes]
-        if not all(part.whole for part in parts):
-            # As long as one of them grows, the others are needed, and so is what they are for.
-            latest = max(each.expires_at for each in (resource, *parts))
-            await resources.renew(self._db, [resource.key_hash, *hashes], latest)
+        parts = await self._parts_of(resource)
+        if parts is None:
+            return resource, None
+        lane = self._short if sum(part.offset for part in parts) <= SHORT_BYTES else self._long
+        async with lane.place(resource.session_id):
+            return await self._make_alone(resource, asked=asked, dead=dead)
+
+    async def _make_alone(
+        self, resource: Resource, *, asked: bool, dead: Holder | None
+    ) -> tuple[Resource, Partial | None]:
+        parts = await self._parts_of(resource)  # again: the wait for a place may have been long
+        if parts is None:
             return resource, None
         taken, held = await self._holding.take(resource, dead)
         if not held or taken.whole:
             return taken, None
-        started = await self._begin(taken, sum(part.offset for part in parts))
+        started = await self._begin(taken, parts)
         try:
             return await self._make(started, [(part.upload_id, part.file_fence, mark_of(part)) for part in parts])
         except NotStored:
@@ -76,14 +98,33 @@ class Concatenations:
             await self._holding.release(started)
             raise Unavailable("the file of a part is missing") from None
 
-    async def _begin(self, resource: Resource, length: int) -> Resource:
+    async def _parts_of(self, resource: Resource) -> list[Resource] | None:
+        """Its parts, in their order, if all of them are whole; raises Gone, and it has failed, if one has ended."""
+        hashes = resource.parts or ()
+        found = await resources.list_these(self._db, hashes)
+        if any(each not in found or found[each].ended_as is not None for each in hashes):
+            await self._holding.fail(
+                resource, Failure(code="gone", detail="a part of it has ended before it was complete")
+            )
+            raise Gone
+        parts = [found[each] for each in hashes]
+        if all(part.whole for part in parts):
+            return parts
+        # As long as one of them grows, the others are needed, and so is what they are for.
+        latest = max(each.expires_at for each in (resource, *parts))
+        await resources.renew(self._db, [resource.key_hash, *hashes], latest)
+        return None
+
+    async def _begin(self, resource: Resource, parts: list[Resource]) -> Resource:
         assert resource.holder is not None
+        length = sum(part.offset for part in parts)
         try:
             if length > self._file_bytes:
                 raise TooLarge(length, self._file_bytes)
+            refuse_repetition([(part.key_hash, part.offset) for part in parts])
             if self._quotas is not None:
                 await self._quotas.grant_to(resource, length)
-        except (TooLarge, QuotaExceeded) as error:
+        except (BadRequest, TooLarge, QuotaExceeded) as error:
             await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise
         started = replace(resource, length=length, expires_at=self._holding.expiry(resource))

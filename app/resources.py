@@ -107,6 +107,18 @@ async def list_ready(asks: Asks, after_key: str, page_size: int) -> list[tuple[s
     return [(row["key_hash"], bool(row["ready"])) for row in rows]
 
 
+async def count_waiting(unit: Unit, session_id: str) -> int:
+    """How many concatenations of a session have not ended."""
+    row = await unit.one("count_waiting_concatenations", session_id=session_id)
+    return int(row["waiting"]) if row else 0
+
+
+async def count_concatenations(unit: Unit, parts: Sequence[str]) -> int:
+    """In how many concatenations, complete ones among them, that of these parts is which is in most."""
+    row = await unit.one("count_concatenations", part_key_hashes=_json(parts))
+    return int(row["concatenations"]) if row else 0
+
+
 async def list_waiting(asks: Asks, part: Resource) -> list[Resource]:
     """Those that are made of `part`, among others, and have not ended."""
     return [_resource(row) for row in await asks.many("list_waiting_resumables", key_hash=part.key_hash)]

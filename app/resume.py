@@ -17,9 +17,19 @@ import structlog
 from app import records, resources, usage
 from app.appending import Appending
 from app.completion import Completions
-from app.concatenation import Concatenations
+from app.concatenation import MAX_OF_PART, MAX_WAITING_OF_SESSION, Concatenations, refuse_repetition
 from app.db import Db, Unit
-from app.errors import BadRequest, Forbidden, Gone, InProgress, NotFound, TooLarge, Unavailable, UploadError
+from app.errors import (
+    BadRequest,
+    Forbidden,
+    Gone,
+    InProgress,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+    UploadError,
+)
 from app.expiry import Expiry
 from app.holding import Holding
 from app.ingest import Ingest, Visitor
@@ -219,6 +229,7 @@ class Resumes:
         if not all(part.is_part for part in parts):
             raise BadRequest("one of the uploads to be put together was not begun as a part")
         lengths = [part.length for part in parts if part.length is not None]
+        refuse_repetition([(part.key_hash, part.length or part.offset) for part in parts])
         return sum(lengths) if len(lengths) == len(parts) else None
 
     async def _assembled(self, resource: Resource) -> None:
@@ -419,6 +430,7 @@ class Resumes:
                 await usage.adopt(unit, resource.key_hash, resource.last_expires_at)
             if resource.parts is not None:
                 await resources.renew(unit, resource.parts, resource.expires_at)
+                await self._refuse_many(unit, resource, resource.parts)
 
         try:
             await self._db.transaction(run)
@@ -430,6 +442,13 @@ class Resumes:
             raise
         visitor.arrival = None
         return True
+
+    async def _refuse_many(self, unit: Unit, resource: Resource, parts: Sequence[str]) -> None:
+        """Refuse a concatenation of a session, or of a part, that has too many; raises RateLimited, BadRequest."""
+        if await resources.count_waiting(unit, resource.session_id) > MAX_WAITING_OF_SESSION:
+            raise RateLimited(MAX_WAITING_OF_SESSION)
+        if await resources.count_concatenations(unit, parts) > MAX_OF_PART:
+            raise BadRequest(f"a part can be in {MAX_OF_PART} concatenations, and one of these is in as many already")
 
     async def _again(self, resource: Resource) -> Resource:
         return _admitted(None, await resources.find(self._db, resource.key_hash))

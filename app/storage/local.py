@@ -77,7 +77,7 @@ class LocalStorage:
         # One thread, and its own: tests of a disk that hangs wait for each other and for nobody's upload.
         self._testing = ThreadPoolExecutor(1, "waybill-test")
         # Few, and their own: copying takes long, and nobody's blocks wait for it.
-        self._copying = ThreadPoolExecutor(2, "waybill-copy")
+        self._copying = ThreadPoolExecutor(4, "waybill-copy")
         durable = durability == "full"
         self._staging = Staging(self._directories, self.space, self._trust, self._threads, durable=durable)
         self._under_way = UnderWay(self._directories, self._threads)

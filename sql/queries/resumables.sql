@@ -123,9 +123,18 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        uploads.completed_at_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
-WHERE resumables.parts IS NOT NULL
-  AND resumables.ended_as IS NULL
-  AND replace(resumables.parts, :key_hash, '') <> resumables.parts;
+JOIN concatenation_parts ON concatenation_parts.key_hash = resumables.key_hash
+WHERE concatenation_parts.part_key_hash = :key_hash
+  AND resumables.ended_as IS NULL;
+
+-- name: count_waiting_concatenations :one
+-- params: session_id
+-- How many of a session are made of parts and have not ended.
+SELECT count(*) AS waiting
+FROM resumables
+WHERE session_id = :session_id
+  AND parts IS NOT NULL
+  AND ended_as IS NULL;
 
 -- name: claim_resumable :one
 -- params: key_hash, holder_id?, now_us

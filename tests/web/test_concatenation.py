@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from app import concatenation, resume
 from tests.asgi import Answer, Client, Service, serving, settings_in
+from tests.unreliable import until
 from tests.web.test_tus import CHUNK, TUS, UPLOADS, listed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -103,3 +105,55 @@ async def test_one_is_made_when_it_is_asked_for_many_times_at_once(tmp_path: Pat
         assert await finals(client) == ["completed"]
         summary = await client.get("/api/ingestion/history/summary")
         assert summary.json()["quota"]["uploads"]["used"] == 1
+
+
+# --- how many, and of how many bytes
+
+
+async def test_a_part_is_in_so_many_concatenations_and_no_more(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "MAX_OF_PART", 3)
+    client = service.client()
+    url, other = await part(client, b"x"), await part(client, b"y")
+    made = [await concatenate(client, url, Upload_Metadata=f"n{number}") for number in range(3)]
+    for attempt in ("n3", "n4"):
+        fields = {**TUS, "Upload-Concat": f"final;{other} {url}", "Upload-Metadata": attempt}
+        (await client.post(UPLOADS, headers=fields)).refused(400, "bad_request")
+    assert (await concatenate(client, url, Upload_Metadata="n0"))["location"] == made[0]["location"]
+    assert (await concatenate(client, other)).status == 201
+    assert len(await listed(client)) == 4  # nothing is left of those that were refused
+
+
+async def test_a_session_has_so_many_that_wait_and_no_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "MAX_WAITING_OF_SESSION", 2)
+    client = service.client()
+    begun = {**TUS, "Upload-Concat": "partial", "Upload-Length": "1"}
+    urls = [(await client.post(UPLOADS, headers=begun))["location"] for _ in range(3)]
+    waiting = [await concatenate(client, url) for url in urls[:2]]
+    refused = await client.post(UPLOADS, headers={**TUS, "Upload-Concat": f"final;{urls[2]}"})
+    assert refused.refused(429, "rate_limited")["limit"] == 2
+    assert await finals(client) == ["uploading"] * 2
+    assert (await client.request("DELETE", waiting[0]["location"], headers=TUS)).status == 204
+    assert (await concatenate(client, urls[2])).status == 201
+
+
+async def test_a_part_is_not_repeated_for_many_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concatenation, "MAX_REPEATED_BYTES", 10)
+    client = service.client()
+    url = await part(client, b"hello")
+    assert (await concatenate(client, url, url, url)).status == 201
+    refused = await client.post(UPLOADS, headers={**TUS, "Upload-Concat": f"final;{url} {url} {url} {url}"})
+    refused.refused(400, "bad_request")
+    # How long it will be is not known yet: it fails when it is.
+    begun = {**TUS, "Upload-Concat": "partial", "Upload-Defer-Length": "1"}
+    growing = (await client.post(UPLOADS, headers=begun))["location"]
+    waits = await concatenate(client, growing, growing, growing, growing)
+    fields = {**CHUNK, "Upload-Offset": "0", "Upload-Length": "5"}
+    assert (await client.request("PATCH", growing, headers=fields, body=b"hello")).status == 204
+    await until(lambda: ended(client, waits["location"]))
+    assert (await listed(client))[0]["error"]["code"] == "bad_request"
+
+
+async def ended(client: Client, url: str) -> bool:
+    return (await client.request("HEAD", url, headers=TUS)).status == 410

@@ -51,3 +51,16 @@ FROM (SELECT key_hash, parts
       ORDER BY key_hash
       LIMIT :page_size) AS waiting
 ORDER BY waiting.key_hash;
+
+-- name: count_concatenations :one
+-- params: part_key_hashes
+-- Of the parts of a JSON array of key hashes the one that is in most concatenations which have not come to nothing, and
+-- in how many. No row: none of them is in any.
+SELECT count(*) AS concatenations
+FROM concatenation_parts
+JOIN resumables ON resumables.key_hash = concatenation_parts.key_hash
+WHERE concatenation_parts.part_key_hash IN (SELECT jsonb_array_elements_text(CAST(:part_key_hashes AS JSONB)))
+  AND (resumables.ended_as IS NULL OR resumables.ended_as = 'completed')
+GROUP BY concatenation_parts.part_key_hash
+ORDER BY count(*) DESC
+LIMIT 1;
