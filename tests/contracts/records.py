@@ -16,6 +16,7 @@ from app.model import (
     Digests,
     Failure,
     HistoryQuery,
+    Holder,
     Position,
     Protocol,
     Resource,
@@ -78,6 +79,7 @@ def resource(number: int, **changes) -> Resource:
         "file_fence": 0,
         "fence": 0,
         "holder": None,
+        "holder_seen_at": None,
         "expires_at": NOW + 5,
         "last_expires_at": NOW + 9,
         "ended_as": None,
@@ -667,30 +669,33 @@ class RecordsContract:
 
     async def test_the_newest_holds_it_once_the_one_before_lets_go(self, db):
         key_hash = await inserted(db, resource(1))
-        assert await resources.claim(db, key_hash, holds=True) == (1, 1)
-        assert await resources.claim(db, key_hash, holds=True) == (2, 1)
-        assert await resources.claim(db, key_hash, holds=False) == (3, 1)
-        assert not await resources.pass_on(db, key_hash, 2, holds=True)
-        await resources.release(db, key_hash, 2)
-        assert (await resources.find(db, key_hash)).holder == 1
-        assert await resources.pass_on(db, key_hash, 3, holds=True)
-        assert (await resources.find(db, key_hash)).holder == 3
-        await resources.release(db, key_hash, 3)
+        assert await resources.claim(db, key_hash, holder_id="one", now_us=NOW) == 1
+        assert await resources.claim(db, key_hash, holder_id="two", now_us=NOW + 1) == 2
+        assert await resources.claim(db, key_hash, holder_id=None, now_us=NOW + 2) == 3
+        assert not await resources.pass_on(db, key_hash, 2, holder_id="two", now_us=NOW + 3)
+        for other in (Holder(2, "two"), Holder(1, "two"), Holder(2, "one")):
+            await resources.release(db, key_hash, other)
+        found = await resources.find(db, key_hash)
+        assert (found.holder, found.holder_seen_at) == (Holder(1, "one"), NOW)
+        assert await resources.pass_on(db, key_hash, 3, holder_id="three", now_us=NOW + 4)
+        assert (await resources.find(db, key_hash)).holder == Holder(3, "three")
+        await resources.release(db, key_hash, Holder(3, "three"))
         assert (await resources.find(db, key_hash)).holder is None
-        assert await resources.claim(db, "unknown", holds=True) is None
+        assert await resources.claim(db, "unknown", holder_id="one", now_us=NOW) is None
 
     async def test_only_who_holds_it_commits(self, db):
         key_hash = await inserted(db, resource(1, length=9))
-        await resources.claim(db, key_hash, holds=True)
+        await resources.claim(db, key_hash, holder_id="one", now_us=NOW)
         found = await resources.find(db, key_hash)
         further = replace(found, offset=4, digest_state="state", file_fence=1, expires_at=NOW + 7)
 
         async def commit(held_by):
             return await db.transaction(lambda unit: resources.commit(unit, further, held_by))
 
-        assert not await commit(2)
+        for other in (Holder(2, "one"), Holder(1, "other")):
+            assert not await commit(other)
         assert await resources.find(db, key_hash) == found
-        assert await commit(1)
+        assert await commit(Holder(1, "one"))
         grown = found.upload.model_copy(update={"size": 4})
         assert await resources.find(db, key_hash) == replace(further, upload=grown)
         assert await everything(db) == [grown]
@@ -706,14 +711,14 @@ class RecordsContract:
                 )
             )
 
-        await resources.claim(db, key_hash, holds=True)
+        await resources.claim(db, key_hash, holder_id="one", now_us=NOW)
         assert not await end("expired", due_us=NOW)
         assert await end("completed")
         assert not await end("failed", Failure(code="lost", detail=""))
         assert await end("cancelled", Failure(code="gone", detail=""))
         found = await resources.find(db, key_hash)
         assert (found.ended_as, found.holder, found.expires_at) == ("cancelled", None, NOW + 9)
-        assert await resources.claim(db, key_hash, holds=True) is None
+        assert await resources.claim(db, key_hash, holder_id="two", now_us=NOW) is None
         assert await resources.list_files(db, [found.upload_id, "unknown"]) == {
             found.upload_id: resources.FileOf(found.upload_id, None, found.fence)
         }
