@@ -1,4 +1,4 @@
-"""The command waybill: serve, check, migrate, sweep, verify, history.
+"""The command waybill: serve, check, migrate, sweep, verify, backup, restore, history.
 
 Results go to standard output, errors and progress to standard error. Exit status: 0 done,
 1 something is not as it should be, 2 wrong usage, 69 something that is needed is away: the
@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, redirect_stdout
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 import click
@@ -246,6 +247,80 @@ async def verify_(as_json: bool) -> int:
             click.echo(found.doubt)
         click.echo("sound" if found.sound else "NOT sound")
     return 0 if found.sound else 1
+
+
+@main.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--keep", default=7, show_default=True, type=click.IntRange(1, 1000), help="How many backups to keep.")
+@click.option("--verify", "verify_only", is_flag=True, help="Make none; read again what is there, and compare.")
+@_as_json
+@_command
+async def backup(directory: Path, keep: int, verify_only: bool, as_json: bool) -> int:
+    """Back up the database and the files into DIRECTORY, while the service serves; only what is new is copied."""
+    from app.backup import back_up
+    from app.main import now_us
+    from app.snapshots import Backups
+
+    backups = Backups(directory)
+    if verify_only:
+        damaged = backups.damaged()
+        if as_json:
+            _print({"sound": not damaged, "damaged": damaged})
+        else:
+            click.echo(
+                "\n".join([*(f"damaged: {_shown(path)}" for path in damaged), "NOT sound" if damaged else "sound"])
+            )
+        return 1 if damaged else 0
+    settings = _settings()
+    async with _stores() as (_, db):
+        url = settings.database_url.get_secret_value()
+        about = await back_up(settings.storage_dir, db, url, backups, now_us=now_us(), keep=keep)
+    if as_json:
+        _print(about.as_dict())
+    else:
+        click.echo(f"{backups.root / 'snapshots' / about.name}: {about.files} files, {about.bytes} bytes")
+        click.echo(f"{about.copied} copied, {len(about.deleted)} deleted meanwhile, {about.unfinished} unfinished")
+        for key in about.lost:
+            click.echo(f"NOT copied, missing or damaged: {key}")
+        if not about.secret_key:
+            click.echo("WAYBILL_SECRET_KEYS is not in it: keep a copy, or every session ends")
+    return 1 if about.lost else 0
+
+
+@main.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--snapshot", "name", help="Which one of the backups; by default the newest.")
+@_as_json
+@_command
+async def restore(directory: Path, name: str | None, as_json: bool) -> int:
+    """Restore a backup from DIRECTORY into an empty store and an empty database."""
+    from app.main import now_us, open_database
+    from app.restore import restore as put_back
+    from app.snapshots import Backups
+
+    settings = _settings()
+    snapshots = {snapshot.name: snapshot for snapshot in Backups(directory).snapshots()}
+    snapshot = snapshots.get(name or max(snapshots, default=""))
+    if snapshot is None:
+        raise Unusable(f"there is no such backup; there are: {', '.join(snapshots) or 'none'}")
+    restored = await put_back(
+        snapshot,
+        settings.storage_dir,
+        lambda: open_database(settings),
+        settings.database_url.get_secret_value(),
+        settings.database_schema or None,
+        now_us=now_us(),
+    )
+    if as_json:
+        _print(restored.as_dict())
+    else:
+        click.echo(f"{restored.snapshot}: {restored.files} files, {restored.unfinished} unfinished uploads")
+        for key in restored.lost:
+            click.echo(f"lost: {key}")
+        if not restored.secret_key:
+            click.echo("no key was in it: set WAYBILL_SECRET_KEYS as it was, or every session ends")
+        click.echo("next: waybill serve; it may serve while waybill verify reads all of it once more")
+    return 1 if restored.lost else 0
 
 
 @main.command()

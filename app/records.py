@@ -198,6 +198,11 @@ async def count_stored(asks: Asks) -> int:
     return int(row["uploads"]) if row else 0
 
 
+async def delete_uploads(asks: Asks, ids: Sequence[str], now_us: int) -> list[str]:
+    """The bytes of completed uploads are gone, as was asked for; the ids of those that were completed until now."""
+    return [row["id"] for row in await asks.many("delete_uploads", ids=_json(ids), now_us=now_us)]
+
+
 async def fail_uploads(asks: Asks, ids: Sequence[str], code: str, detail: str) -> list[str]:
     """Completed uploads turn out not to be there; the ids of those that were completed until now."""
     return [row["id"] for row in await asks.many("fail_uploads", ids=_json(ids), code=code, detail=detail)]

@@ -72,6 +72,23 @@ async def list_these(asks: Asks, key_hashes: Sequence[str]) -> dict[str, Resourc
     return {row["key_hash"]: _resource(row) for row in rows}
 
 
+class UnfinishedFile(NamedTuple):
+    """Where the bytes lie that have come of an upload: `offset` of them, with that running digest."""
+
+    upload_id: str
+    fence: int
+    offset: int
+    digest_state: str | None
+
+
+async def list_unfinished_files(asks: Asks, after_id: str, page_size: int) -> list[UnfinishedFile]:
+    """Those of uploads that have not ended: one page from just behind `after_id`."""
+    rows = await asks.many("list_unfinished_files", after_id=after_id, page_size=page_size)
+    return [
+        UnfinishedFile(row["upload_id"], row["file_fence"], row["offset_bytes"], row["digest_state"]) for row in rows
+    ]
+
+
 async def list_due(asks: Asks, now_us: int, after: Resource | None, page_size: int) -> list[Resource]:
     """Those that have not ended and whose time is over: one page from just behind `after`."""
     after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)

@@ -381,6 +381,36 @@ class TestStandardFiles:
         assert (done.returncode, done.stdout, done.stderr) == (0, "nothing to apply\n", "")
 
 
+class TestBackup:
+    def test_what_was_stored_is_restored_into_nothing_and_into_nothing_else(self, monkeypatch, tmp_path):
+        upload("a.txt", "b.txt")
+        made = printed("backup", "backups")
+        assert (made["files"], made["copied"], made["lost"]) == (2, 2, [])
+        assert printed("backup", "backups")["copied"] == 0
+        assert printed("backup", "backups", "--verify") == {"sound": True, "damaged": []}
+        refused = run("restore", "backups")
+        assert refused.exit_code == 78
+        assert "is not empty" in refused.stderr
+        monkeypatch.setenv("WAYBILL_STORAGE_DIR", str(tmp_path / "elsewhere"))
+        assert printed("restore", "backups")["files"] == 2
+        assert printed("verify")["sound"]
+        assert printed("sweep")["files_set_aside"] == 0
+        assert (tmp_path / "elsewhere" / "secret.key").read_text() == (tmp_path / "waybill-data/secret.key").read_text()
+
+    def test_only_the_newest_are_kept_and_their_files(self):
+        upload("a.txt")
+        names = [printed("backup", "backups", "--keep", "2")["name"] for _ in range(3)]
+        assert sorted(os.listdir("backups/snapshots")) == names[1:]
+        assert len([name for _, _, files in os.walk("backups/files") for name in files]) == 1
+
+    def test_a_directory_of_something_else_is_no_place_for_one(self):
+        Path("other").mkdir()
+        Path("other/letter").touch()
+        for name in ("other", "waybill-data/backups", "."):
+            assert run("backup", name).exit_code == 78
+        assert os.listdir("other") == ["letter"]
+
+
 def started(tmp_path, *arguments, **options):
     """The command in a process of its own."""
     command = [sys.executable, "-m", "app", *arguments]

@@ -33,6 +33,8 @@ FLOORS = [
     {"recovery"},
     {"expiry", "appending"},
     {"resume"},
+    {"snapshots"},
+    {"backup", "restore"},
     {"web"},
     {"main"},
     {"checks", "server"},

@@ -86,14 +86,14 @@ class Aside(Named):
     """One connection, on which each statement is a transaction of its own, or as PostgreSQL says none at all."""
 
     def __init__(self, driver: Driver, raw: Any, known: Mapping[str, queries.Query]) -> None:
-        self._driver, self._raw, self._queries = driver, raw, known
+        self._driver, self.raw, self._queries = driver, raw, known
 
     async def execute(self, statement: str) -> None:
         """Run one statement as it stands: for migrations."""
-        await answered(self._driver, self._driver.execute(self._raw, statement))
+        await answered(self._driver, self._driver.execute(self.raw, statement))
 
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
-        return await answered(self._driver, self._driver.fetch(self._raw, query, arguments))
+        return await answered(self._driver, self._driver.fetch(self.raw, query, arguments))
 
 
 async def answered(driver: Driver, answer: Awaitable[T]) -> T:

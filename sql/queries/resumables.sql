@@ -254,3 +254,14 @@ DELETE FROM resumables
 WHERE expires_at_us <= :now_us
   AND ended_as IS NOT NULL
 RETURNING key_hash;
+
+-- name: list_unfinished_files :many
+-- params: after_id, page_size
+-- Where the bytes lie that have come of uploads which have not ended, by upload: one page from just after after_id.
+SELECT upload_id, file_fence, offset_bytes, digest_state
+FROM resumables
+WHERE ended_as IS NULL
+  AND offset_bytes > 0
+  AND upload_id > :after_id
+ORDER BY upload_id
+LIMIT :page_size;

@@ -76,6 +76,15 @@ SELECT id, status
 FROM uploads
 WHERE id IN (SELECT value FROM json_each(:ids));
 
+-- name: delete_uploads :many
+-- params: ids, now_us
+-- The bytes of completed uploads of a JSON array of ids are gone; their records stay. The ids of those changed.
+UPDATE uploads
+SET status = 'deleted', deleted_at_us = :now_us
+WHERE status = 'completed'
+  AND id IN (SELECT value FROM json_each(:ids))
+RETURNING id;
+
 -- name: fail_uploads :many
 -- params: ids, code, detail
 -- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed.
