@@ -212,7 +212,7 @@ async def sweep(as_json: bool) -> int:
     from app.main import now_us, receiving
 
     async with _stores(migrated=False) as (storage, db):
-        await migrate.migrate(db, now_us=now_us())
+        await migrate.migrate(db, now_us=now_us(), indexes=False)
         async with receiving(_settings(), storage, db) as ways_in:
             swept = await ways_in.sweeper.once()
     if as_json:

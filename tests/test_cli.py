@@ -47,6 +47,16 @@ def run(*arguments):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
+def refusal(command):
+    """The one line in which a command says that it cannot be used as it is set up."""
+    done = run(command)
+    assert done.exit_code == 78, done.output
+    said = [line for line in done.stderr.splitlines() if "Z info " not in line]
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL  ")]
+    [line] = said + failed
+    return line.removeprefix("FAIL  ").removeprefix("database: ")
+
+
 def printed(*arguments, status=0):
     """What the command prints as JSON."""
     done = run(*arguments, "--json")

@@ -96,7 +96,7 @@ class Db(Named):
         """Why nothing may be asked of the database now, as long as that is so."""
         self.explain: Callable[[], Awaitable[str | None]] | None = None
         """Asked when a statement fails for its own sake: why, if the schema is the reason."""
-        self._closing = False
+        self._is_open = self._closing = False
         self._trouble: dict[bool, str] = {}  # of writers, and of readers
         self._logged: dict[str, float] = {}  # when a kind of trouble was logged last
 
@@ -123,6 +123,7 @@ class Db(Named):
                     raise
                 raise Unusable(f"{self._name}: {reason}") from error
             await self._once(self._driver.keep_room)
+            self._is_open = True
             undo.pop_all()
 
     async def close(self) -> None:
@@ -259,7 +260,8 @@ class Db(Named):
         except Locked:
             raise
         except Unavailable as error:
-            self._log_trouble(root_reason(error), writes)
+            if self._is_open or self._driver.misfit(error.__cause__) is None:  # `open` says the other, and in full
+                self._log_trouble(root_reason(error), writes)
             raise
         if self._trouble and (trouble := self._trouble.pop(writes, None)):
             log.info("database usable again", after=trouble, writes=writes)

@@ -201,7 +201,8 @@ async def _execute(where: Unit | Aside, migration: Migration, statement: str) ->
     except UploadError:
         raise
     except Exception as error:  # the database's own reason, whatever its class
-        raise Unusable(f"the migration {migration.name} cannot be applied: {error}") from error
+        reason = "; ".join(str(error).splitlines())
+        raise Unusable(f"the migration {migration.name} cannot be applied: {reason}") from error
 
 
 async def _applied(asks: Asks) -> dict[int, tuple[str, str]]:

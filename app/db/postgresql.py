@@ -203,8 +203,12 @@ class PostgresqlDriver(Driver):
             return fault
         if state in _STATEMENT_LOST or "pooling mode" in str(error):
             return _POOLED
-        is_ours = isinstance(error, asyncpg.ClientConfigurationError) or state[:2] in _MISFIT_CLASSES
-        return str(error) if is_ours or (state == _PROTOCOL and _POOLERS_NO.search(str(error))) else None
+        is_misfit = (
+            isinstance(error, asyncpg.ClientConfigurationError)
+            or state[:2] in _MISFIT_CLASSES
+            or (state == _PROTOCOL and _POOLERS_NO.search(str(error)))
+        )
+        return " ".join(str(error).splitlines()) if is_misfit else None
 
 
 def _state(error: BaseException | None) -> str:
