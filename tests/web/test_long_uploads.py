@@ -100,11 +100,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-async def hours_pass(service: Service, clock: Clock, session_id: str) -> None:
-    """Four hours in which nothing comes from the session but what is under way; the sweep looks at it all the time."""
+async def its_age_passes(service: Service, clock: Clock, session_id: str) -> None:
+    """More than an hour in which nothing comes from the session but what is under way, and the sweep looks at it."""
     state: Any = service.state
     sweeper = Sweeper(state["storage"], state["db"], now_us=clock)
-    for _ in range(12):
+    for _ in range(4):
         clock.pass_by(minutes=20)
 
         async def seen() -> bool:
@@ -125,7 +125,7 @@ async def test_an_upload_keeps_its_session_alive(tmp_path: Path, database_url: s
     async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:
         client = await session(service)
         held = await upload_under_way(client, way)
-        await hours_pass(service, clock, (await client.get(SESSION)).json()["id"])
+        await its_age_passes(service, clock, (await client.get(SESSION)).json()["id"])
         answer = await held.go_on()
         assert answer.status == 201
         assert answer["set-cookie"]  # a browser's own would be over by now
@@ -141,7 +141,7 @@ async def test_an_append_by_the_url_alone_keeps_the_session_alive(
         headers = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
         held = Held(service.client(), created["location"], headers, b"a", b"b")
         await held.begun.wait()
-        await hours_pass(service, clock, (await client.get(SESSION)).json()["id"])
+        await its_age_passes(service, clock, (await client.get(SESSION)).json()["id"])
         assert (await held.go_on()).status == 204
         assert await names(client) == ["a"]
 
@@ -153,7 +153,7 @@ async def test_an_upload_keeps_the_session_alive_that_its_own_has_joined(
         client, other = await session(service), await session(service)
         held = await upload_under_way(client, "raw")
         await join(client, other)
-        await hours_pass(service, clock, (await other.get(SESSION)).json()["id"])
+        await its_age_passes(service, clock, (await other.get(SESSION)).json()["id"])
         assert (await held.go_on()).status == 201
         assert await names(client) == await names(other) == ["a"]
 
