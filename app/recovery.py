@@ -34,7 +34,7 @@ _WAITING_AT_ONCE: Final = 20
 _MOST_SECONDS: Final = 60.0
 
 
-class Seen(NamedTuple):
+class SignOfLife(NamedTuple):
     """What shows that somebody is at work, once it changes."""
 
     holder: Holder | None
@@ -53,7 +53,7 @@ class Recovery:
         self._idle_us = idle_us
         self._now_us = now_us
         self._runs = False
-        self._seen: dict[str, tuple[Seen, float]] = {}
+        self._seen: dict[str, tuple[SignOfLife, float]] = {}
         self._looked_at = 0.0
         self._after_key = ""
         self._tries: dict[str, tuple[int, float]] = {}
@@ -105,7 +105,7 @@ class Recovery:
         self._looked_at = now
         known, self._seen = self._seen, {}
         async for resource in self._left():
-            seen = Seen(resource.holder, resource.holder_seen_at, resource.offset, resource.completed)
+            seen = SignOfLife(resource.holder, resource.holder_seen_at, resource.offset, resource.completed)
             before, since = known.get(resource.key_hash, (seen, now))
             self._seen[resource.key_hash] = seen, since if before == seen else now
             if before == seen and now - since >= _patience(resource):
