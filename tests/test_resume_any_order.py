@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from app.errors import Gone, UploadError
 from app.model import Status
 from app.storage.memory import MemoryPartial
-from tests.resumables import DAY, World, Writer
+from tests.resumables import DAY, Tail, World, Writer
 from tests.unreliable import Store, until
 
 HOW = ["keep", "complete", "break off", "discard", "too much"]
@@ -36,6 +36,8 @@ class Known:
         self.contents = {b""}
         self.state = "open"
         self.cancelled = False
+        self.tail = None
+        self.completed_before: set[bytes] = set()
 
     def sends(self, data: list[bytes], offset: int) -> None:
         """These bytes may come to stand behind the first `offset` ones."""
@@ -202,6 +204,25 @@ class ResumeMachine(RuleBasedStateMachine):
         self.learn(upload, by)
         assert lost or upload.state == "gone"  # what was lost may have been said before it came to that
 
+    @rule(upload=uploads)
+    def remember(self, upload):
+        """The standby has the row as it is now, and nothing that comes later."""
+        if upload.state == "open":
+            self.learn(upload, 0)
+        if upload.state == "open":
+            upload.tail = Tail(self.workers[0], upload.key), upload.offset, set(upload.contents)
+            self.runner.run(upload.tail[0].__aenter__())
+
+    @rule(upload=uploads)
+    def fail_over(self, upload):
+        if upload.tail is None or upload.state == "gone":
+            return
+        tail, offset, contents = upload.tail
+        self.runner.run(tail.lose())
+        if upload.state == "completed":
+            upload.completed_before |= upload.contents
+        upload.state, upload.offset, upload.contents, upload.tail = "open", offset, contents, None
+
     @precondition(lambda self: any(upload.state == "open" for upload in self.known))
     @rule(by=workers, hours=st.sampled_from([0, 1, 24]))
     def sweep(self, by, hours):
@@ -231,12 +252,14 @@ class ResumeMachine(RuleBasedStateMachine):
         assert found.offset >= upload.offset
         upload.offset = found.offset
         upload.contents = {each[: found.offset] for each in upload.contents if len(each) >= found.offset}
-        assert upload.contents
+        assert upload.contents or upload.completed_before
         if found.completed:
             upload.state = "completed"
             assert upload.length in {None, found.offset}
             upload.contents = {
-                each for each in upload.contents if hashlib.sha256(each).hexdigest() == found.upload.sha256
+                each
+                for each in upload.contents | upload.completed_before
+                if hashlib.sha256(each).hexdigest() == found.upload.sha256
             }
             assert len(upload.contents) == 1
         else:
