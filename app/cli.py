@@ -191,11 +191,13 @@ async def check(as_json: bool) -> int:
 @_command
 async def migrate_(as_json: bool) -> int:
     """Bring the database's schema up to date, as the start does."""
+    from app import totals
     from app.db import migrate
     from app.main import now_us
 
     async with _stores(migrated=False) as (_, db):
         applied = await migrate.migrate(db, now_us=now_us())
+        await totals.begin(db)
     if as_json:
         _print({"applied": applied})
     else:
@@ -208,11 +210,13 @@ async def migrate_(as_json: bool) -> int:
 @_command
 async def sweep(as_json: bool) -> int:
     """Remove what crashes and walk-aways left, once, as the service does on a schedule."""
+    from app import totals
     from app.db import migrate
     from app.main import now_us, receiving
 
     async with _stores(migrated=False) as (storage, db):
         await migrate.migrate(db, now_us=now_us(), indexes=False)
+        await totals.begin(db)
         async with receiving(_settings(), storage, db) as ways_in:
             swept = await ways_in.sweeper.once()
     if as_json:
@@ -240,7 +244,7 @@ async def verify_(as_json: bool) -> int:
         _print(found.as_dict())
     else:
         click.echo(f"{found.files} files, {found.bytes} bytes read")
-        for kind in (*Damage, "without_record", "foreign", "mended"):
+        for kind in (*Damage, "without_record", "foreign", "mended", "recounted"):
             for name in getattr(found, kind):
                 click.echo(f"{kind.replace('_', ' ')}: {_shown(name)}")
         if found.doubt is not None:

@@ -150,8 +150,7 @@ class Settings(BaseSettings):
         "auto", description="auto: a cookie is Secure if its request came over HTTPS; always: it is."
     )
     allowed_origins: Origins = Field(
-        (),
-        description="Other sites whose pages may use this service, as scheme://host[:port]; apps as capacitor://localhost.",
+        (), description="Other sites whose pages may use this service, as scheme://host[:port]."
     )
     trusted_proxies: Proxies = Field(
         (),

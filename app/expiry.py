@@ -46,7 +46,9 @@ class Expiry:
         completed = await self._recovery.once()
         expired = await self._expire()
         removed = await self._remove_files()
-        forgotten = await resources.forget_ended(self._db, self._now_us())
+        forgotten, now_us = 0, self._now_us()
+        while page := await resources.forget_ended(self._db, now_us, _AT_ONCE):
+            forgotten += page
         return SweptResumables(expired, completed, removed, forgotten)
 
     async def _expire(self) -> int:

@@ -150,8 +150,6 @@ def insert(
     allowances = [allowance for landing in batch for allowance in landing.allowances]
 
     async def run(unit: Unit) -> dict[str, str]:
-        if allowances:  # in the order in which PostgreSQL locks when some are asked for
-            await usage.lock(unit, {upload.session_id for upload in uploads})
         if arrivals:
             await records.insert_sessions(unit, arrivals)
         if uploads:

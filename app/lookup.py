@@ -36,7 +36,13 @@ class Lookup:
         if self._answering is None:
             self._answering = asyncio.create_task(self._answer(), name="waybill-lookup")
         upload = await future
-        return upload if upload is not None and upload.session_id == session_id else None
+        if upload is None or upload.session_id == session_id:
+            return upload
+        # It may be on its way here, from a session that has joined this one.
+        owner = await records.find_session(self._db, upload.session_id)
+        return (
+            upload.model_copy(update={"session_id": session_id}) if owner and owner.merged_into == session_id else None
+        )
 
     async def _answer(self) -> None:
         asked: list[_Asked] = []

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from app import usage
+from app import totals
 from app.config import Settings
 from app.db import Db, migrate
 from app.db.schema import SchemaWatch
@@ -271,8 +271,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
     async with AsyncExitStack() as stack:
         storage, db = await stack.enter_async_context(stores(settings, metrics))
         await migrate.migrate(db, now_us=now_us(), indexes=False)
-        if not (settings.session_quota or settings.session_quota_uploads) and await usage.is_known(db):
-            await db.transaction(usage.forget)  # nothing is counted from now on, so what had been grows old
+        await totals.begin(db)
         keys = secret_keys(settings)
         sessions = Sessions(
             db,
@@ -294,6 +293,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         works = [sessions.keep_seen(ingest.sessions_in_use), sweeping, once.renew(), resumes.run(), metrics.watch()]
         schema = SchemaWatch(db)
         works += [db.watch(), schema.run(), migrate.keep_building(db, now_us=now_us)]
+        works.append(sessions.moves.run(partial(storage.alone_at, "merges")))
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:

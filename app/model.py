@@ -382,11 +382,16 @@ class Page(NamedTuple):
     skipped: int
 
 
+class Amount(NamedTuple):
+    """So many uploads, and so many bytes in them."""
+
+    uploads: int
+    size: int
+
+
 class StatusTotal(NamedTuple):
     """How many uploads of one status there are, and their bytes."""
 
     status: str
     uploads: int
-    size_bytes: int
-    first_us: int
-    last_us: int
+    size: int

@@ -2,7 +2,7 @@
 
     asked → granted, in the database → received → recorded and given back, in one transaction
 
-The database counts (`sql/migrations`, `session_usage`), so every process sees the same sum, and no
+The database counts (`sql/migrations`, `session_totals`), so every process sees the same sum, and no
 two uploads get the last place. What a crash leaves granted is free again when nobody renews it.
 """
 
@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from app import usage
+from app import totals, usage
 from app.db import LOCK_SECONDS, Db, Unit
 from app.errors import Locked, QuotaExceeded, Unavailable, UploadError
-from app.model import Clock, Resource
-from app.usage import Allowance, Amount
+from app.model import Amount, Clock, Resource
+from app.usage import Allowance
 
 log = structlog.stdlib.get_logger("waybill.quota")
 
@@ -151,8 +151,8 @@ class Quotas:
             try:
                 now_us = self._now_us()
                 await usage.renew(self._db, self._holder, now_us + _LEASE_US)
-                await usage.expire(self._db, now_us)
-                await usage.forget_idle(self._db, now_us)
+                while await usage.expire(self._db, now_us, _AT_ONCE) == _AT_ONCE:
+                    continue
             except UploadError as error:
                 log.warning("quotas could not be looked after", reason=str(error))
             except Exception:
@@ -210,10 +210,16 @@ class Quotas:
 
     async def _answer_all(self, group: _Group, *, lock_timeout: float | None) -> None:
 
-        async def run(unit: Unit) -> list[Amount | QuotaExceeded]:
-            return await self._decide(unit, *group)
+        async def give_back(unit: Unit) -> None:
+            await usage.give_back(unit, group.returned)
 
-        answers = await self._db.transaction(run, lock_timeout=lock_timeout)
+        async def run(unit: Unit) -> list[Amount | QuotaExceeded]:
+            return await self._decide(unit, group.asked)
+
+        # One after the other: each locks the sums of its sessions in their order.
+        if group.returned:
+            await self._db.transaction(give_back, lock_timeout=lock_timeout)
+        answers = await self._db.transaction(run, lock_timeout=lock_timeout) if group.asked else []
         for each, answer in zip(group.asked, answers, strict=True):
             if each.answer.done():
                 continue  # cancelled meanwhile: who asked gives it back
@@ -249,28 +255,26 @@ class Quotas:
             if not each.answer.done():
                 each.answer.set_exception(Unavailable("the session's quota cannot be asked for"))
 
-    async def _decide(self, unit: Unit, asked: list[_Asked], returned: dict[str, str]) -> list[Amount | QuotaExceeded]:
-        sessions = {each.session_id for each in asked}
-        have = await usage.lock(unit, sessions.union(returned.values()))
-        if returned:
-            await usage.give_back(unit, returned)
-            have = await usage.lock(unit, sessions)
+    async def _decide(self, unit: Unit, asked: list[_Asked]) -> list[Amount | QuotaExceeded]:
+        have = await totals.lock(unit, {each.session_id for each in asked})
         unknown = {other for each in asked for other in (*each.instead_of, *([each.id] if each.had is None else []))}
         known = await usage.granted(unit, sorted(unknown)) if unknown else {}
         answers: list[Amount | QuotaExceeded] = []
         grants: dict[str, Allowance] = {}
         lease_us = self._now_us() + _LEASE_US
+        used = dict(have.values())
         for each in asked:
-            answer, have[each.session_id] = self._answer(each, have[each.session_id], known)
+            owner_id = have[each.session_id].owner_id
+            answer, used[owner_id] = self._answer(each, used[owner_id], known)
             answers.append(answer)
             if isinstance(answer, Amount):
                 known[each.id] = answer
                 holder, until_us = (self._holder, lease_us) if each.until_us is None else (None, each.until_us)
-                grants[each.id] = Allowance(each.id, each.session_id, holder, *answer, until_us)
+                grants[each.id] = Allowance(each.id, owner_id, holder, *answer, until_us)
         if grants:
             await usage.grant(unit, list(grants.values()))
-        for session_id, has in have.items():
-            self._remember(session_id, has)
+        for session_id, (owner_id, _) in have.items():
+            self._remember(session_id, used[owner_id])
         return answers
 
     def _answer(self, asked: _Asked, has: Amount, known: dict[str, Amount]) -> tuple[Amount | QuotaExceeded, Amount]:

@@ -5,7 +5,7 @@ several things which belong together take the `Unit` of one transaction. What se
 say is repeatable: saying it twice, after an answer got lost, leaves what saying it once leaves.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +14,7 @@ import pydantic_core
 import structlog
 
 from app.db import Asks, Row, Unit
-from app.model import HistoryQuery, Page, Position, Session, Status, StatusTotal, Timestamp, Upload
+from app.model import HistoryQuery, Page, Position, Protocol, Session, Timestamp, Upload
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +27,7 @@ _MOST: Final = 2**63 - 1
 _ROWS_AT_ONCE: Final = 1000
 """Rows in one statement: no one takes long, nor holds the event loop."""
 _LAST_ID: Final = "\U0010ffff"
+_IN_SEVERAL_REQUESTS: Final = {Protocol.TUS, Protocol.RESUMABLE}
 _LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
 _NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
 
@@ -96,9 +97,14 @@ async def insert_uploads(asks: Asks, uploads: Sequence[Upload]) -> None:
     """
     # By session, in which order PostgreSQL locks them: two that lock in the same order never deadlock.
     uploads = sorted(uploads, key=attrgetter("session_id"))
-    for at in range(0, len(uploads), _ROWS_AT_ONCE):
-        rows = [upload.as_row() for upload in uploads[at : at + _ROWS_AT_ONCE]]
-        await asks.run("insert_uploads", rows=_json(rows))
+    slices = [uploads[at : at + _ROWS_AT_ONCE] for at in range(0, len(uploads), _ROWS_AT_ONCE)]
+    batches = [_json([upload.as_row() for upload in some]) for some in slices]
+    if len({upload.protocol in _IN_SEVERAL_REQUESTS for upload in uploads}) > 1:
+        # Of some there is a record, of others not: their sums would be locked in two rounds.
+        for rows in batches:
+            await asks.many("lock_uploads", rows=rows)
+    for rows in batches:
+        await asks.run("insert_uploads", rows=rows)
 
 
 async def try_recording(asks: Asks) -> None:
@@ -141,16 +147,10 @@ async def list_these(asks: Asks, upload_ids: Collection[str]) -> dict[str, Uploa
     return {upload.id: upload for upload in _readable(rows)}
 
 
-async def summarize_uploads(asks: Asks, session_id: str) -> list[StatusTotal]:
-    """How much a session has of each status. Rows whose status is none are left out, and logged."""
-    totals = []
-    for row in await asks.many("summarize_uploads", session_id=session_id):
-        if row["status"] not in set(Status):
-            _log.warning("upload_records_broken", session_id=session_id, uploads=row["uploads"])
-            continue
-        size = (row["size_mebibytes"] << 20) + row["size_bytes_beyond"]
-        totals.append(StatusTotal(row["status"], row["uploads"], size, row["first_us"], row["last_us"]))
-    return totals
+async def find_span(asks: Asks, session_id: str) -> tuple[int, int] | None:
+    """When a session's first upload and its last one were created; None if it has none."""
+    row = await asks.one("find_upload_span", session_id=session_id)
+    return (row["first_us"], row["last_us"]) if row and row["first_us"] is not None else None
 
 
 async def delete_upload(asks: Asks, session_id: str, upload_id: str, now_us: int) -> bool:
@@ -289,44 +289,40 @@ async def lock_sessions(unit: Unit, first_id: str, second_id: str, now_us: int) 
     await unit.many("lock_live_sessions", first_id=first_id, second_id=second_id, now_us=now_us)
 
 
-async def merge_sessions(unit: Unit, from_id: str, into_id: str, now_us: int) -> bool:
-    """One live session joins another: what was its own is the other's; False if they are not two live ones."""
-    live = await unit.many("lock_live_sessions", first_id=from_id, second_id=into_id, now_us=now_us)
-    if len(live) != 2:
-        return False
-    await unit.run("end_merged_session", session_id=from_id, into_id=into_id, now_us=now_us)
-    await unit.run("repoint_merged_sessions", from_id=from_id, into_id=into_id)
-    # In the order in which an append changes the two, so that neither deadlocks the other.
-    await unit.run("move_resumables", from_id=from_id, into_id=into_id)
-    await unit.run("move_uploads", from_id=from_id, into_id=into_id)
-    await unit.run("move_allowances", from_id=from_id, into_id=into_id)
-    await unit.run("move_idempotency_keys", from_id=from_id, into_id=into_id)
-    await unit.run("move_tokens", from_id=from_id, into_id=into_id)
-    await unit.run("move_link_codes", from_id=from_id, into_id=into_id)
-    return True
+async def expire_sessions(unit: Unit, now_us: int, page_size: int) -> int:
+    """Some of the sessions whose time is over end; how many. Their records stay."""
+    return len(await unit.many("expire_sessions", now_us=now_us, page_size=page_size))
 
 
-async def move_merged_uploads(asks: Asks) -> int:
-    """A repair: uploads that are recorded for a session which has joined another follow it; how many."""
-    await asks.many("move_merged_resumables")
-    return len(await asks.many("move_merged_uploads"))
+async def forget_codes(asks: Asks, now_us: int, page_size: int) -> int:
+    """Some of the codes go whose time is over, or would be if they had not been used; how many."""
+    dead = await asks.many("delete_dead_link_codes", now_us=now_us, page_size=page_size)
+    used = await asks.many("delete_old_used_link_codes", now_us=now_us, page_size=page_size)
+    return max(len(dead), len(used))
 
 
-async def expire_sessions(unit: Unit, now_us: int) -> int:
-    """Sessions whose time is over end; how many. Tokens and codes that open nothing go, records stay."""
-    ended = await unit.many("expire_sessions", now_us=now_us)
-    await unit.run("delete_dead_tokens")
-    await unit.run("delete_dead_link_codes", now_us=now_us)
-    await unit.run("delete_old_used_link_codes", now_us=now_us)
-    return len(ended)
+async def forget_tokens(asks: Asks, page_size: int) -> AsyncIterator[None]:
+    """Tokens of sessions that have ended, or that are not there, go, page by page."""
+    after_id = ""
+    while after_id != _LAST_ID:
+        row = await asks.one("find_token_page", after_id=after_id, page_size=page_size)
+        until_id = row["until_id"] if row is not None else _LAST_ID
+        await asks.run("delete_dead_tokens", after_id=after_id, until_id=until_id)
+        after_id = until_id
+        yield
 
 
-async def delete_empty_sessions(asks: Asks, ended_before_us: int) -> int:
-    """Sessions that ended before then and have no upload go; how many.
-
-    One that joined another stays as long as that one's row: uploads that are under way in it follow it there.
-    """
-    return len(await asks.many("delete_empty_sessions", ended_before_us=ended_before_us))
+async def forget_empty_sessions(asks: Asks, ended_before_us: int, page_size: int) -> AsyncIterator[int]:
+    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many."""
+    after_id = ""
+    while after_id != _LAST_ID:
+        row = await asks.one("find_session_page", after_id=after_id, page_size=page_size)
+        until_id = row["until_id"] if row is not None else _LAST_ID
+        gone = await asks.many(
+            "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
+        )
+        after_id = until_id
+        yield len(gone)
 
 
 def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:

@@ -237,7 +237,6 @@ async def end(
         expires_at_us=min(remembered_until_us, MAX_TIME_US),
         due_us=due_us,
     )
-    await usage.give_back(unit, [resource.key_hash])
     if row is not None and ended_as != "completed" and not resource.is_part:
         await unit.run(
             "end_upload",
@@ -246,12 +245,13 @@ async def end(
             error_code=error.code if error else None,
             error_detail=error.detail if error else None,
         )
+    await usage.give_back(unit, [resource.key_hash])
     return row is not None
 
 
-async def forget_ended(asks: Asks, now_us: int) -> int:
-    """Those that ended and need not be remembered any longer go; how many."""
-    return len(await asks.many("delete_ended_resumables", now_us=now_us))
+async def forget_ended(asks: Asks, now_us: int, page_size: int) -> int:
+    """Some of those that ended and need not be remembered any longer go; how many."""
+    return len(await asks.many("delete_ended_resumables", now_us=now_us, page_size=page_size))
 
 
 def _resource(row: Row) -> Resource:

@@ -10,15 +10,17 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
-from app import records, tokens
+from app import merges, records, tokens
 from app.db import Db, Unit
 from app.errors import AmbiguousSession, Forbidden, NoSession, UploadError
 from app.model import Clock, Session
+from app.moves import Moves
 from app.records import NewSession, Seen
 from app.signing import Signer
 
@@ -34,6 +36,7 @@ _SHARE: Final = 60
 KNOWN_SECONDS: Final = 1.0
 """How long one worker may go on trusting a session that another has ended."""
 _KNOWN_AT_MOST: Final = 10_000
+_MAX_CHANGES: Final = 8
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}\.[0-9]{1,19}\.[A-Za-z0-9_-]{20,128}")
 
 
@@ -70,6 +73,10 @@ class _Known:
         return session is not None and session.expires_at <= now_us
 
 
+class _Changed(Exception):
+    """Others have changed the sessions that a transaction locked before it could; nothing of it is done."""
+
+
 class Sessions:
     """The sessions of one service. `max_age_us` is how long an idle one lives."""
 
@@ -84,6 +91,7 @@ class Sessions:
         new_secret: Callable[[], str],
         new_code: Callable[[], str],
     ) -> None:
+        self.moves = Moves(db, now_us=now_us)
         self._db = db
         self._signer = signer
         self._max_age_us = max_age_us
@@ -296,29 +304,49 @@ class Sessions:
             Forbidden: the code is unknown, used, or too old.
         """
         token, code_hash, carried = self.new_token(), _code_hash(code), self._tokens_in(texts)
+        merged: list[str] = []
 
         async def run(unit: Unit) -> Session:
+            merged.clear()
             now_us = self._now_us()
             own = await self._own(unit, carried)
             into_id = await tokens.find_code(unit, code_hash, now_us)
             taken = None
             if into_id is not None:
-                await records.lock_sessions(unit, into_id, own.session.id if own else into_id, now_us)
+                pair = {into_id, own.session.id if own else into_id}
+                await records.lock_sessions(unit, min(pair), max(pair), now_us)
                 taken = await tokens.take_code(unit, code_hash, now_us)
+                # Asked anew: while the two were waited for, they may have ended or joined others. Those are locked in
+                # another transaction: locks that are taken in no order must not be waited for.
+                own = await self._own(unit, carried)
+                if taken is None or not pair.issuperset({taken.session_id, own.session.id if own else into_id}):
+                    raise _Changed
             if taken is None:
                 return await self._join_again(unit, code_hash, carried, token)
-            # Asked anew: while the two were waited for, the caller's session may have ended or joined another.
-            own = await self._own(unit, carried)
             if own is not None:
                 await tokens.use(unit, own.token.hash, now_us)
-            if own is not None and own.session.id != taken.session_id:
-                await records.merge_sessions(unit, own.session.id, taken.session_id, now_us)
+            if (
+                own is not None
+                and own.session.id != taken.session_id
+                and await merges.merge(unit, own.session.id, taken.session_id, now_us)
+            ):
+                merged.append(own.session.id)
             old = own.token.hash if own else carried[0].hash if carried else None
             if old is not None:
                 await tokens.remember_code(unit, code_hash, old, taken)
             return await self._let_in(unit, token, taken.session_id, old)
 
-        return Recognised(await self._change(run), token)
+        joined = await self._until_unchanged(run)
+        for session_id in merged:
+            await self.moves.hurry(session_id)
+        return Recognised(joined, token)
+
+    async def _until_unchanged(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """Change what tokens open, anew when others have just changed the sessions that it is about."""
+        for _ in range(_MAX_CHANGES):
+            with suppress(_Changed):
+                return await self._change(work)
+        raise Forbidden("one of the two sessions has changed at this very moment; try again")
 
     async def _own(self, unit: Unit, carried: Sequence[Token]) -> Recognised | None:
         """What the caller has: the first of its tokens that opens something."""

@@ -7,11 +7,12 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from app import claims, records, trash
+from app import claims, records, totals, trash
 from app.db import Db, Unit
 from app.errors import UploadError
 from app.metrics import Metrics
 from app.model import Clock, Damage, Status
+from app.moves import Moves
 from app.plausibility import too_many
 from app.storage import Storage
 
@@ -25,6 +26,8 @@ EMPTY_SESSION_US: Final = 86_400_000_000
 KEY_GRACE_US: Final = 3_600_000_000
 """A claim that ran out so long ago is nobody's: who holds it has only been slow, if nobody else wanted the key."""
 _AT_ONCE: Final = 500
+_PAGE_SECONDS: Final = 60.0
+"""A page may take longer than a request waits: nobody waits for it, and on a slow disk it must end all the same."""
 _PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
 
 
@@ -95,6 +98,7 @@ class Sweeper:
         self._storage = storage
         self._db = db
         self._resumables = resumables
+        self._moves = Moves(db, now_us=now_us)
         self._now_us = now_us
         self._grace_seconds = grace_seconds
         self._idle_seconds = idle_seconds
@@ -122,7 +126,7 @@ class Sweeper:
         return False
 
     async def once(self) -> Swept:
-        """Sweep staging, keys, files, rows and sessions; all but the last only if nobody else is at it."""
+        """Sweep staging, keys, files, rows and sessions, if nobody else is at it."""
         swept = Swept()
         with self._storage.alone_at("sweep") as alone:
             if alone:
@@ -139,9 +143,9 @@ class Sweeper:
                     swept.aside_removed = await self._storage.remove_aside(aside.unneeded)
                     await self._storage.forget_left(KEEP_ASIDE_SECONDS)
                     await self._sweep_rows(swept)
+                swept.sessions_ended = await self._sweep_sessions()
             else:
                 swept.stopped = "another process is sweeping"
-        swept.sessions_ended = await self._sweep_sessions()
         log.info("swept", **swept.as_dict())
         self._count(swept)
         return swept
@@ -160,15 +164,28 @@ class Sweeper:
         return forgotten
 
     async def _sweep_sessions(self) -> int:
+        """End sessions whose time is over; forget tokens, codes, sums and empty sessions, in pages, with pauses."""
         now_us = self._now_us()
+        await self._moves.finish()
+        ended = await self._pages(lambda unit: records.expire_sessions(unit, now_us, _AT_ONCE))
+        await self._pages(lambda unit: records.forget_codes(unit, now_us, _AT_ONCE))
+        async for _ in records.forget_tokens(self._db, _AT_ONCE):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        async for _ in records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, _AT_ONCE):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        async for _ in totals.forget_ended(self._db):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return ended
 
-        async def run(unit: Unit) -> int:
-            ended = await records.expire_sessions(unit, now_us)
-            await records.delete_empty_sessions(unit, now_us - EMPTY_SESSION_US)
-            await records.move_merged_uploads(unit)
-            return ended
-
-        return await self._db.transaction(run)
+    async def _pages(self, work: Callable[[Unit], Awaitable[int]]) -> int:
+        """Do page after page, each in a transaction of its own, until one is not full; how much was done in all."""
+        done = 0
+        while page := await self._db.transaction(work, timeout=_PAGE_SECONDS):
+            done += page
+            if page < _AT_ONCE:
+                break
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return done
 
     async def _look_over_trash(self, swept: Swept) -> trash.LookedOver:
         """Put back what had been set aside and is named by a record."""

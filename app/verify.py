@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from app import records
+from app import records, totals
 from app.db import Asks, Db
 from app.model import Damage, Status
 from app.plausibility import too_many
@@ -31,7 +31,10 @@ _OWNING: Final = {Status.COMPLETED, Status.UPLOADING, Status.PROCESSING}
 
 @dataclass(slots=True)
 class Verified:
-    """What was read, and by id what is not as it should be; by kind of damage, what is damaged."""
+    """What was read, and by id what is not as it should be; by kind of damage, what is damaged.
+
+    `recounted` are sessions: what they have had been counted wrong, and is right now.
+    """
 
     files: int = 0
     bytes: int = 0
@@ -44,6 +47,7 @@ class Verified:
     without_record: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
+    recounted: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -95,6 +99,9 @@ async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lamb
     async for keys in unowned(storage, db):
         found.without_record += keys
     found.foreign = await storage.strays()
+    async for session_id in totals.recount(db):
+        log.error("what a session has was counted wrong, and is right now", session=session_id)
+        found.recounted.append(session_id)
     return found
 
 

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from app import records, tokens
+from app import merges, records, tokens
 from app.errors import (
     DigestMismatch,
     Gone,
@@ -293,7 +293,7 @@ class TestOwners:
         key = await worker.create(6)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
             await appending.write(b"abc")
-            await worker.db.transaction(lambda unit: records.merge_sessions(unit, "mine", "theirs", NOW))
+            await worker.db.transaction(lambda unit: merges.merge(unit, "mine", "theirs", NOW))
         with pytest.raises(NotFound):
             await worker.resumes.find(key, "mine")
         late = await worker.create(6, session="mine")  # by a request that had begun before

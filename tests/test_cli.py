@@ -290,6 +290,7 @@ class TestVerify:
         assert printed("verify") == {
             "sound": True, "doubt": None, "files": 2, "bytes": 32, "missing": [], "replaced": [], "resized": [],
             "altered": [], "unreadable": [], "withheld": [], "without_record": [], "foreign": [], "mended": [],
+            "recounted": [],
         }  # fmt: skip
 
     def test_what_is_not_is_named(self, on_any_database, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app import claims, once, records
+from app import claims, merges, once, records
 from app.claims import Asked
 from app.errors import IncompleteBody, KeyInUse, Unavailable, UploadError
 from app.ingest import Ingest, Limits, Visitor
@@ -312,7 +312,7 @@ class TestAtTheSameMoment:
         await db.transaction(lambda unit: records.insert_sessions(unit, arrivals))
         assert await self.both(
             db,
-            lambda unit: records.merge_sessions(unit, "mine", "joined", NOW),
+            lambda unit: merges.merge(unit, "mine", "joined", NOW),
             lambda: self.take(db, "first", NOW),
         )
         for session_id in ("mine", "joined"):

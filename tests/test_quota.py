@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from app import usage
+from app import totals, usage
 from app.errors import QuotaExceeded, Unavailable
+from app.model import Amount
 from app.quota import Quotas
-from app.usage import Amount
 from tests.unreliable import NOW, coming, ids, opened, until
 
 pytestmark = pytest.mark.asyncio
@@ -31,7 +31,7 @@ async def process(stack, database_url, holder, **limits):
 
 
 async def has(db):
-    return await usage.find(db, "mine")
+    return (await totals.find(db, "mine")).used
 
 
 async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_place(stack, database_url, monkeypatch):
@@ -90,14 +90,14 @@ async def test_who_is_cancelled_holds_nothing_once_it_has_given_back(stack, data
     db, quotas = await process(stack, database_url, "one", size=1000)
     granted = quotas.request("mine")
     looked, goes_on = asyncio.Event(), asyncio.Event()
-    lock = usage.lock
+    lock = totals.lock
 
     async def late(unit, session_ids):
         looked.set()
         await goes_on.wait()
         return await lock(unit, session_ids)
 
-    monkeypatch.setattr(usage, "lock", late)
+    monkeypatch.setattr(totals, "lock", late)
     asking = asyncio.create_task(granted.need(1, 1000))
     await coming(looked)
     asking.cancel()

@@ -202,8 +202,8 @@ class Sideways:
     def __getattr__(self, name):
         return getattr(self._db, name)
 
-    async def transaction(self, work):
-        return await super(type(self._db), self._db).transaction(work)
+    async def transaction(self, work, **more):
+        return await super(type(self._db), self._db).transaction(work, **more)
 
 
 class TestTooMany:

@@ -92,7 +92,7 @@ async def test_what_is_sound_is_called_sound(store, db, path):
     assert found.as_dict() == {
         "sound": True, "doubt": None, "files": 3, "bytes": 3_000_007,
         "missing": [], "replaced": [], "resized": [], "altered": [], "unreadable": [], "withheld": [],
-        "without_record": [], "foreign": [], "mended": [],
+        "without_record": [], "foreign": [], "mended": [], "recounted": [],
     }  # fmt: skip
     assert len(seen) == 3
 

@@ -164,7 +164,7 @@ class Aside(NamedTuple):
     left: bool
 
 
-Work = Literal["sweep", "scrub", "complete"]
+Work = Literal["sweep", "scrub", "complete", "merges"]
 """What looks over the whole store, and is done by one process at a time."""
 
 

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app import records, usage
+from app import records, totals
 from app.errors import BadCursor, BadQuery, NotFound
 from app.model import (
     MAX_FILENAME_BYTES,
@@ -109,24 +109,18 @@ async def show(request: Request[Services]) -> Response:
 async def summarize(request: Request[Services]) -> Response:
     """GET /api/ingestion/history/summary: counts and bytes by status, and the span of time."""
     session_id = caller_of(request).session.id
-    totals = await records.summarize_uploads(request.state["db"], session_id)
+    db = request.state["db"]
+    has, span = await totals.find(db, session_id), await records.find_span(db, session_id)
     quotas = request.state["ingest"].quotas
     uploads, size = (None, None) if quotas is None else quotas.limits
-    counted = None if quotas is None else await usage.find(request.state["db"], session_id)
-    kept = [total for total in totals if total.status == Status.COMPLETED]
-    used = counted or usage.Amount(sum(total.uploads for total in kept), sum(total.size_bytes for total in kept))
+    used = has.of(Status.COMPLETED) if quotas is None else has.used
+    by_status = {status: has.of(status) for status in Status}
     answer = {
-        "uploads": sum(total.uploads for total in totals),
-        "bytes": sum(total.size_bytes for total in totals),
-        "by_status": {
-            status: {
-                "uploads": sum(total.uploads for total in totals if total.status == status),
-                "bytes": sum(total.size_bytes for total in totals if total.status == status),
-            }
-            for status in Status
-        },
-        "first_created_at": rfc3339(min(total.first_us for total in totals)) if totals else None,
-        "last_created_at": rfc3339(max(total.last_us for total in totals)) if totals else None,
+        "uploads": sum(total.uploads for total in by_status.values()),
+        "bytes": sum(total.size for total in by_status.values()),
+        "by_status": {status: {"uploads": total.uploads, "bytes": total.size} for status, total in by_status.items()},
+        "first_created_at": rfc3339(span[0]) if span else None,
+        "last_created_at": rfc3339(span[1]) if span else None,
         "quota": {**_quota(used.size, size), "uploads": _quota(used.uploads, uploads)},
     }
     return Response(to_json(answer), media_type=_JSON, headers=_NO_STORE)

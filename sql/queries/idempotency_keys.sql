@@ -4,12 +4,22 @@
 -- name: find_idempotency_key :one
 -- params: session_id, key_hash, now_us
 -- The claim on a session's key, or the answer, if it still means something; a session that has joined another one
--- has its keys there.
+-- has its keys there, or they are on their way.
 SELECT claim_id, protocol, filename, content_type, length_bytes, boundary_bytes, answer
 FROM idempotency_keys
-WHERE session_id = coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = :session_id), :session_id)
+WHERE session_id IN (SELECT coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = :session_id), :session_id)
+                     UNION ALL
+                     SELECT merged.id
+                     FROM sessions AS merged
+                     WHERE merged.merged_into_id = coalesce((SELECT merged_into_id
+                                                             FROM sessions
+                                                             WHERE sessions.id = :session_id),
+                                                            :session_id)
+                       AND EXISTS (SELECT 1 FROM merges WHERE merges.session_id = merged.id))
   AND key_hash = :key_hash
-  AND expires_at_us > :now_us;
+  AND expires_at_us > :now_us
+ORDER BY CASE WHEN EXISTS (SELECT 1 FROM merges WHERE merges.session_id = idempotency_keys.session_id) THEN 1 ELSE 0 END
+LIMIT 1;
 
 -- name: free_idempotency_key :run
 -- params: claim_id
@@ -17,17 +27,6 @@ WHERE session_id = coalesce((SELECT merged_into_id FROM sessions WHERE sessions.
 DELETE FROM idempotency_keys
 WHERE claim_id = :claim_id
   AND answer IS NULL;
-
--- name: move_idempotency_keys :run
--- params: from_id, into_id
--- The keys of one session become another's; where both have the same, each keeps its own.
-UPDATE idempotency_keys
-SET session_id = :into_id
-WHERE session_id = :from_id
-  AND NOT EXISTS (SELECT 1
-                  FROM idempotency_keys AS theirs
-                  WHERE theirs.session_id = :into_id
-                    AND theirs.key_hash = idempotency_keys.key_hash);
 
 -- name: delete_old_idempotency_keys :many
 -- params: until_us, page_size

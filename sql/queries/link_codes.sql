@@ -43,12 +43,13 @@ RETURNING session_id, expires_at_us;
 DELETE FROM link_codes
 WHERE session_id = :session_id;
 
--- name: delete_dead_link_codes :run
--- params: now_us
--- Codes whose time is over, or whose session has ended, go.
+-- name: delete_dead_link_codes :many
+-- params: now_us, page_size
+-- Some of the codes whose time is over go; those of a session that ends go with it.
 DELETE FROM link_codes
-WHERE expires_at_us <= :now_us
-   OR NOT EXISTS (SELECT 1
-                  FROM sessions
-                  WHERE sessions.id = link_codes.session_id
-                    AND sessions.ended_at_us IS NULL);
+WHERE code_hash IN (SELECT dead.code_hash
+                    FROM link_codes AS dead
+                    WHERE dead.expires_at_us <= :now_us
+                    ORDER BY dead.expires_at_us
+                    LIMIT :page_size)
+RETURNING code_hash;

@@ -18,8 +18,10 @@ RETURNING key_hash;
 
 -- name: find_resumable :one
 -- params: key_hash
--- One of them with its record, whatever became of it. A part has no record.
-SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
+-- One of them with its record, whatever became of it. A part has no record. One of a session that joined another one
+-- is that one's, also while it is on its way there.
+SELECT resumables.key_hash, resumables.upload_id,
+       coalesce(sessions.merged_into_id, resumables.session_id) AS session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
@@ -29,6 +31,7 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        uploads.completed_at_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
+LEFT JOIN sessions ON sessions.id = resumables.session_id
 WHERE resumables.key_hash = :key_hash;
 
 -- name: list_due_resumables :many
@@ -230,29 +233,17 @@ WHERE key_hash = :key_hash
   AND (ended_as IS NULL OR (ended_as = 'completed' AND CAST(:ended_as AS TEXT) = 'cancelled'))
 RETURNING key_hash;
 
--- name: move_resumables :run
--- params: from_id, into_id
--- All of one session become another's.
-UPDATE resumables
-SET session_id = :into_id
-WHERE session_id = :from_id;
-
--- name: move_merged_resumables :many
--- params: none
--- A repair: what is recorded for a session that has joined another one follows it there.
-UPDATE resumables
-SET session_id = sessions.merged_into_id
-FROM sessions
-WHERE sessions.merged_into_id IS NOT NULL
-  AND resumables.session_id = sessions.id
-RETURNING resumables.key_hash;
-
 -- name: delete_ended_resumables :many
--- params: now_us
--- Those that ended and need not be remembered any longer go.
+-- params: now_us, page_size
+-- Some of those that ended and need not be remembered any longer go.
 DELETE FROM resumables
-WHERE expires_at_us <= :now_us
-  AND ended_as IS NOT NULL
+WHERE ended_as IS NOT NULL
+  AND key_hash IN (SELECT old.key_hash
+                   FROM resumables AS old
+                   WHERE old.expires_at_us <= :now_us
+                     AND old.ended_as IS NOT NULL
+                   ORDER BY old.expires_at_us
+                   LIMIT :page_size)
 RETURNING key_hash;
 
 -- name: list_unfinished_files :many

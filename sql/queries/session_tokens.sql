@@ -40,11 +40,24 @@ WHERE session_id = :session_id
 DELETE FROM session_tokens
 WHERE session_id = :session_id;
 
+-- name: find_token_page :one
+-- params: after_id, page_size
+-- Where a page of so many tokens ends, in the order of their sessions, behind that of after_id. No row: it has fewer.
+SELECT max(session_id) AS until_id
+FROM (SELECT session_id
+      FROM session_tokens
+      WHERE session_id > :after_id
+      ORDER BY session_id
+      LIMIT :page_size) AS some_tokens
+HAVING count(*) = :page_size;
+
 -- name: delete_dead_tokens :run
--- params: none
--- Tokens of sessions that have ended, or that are not there, go.
+-- params: after_id, until_id
+-- Tokens of sessions that have ended, or that are not there, go: those of the sessions behind after_id, up to until_id.
 DELETE FROM session_tokens
-WHERE NOT EXISTS (SELECT 1
-                  FROM sessions
-                  WHERE sessions.id = session_tokens.session_id
-                    AND sessions.ended_at_us IS NULL);
+WHERE session_id > :after_id
+  AND session_id <= :until_id
+  AND (SELECT sessions.id
+       FROM sessions
+       WHERE sessions.id = session_tokens.session_id
+         AND sessions.ended_at_us IS NULL) IS NULL;

@@ -47,28 +47,26 @@ UPDATE sessions
 SET ended_at_us = :now_us, merged_into_id = :into_id
 WHERE id = :session_id;
 
--- name: repoint_merged_sessions :run
--- params: from_id, into_id
--- Sessions that joined one which now joins another follow it: nobody has to look twice.
-UPDATE sessions
-SET merged_into_id = :into_id
-WHERE merged_into_id = :from_id;
-
--- name: expire_sessions :many
--- params: now_us
--- Live sessions whose time is over end. The ids of those that did.
-UPDATE sessions
-SET ended_at_us = :now_us
-WHERE ended_at_us IS NULL
-  AND expires_at_us <= :now_us
-RETURNING id;
+-- name: find_session_page :one
+-- params: after_id, page_size
+-- Where a page of so many sessions ends, live or not, in the order of their ids. No row: there are fewer.
+SELECT max(id) AS until_id
+FROM (SELECT id
+      FROM sessions
+      WHERE id > :after_id
+      ORDER BY id
+      LIMIT :page_size) AS some_sessions
+HAVING count(*) = :page_size;
 
 -- name: delete_empty_sessions :many
--- params: ended_before_us
--- Sessions that ended long enough ago and have no upload. The ids of those deleted. One that joined another stays as
--- long as that one's row: it says where an upload belongs that is still under way, however long that takes.
+-- params: after_id, until_id, ended_before_us
+-- Sessions behind after_id, up to until_id, that ended long enough ago and have no upload. The ids of those deleted. One
+-- that joined another stays as long as that one's row: it says where an upload belongs that is still under way, however
+-- long that takes.
 DELETE FROM sessions
-WHERE ended_at_us < :ended_before_us
-  AND NOT EXISTS (SELECT 1 FROM uploads WHERE uploads.session_id = sessions.id)
-  AND NOT EXISTS (SELECT 1 FROM sessions AS joined WHERE joined.id = sessions.merged_into_id)
+WHERE id > :after_id
+  AND id <= :until_id
+  AND ended_at_us < :ended_before_us
+  AND (SELECT uploads.id FROM uploads WHERE uploads.session_id = sessions.id LIMIT 1) IS NULL
+  AND (SELECT joined.id FROM sessions AS joined WHERE joined.id = sessions.merged_into_id) IS NULL
 RETURNING id;

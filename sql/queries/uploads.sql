@@ -91,20 +91,19 @@ FROM uploads
 WHERE error_code IN ('lost', 'damaged')
   AND completed_at_us IS NOT NULL;
 
--- name: summarize_uploads :many
+-- name: find_upload_span :one
 -- params: session_id
--- A session's uploads by status: how many, how large, first and last. The sizes come as whole MiB and
--- the bytes beyond them, because the sum of legal sizes may be longer than an integer column.
-SELECT status,
-       count(*) AS uploads,
-       CAST(sum(size_bytes >> 20) AS BIGINT) AS size_mebibytes,
-       CAST(sum(size_bytes & 1048575) AS BIGINT) AS size_bytes_beyond,
-       min(created_at_us) AS first_us,
-       max(created_at_us) AS last_us
-FROM uploads
-WHERE session_id = :session_id
-GROUP BY status
-ORDER BY status;
+-- When a session's first upload and its last one were created.
+SELECT (SELECT created_at_us
+        FROM uploads
+        WHERE session_id = :session_id
+        ORDER BY created_at_us, id
+        LIMIT 1) AS first_us,
+       (SELECT created_at_us
+        FROM uploads
+        WHERE session_id = :session_id
+        ORDER BY created_at_us DESC, id DESC
+        LIMIT 1) AS last_us;
 
 -- name: advance_upload :run
 -- params: upload_id, size_bytes, status
@@ -137,23 +136,6 @@ WHERE id = :upload_id
        OR (error_code IN ('lost', 'damaged') AND completed_at_us IS NOT NULL)
        OR (status = 'deleted' AND deleted_at_us > :deleted_since_us))
 RETURNING id;
-
--- name: move_uploads :run
--- params: from_id, into_id
--- All uploads of one session become another's.
-UPDATE uploads
-SET session_id = :into_id
-WHERE session_id = :from_id;
-
--- name: move_merged_uploads :many
--- params: none
--- A repair: what is recorded for a session that has joined another one follows it there.
-UPDATE uploads
-SET session_id = sessions.merged_into_id
-FROM sessions
-WHERE sessions.merged_into_id IS NOT NULL
-  AND uploads.session_id = sessions.id
-RETURNING uploads.id;
 
 -- name: try_recording :run
 -- params: none

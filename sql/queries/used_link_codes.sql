@@ -18,8 +18,13 @@ WHERE used_link_codes.code_hash = :code_hash
   AND sessions.ended_at_us IS NULL
   AND sessions.expires_at_us > :now_us;
 
--- name: delete_old_used_link_codes :run
--- params: now_us
--- Codes whose time is over go.
+-- name: delete_old_used_link_codes :many
+-- params: now_us, page_size
+-- Some of the codes whose time is over go.
 DELETE FROM used_link_codes
-WHERE expires_at_us <= :now_us;
+WHERE code_hash IN (SELECT old.code_hash
+                    FROM used_link_codes AS old
+                    WHERE old.expires_at_us <= :now_us
+                    ORDER BY old.expires_at_us
+                    LIMIT :page_size)
+RETURNING code_hash;

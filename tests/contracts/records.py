@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from app import records, resources, tokens
+from app import merges, records, resources, tokens, totals
 from app.db import Db
 from app.errors import NotFound
 from app.model import (
@@ -25,6 +25,7 @@ from app.model import (
     Upload,
     folded,
 )
+from app.moves import Moves
 from app.records import NewSession, Seen
 
 NOW = 1_700_000_000_000_000
@@ -116,6 +117,11 @@ async def taken(db: Db, code: str, now_us: int = NOW) -> str | None:
     return found.session_id if found else None
 
 
+async def empty_sessions(db: Db, ended_before_us: int) -> int:
+    """Delete them, one by one; how many."""
+    return sum([page async for page in records.forget_empty_sessions(db, ended_before_us, 1)])
+
+
 class RecordsContract:
     # Recording and finding.
 
@@ -199,7 +205,7 @@ class RecordsContract:
         await records.insert_uploads(db, [upload(1, "other")])
         assert await everything(db) == []
         assert await records.count_uploads(db, "mine", HistoryQuery()) == 0
-        assert await records.summarize_uploads(db, "mine") == []
+        assert await totals.find(db, "mine") == ([], (0, 0))
         assert not await records.delete_upload(db, "mine", upload(1).id, NOW)
 
     # Pages.
@@ -327,15 +333,13 @@ class RecordsContract:
     async def test_a_summary_counts_by_status(self, db):
         failed = upload(5, status=Status.FAILED, error=Failure(code="lost", detail=""))
         await records.insert_uploads(db, [upload(1), upload(2), failed, upload(7, "other")])
-        assert await records.summarize_uploads(db, "mine") == [
-            ("completed", 2, 3, NOW + 1, NOW + 2),
-            ("failed", 1, 5, NOW + 5, NOW + 5),
-        ]
+        assert (await totals.find(db, "mine")).by_status == [("completed", 2, 3), ("failed", 1, 5)]
+        assert await records.find_span(db, "mine") == (NOW + 1, NOW + 5)
+        assert await records.find_span(db, "unknown") is None
 
     async def test_a_sum_may_be_longer_than_an_integer_column(self, db):
         await records.insert_uploads(db, [upload(n, size=MAX_SIZE) for n in range(3)])
-        [total] = await records.summarize_uploads(db, "mine")
-        assert (total.uploads, total.size_bytes) == (3, 3 * MAX_SIZE)
+        assert (await totals.find(db, "mine")).by_status == [("completed", 3, 3 * MAX_SIZE)]
 
     # What storage must hold.
 
@@ -522,12 +526,12 @@ class RecordsContract:
         assert await tokens.find_used_code(db, "code", {"another", "their token"}, NOW + 9) == ("their token", "mine")
         assert await tokens.find_used_code(db, "code", {"another"}, NOW) is None
         assert await tokens.find_used_code(db, "other code", {"their token"}, NOW) is None
-        await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "into", NOW))
+        await db.transaction(lambda unit: merges.merge(unit, "mine", "into", NOW))
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW) == ("their token", "into")
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW + 10) is None
-        await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 9))
+        assert await records.forget_codes(db, NOW + 9, 9) == 0
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW)
-        await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 10))
+        assert await records.forget_codes(db, NOW + 10, 9) == 1
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW) is None
 
     async def test_only_one_of_many_takes_a_code(self, db):
@@ -540,7 +544,7 @@ class RecordsContract:
         await insert(db, session("old"), session("mine"), session("other"))
         await records.insert_uploads(db, [upload(1, "old"), upload(2, "mine"), upload(3, "other")])
         await tokens.insert_code(db, "code", "old", NOW + 10)
-        assert await db.transaction(lambda unit: records.merge_sessions(unit, "old", "mine", NOW + 1))
+        assert await db.transaction(lambda unit: merges.merge(unit, "old", "mine", NOW + 1))
         assert await everything(db) == [upload(2), upload(1)]
         assert await everything(db, "old") == []
         assert await everything(db, "other") == [upload(3, "other")]
@@ -551,8 +555,8 @@ class RecordsContract:
 
     async def test_an_upload_that_was_under_way_lands_where_its_session_went(self, db):
         await insert(db, session("oldest"), session("old"), session("mine"))
-        await db.transaction(lambda unit: records.merge_sessions(unit, "oldest", "old", NOW))
-        await db.transaction(lambda unit: records.merge_sessions(unit, "old", "mine", NOW))
+        await db.transaction(lambda unit: merges.merge(unit, "oldest", "old", NOW))
+        await db.transaction(lambda unit: merges.merge(unit, "old", "mine", NOW))
         await records.insert_uploads(db, [upload(1, "oldest"), upload(2, "old"), upload(3, "unknown")])
         assert await everything(db) == [upload(2), upload(1)]
         assert await everything(db, "unknown") == [upload(3, "unknown")]
@@ -561,12 +565,12 @@ class RecordsContract:
     async def test_only_two_live_sessions_join(self, db, pair):
         await insert(db, session("mine"), session("ended"))
         await db.transaction(lambda unit: tokens.end_session(unit, "ended", NOW))
-        assert not await db.transaction(lambda unit: records.merge_sessions(unit, *pair, NOW))
+        assert not await db.transaction(lambda unit: merges.merge(unit, *pair, NOW))
         assert await opens(db, "token of mine") == "mine"
 
     async def test_an_expired_session_is_joined_by_none(self, db):
         await insert(db, session("mine"), session("other", expires_at=NOW + 5))
-        assert not await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "other", NOW + 5))
+        assert not await db.transaction(lambda unit: merges.merge(unit, "mine", "other", NOW + 5))
 
     async def test_of_two_sessions_that_join_each_other_at_once_one_lives_and_has_all(self, db):
         await asyncio.gather(*(db.ping() for _ in range(8)))  # opens the connections, so that they do meet
@@ -575,8 +579,8 @@ class RecordsContract:
             await insert(db, session(a), session(b))
             await records.insert_uploads(db, [upload(pair, a), upload(pair + 1, b)])
             joined = await asyncio.gather(
-                db.transaction(lambda unit, a=a, b=b: records.merge_sessions(unit, a, b, NOW)),
-                db.transaction(lambda unit, a=a, b=b: records.merge_sessions(unit, b, a, NOW)),
+                db.transaction(lambda unit, a=a, b=b: merges.merge(unit, a, b, NOW)),
+                db.transaction(lambda unit, a=a, b=b: merges.merge(unit, b, a, NOW)),
             )
             assert sorted(joined) == [False, True]
             [alive] = {await opens(db, f"token of {a}"), await opens(db, f"token of {b}")}
@@ -593,14 +597,15 @@ class RecordsContract:
             )
 
         async def join(name):
-            await db.transaction(lambda unit: records.merge_sessions(unit, name, names[0], NOW))
+            await db.transaction(lambda unit: merges.merge(unit, name, names[0], NOW))
 
         work = [send(number) for number in range(60)] + [join(name) for name in names[1:]]
         chances.shuffle(work)
         await asyncio.gather(*work)
         assert len(await everything(db, names[0])) == 120
 
-    async def test_a_repair_moves_what_was_recorded_for_a_session_that_is_gone(self, db):
+    async def test_what_was_recorded_for_a_session_that_is_gone_follows_it(self, db):
+        """As the code before left it: it moved what it saw, and its sweep the rest."""
         await insert(db, session("old"), session("mine"))
         await records.insert_uploads(db, [upload(1, "old")])
 
@@ -608,9 +613,9 @@ class RecordsContract:
             await unit.run("end_merged_session", session_id="old", into_id="mine", now_us=NOW)
 
         await db.transaction(end)
-        assert await records.move_merged_uploads(db) == 1
+        assert await merges.list_pending(db, NOW, 9) == {"old": False}
+        await Moves(db, now_us=lambda: NOW).finish()
         assert await everything(db) == [upload(1)]
-        assert await records.move_merged_uploads(db) == 0
 
     # Sweeping.
 
@@ -620,8 +625,11 @@ class RecordsContract:
         for code, owner, expires_at in (("1", "mine", NOW + 9), ("2", "mine", NOW + 5), ("3", "over", NOW + 9)):
             await tokens.insert_code(db, code, owner, expires_at)
         await db.transaction(lambda unit: tokens.end_session(unit, "ended", NOW + 1))
-        assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 5)) == 1
-        assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 6)) == 0
+        assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 5, 9)) == 1
+        assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 6, 9)) == 0
+        async for _ in records.forget_tokens(db, 1):
+            pass
+        assert [await records.forget_codes(db, NOW + 5, 9) for _ in range(2)] == [1, 0]
         assert [await opens(db, f"token of {name}") for name in ("mine", "over", "ended")] == ["mine", None, None]
         assert (await records.find_session(db, "over")).ended_at == NOW + 5
         assert (await records.find_session(db, "ended")).ended_at == NOW + 1
@@ -634,21 +642,19 @@ class RecordsContract:
         await records.insert_uploads(db, [upload(1, "sender")])
 
         async def work(unit):
-            await records.merge_sessions(unit, "old", "joined", NOW + 1)
+            await merges.merge(unit, "old", "joined", NOW + 1)
             for name, ended_at in (("late", NOW + 9), ("empty", NOW + 1), ("sender", NOW + 1), ("joined", NOW + 1)):
                 await tokens.end_session(unit, name, ended_at)
 
         await db.transaction(work)
-        # The one that joined another goes last: it says where uploads under way belong.
-        assert await records.delete_empty_sessions(db, NOW + 9) == 2
-        assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender", "old"]
-        assert await records.delete_empty_sessions(db, NOW + 9) == 1
+        # Page by page: the one that joined another goes when the other has gone.
+        assert await empty_sessions(db, NOW + 9) == 3
         assert [name for name in names if await records.find_session(db, name)] == ["live", "late", "sender"]
 
     async def test_the_row_of_a_session_that_joined_another_stays_as_long_as_that_one(self, db):
         await insert(db, session("old"), session("joined"))
-        await db.transaction(lambda unit: records.merge_sessions(unit, "old", "joined", NOW + 1))
-        assert await records.delete_empty_sessions(db, NOW + 10**15) == 0
+        await db.transaction(lambda unit: merges.merge(unit, "old", "joined", NOW + 1))
+        assert await empty_sessions(db, NOW + 10**15) == 0
         await records.insert_uploads(db, [upload(1, "old")])
         assert await everything(db, "joined") == [upload(1, "joined")]
 
@@ -722,13 +728,13 @@ class RecordsContract:
         assert await resources.list_files(db, [found.upload_id, "unknown"]) == {
             found.upload_id: resources.FileOf(found.upload_id, None, found.fence)
         }
-        assert await resources.forget_ended(db, NOW + 8) == 0
-        assert await resources.forget_ended(db, NOW + 9) == 1
+        assert await resources.forget_ended(db, NOW + 8, 9) == 0
+        assert await resources.forget_ended(db, NOW + 9, 9) == 1
         assert await resources.find(db, key_hash) is None
 
     async def test_resumable_uploads_follow_a_session_that_joins_another(self, db):
         await insert(db, session("mine"), session("into"))
         early = await inserted(db, resource(1))
-        await db.transaction(lambda unit: records.merge_sessions(unit, "mine", "into", NOW))
+        await db.transaction(lambda unit: merges.merge(unit, "mine", "into", NOW))
         late = await inserted(db, resource(2))
         assert {(await resources.find(db, each)).session_id for each in (early, late)} == {"into"}

@@ -87,7 +87,7 @@ class TestQuestions:
         for row in await db.many("list_migrations"):
             assert sorted(row) == ["checksum", "name", "number"]
         assert await db.one("find_session", session_id="unknown") is None
-        assert await db.many("summarize_uploads", session_id="unknown") == []
+        assert await db.many("list_session_totals", session_id="unknown") == []
 
     async def test_it_answers(self, db):
         await db.ping()

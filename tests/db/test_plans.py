@@ -157,3 +157,60 @@ async def postgresql_plans(connection, questions):
 
 def literal(value: str | int | None) -> str:
     return "NULL" if value is None else f"'{value}'"
+
+
+# Housekeeping: every statement that a sweep makes, what it is about, and by which index it comes there.
+PAGE_OF_IDS = {"after_id": "", "until_id": "z"}
+SWEEPING = [
+    ("expire_sessions", {"now_us": NOW, "page_size": 5}, "sessions_live_by_expiry"),
+    ("find_token_page", {"after_id": "", "page_size": 5}, "session_tokens_by_session"),
+    ("delete_dead_tokens", PAGE_OF_IDS, "session_tokens_by_session"),
+    ("delete_dead_link_codes", {"now_us": NOW, "page_size": 5}, "link_codes_by_expiry"),
+    ("delete_old_used_link_codes", {"now_us": NOW, "page_size": 5}, "used_link_codes_by_expiry"),
+    ("find_session_page", {"after_id": "", "page_size": 5}, "sessions_have_one_id_each"),
+    ("delete_empty_sessions", {**PAGE_OF_IDS, "ended_before_us": NOW}, "sessions_have_one_id_each"),
+    ("find_totals_page", {"after_id": "", "page_size": 5}, "session_totals_have_one_row_each_status"),
+    ("delete_zero_totals", PAGE_OF_IDS, "session_totals_have_one_row_each_status"),
+    ("list_miscounted_totals", PAGE_OF_IDS, "uploads_by_session_newest_first"),
+    ("delete_expired_allowances", {"now_us": NOW, "page_size": 5}, "allowances_by_expiry"),
+    ("renew_allowances", {"holder": "one", "expires_at_us": NOW}, "allowances_held"),
+    ("delete_ended_resumables", {"now_us": NOW, "page_size": 5}, "resumables_by_expiry"),
+    ("delete_old_idempotency_keys", {"until_us": NOW, "page_size": 5}, "idempotency_keys_by_expiry"),
+    ("list_sessions", {"limit": 5}, "sessions_by_last_seen"),
+    ("list_session_totals", {"session_id": "session 1"}, "session_totals_have_one_row_each_status"),
+    ("find_upload_span", {"session_id": "session 1"}, INDEX),
+    ("move_uploads", {"from_id": "a", "into_id": "b", "before_us": NOW, "before_id": "", "page_size": 5}, INDEX),
+]  # fmt: skip
+PRIMARY = {
+    "sessions_have_one_id_each": "sqlite_autoindex_sessions_1",
+    "session_totals_have_one_row_each_status": "PRIMARY KEY",
+}
+
+
+async def test_sqlite_sweeps_page_by_page_along_an_index(tmp_path):
+    await fill(f"sqlite:///{tmp_path}/waybill.db")
+    connection = sqlite3.connect(tmp_path / "waybill.db")
+    for name, arguments, index in SWEEPING:
+        steps = connection.execute(f"EXPLAIN QUERY PLAN {load('sqlite')[name].statement}", arguments)
+        plan = [row[3] for row in steps]
+        assert any(PRIMARY.get(index, index) in step for step in plan), (name, plan)
+        # Nothing is looked at as a whole but what an inner step has found.
+        tables = ("uploads", "sessions", "session_tokens", "link_codes", "session_totals", "allowances", "resumables")
+        assert not [step for step in plan if re.match(f"SCAN ({'|'.join(tables)})$", step)], (name, plan)
+    connection.close()
+
+
+async def test_postgresql_sweeps_page_by_page_along_an_index(connection):
+    await connection.execute(
+        "INSERT INTO sessions SELECT 's' || i, i, i, i, CASE WHEN i > 1900 THEN NULL ELSE i END "
+        "FROM generate_series(1, 2000) AS i"
+    )
+    await connection.execute("ANALYZE sessions")
+    await connection.execute("SET enable_seqscan = off")  # of so few rows it would otherwise read all
+    await connection.execute("SET enable_bitmapscan = off")
+    for name, arguments, index in SWEEPING:
+        query = load("postgresql")[name]
+        plan = await connection.fetch(f"EXPLAIN {query.statement}", *(arguments[param] for param in query.order))
+        text = "\n".join(row[0] for row in plan)
+        assert index in text, (name, text)
+        assert "Seq Scan" not in text, (name, text)

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from app import records, totals
 from app.errors import Unavailable
+from app.model import MAX_TIME_US
 from app.signing import Signer
 from tests.asgi import SECRET_KEY, Answer, Client, Service, serving, settings_in
+from tests.contracts.records import upload
+from tests.unreliable import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -308,8 +312,7 @@ async def test_ending_a_session_ends_it_for_all_and_keeps_its_records(service: S
     assert client.cookies == {}
     (await service.client().get(HISTORY, headers=bearer(token))).refused(401, "no_session")
     (await service.client().post(f"{SESSION}/rotate", headers=bearer(token))).refused(401, "no_session")
-    rows = await service.state["db"].many("summarize_uploads", session_id=session_id)
-    assert [(row["status"], row["uploads"]) for row in rows] == [("completed", 1)]
+    assert (await totals.find(service.state["db"], session_id)).by_status == [("completed", 1, 1)]
     fresh = service.client()
     assert (await fresh.put("b", b"x", headers={"Cookie": f"{COOKIE}={token}"})).status == 201
     assert await names(fresh) == ["b"]
@@ -463,6 +466,32 @@ async def test_what_the_second_browser_had_moves_along(service: Service) -> None
         assert sorted(await names(client)) == ["a", "b", "c"]
         assert (await client.get(target)).body == b"x"
     (await service.client().get(HISTORY, headers=bearer(old))).refused(401, "no_session")
+
+
+async def test_a_long_history_arrives_after_its_session_has_joined(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.moves._HURRY_SECONDS", 0)
+    first, second = await started(service, "a"), await started(service, "b")
+    oldest = (await second.get(HISTORY)).json()["items"][0]
+    db, session_id = service.state["db"], await id_of(second)
+    newer = {"created_at": MAX_TIME_US, "completed_at": MAX_TIME_US}
+    await records.insert_uploads(db, [upload(number, session_id, **newer) for number in range(1000)])
+    answer = await join(second, await code_from(first))
+    assert answer.status == 200
+    assert 2 < answer.json()["uploads"] < 1002
+    assert (await second.get(f"{HISTORY}/{oldest['id']}")).json() == oldest  # it is on its way, and found
+    assert (await second.get(oldest["links"]["content"])).body == b"x"
+    assert (await first.put("c", b"x")).status == 201
+    assert (await second.delete(oldest["links"]["content"])).status == 204
+    assert (await service.client().get(oldest["links"]["self"])).status == 401
+    assert (await (await started(service)).get(oldest["links"]["self"])).status == 404
+
+    async def arrived() -> bool:
+        return bool((await first.get(f"{HISTORY}/summary")).json()["uploads"] == 1003)
+
+    await until(arrived)
+    assert (await second.get(SESSION)).json()["uploads"] == 1003
 
 
 async def test_joining_the_session_one_has_changes_no_more_than_the_token(service: Service) -> None:

@@ -20,6 +20,92 @@ WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
 
 -- name: delete_allowances :run
 -- params: ids
--- Those of a JSON array of ids go: what they were for is recorded, or will not be.
+-- Those of a JSON array of ids go: what they were for is recorded, or will not be. The sums that this changes are locked
+-- first, also those of sessions to which these may just be on their way; nor do any below come another way.
+WITH given_back AS MATERIALIZED (
+    SELECT id, session_id
+    FROM allowances
+    WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
+), locked AS MATERIALIZED (
+    SELECT session_id
+    FROM session_totals
+    WHERE status = 'granted'
+      AND session_id IN (SELECT session_id FROM given_back
+                         UNION
+                         SELECT sessions.merged_into_id
+                         FROM sessions
+                         WHERE sessions.id IN (SELECT session_id FROM given_back))
+    ORDER BY session_id
+    FOR UPDATE
+)
 DELETE FROM allowances
-WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
+USING given_back
+WHERE allowances.id = given_back.id
+  AND (SELECT count(*) FROM locked) >= 0;
+
+-- name: renew_allowances :run
+-- params: holder, expires_at_us
+-- Whoever asked for these lives, and still receives what they are for. Differs from sqlite: rows that somebody is
+-- changing are passed over, since locks that are taken in no order must not be waited for.
+WITH held AS MATERIALIZED (
+    SELECT id
+    FROM allowances
+    WHERE holder = :holder
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE allowances
+SET expires_at_us = :expires_at_us
+FROM held
+WHERE allowances.id = held.id;
+
+-- name: delete_expired_allowances :many
+-- params: now_us, page_size
+-- Some go whose time is over: whoever asked for them is gone.
+WITH given_back AS MATERIALIZED (
+    SELECT id, session_id
+    FROM allowances
+    WHERE expires_at_us <= :now_us
+    ORDER BY expires_at_us
+    LIMIT :page_size
+), locked AS MATERIALIZED (
+    SELECT session_id
+    FROM session_totals
+    WHERE status = 'granted'
+      AND session_id IN (SELECT session_id FROM given_back
+                         UNION
+                         SELECT sessions.merged_into_id
+                         FROM sessions
+                         WHERE sessions.id IN (SELECT session_id FROM given_back))
+    ORDER BY session_id
+    FOR UPDATE
+)
+DELETE FROM allowances
+USING given_back
+WHERE allowances.id = given_back.id
+  AND (SELECT count(*) FROM locked) >= 0
+  AND allowances.expires_at_us <= :now_us
+RETURNING allowances.id;
+
+-- name: delete_allowances_of :run
+-- params: holder
+-- Whoever asked for these receives nothing any more.
+WITH given_back AS MATERIALIZED (
+    SELECT id, session_id
+    FROM allowances
+    WHERE holder = :holder
+), locked AS MATERIALIZED (
+    SELECT session_id
+    FROM session_totals
+    WHERE status = 'granted'
+      AND session_id IN (SELECT session_id FROM given_back
+                         UNION
+                         SELECT sessions.merged_into_id
+                         FROM sessions
+                         WHERE sessions.id IN (SELECT session_id FROM given_back))
+    ORDER BY session_id
+    FOR UPDATE
+)
+DELETE FROM allowances
+USING given_back
+WHERE allowances.id = given_back.id
+  AND (SELECT count(*) FROM locked) >= 0;

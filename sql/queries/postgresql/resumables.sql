@@ -3,7 +3,8 @@
 -- name: list_resumables :many
 -- params: key_hashes
 -- Those of a JSON array of key hashes, with their records; unknown ones are left out.
-SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
+SELECT resumables.key_hash, resumables.upload_id,
+       coalesce(sessions.merged_into_id, resumables.session_id) AS session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
        resumables.expected_sha256, resumables.expected_sha512, resumables.file_fence, resumables.fence, resumables.holder,
@@ -13,6 +14,7 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        uploads.completed_at_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
+LEFT JOIN sessions ON sessions.id = resumables.session_id
 WHERE resumables.key_hash IN (SELECT jsonb_array_elements_text(CAST(:key_hashes AS JSONB)));
 
 -- name: list_partials :many

@@ -61,3 +61,22 @@ SET last_seen_us = greatest(sessions.last_seen_us, seen.last_seen_us),
 FROM seen
 WHERE sessions.id = seen.id
   AND sessions.id IN (SELECT free.id FROM free);
+
+-- name: expire_sessions :many
+-- params: now_us, page_size
+-- Some of the live sessions whose time is over end. The ids of those that did. Differs from sqlite: one that somebody
+-- is changing may be in use after all; the next sweep looks again.
+WITH over AS MATERIALIZED (
+    SELECT id
+    FROM sessions
+    WHERE ended_at_us IS NULL
+      AND expires_at_us <= :now_us
+    ORDER BY expires_at_us
+    LIMIT :page_size
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE sessions
+SET ended_at_us = :now_us
+FROM over
+WHERE sessions.id = over.id
+RETURNING sessions.id;

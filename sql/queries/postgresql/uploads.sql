@@ -23,6 +23,36 @@ SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = exclude
     completed_at_us = excluded.completed_at_us
 WHERE uploads.status IN ('uploading', 'processing');
 
+-- name: lock_uploads :many
+-- params: rows
+-- A batch that is about to be added changes none of these for anybody else until the transaction ends: its sessions, the
+-- uploads that are recorded already, and the sums, in the order in which everybody locks.
+WITH batch AS MATERIALIZED (
+    SELECT r.id, r.status,
+           coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.session_id FOR KEY SHARE), r.session_id)
+               AS session_id
+    FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
+        id TEXT COLLATE "C", session_id TEXT COLLATE "C", status TEXT COLLATE "C"
+    )
+), recorded AS MATERIALIZED (
+    SELECT uploads.id, uploads.session_id, uploads.status
+    FROM uploads
+    WHERE uploads.id IN (SELECT id FROM batch)
+    ORDER BY uploads.id
+    FOR NO KEY UPDATE
+)
+INSERT INTO session_totals AS total (session_id, status, uploads, size_mebibytes, size_bytes_beyond)
+SELECT session_id, status, 0, 0, 0
+FROM (SELECT session_id, status FROM recorded
+      UNION
+      SELECT coalesce(recorded.session_id, batch.session_id), batch.status
+      FROM batch
+      LEFT JOIN recorded ON recorded.id = batch.id) AS changed
+ORDER BY session_id, status
+ON CONFLICT (session_id, status) DO UPDATE
+SET uploads = total.uploads
+RETURNING session_id;
+
 -- name: list_named_uploads :many
 -- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
 -- One page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from sqlite: PostgreSQL
@@ -103,19 +133,36 @@ RETURNING id;
 
 -- name: fail_uploads :many
 -- params: ids, code, detail
--- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed.
+-- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed. Differs from sqlite: rows
+-- are locked in the order of their ids, here and below, so that nobody waits crosswise.
+WITH these AS MATERIALIZED (
+    SELECT id
+    FROM uploads
+    WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
+    ORDER BY id
+    FOR NO KEY UPDATE
+)
 UPDATE uploads
 SET status = 'failed', error_code = :code, error_detail = :detail
-WHERE status = 'completed'
-  AND id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
-RETURNING id;
+FROM these
+WHERE uploads.id = these.id
+  AND uploads.status = 'completed'
+RETURNING uploads.id;
 
 -- name: mend_uploads :many
 -- params: ids
 -- Uploads of a JSON array of ids that were found damaged turn out to be whole. The ids of those changed.
+WITH these AS MATERIALIZED (
+    SELECT id
+    FROM uploads
+    WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
+    ORDER BY id
+    FOR NO KEY UPDATE
+)
 UPDATE uploads
 SET status = 'completed', error_code = NULL, error_detail = NULL
-WHERE error_code IN ('lost', 'damaged')
-  AND completed_at_us IS NOT NULL
-  AND id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
-RETURNING id;
+FROM these
+WHERE uploads.id = these.id
+  AND uploads.error_code IN ('lost', 'damaged')
+  AND uploads.completed_at_us IS NOT NULL
+RETURNING uploads.id;

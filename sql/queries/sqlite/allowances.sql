@@ -24,3 +24,28 @@ WHERE id IN (SELECT value FROM json_each(:ids));
 -- Those of a JSON array of ids go: what they were for is recorded, or will not be.
 DELETE FROM allowances
 WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: renew_allowances :run
+-- params: holder, expires_at_us
+-- Whoever asked for these lives, and still receives what they are for. Differs from postgresql: nobody else changes them
+-- meanwhile; nor below.
+UPDATE allowances
+SET expires_at_us = :expires_at_us
+WHERE holder = :holder;
+
+-- name: delete_expired_allowances :many
+-- params: now_us, page_size
+-- Some go whose time is over: whoever asked for them is gone.
+DELETE FROM allowances
+WHERE id IN (SELECT expired.id
+             FROM allowances AS expired
+             WHERE expired.expires_at_us <= :now_us
+             ORDER BY expired.expires_at_us
+             LIMIT :page_size)
+RETURNING id;
+
+-- name: delete_allowances_of :run
+-- params: holder
+-- Whoever asked for these receives nothing any more.
+DELETE FROM allowances
+WHERE holder = :holder;

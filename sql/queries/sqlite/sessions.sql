@@ -46,3 +46,17 @@ FROM (SELECT coalesce(went.merged_into_id, value ->> 'id') AS id,
       GROUP BY coalesce(went.merged_into_id, value ->> 'id')) AS seen
 WHERE sessions.id = seen.id
   AND sessions.ended_at_us IS NULL;
+
+-- name: expire_sessions :many
+-- params: now_us, page_size
+-- Some of the live sessions whose time is over end. The ids of those that did. Differs from postgresql: nobody else
+-- changes them meanwhile.
+UPDATE sessions
+SET ended_at_us = :now_us
+WHERE id IN (SELECT over.id
+             FROM sessions AS over
+             WHERE over.ended_at_us IS NULL
+               AND over.expires_at_us <= :now_us
+             ORDER BY over.expires_at_us
+             LIMIT :page_size)
+RETURNING id;

@@ -20,6 +20,18 @@ SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = exclude
     completed_at_us = excluded.completed_at_us
 WHERE uploads.status IN ('uploading', 'processing');
 
+-- name: lock_uploads :many
+-- params: rows
+-- A batch that is about to be added changes none of these for anybody else until the transaction ends: its sessions, the
+-- uploads that are recorded already, and the sums. Differs from postgresql: nobody changes anything meanwhile.
+WITH batch AS (
+    SELECT value ->> 'session_id' AS session_id
+    FROM json_each(:rows)
+)
+SELECT session_id
+FROM batch
+WHERE FALSE;
+
 -- name: list_named_uploads :many
 -- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
 -- One page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from postgresql: SQLite

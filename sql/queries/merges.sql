@@ -1,0 +1,71 @@
+-- merges: sessions that joined another one, and whose records are on their way there, slice by slice. A trigger of
+-- sessions adds them. What moves, in slices that wait for nobody, is in the dialects' folders.
+
+-- name: list_merges :many
+-- params: whole_before_us, page_size
+-- Those that have something left, as far as is known, or in which nothing was left for some time.
+SELECT session_id, whole_at_us
+FROM merges
+WHERE whole_at_us IS NULL
+   OR whole_at_us < :whole_before_us
+ORDER BY session_id
+LIMIT :page_size;
+
+-- name: lock_merging_totals :run
+-- params: from_id, into_id
+-- The sums of both sessions change for nobody else until the transaction ends, those of the second also where it has
+-- none yet.
+INSERT INTO session_totals (session_id, status, uploads, size_mebibytes, size_bytes_beyond)
+SELECT session_id, status, 0, 0, 0
+FROM (SELECT session_id, status FROM session_totals WHERE session_id = :from_id
+      UNION SELECT CAST(:into_id AS TEXT), 'uploading'
+      UNION SELECT CAST(:into_id AS TEXT), 'processing'
+      UNION SELECT CAST(:into_id AS TEXT), 'completed'
+      UNION SELECT CAST(:into_id AS TEXT), 'failed'
+      UNION SELECT CAST(:into_id AS TEXT), 'expired'
+      UNION SELECT CAST(:into_id AS TEXT), 'deleted'
+      UNION SELECT CAST(:into_id AS TEXT), 'granted') AS both_sessions
+WHERE TRUE
+ORDER BY status = 'granted', session_id, status
+ON CONFLICT (session_id, status) DO UPDATE
+SET uploads = session_totals.uploads;
+
+-- name: forget_session_usage :run
+-- params: from_id, into_id
+-- The code before this counts both anew if it needs to: counted row by row, what moves would cost it ever more.
+DELETE FROM session_usage
+WHERE session_id IN (:from_id, :into_id);
+
+-- name: find_merge_left :one
+-- params: session_id, now_us
+-- 1 if something is still recorded for a session that joined another one, else 0. A key that both have, stays.
+SELECT CASE
+       WHEN EXISTS (SELECT 1 FROM sessions WHERE merged_into_id = :session_id)
+         OR EXISTS (SELECT 1 FROM uploads WHERE session_id = :session_id)
+         OR EXISTS (SELECT 1 FROM resumables WHERE session_id = :session_id)
+         OR EXISTS (SELECT 1 FROM allowances WHERE session_id = :session_id)
+         OR EXISTS (SELECT 1
+                    FROM idempotency_keys
+                    JOIN sessions ON sessions.id = idempotency_keys.session_id
+                    WHERE idempotency_keys.session_id = :session_id
+                      AND idempotency_keys.expires_at_us > :now_us
+                      AND NOT EXISTS (SELECT 1
+                                      FROM idempotency_keys AS theirs
+                                      WHERE theirs.session_id = sessions.merged_into_id
+                                        AND theirs.key_hash = idempotency_keys.key_hash))
+       THEN 1
+       ELSE 0
+       END AS is_left;
+
+-- name: mark_merge_whole :run
+-- params: session_id, whole_at_us
+-- Nothing is left. It is looked at once more, for what somebody was about to commit.
+UPDATE merges
+SET whole_at_us = :whole_at_us
+WHERE session_id = :session_id;
+
+-- name: delete_merge :run
+-- params: session_id
+-- Nothing was left for some time: nothing can come any more.
+DELETE FROM merges
+WHERE session_id = :session_id;
