@@ -58,6 +58,9 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     except UploadError as error:
         click.echo(f"{error.title}: {error}", err=True)
         return EX_UNAVAILABLE
+    except OSError as error:  # what is written besides the store: a backup, or where it is restored
+        click.echo(f"{error.filename or 'a file'}: {error.strerror}", err=True)
+        return EX_IOERR
 
 
 def _settings() -> "Settings":
