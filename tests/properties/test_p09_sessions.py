@@ -1,5 +1,6 @@
 """Property 9. A session sees its own uploads and no others; a cookie altered in any byte is no session."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def without_id(problem: dict[str, Any]) -> dict[str, Any]:
 
 # What is no part of a cookie's value, a space around it or quotes, does not alter it.
 OCTETS = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA0, 0x100)) if chr(code) not in '";']
+SHAPE = re.compile(r"[A-Za-z0-9_-]{16,64}\.[0-9]{1,19}\.[A-Za-z0-9_-]{20,128}")
 alterations = st.tuples(st.integers(0, 999), st.sampled_from(["change", "take out", "put in"]), st.sampled_from(OCTETS))
 
 
@@ -162,6 +164,7 @@ async def test_an_altered_cookie_is_no_session(
     # The right one beside it wins.
     both = {"Cookie": f"{COOKIE}={other}; {COOKIE}={text}"}
     assert len((await thief.get(HISTORY, headers=both)).json()["items"]) == 1
+    # A cookie comes unasked, and a foreign token is none of ours; ours is sent on purpose, and is never passed over.
     started = await thief.put("b.txt", b"content", headers=headers)
-    assert started.status == 201
+    assert started.status == (401 if carried == "bearer" and SHAPE.fullmatch(other) else 201)
     assert [item["id"] for item in await history(owner)] == [upload["id"]]
