@@ -242,6 +242,21 @@ async def test_a_join_can_be_repeated_when_the_new_token_was_used(service: Servi
     assert len(await names(carrying(service, new))) == 2
 
 
+async def test_a_script_with_a_bearer_token_asks_again_as_a_browser_does(service: Service) -> None:
+    target, script = await started(service, "theirs"), service.client()
+    old = {"Authorization": f"Bearer {(await started(service, 'mine')).cookies[COOKIE]}"}
+    rotated = [(await script.post(f"{SESSION}/rotate", headers=old)).json()["token"] for _ in range(2)]
+    old = {"Authorization": f"Bearer {rotated[1]}"}
+    code = await code_of(target)
+    for _ in range(2):
+        answer = await script.post(f"{SESSION}/join", code, headers=old)
+        assert answer.status == 200
+        new = {"Authorization": f"Bearer {answer.json()['token']}"}
+        assert len((await script.get(HISTORY, headers=new)).json()["items"]) == 2
+        is_out(await script.get(HISTORY, headers=old))
+    assert script.cookies == {}
+
+
 async def test_a_join_by_a_token_that_opens_nothing_can_be_repeated_too(service: Service) -> None:
     dead, target = await started(service), await started(service, "theirs")
     old, code = dead.cookies[COOKIE], await code_of(target)
