@@ -129,8 +129,8 @@ class Recovery:
             if not self._runs and (resource.whole or not at_work):  # else that is done anyway, by who looks longer
                 completed += await self._complete(resource, resource.holder)
         after_key = ""
-        untouched_us = now_us + self._idle_us - _SWEPT_US
-        while page := await resources.list_made_of_parts(self._db, after_key, untouched_us, _WAITING_AT_ONCE):
+        until_us = now_us + self._idle_us // 2  # others need not be renewed yet
+        while page := await resources.list_made_of_parts(self._db, after_key, until_us, _WAITING_AT_ONCE):
             for resource in page:
                 if resource.holder is None and not resource.whole:
                     completed += await self._complete(resource)

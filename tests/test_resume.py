@@ -227,6 +227,17 @@ class TestEnding:
         with pytest.raises(Gone):
             await worker.resumes.find(key, "mine")
 
+    async def test_what_waits_for_a_part_is_renewed_however_short_the_idle_time_is(self, world, worker):
+        for each in (worker.resumes, worker.resumes._holding, worker.resumes._recovery):
+            each._idle_us = 300_000_000
+        whole, growing = await worker.create(3, is_part=True), await worker.create(3, is_part=True)
+        await worker.append(whole, 0, b"abc")
+        await worker.concatenate(whole, growing)
+        for offset, letter in enumerate((b"d", b"e")):
+            world.clock.pass_by(seconds=240)
+            await worker.append(growing, offset, letter)
+            assert (await worker.resumes.sweep()).expired == 0
+
     async def test_what_has_expired_is_remembered_for_a_while_and_so_is_what_is_complete(self, world, worker):
         old, done = await worker.create(9), await worker.create(3)
         completed = await worker.append(done, 0, b"abc")
