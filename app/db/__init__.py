@@ -35,6 +35,7 @@ log = structlog.stdlib.get_logger("waybill.db")
 _PAUSE: Final = (0.002, 0.05)  # seconds, from and to, before a transaction that lost a race is tried again
 _LOCK_PAUSE: Final = (0.05, 0.15)  # the same when somebody held a lock
 _REFUSED: Final = "the database cannot be used now"
+_HASTE_SECONDS: Final = 2.0
 _WATCH_SECONDS: Final = 2.0
 _REPEAT_SECONDS: Final = 60.0
 """How long the same trouble with the database is not logged again."""
@@ -53,6 +54,18 @@ class _Reading(Named):
     async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
         fetch = lambda raw: self._db._driver.fetch(raw, query, arguments)  # noqa: E731
         return await self._db._guarded(lambda: self._db._once(fetch, queue=self._places))
+
+
+class _Hasty(Named):
+    """The database, for what is worth no long wait."""
+
+    def __init__(self, db: "Db") -> None:
+        self._queries, self._db = db._queries, db
+
+    async def _ask(self, query: queries.Query, arguments: Mapping[str, Any]) -> list[Row]:
+        fetch = lambda raw: self._db._driver.fetch(raw, query, arguments)  # noqa: E731
+        timeout = min(self._db._timeout, _HASTE_SECONDS)
+        return await self._db._guarded(lambda: self._db._once(fetch, writes=query.writes, timeout=timeout))
 
 
 class _Unguarded(Named):
@@ -90,6 +103,8 @@ class Db(Named):
         self._timeout = timeout
         self.reading: Asks = _Reading(self, asyncio.Semaphore(max(1, pool_size // 2)))
         """For whatever looks at more rows than it gives: a count, a search, a page behind filters."""
+        self.hasty: Asks = _Hasty(self)
+        """For what is tried rather than needed: it is given up after two seconds."""
         self.unguarded: Asks = _Unguarded(self)
         """For looking at the schema, also while that is refused."""
         self.refused: str | None = None
@@ -237,10 +252,16 @@ class Db(Named):
             raise Unavailable(_REFUSED) from error
 
     async def _once(
-        self, ask: Callable[[Any], Awaitable[T]], *, writes: bool = False, queue: asyncio.Semaphore | None = None
+        self,
+        ask: Callable[[Any], Awaitable[T]],
+        *,
+        timeout: float | None = None,
+        writes: bool = False,
+        queue: asyncio.Semaphore | None = None,
     ) -> T:
         """One statement, which is a transaction of its own."""
-        return await self._call(lambda raw: answered(self._driver, ask(raw)), writes=writes, queue=queue)
+        use = lambda raw: answered(self._driver, ask(raw))  # noqa: E731
+        return await self._call(use, timeout=timeout, writes=writes, queue=queue)
 
     async def _call(
         self,

@@ -134,6 +134,10 @@ class Pool:
 
     async def _borrow(self, writes: bool) -> _Held:
         """The connection used last, of those that are of use, or a new one."""
+        if self._idle:  # the usual case, without a step more
+            last = self._idle[-1]
+            if _now() - last.looked_at < _FRESH_SECONDS and last.writable and self._driver.is_open(last.raw):
+                return self._idle.pop()
         while True:
             if (held := await self._used_last()) is None and self._open and _now() < self._crowded_until:
                 held = await self._next_returned()

@@ -133,6 +133,9 @@ class SqliteDriver(Driver):
     def concerns_all(self, error: BaseException) -> bool:
         return isinstance(error, Moved)
 
+    def is_crowded(self, error: BaseException | None) -> bool:
+        return _code(error) == sqlite3.SQLITE_CANTOPEN  # the process has no descriptors left, most likely
+
     async def inspect(self, raw: aiosqlite.Connection) -> dict[str, str]:
         if sqlite3.sqlite_version_info < OLDEST_VERSION:
             raise Unusable(f"SQLite {sqlite3.sqlite_version} is too old, 3.38 or newer is needed")

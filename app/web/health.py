@@ -42,7 +42,9 @@ async def ready(request: Request[Services]) -> Response:
     now = asyncio.get_running_loop().time()
     shared: _Shared | None = getattr(request.app.state, "readiness", None)
     if shared is None or (shared.results.done() and now - shared.began >= _SHARED_SECONDS):
-        shared = request.app.state.readiness = _Shared(now, asyncio.create_task(_results(request.state)))
+        shared = request.app.state.readiness = _Shared(
+            now, asyncio.create_task(_results(request.state, request.app.state))
+        )
     checks, warnings = await to_the_end(shared.results)
     failing = [name for name, result in checks.items() if result != "ok"]
     answer = {"status": "not ready" if failing else "ready", "failing": failing, "checks": checks}
@@ -50,8 +52,16 @@ async def ready(request: Request[Services]) -> Response:
     return Response(to_json(answer), 503 if failing else 200, _NO_STORE, "application/json")
 
 
-async def _results(services: Services) -> tuple[dict[str, str], dict[str, str]]:
-    return await _checks(services), await _warnings(services["db"])
+async def _results(services: Services, state: Any) -> tuple[dict[str, str], dict[str, str]]:
+    checks = await _checks(services)
+    failing = {name: result for name, result in checks.items() if result != "ok"}
+    if failing.keys() != getattr(state, "failing", {}).keys():
+        state.failing = failing
+        if failing:
+            log.warning("not ready", **failing)
+        else:
+            log.info("ready again")
+    return checks, await _warnings(services["db"]) if checks["database"] == "ok" else {}
 
 
 async def _warnings(db: Db) -> dict[str, str]:
@@ -71,10 +81,13 @@ async def _warnings(db: Db) -> dict[str, str]:
 async def _checks(services: Services) -> dict[str, str]:
     storage = services["storage"]
     free = await storage.free_bytes()
+    database, schema, store = await asyncio.gather(
+        _result(_database(services)), _result(_schema(services["schema"])), _result(storage.test())
+    )
     return {
-        "database": await _result(_database(services)),
-        "schema": await _result(_schema(services["schema"])),
-        "store": await _result(storage.test()),
+        "database": database,
+        "schema": schema,
+        "store": store,
         "free_space": "ok" if free is None or free > 0 else "the space that is kept free is all that is left",
     }
 
@@ -87,7 +100,7 @@ async def _database(services: Services) -> None:
     if db.refused is not None:
         return
     try:
-        await records.try_recording(db)
+        await records.try_recording(db.hasty)
     except UploadError:
         raise
     except Exception as error:  # a right was taken away, for instance

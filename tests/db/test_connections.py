@@ -1,6 +1,7 @@
 """What a connection to PostgreSQL must be to be used, and what one of them learns for all."""
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager, suppress
 
 import asyncpg
@@ -196,6 +197,7 @@ class TestSilence:
     async def test_a_connection_that_was_idle_for_long_is_closed(self, url, monkeypatch):
         async with opened(url) as db:
             before = set(await on_every_connection(db, "SELECT pg_backend_pid()"))
+            monkeypatch.setattr(pool, "_FRESH_SECONDS", 0.0)
             monkeypatch.setattr(db._driver, "longest_idle", 0.0, raising=False)
             assert await db.transaction(lambda unit: unit._raw.fetchval("SELECT pg_backend_pid()")) not in before
             assert len(db._pool._open) == 1
@@ -205,8 +207,6 @@ class TestSilence:
         async with opened(url, timeout=5.0) as db:
             raw = next(iter(db._pool._open)).raw
             link = raw._transport.get_extra_info("socket")
-            import socket
-
             assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 10
             assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 3000

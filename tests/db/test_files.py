@@ -205,6 +205,22 @@ async def test_the_journal_is_a_log_again_whoever_changed_it(path):
         assert (await db.check())["journal_mode"] == "wal"
 
 
+async def test_callers_wait_for_open_connections_when_no_more_can_be_opened(path, monkeypatch):
+    """A process without a descriptor left cannot open the file once more."""
+    db = Db(f"sqlite:///{path}", pool_size=POOL, timeout=20)
+    await db.open()
+    await migrate(db, now_us=0)
+
+    async def connect(connection):
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr(db._driver, "connect", connect)
+    await asyncio.gather(*(write(db, number) for number in range(5)), *(everything(db) for _ in range(20)))
+    await db.close()
+
+
 async def test_another_cannot_change_the_journal_while_the_service_runs(path):
     async with opened(path) as db:
         with (
