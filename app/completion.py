@@ -36,6 +36,7 @@ log = structlog.stdlib.get_logger("waybill.completion")
 
 _PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
+_USED: Final = Failure(code="gone", detail="the part has become part of what it was for")
 SEEN_SECONDS: Final = 5.0
 """So often who puts parts together says that it is at work."""
 
@@ -215,7 +216,7 @@ class Completions:
             await verify(resource.digests, partial)
             await partial.finish()
             [upload] = await self._publisher.land(
-                [_incoming(resource, partial)], None, allowances=_granted(resource) if self._counts_quotas else ()
+                [_incoming(resource, partial)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
             )
         except DigestMismatch as error:
             await partial.detach()
@@ -287,10 +288,22 @@ class Completions:
             self.owe(resource)
             return replace(resource, upload=upload, holder=None)
         if ended is None or ended.completed:
+            if self._counts_quotas:
+                await self._end_parts(resource)
             return ended or replace(resource, upload=upload, holder=None)
         # It was cancelled at this very moment, and its record says so: nobody will ever ask for the file.
         await self._storage.remove([resource.upload_id])
         raise Gone
+
+    async def _end_parts(self, resource: Resource) -> None:
+        """End the parts that nothing else waits for: they count towards a quota as long as their bytes are there."""
+        try:
+            found = await resources.list_these(self._db, resource.parts or ())
+            for part in found.values():
+                if part.ended_as is None and not await resources.list_waiting(self._db, part):
+                    await self._holding.end(part, "cancelled", _USED)
+        except UploadError as error:
+            log.warning("parts of an upload stay until they expire", upload=resource.upload_id, reason=str(error))
 
     async def _outcome(self, resource: Resource) -> Resource:
         found = await resources.find(self._db, resource.key_hash)
@@ -310,8 +323,3 @@ def _incoming(resource: Resource, partial: Partial) -> Incoming:
         staged=partial,
         stays=True,
     )
-
-
-def _granted(resource: Resource) -> tuple[str, ...]:
-    """What of the session's quota was granted for it: it, or its parts, count as an upload from now on."""
-    return (resource.key_hash, *(resource.parts or ()))

@@ -253,12 +253,31 @@ async def test_parts_count_once_with_what_is_made_of_them(
         parts.append(url)
     assert await quota(client) == (1000, 0)
     (await create(client, 1, Upload_Concat="partial")).refused(413, "quota_exceeded")
-    final = await client.post(UPLOADS, headers={**TUS, "Upload-Concat": f"final;{' '.join(parts)}"})
+    concat = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
+    final = await client.post(UPLOADS, headers=concat)
     assert final.status == 201
     assert await quota(client) == (1000, 1)
-    again_ = await client.post(UPLOADS, headers={**TUS, "Upload-Concat": f"final;{' '.join(parts)}"})
-    again_.refused(413, "quota_exceeded")
+    another = await client.post(UPLOADS, headers={**concat, "Upload-Metadata": "another"})
+    assert another.status == 410  # the parts went with what they were for
     assert await quota(client) == (1000, 1)
+
+
+async def test_a_quota_is_not_passed_by_parts_again_and_again(
+    stack: AsyncExitStack, tmp_path: Path, database_url: str
+) -> None:
+    client = await a_session(await service(stack, tmp_path, database_url, session_quota=1000))
+    kept = (await create(client, 300, Upload_Concat="partial"))["location"]
+    assert (await patch(client, kept, 0, b"x" * 300)).status == 204
+    for _ in range(3):
+        used = (await create(client, 600, Upload_Concat="partial"))["location"]
+        assert (await patch(client, used, 0, b"x" * 600)).status == 204
+        final = await client.post(UPLOADS, headers={**TUS, "Upload-Concat": f"final;{used}"})
+        assert final.status == 201
+        record = final["link"].partition(">")[0].rpartition("/")[2]
+        assert (await client.delete(f"/api/ingestion/files/{record}")).status == 204
+        on_disk = sum(path.stat().st_size for path in (tmp_path / "store" / "partial").iterdir())
+        assert await quota(client) == (on_disk, 0)
+        assert on_disk == 300
 
 
 # --- over time
