@@ -15,6 +15,7 @@ from app.db.migrate import migrate
 from app.errors import StorageFull, Unavailable, UploadError
 from app.model import Clock
 from app.storage.memory import MemoryStaged, MemoryStorage
+from app.sweep import Sweeper, Swept
 
 T = TypeVar("T")
 NOW = 1_800_000_000_000_000
@@ -209,3 +210,17 @@ async def until(so: Callable[[], bool | Awaitable[bool]]) -> None:
                 return
             # After a while for a moment: who only asks keeps the interpreter from the threads that work.
             await asyncio.sleep(0 if turn < 100 else 0.001)
+
+
+async def sweep_alone(sweeper: Sweeper) -> Swept:
+    """What a sweep did, once nobody else sweeps: a service does at its start."""
+    done = await sweeper.once()
+
+    async def alone() -> bool:
+        nonlocal done
+        if done.stopped == "another process is sweeping":
+            done = await sweeper.once()
+        return done.stopped != "another process is sweeping"
+
+    await until(alone)
+    return done

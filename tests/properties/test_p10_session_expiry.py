@@ -14,7 +14,7 @@ from app.sessions import SEEN_EVERY_US
 from app.sweep import Sweeper
 from app.verify import verify
 from tests.asgi import Client, Service, serving, settings_in
-from tests.unreliable import Time
+from tests.unreliable import Time, sweep_alone
 
 HISTORY = "/api/ingestion/history"
 HOUR = 3600
@@ -68,7 +68,7 @@ async def test_a_session_lives_as_long_as_it_is_used_and_no_longer(
         clock.pass_by(seconds=seconds)
         alive = alive and clock() < seen + MAX_AGE * 1_000_000
         if swept:
-            await Sweeper(service.state["storage"], db, now_us=clock).once()
+            await sweep_alone(Sweeper(service.state["storage"], db, now_us=clock))
         client.cookies = dict(cookies)
         assert await statuses(client, upload["id"]) == ({200} if alive else {401})
         if alive:
@@ -81,7 +81,7 @@ async def test_a_session_lives_as_long_as_it_is_used_and_no_longer(
             (await client.delete(f"/api/ingestion/files/{upload['id']}")).refused(401, "no_session")
 
     clock.pass_by(seconds=MAX_AGE)
-    await Sweeper(service.state["storage"], db, now_us=clock).once()
+    await sweep_alone(Sweeper(service.state["storage"], db, now_us=clock))
     recorded = await records.find_session(db, session_id)
     assert recorded is not None
     assert recorded.ended_at is not None
@@ -101,7 +101,7 @@ async def test_everything_that_expired_is_sound(service: Service, clock: Time) -
     for number in range(3):
         await service.client().put(f"{number}.txt", b"content")
     clock.pass_by(seconds=MAX_AGE)
-    swept = await Sweeper(service.state["storage"], service.state["db"], now_us=clock).once()
+    swept = await sweep_alone(Sweeper(service.state["storage"], service.state["db"], now_us=clock))
     assert swept.sessions_ended == 3
     found = await verify(service.state["storage"], service.state["db"])
     assert (found.sound, found.files) == (True, 3)

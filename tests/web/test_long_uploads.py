@@ -11,7 +11,7 @@ from app import claims, main, records
 from app.main import now_us
 from app.sweep import Sweeper
 from tests.asgi import Answer, Client, Service, serving, settings_in
-from tests.unreliable import until
+from tests.unreliable import sweep_alone, until
 
 HISTORY = "/api/ingestion/history"
 SESSION = "/api/session"
@@ -71,21 +71,12 @@ async def names(client: Client) -> list[str]:
     return [item["filename"] for item in (await client.get(HISTORY)).json()["items"]]
 
 
-async def swept(sweeper: Sweeper) -> None:
-    """Sweep, once nobody else does: the service itself does at its start."""
-
-    async def alone() -> bool:
-        return (await sweeper.once()).stopped != "another process is sweeping"
-
-    await until(alone)
-
-
 async def sweep(service: Service, *, hours: int) -> None:
     """Sweep as the service does so many hours from now."""
     state: Any = service.state
     then_us = now_us() + hours * HOUR_US
     await claims.renew(state["db"], state["once"]._live, then_us)  # as it does every few seconds
-    await swept(Sweeper(state["storage"], state["db"], now_us=lambda: then_us))
+    await sweep_alone(Sweeper(state["storage"], state["db"], now_us=lambda: then_us))
 
 
 class Clock:
@@ -123,7 +114,7 @@ async def its_age_passes(service: Service, clock: Clock, session_id: str) -> Non
             return found.last_seen_at >= clock() - 60_000_000
 
         await until(seen)
-        await swept(sweeper)
+        await sweep_alone(sweeper)
 
 
 SHORT = {"session_max_age": "1h", "upload_idle_time": "1d"}
