@@ -200,8 +200,10 @@ class TestFormsOfManyFiles:
             many = await begun(publisher.land(await world.files(*[1] * self.MANY), None))
             await coming(world.store.gate.reached)
             one = await begun(publisher.land(await world.files(2), None))
-            await until(lambda: asked == [MAX_BATCH_FILES, 1])
-            world.store.gate.open()
+            try:
+                await until(lambda: asked == [MAX_BATCH_FILES, 1])
+            finally:
+                world.store.gate.open()
             [uploads, _] = await asyncio.gather(*many, *one)
         assert sorted(asked) == [1, 88, MAX_BATCH_FILES, MAX_BATCH_FILES]
         assert len(uploads) == self.MANY
