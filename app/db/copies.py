@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from app import postgresql_url
 from app.db import Aside, Db
 from app.errors import Unavailable, Unusable
 
@@ -229,28 +230,18 @@ _SSL_MODES: Final[dict[str, dict[str, str]]] = {
 
 def _environment(url: str) -> dict[str, str]:
     """How PostgreSQL's own programs find the database that a URL of ours names."""
-    parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query))
-    hosts = [host.rpartition(":") if _has_port(host) else (host, "", "") for host in _hosts(parts.netloc)]
+    told = postgresql_url.parse(url)
     environment = {
-        "PGHOST": options.get("host", ",".join(host.strip("[]") for host, _, _ in hosts)),
-        "PGPORT": ",".join(port or "5432" for _, _, port in hosts),
-        "PGDATABASE": unquote(parts.path[1:]),
+        "PGHOST": ",".join(host for host, _ in told.hosts),
+        "PGPORT": ",".join(str(port) for _, port in told.hosts),
+        "PGDATABASE": told.database,
     }
-    if parts.username:
-        environment["PGUSER"] = unquote(parts.username)
-    if parts.password:
-        environment["PGPASSWORD"] = unquote(parts.password)
-    if "ssl" in options:
-        environment |= _SSL_MODES.get(options["ssl"], {"PGSSLMODE": options["ssl"]})
-    if "target_session_attrs" in options:
-        environment["PGTARGETSESSIONATTRS"] = options["target_session_attrs"]
+    if told.user:
+        environment["PGUSER"] = told.user
+    if told.password:
+        environment["PGPASSWORD"] = told.password
+    if told.ssl:
+        environment |= _SSL_MODES.get(told.ssl, {"PGSSLMODE": told.ssl})
+    if told.target:
+        environment["PGTARGETSESSIONATTRS"] = told.target
     return environment
-
-
-def _hosts(netloc: str) -> list[str]:
-    return netloc.rpartition("@")[2].split(",")
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host.rpartition("]")[2]

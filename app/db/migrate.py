@@ -107,7 +107,8 @@ async def keep_building(db: Db, *, now_us: Callable[[], int]) -> None:
         try:
             if not (await pending(db)).indexes:
                 return
-            await build_indexes(db, now_us=now_us())
+            if await build_indexes(db, now_us=now_us()):
+                continue
         except (UploadError, Unusable) as error:
             log.warning("indexes not built", reason=str(error))
         await pauses.wait()

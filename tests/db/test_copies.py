@@ -58,6 +58,10 @@ async def test_a_copy_is_of_the_moment_that_its_reader_sees(database_url, empty_
     [
         ("postgresql://u:p%40ss@h:5433/d", {"PGHOST": "h", "PGPORT": "5433", "PGUSER": "u", "PGPASSWORD": "p@ss"}),
         ("postgresql:///d?host=/run/postgresql", {"PGHOST": "/run/postgresql"}),
+        (
+            "postgresql:///d?host=a,b&port=1,2",
+            {"PGHOST": "a,b", "PGPORT": "1,2", "PGTARGETSESSIONATTRS": "read-write"},
+        ),
         ("postgresql://u@[::1]/d?ssl=require", {"PGHOST": "::1", "PGPORT": "5432", "PGSSLMODE": "require"}),
         ("postgresql://u@h/d?ssl=true", {"PGSSLMODE": "verify-full"}),
         (
