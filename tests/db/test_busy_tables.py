@@ -86,6 +86,7 @@ async def index_columns(url):
 
 
 WAITS = "EXISTS (SELECT FROM pg_locks WHERE relation = 'uploads'::regclass AND NOT granted)"
+NOBODY_WAITS_FOR_A_LOCK = "NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
 BUILDS = "EXISTS (SELECT FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for %')"
 
 
@@ -152,8 +153,11 @@ async def test_several_that_build_at_once_neither_wait_for_each_other_nor_build_
     databases = [Db(url) for _ in range(3)]
     await asyncio.gather(*(db.open() for db in databases))
     async with dump(url):
-        building = [asyncio.create_task(migrate.migrate(db, now_us=0)) for db in databases]
-        await until(url, BUILDS)
+        with structlog.testing.capture_logs() as logs:
+            building = [asyncio.create_task(migrate.migrate(db, now_us=0)) for db in databases]
+            await until(url, BUILDS)
+            while [log["event"] for log in logs].count("indexes wait for another process") < 2:
+                await until(url, NOBODY_WAITS_FOR_A_LOCK)
     built = await asyncio.gather(*building)
     assert [name for names in built for name in names] == [ONLY_INDEXES]
     await asyncio.gather(*(db.close() for db in databases))
