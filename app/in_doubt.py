@@ -130,8 +130,8 @@ class InDoubt:
         failed = _failed(group)
         statuses = await self._db.transaction(insert(failed, group, then_ask_for=ids), lock_timeout=LOCK_SECONDS)
         gone = [upload_id for upload_id in ids if statuses[upload_id] != Status.COMPLETED]
-        self._storage.recorded([upload_id for upload_id in ids if upload_id not in gone])
         try:
+            await self._storage.recorded([upload_id for upload_id in ids if upload_id not in gone])
             await self._storage.set_aside(gone)
         except UploadError as error:
             log.warning("files that did not land are left to the sweeper", uploads=gone, reason=str(error))

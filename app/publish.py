@@ -310,8 +310,8 @@ class Publisher:
                     await self._take_back(landing.ids)
                     landing.refuse(refusal)
         else:
+            await self._storage.recorded([upload_id for landing in batch for upload_id in landing.ids])
             for landing in batch:
-                self._storage.recorded(landing.ids)
                 landing.landed()
                 for upload in landing.uploads:
                     self.metrics.ended(upload.protocol, _OUTCOMES[upload.status])

@@ -224,7 +224,7 @@ class TestTooMany:
         async with local(tmp_path, 9) as dead:
             for number in range(100, 140):
                 await put_file(dead, number)
-            dead.recorded([key(100 + number) for number in range(recorded)])
+            await dead.recorded([key(100 + number) for number in range(recorded)])
         async with local(tmp_path) as storage:
             await put(storage, db, *range(1, 31))
             swept = await sweeper(storage, db).once()

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -12,9 +12,11 @@ from app.batches import Incoming
 from app.model import Protocol, Status
 from app.publish import Publisher
 from app.storage.local import LocalStorage
+from app.storage.memory import MemoryStorage
 from app.sweep import Sweeper
 from app.verify import verify
-from tests.unreliable import NOW, opened, ticking
+from tests.resumables import DAY, World
+from tests.unreliable import NOW, Time, ids, opened, ticking
 
 
 def key(number):
@@ -116,3 +118,42 @@ class TestAnOlderDatabase:
                 swept = await sweep(storage, db)
                 assert (swept.files_put_back, swept.records_repaired) == (8, 8)
                 assert await served(storage, db, range(1, 29)) == 28
+
+    @pytest.mark.parametrize("kind", ["memory", "local"])
+    async def test_an_unfinished_upload_goes_on_where_it_was(self, tmp_path, database_url, snapshot, kind):
+        """The older database knows less of one, which expires there, and nothing of the other."""
+        storage = MemoryStorage() if kind == "memory" else LocalStorage(tmp_path / "store", owner=key(1), min_free=0)
+        await storage.prepare()
+        clock, new_id = Time(), ids()
+
+        @asynccontextmanager
+        async def worker(url):
+            async with AsyncExitStack() as stack:
+                world = World(url, storage, stack)
+                world.clock, world.new_id = clock, new_id
+                working = await world.worker()
+                working.resumes._expiry._grace_seconds = 0
+                yield working
+
+        async with worker(database_url) as right:
+            known = await right.create(9)
+            await right.append(known, 0, b"abc")
+        copy = snapshot()
+        clock.pass_by(seconds=DAY / 2)
+        async with worker(database_url) as right:
+            await right.append(known, 3, b"def")
+            unknown = await right.create(6)
+            await right.append(unknown, 0, b"123")
+        clock.pass_by(seconds=DAY / 2)
+        async with worker(copy) as stale:
+            for _ in range(2):  # it is in use
+                await stale.append(await stale.create(9), 0, b"x")
+            await stale.resumes.sweep()
+            assert await stale.statuses() == [(3, "expired"), (1, "uploading"), (1, "uploading")]
+            assert await stale.partials() == [(0, 1), (0, 1)]
+            await sweep(storage, stale.db)
+        async with worker(database_url) as right:
+            first, second = await right.append(known, 6, b"ghi"), await right.append(unknown, 3, b"456")
+            assert [await right.content(each.upload_id) for each in (first, second)] == [b"abcdefghi", b"123456"]
+            assert await storage.aside() == []
+        await storage.close()

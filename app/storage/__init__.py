@@ -196,10 +196,11 @@ class Storage(Protocol):
         not stop it.
         """
 
-    def recorded(self, keys: Collection[str]) -> None:
+    async def recorded(self, keys: Collection[str]) -> None:
         """Take note that these published files have committed records: no crash explains any more that one has none.
 
-        Partial files need no such note, since they had records from the beginning.
+        To be awaited before anybody is told that they have. Partial files need no such note, since they had records
+        from the beginning.
         """
 
     async def partial(

@@ -76,11 +76,13 @@ class LocalStorage:
         self._publishing = ThreadPoolExecutor(1, "waybill-publish")
         # One thread, and its own: tests of a disk that hangs wait for each other and for nobody's upload.
         self._testing = ThreadPoolExecutor(1, "waybill-test")
+        # One thread, and its own: whoever is to be told that a file is recorded waits for nobody's blocks.
+        self._listing = ThreadPoolExecutor(1, "waybill-list")
         # Few, and their own: copying takes long, and nobody's blocks wait for it.
         self._copying = ThreadPoolExecutor(4, "waybill-copy")
         durable = durability == "full"
         self._staging = Staging(self._directories, self.space, self._trust, self._threads, durable=durable)
-        self._under_way = UnderWay(self._directories, self._threads)
+        self._under_way = UnderWay(self._directories)
         self._publisher = BatchPublisher(self._staging, self._under_way, self._metrics)
         self._closed = False
 
@@ -134,7 +136,7 @@ class LocalStorage:
             await staged.abort()
 
         def run() -> None:
-            for threads in (self._threads, self._publishing, self._testing, self._copying):
+            for threads in (self._threads, self._publishing, self._testing, self._listing, self._copying):
                 threads.shutdown()
             self._under_way.close()
             self._directories.close()  # and not before: a descriptor may be in use
@@ -217,8 +219,9 @@ class LocalStorage:
             staged.forget()
         return refused
 
-    def recorded(self, keys: Collection[str]) -> None:
-        self._under_way.end(keys)
+    async def recorded(self, keys: Collection[str]) -> None:
+        if not self._closed and self._under_way.holds(keys):
+            await to_the_end(in_thread(self._listing, self._under_way.end, keys))
 
     # --- partial files
 
@@ -299,11 +302,11 @@ class LocalStorage:
 
     async def remove(self, keys: Sequence[str]) -> None:
         await self._ask(trash.remove, self._directories, keys)
-        self._under_way.end(keys)
+        await self.recorded(keys)
 
     async def set_aside(self, keys: Sequence[str]) -> None:
         await self._ask(trash.set_aside, self._directories, keys)
-        self._under_way.end(keys)
+        await self.recorded(keys)
 
     async def put_back(self, keys: Sequence[str]) -> Mapping[str, int]:
         return await self._ask(_put_back, self._directories, keys)

@@ -219,7 +219,7 @@ class MemoryStorage:
                     del self.partial_files[staged.name]
         return refused
 
-    def recorded(self, keys: Collection[str]) -> None:
+    async def recorded(self, keys: Collection[str]) -> None:
         return  # no crash leaves anything here
 
     def _holds(self, key: str) -> bool:

@@ -1,14 +1,13 @@
 """Which published files no committed record names yet: a list that a crash leaves behind, and nobody else's file on it.
 
 Each process keeps one, `<owner>.unrecorded` in the root of the store. A key is on it before its file gets its name,
-and is taken off when its record is committed. So a file without a record that is on the list of a dead process was
-never acknowledged; one that is on no list was known to some database.
+and is taken off when its record is committed, before anybody is told. So a file without a record that is on the list
+of a dead process was never acknowledged; one that is on no list was known to some database.
 """
 
 import os
 import threading
 from collections.abc import Collection
-from concurrent.futures import Executor
 from contextlib import suppress
 from itertools import takewhile
 from typing import Final
@@ -26,35 +25,32 @@ _MOST_BYTES: Final = 64 * 1024 * 1024
 
 
 class UnderWay:
-    """The list of this process. `begin` is called in the publishing thread, `end` anywhere."""
+    """The list of this process. `begin` and `end` are called in threads."""
 
-    def __init__(self, directories: Directories, threads: Executor) -> None:
+    def __init__(self, directories: Directories) -> None:
         self._directories = directories
-        self._threads = threads
         self._keys: set[str] = set()
-        self._guard = threading.Lock()
         self._writing = threading.Lock()
-        self._is_due = False
         self._is_there = False
         self._fails = False
 
     def begin(self, keys: Collection[str]) -> None:
         """List the keys before their files can get them. One flush for many files makes the list durable with them."""
         if keys:
-            with self._guard:
+            with self._writing:
                 self._keys.update(keys)
-            self._write()
+                self._write()
 
     def end(self, keys: Collection[str]) -> None:
-        """Take the keys off: a crash explains nothing about them any more. The list follows in a thread."""
-        with self._guard:
-            before = len(self._keys)
-            self._keys.difference_update(keys)
-            if len(self._keys) == before or self._is_due:
-                return
-            self._is_due = True
-        with suppress(RuntimeError):  # the store is closing, which writes the list itself
-            self._threads.submit(self._write)
+        """Take the keys off: a crash explains nothing about them any more."""
+        if self.holds(keys):
+            with self._writing:
+                self._keys.difference_update(keys)
+                self._write()
+
+    def holds(self, keys: Collection[str]) -> bool:
+        """Whether one of the keys is on the list. Its own ones, who asks has published or not; so no lock is needed."""
+        return not self._keys.isdisjoint(keys)
 
     def close(self) -> None:
         """Leave the list only if something is on it. No thread may be in a method any more."""
@@ -69,24 +65,20 @@ class UnderWay:
 
         The file is not kept open: while one is open for writing a file system cannot be made read-only.
         """
-        with self._writing:
-            with self._guard:
-                self._is_due = False
-                lines = [*self._keys, "\n"]
-            flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(self._directories.owner + _SUFFIX, flags, 0o600, dir_fd=self._directories.root_fd)
+            self._is_there = True
             try:
-                fd = os.open(self._directories.owner + _SUFFIX, flags, 0o600, dir_fd=self._directories.root_fd)
-                self._is_there = True
-                try:
-                    os.pwrite(fd, "\n".join(lines).encode("ascii"), 0)
-                finally:
-                    os.close(fd)
-            except OSError as error:  # no reason to refuse a file: the sweep will believe less, not more
-                if not self._fails:
-                    log.warning("what is under way could not be listed", error=reason(error))
-                self._fails = True
-            else:
-                self._fails = False
+                os.pwrite(fd, "\n".join([*self._keys, "\n"]).encode("ascii"), 0)
+            finally:
+                os.close(fd)
+        except OSError as error:  # no reason to refuse a file: the sweep will believe less, not more
+            if not self._fails:
+                log.warning("what is under way could not be listed", error=reason(error))
+            self._fails = True
+        else:
+            self._fails = False
 
 
 def left_under_way(directories: Directories) -> set[str]:

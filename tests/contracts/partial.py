@@ -340,6 +340,35 @@ class PartialContract:
         assert await storage.sweep() == 0
         assert await complete(storage, key, fence, mark) == b"hello"
 
+    @pytest.mark.parametrize("size", [10, 3 * MiB])
+    async def test_who_goes_on_with_a_file_that_was_set_aside_gets_it_back(self, storage, size):
+        content = content_of(size)
+        key, fence, mark = await kept(storage, content)
+        await storage.set_partials_aside([(key, fence), (new_key(), 1)])
+        assert await found(storage) == []
+        assert [(file.key, file.fence) for file in await storage.aside()] == [(key, fence)]
+        assert await complete(storage, key, fence, mark, b"more") == content + b"more"
+        assert await storage.aside() == []
+
+    async def test_a_part_that_was_set_aside_is_put_together_all_the_same(self, storage):
+        parts = [await kept(storage, content_of(300 * KiB, seed)) for seed in range(2)]
+        await storage.set_partials_aside([(key, fence) for key, fence, _ in parts])
+        whole = new_key()
+        mark = await storage.assemble(whole, 1, parts)
+        assert await complete(storage, whole, 1, mark) == content_of(300 * KiB, 0) + content_of(300 * KiB, 1)
+
+    @pytest.mark.parametrize(("offset", "stays"), [(0, True), (99, True), (100, False), (200, False)])
+    async def test_one_that_ends_is_set_aside_if_it_holds_more_than_is_known(self, storage, offset, stays):
+        key, fence, mark = await kept(storage, content_of(100))
+        await storage.end_partial(key, fence, offset)
+        await storage.end_partial(new_key(), 1, offset)
+        assert await found(storage) == []
+        assert [file.key for file in await storage.aside()] == [key] * stays
+        await storage.remove_partials([(key, fence)])
+        assert await storage.aside() == []
+        with pytest.raises(NotStored):
+            await storage.partial(key, fence, mark)
+
     async def test_what_is_removed_is_gone(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         await storage.remove_partials([(key, fence)])

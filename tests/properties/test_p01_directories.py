@@ -65,7 +65,7 @@ async def prepare(root: Path, times: int, services: int) -> list[str]:
             keys = [await put(storage, b"usable") for storage in storages]
             for storage in storages:
                 assert [await get(storage, key) for key in keys] == [b"usable"] * services
-                storage.recorded(keys)
+                await storage.recorded(keys)
             await storages[0].remove(keys)
         else:
             assert len(refusals) == len(ended)

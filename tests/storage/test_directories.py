@@ -229,9 +229,7 @@ async def main():
     sys.stdin.readline()
     assert await storage.publish(kept) == {}
     print(*(file.key for file in kept), flush=True)
-    storage.recorded([kept[0].key])
-    while storage._under_way._is_due:
-        await asyncio.sleep(0.001)
+    await storage.recorded([kept[0].key])
     print("recorded", flush=True)
     if sys.stdin.readline():
         await asyncio.sleep(60)
@@ -335,7 +333,7 @@ async def test_a_living_process_explains_nothing_and_one_that_ends_well_leaves_n
     living, other = await prepared(tmp_path), await prepared(tmp_path)
     key = await put(living, b"hello")
     assert [found.left async for slice_ in other.walk(0) for found in slice_] == [False]
-    living.recorded([key])
+    await living.recorded([key])
     await living.close()
     assert [path.name for path in tmp_path.glob("*.unrecorded")] == []
     in_doubt = await prepared(tmp_path)
