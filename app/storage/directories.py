@@ -257,7 +257,8 @@ class Directories:
     @contextmanager
     def alone_at(self, work: Work) -> Iterator[bool]:
         """Whether no other process does this work now; if so, none will until this ends."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Not for writing: a lock is held for long, and keeps no file system from being made read-only.
+        flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(f"{work}.lock", flags, 0o600, dir_fd=self.root_fd)
         try:
             try:
