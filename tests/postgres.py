@@ -95,7 +95,10 @@ class Postgres:
         self._run("psql", {}, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1",
                   f"--command={statement}", url or self.url("postgres"))  # fmt: skip
 
-    def start(self) -> None:
+    def start(self, *, standby: bool = False) -> None:
+        """Start the server, or start it again where it was; as a `standby`, which only reads until it is promoted."""
+        if standby:
+            (self._data / "standby.signal").touch()
         # The one before may have been killed, and PIDs come again.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         settings = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]

@@ -137,7 +137,20 @@ class TestReadOnly:
             assert [len(each) for each in reads] == [1] * POOL
             postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
             await served(lambda: write(db, 100))
+            assert all(held.writable for held in db._pool._idle)  # the others may lead elsewhere
             await asyncio.gather(*(write(db, number) for number in range(101, 101 + POOL)))
+
+    async def test_a_standby_is_not_used_before_it_is_promoted(self, server):
+        """It may have fallen behind: not even its answers to readers are right."""
+        async with opened(server.create_database()) as db:
+            await asyncio.to_thread(server.stop, "fast")
+            await asyncio.to_thread(server.start, standby=True)
+            for ask in (lambda: everything(db), lambda: write(db, 1), db.ping):
+                refusal = await refused(ask)
+            assert str(refusal) == "the database is a standby"
+            server.execute("SELECT pg_promote()")
+            await served(lambda: write(db, 1))
+            assert len(await served(lambda: everything(db))) == 1
 
     async def test_connections_that_became_read_only_cost_one_refusal(self, url, monkeypatch):
         """A fail-over behind an address that stays: what is open leads to the server that was."""
