@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.support.tools import tool
 ROOT = os.geteuid() == 0
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN: every later call fails, and what was not flushed is never written
 _WITHOUT_FLUSH = struct.pack("I", 2)
+_IN_USE_SECONDS = 2.0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount")
 
 
@@ -112,7 +114,9 @@ def mounted(at: Path, *options: str, source: str = "tmpfs"):
     try:
         yield at
     finally:
-        subprocess.run([tool("umount"), "--lazy", str(at)], check=True)
+        # At once, or what is mounted again may be the one that is still going. Lazily only what a test has left open.
+        if not _when_not_busy("umount", str(at)):
+            subprocess.run([tool("umount"), "--lazy", str(at)], check=True)
 
 
 def tmpfs(at: Path, size: str, *options: str):
@@ -132,7 +136,17 @@ def thin_disk(at: Path):
 
 
 def remount(at: Path, how: str) -> None:
-    subprocess.run([tool("mount"), "-o", f"remount,{how}", str(at)], check=True)
+    assert _when_not_busy("mount", "-o", f"remount,{how}", str(at))
+
+
+def _when_not_busy(program: str, *arguments: str) -> bool:
+    """Run this, again while the file system is in use for a moment; whether it went well."""
+    deadline = time.monotonic() + _IN_USE_SECONDS
+    while subprocess.run([tool(program), *arguments], capture_output=True).returncode:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def cut_power(root: Path) -> None:
