@@ -115,7 +115,7 @@ def mounted(at: Path, *options: str, source: str = "tmpfs"):
         yield at
     finally:
         # At once, or what is mounted again may be the one that is still going. Lazily only what a test has left open.
-        if not _when_not_busy("umount", str(at)):
+        if not _unmounted(at):
             subprocess.run([tool("umount"), "--lazy", str(at)], check=True)
 
 
@@ -136,13 +136,13 @@ def thin_disk(at: Path):
 
 
 def remount(at: Path, how: str) -> None:
-    assert _when_not_busy("mount", "-o", f"remount,{how}", str(at))
+    subprocess.run([tool("mount"), "-o", f"remount,{how}", str(at)], check=True)
 
 
-def _when_not_busy(program: str, *arguments: str) -> bool:
-    """Run this, again while the file system is in use for a moment; whether it went well."""
+def _unmounted(at: Path) -> bool:
+    """Whether it could be unmounted, within the moment for which others may look at it."""
     deadline = time.monotonic() + _IN_USE_SECONDS
-    while subprocess.run([tool(program), *arguments], capture_output=True).returncode:
+    while subprocess.run([tool("umount"), str(at)], capture_output=True).returncode:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
