@@ -29,13 +29,13 @@ async def locked(url, statement, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("table", "keyed", "workers"), [("sessions", False, 3), ("sessions", True, 1), ("session_usage", False, 1)]
+    ("table", "keyed", "workers"), [("sessions", False, 3), ("sessions", True, 1), ("session_totals", False, 1)]
 )
 def test_a_locked_session_refuses_nobody_else(service, postgres, table, keyed, workers):
     url = postgres.create_database()
     running = service(database_url=url, database_pool_size=POOL, workers=workers, session_quota="1GiB")
     victim, *others = (running.session() for _ in range(5))
-    key = {"sessions": "id", "session_usage": "session_id"}[table]
+    key = {"sessions": "id", "session_totals": "session_id"}[table]
 
     async def run():
         for headers in (victim, *others):
