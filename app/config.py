@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         description="How much of the stored files is read again and compared, in bytes a second; 0 turns that off.",
     )
 
+    retain_failed: Duration = Field(
+        timedelta(days=90),
+        description="How long records stay of uploads that failed or expired and never were complete.",
+    )
+
     # What is accepted.
     max_file_size: SizeAboveZero = Field(5 * GiB, description="Largest accepted file, in bytes.")
     max_request_size: SizeAboveZero = Field(

@@ -17,6 +17,7 @@ from app.errors import (
     Internal,
     NoFile,
     RateLimited,
+    StorageFull,
     TooLarge,
     TooManyFiles,
     Unavailable,
@@ -31,6 +32,10 @@ from app.tasks import to_the_end
 
 log = structlog.stdlib.get_logger("waybill.ingest")
 
+MAX_FAILED_OF_REQUEST: Final = 10
+"""How many files of a request that failed are put into the history: the last ones, which say why."""
+MAX_FAILED_OF_SESSION: Final = 1000
+"""How many failed uploads a session's history has; the next are in the log alone until older ones are forgotten."""
 _SMALL_BYTES: Final = 64 * 1024
 _FILES_A_TURN: Final = 64
 
@@ -120,13 +125,13 @@ class Ingest:
         """How many requests of a session are under way, as far as they are counted."""
         return self._live_of[session_id]
 
-    def admit(self, landing: object, declared: int | None) -> Reservation | None:
+    def admit(self, landing: object, declared: int | None) -> Reservation:
         if self._closing:
             raise Unavailable("the service is stopping", retry_after=5)
         if len(self._live) >= self.limits.requests_at_once:
             raise Unavailable("too many uploads are under way")
         self._publisher.check()
-        reservation = self._storage.reserve(declared) if declared else None
+        reservation = self._storage.reserve(declared or 0)  # below the floor not even an empty file is taken
         self._live[landing] = None
         self._idle.clear()
         return reservation
@@ -170,8 +175,16 @@ class Ingest:
     async def record_failure(self, landing: "Landing", files: list[Incoming], error: UploadError) -> None:
         """Put the failure into the history; the client is told in any case, also when that is not possible."""
         try:
+            self._storage.reserve(0).release()  # what nobody needs must not grow on a disk that is full
+            if landing.visitor.arrival is None:
+                failed = await self._publisher.count_failed(landing.visitor.session_id)
+                if failed >= MAX_FAILED_OF_SESSION:
+                    log.info("failed uploads not recorded", session_id=landing.visitor.session_id, recorded=failed)
+                    return
             with _arriving(landing.visitor, self._now_us()) as arrival:
-                await self._publisher.record([file.failed(error) for file in files], arrival)
+                await self._publisher.record([file.failed(error) for file in files[-MAX_FAILED_OF_REQUEST:]], arrival)
+        except StorageFull:
+            log.warning("failed uploads not recorded: the disk is full", code=error.code)
         except OutcomeUnknown:
             log.warning("a failed upload comes into the history when the database is back", code=error.code)
         except Exception as problem:

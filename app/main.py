@@ -241,6 +241,7 @@ async def receiving(
             resumables=resumes.sweep,
             now_us=now_us,
             idle_seconds=settings.upload_idle_time.total_seconds(),
+            retain_failed_seconds=settings.retain_failed.total_seconds(),
             metrics=metrics,
         )
         yield Receiving(quotas, ingest, resumes, sweeper)

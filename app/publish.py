@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 import structlog
 
-from app import claims
+from app import claims, totals
 from app.batches import Incoming, Landing, Stage, told
 from app.db import LOCK_SECONDS, Db, Unit
 from app.errors import KeyInUse, Locked, Unavailable, UploadError, root_reason
@@ -136,6 +136,11 @@ class Publisher:
         else:
             self._publishing.put(landing)
         return await landing.done
+
+    async def count_failed(self, session_id: str) -> int:
+        """How many failed uploads the session's history has."""
+        found = await totals.find(self._db, session_id)
+        return found.of(Status.FAILED).uploads
 
     async def record(self, uploads: Sequence[Upload], arrival: NewSession | None) -> None:
         """Record uploads that have no files: those that failed.

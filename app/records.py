@@ -312,12 +312,27 @@ async def forget_tokens(asks: Asks, page_size: int) -> AsyncIterator[None]:
         yield
 
 
-async def forget_empty_sessions(asks: Asks, ended_before_us: int, page_size: int) -> AsyncIterator[int]:
-    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many."""
+async def forget_failed(asks: Asks, created_before_us: int, page_size: int) -> int:
+    """Records of what failed or expired and never was complete, begun before then, go; how many, a page at most."""
+    return len(await asks.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
+
+
+async def forget_empty_sessions(asks: Asks, ended_before_us: int, now_us: int, page_size: int) -> AsyncIterator[int]:
+    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many.
+
+    Those that live, were not seen since and never uploaded end first, and go after as long again.
+    """
     after_id = ""
     while after_id != _LAST_ID:
         row = await asks.one("find_session_page", after_id=after_id, page_size=page_size)
         until_id = row["until_id"] if row is not None else _LAST_ID
+        await asks.many(
+            "end_unused_sessions",
+            after_id=after_id,
+            until_id=until_id,
+            seen_before_us=ended_before_us,
+            now_us=now_us,
+        )
         gone = await asks.many(
             "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
         )

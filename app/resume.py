@@ -356,10 +356,9 @@ class Resumes:
         self._publisher.check()
 
     def _require_room(self, length: int | None) -> None:
-        if length is not None:
-            if length > self._ingest.limits.file_bytes:
-                raise TooLarge(length, self._ingest.limits.file_bytes)
-            self._storage.reserve(length).release()
+        if length is not None and length > self._ingest.limits.file_bytes:
+            raise TooLarge(length, self._ingest.limits.file_bytes)
+        self._storage.reserve(length or 0).release()
 
     def _new(
         self,

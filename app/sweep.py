@@ -21,8 +21,9 @@ log = structlog.stdlib.get_logger("waybill.sweep")
 GRACE_SECONDS: Final = 3600.0
 """A file younger than this may still get its row: its batch may be under way, or waiting for the database."""
 KEEP_ASIDE_SECONDS: Final = 7 * 86_400.0
+RETAIN_FAILED_SECONDS: Final = 90 * 86_400.0
 EMPTY_SESSION_US: Final = 86_400_000_000
-"""A session that ended without an upload is forgotten a day later."""
+"""A session that never uploaded ends a day after its last use, and is forgotten a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
 """A claim that ran out so long ago is nobody's: who holds it has only been slow, if nobody else wanted the key."""
 _AT_ONCE: Final = 500
@@ -80,7 +81,8 @@ class Sweeper:
     """Sweep once, or every so often.
 
     `grace_seconds` is for files that may still get their row. `resumables` sweeps uploads that
-    come in several requests, which live for `idle_seconds` without bytes.
+    come in several requests, which live for `idle_seconds` without bytes. `retain_failed_seconds` is
+    how long records of what never was complete stay.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Sweeper:
         now_us: Clock,
         grace_seconds: float = GRACE_SECONDS,
         idle_seconds: float = 0.0,
+        retain_failed_seconds: float = RETAIN_FAILED_SECONDS,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = Metrics() if metrics is None else metrics
@@ -102,6 +105,7 @@ class Sweeper:
         self._now_us = now_us
         self._grace_seconds = grace_seconds
         self._idle_seconds = idle_seconds
+        self._retain_failed_us = int(retain_failed_seconds * 1_000_000)
 
     async def run(self, interval_seconds: float) -> None:
         """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next.
@@ -164,15 +168,17 @@ class Sweeper:
         return forgotten
 
     async def _sweep_sessions(self) -> int:
-        """End sessions whose time is over; forget tokens, codes, sums and empty sessions, in pages, with pauses."""
+        """End sessions whose time is over; forget tokens, codes, sums, empty sessions and failed uploads, in pages."""
         now_us = self._now_us()
         await self._moves.finish()
         ended = await self._pages(lambda unit: records.expire_sessions(unit, now_us, _AT_ONCE))
         await self._pages(lambda unit: records.forget_codes(unit, now_us, _AT_ONCE))
         async for _ in records.forget_tokens(self._db, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
-        async for _ in records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, _AT_ONCE):
+        async for _ in records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, now_us, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
+        before_us = now_us - self._retain_failed_us
+        await self._pages(lambda unit: records.forget_failed(unit, before_us, _AT_ONCE))
         async for _ in totals.forget_ended(self._db):
             await asyncio.sleep(_PAUSE_SECONDS)
         return ended

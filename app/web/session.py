@@ -179,6 +179,8 @@ async def show(request: Request[Services]) -> Response:
 
 async def ensure(request: Request[Services]) -> Response:
     """POST /api/session: make sure there is one, before several uploads start at once."""
+    if caller_of(request).is_nobody:
+        request.state["storage"].reserve(0).release()  # a full disk takes no session that nobody has used yet
     session, token, _ = await caller_of(request).ensure()
     return await _session_answer(request, session, token)
 

@@ -58,6 +58,30 @@ FROM (SELECT id
       LIMIT :page_size) AS some_sessions
 HAVING count(*) = :page_size;
 
+-- name: end_unused_sessions :many
+-- params: after_id, until_id, seen_before_us, now_us
+-- Live sessions behind after_id, up to until_id, that were seen last before then and never had an upload but failed ones,
+-- nor have one under way, end. The ids of those that did.
+UPDATE sessions
+SET ended_at_us = :now_us
+WHERE id > :after_id
+  AND id <= :until_id
+  AND ended_at_us IS NULL
+  AND last_seen_us < :seen_before_us
+  AND (SELECT uploads.id
+       FROM uploads
+       WHERE uploads.session_id = sessions.id
+         AND (uploads.status <> 'failed' OR uploads.completed_at_us IS NOT NULL)
+       LIMIT 1) IS NULL
+  AND (SELECT resumables.key_hash
+       FROM resumables
+       WHERE resumables.session_id = sessions.id
+         AND resumables.ended_as IS NULL
+       LIMIT 1) IS NULL
+  AND (SELECT allowances.id FROM allowances WHERE allowances.session_id = sessions.id LIMIT 1) IS NULL
+  AND (SELECT joined.id FROM sessions AS joined WHERE joined.merged_into_id = sessions.id LIMIT 1) IS NULL
+RETURNING id;
+
 -- name: delete_empty_sessions :many
 -- params: after_id, until_id, ended_before_us
 -- Sessions behind after_id, up to until_id, that ended long enough ago and have no upload. The ids of those deleted. One

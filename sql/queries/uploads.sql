@@ -143,3 +143,18 @@ RETURNING id;
 UPDATE uploads
 SET status = status
 WHERE FALSE;
+
+-- name: delete_failed_uploads :many
+-- params: created_before_us, page_size
+-- Records of uploads that failed or expired and never were complete go, so many at most of those that were begun before
+-- then. What came in several requests stays as long as its address is remembered. The ids of those deleted.
+DELETE FROM uploads
+WHERE id IN (SELECT old.id
+             FROM uploads AS old
+             WHERE old.status IN ('failed', 'expired')
+               AND old.completed_at_us IS NULL
+               AND old.created_at_us < :created_before_us
+               AND NOT EXISTS (SELECT 1 FROM resumables WHERE resumables.upload_id = old.id)
+             ORDER BY old.created_at_us
+             LIMIT :page_size)
+RETURNING id;

@@ -103,6 +103,7 @@ SETTINGS = {
     ),
     "host": (st.ip_addresses().map(lambda ip: (str(ip), str(ip))), misshapen | st.sampled_from(["a:1", "[::1]"])),
     "port": whole(0, 65_535),
+    "retain_failed": DURATION,
     "base_path": (
         st.sampled_from(["/a", "/a/b.c"]).map(lambda text: (text, text)),
         st.sampled_from(["/", "a", "/a/", "/.."]),

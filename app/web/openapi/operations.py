@@ -331,7 +331,13 @@ def _session() -> list[tuple[str, str, Json]]:
     ]
     return [
         (here, "get", _operation("The session.", {"200": known}, (*_API, "no_session"))),
-        (here, "post", _operation("The session, started if there is none.", {"200": known}, own, parameters=asks)),
+        (
+            here,
+            "post",
+            _operation(
+                "The session, started if there is none.", {"200": known}, (*own, "storage_full"), parameters=asks
+            ),
+        ),
         (here, "delete", _operation("End it, for all who share it.", {"204": ended}, own)),
         (
             f"{here}/rotate",
