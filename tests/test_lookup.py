@@ -27,6 +27,9 @@ class Asked:
         self.fails = []
         self.queries = 0
 
+    async def one(self, name, **arguments):
+        return await self._db.one(name, **arguments)
+
     async def many(self, name, **arguments):
         await self.gate.pass_through()
         self.queries += 1
