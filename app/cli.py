@@ -147,7 +147,7 @@ def serve() -> None:
 
 async def _prepare(settings: "Settings") -> int:
     """Check everything and bring the schema up to date: here, where a signal is heard while a migration waits."""
-    from app import checks
+    from app import checks, totals
     from app.db import migrate
     from app.main import now_us, open_database
 
@@ -161,6 +161,7 @@ async def _prepare(settings: "Settings") -> int:
     try:
         await db.open()
         await migrate.migrate(db, now_us=now_us(), indexes=False)
+        await totals.begin(db)
     finally:
         await db.close()
     return 0

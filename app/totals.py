@@ -9,13 +9,18 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, NamedTuple
 
 import pydantic_core
+import structlog
 
 from app.db import Asks, Db, Row, Unit
 from app.model import Amount, Status, StatusTotal
 
+log = structlog.stdlib.get_logger("waybill.totals")
+
 GRANTED: Final = "granted"
 _PAGE: Final = 1000
 _PAUSE_SECONDS: Final = 0.01
+_LOGGED: Final = 1000
+"""Pages for which one line stands in the log."""
 _LAST_ID: Final = "\U0010ffff"
 
 
@@ -67,8 +72,8 @@ async def lock(unit: Unit, session_ids: Iterable[str]) -> dict[str, Held]:
 async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
     """Count what was there before counting was, once; any number of processes may do so at the same time.
 
-    Uploads go on meanwhile: each transaction holds the sums of some sessions, for milliseconds. One that dies leaves
-    the rest to whoever begins next.
+    Uploads go on meanwhile: each transaction holds the sums of some sessions, for milliseconds if none of them is very
+    long. A process that dies leaves the rest to whoever begins next.
     """
 
     async def run(unit: Unit) -> bool:
@@ -81,10 +86,14 @@ async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
         return until_id != _LAST_ID
 
     found = await db.one("find_totals_begun")
-    while found is not None and not found["is_whole"]:
+    if found is None or found["is_whole"]:
+        return
+    pages = 0
+    while await db.transaction(run, timeout=60):
         on_page()
-        if not await db.transaction(run, timeout=60):
-            return
+        pages += 1
+        if pages % _LOGGED == 1:
+            log.info("counting what sessions have", pages=pages)
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
