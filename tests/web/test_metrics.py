@@ -14,6 +14,7 @@ from app.metrics import OUTCOMES, STAGES, SWEPT, Metrics
 from app.model import MAX_TIME_US, Damage, Protocol
 from app.sweep import Sweeper
 from tests.asgi import Service, serving, settings_in
+from tests.unreliable import until
 
 README = Path(__file__).parent.parent.parent / "README.md"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -172,6 +173,12 @@ async def test_a_sweep_is_counted_with_what_it_did(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path)) as service:
         assert (await service.client().put("a.bin", b"x")).status == 201
         state = service.state
+
+        def start_is_over() -> bool:
+            with state["storage"].alone_at("sweep") as alone:
+                return alone
+
+        await until(start_is_over)
         sweeper = Sweeper(state["storage"], state["db"], now_us=lambda: MAX_TIME_US, metrics=metrics)
         swept = await sweeper.once()
     found = {reading.family.name: dict(reading.values) for reading in metrics.read()}
