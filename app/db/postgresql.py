@@ -61,7 +61,7 @@ _OUTAGE_CLASSES: Final = {"08", "40", "53", "57", "58"}  # connection, rollback,
 _LOST_CLASSES: Final = {"08", "25", "57"}  # connection, state of the transaction, operator: the connection is done for
 _MISFIT_CLASSES: Final = {"28", "3D"}  # no such user, or a wrong password; no such database
 _PROTOCOL: Final = "08P01"  # PgBouncer's for whatever it refuses
-_POOLERS_NO: Final = re.compile(r"no such (database|user)|auth|startup parameter")
+_POOLERS_NO: Final = re.compile(r"no such (database|user)|auth|startup parameter|SSL required")
 _POOLED: Final = (
     "what stands before PostgreSQL changes the session between transactions, so settings and prepared statements are "
     "lost: set pool_mode = session in PgBouncer for this database, or name PostgreSQL itself in WAYBILL_DATABASE_URL"

@@ -81,9 +81,8 @@ async def _warnings(db: Db) -> dict[str, str]:
 async def _checks(services: Services) -> dict[str, str]:
     storage = services["storage"]
     free = await storage.free_bytes()
-    database, schema, store = await asyncio.gather(
-        _result(_database(services)), _result(_schema(services["schema"])), _result(storage.test())
-    )
+    schema = await _result(_schema(services["schema"]))  # first: what it keeps from the database is not asked of that
+    database, store = await asyncio.gather(_result(_database(services)), _result(storage.test()))
     return {
         "database": database,
         "schema": schema,

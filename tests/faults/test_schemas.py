@@ -100,7 +100,8 @@ async def test_a_service_whose_schema_becomes_too_new_refuses_all_and_comes_back
             assert [answer.status_code for answer in answers] == [503] * len(answers)
             assert {answer.json()["code"] for answer in answers} == {"unavailable"}
         ready = client.get("/health/ready")
-        assert (ready.status_code, ready.json()["failing"]) == (503, ["schema"])
+        assert ready.status_code == 503
+        assert "schema" in ready.json()["failing"]  # and, while outcomes are open, the database
         assert NEWER in ready.json()["checks"]["schema"]
         running.wait_for("schema not usable", count=workers)
         await migrate_back(database_url)
@@ -146,6 +147,7 @@ async def test_a_service_starts_beside_a_dump_and_gets_its_index_afterwards(post
     assert first.stop() == 0
 
 
+@pytest.mark.slow
 async def test_a_start_that_waits_for_a_column_disturbs_nobody_and_ends_when_told_to(postgres, service):
     url = postgres.create_database()
     older = service(database_url=url)
