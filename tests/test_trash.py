@@ -28,7 +28,7 @@ def content_of(number):
 
 
 @asynccontextmanager
-async def store(root, owner=1):
+async def store(root, owner=1001):
     """The directory `root` as one process has it."""
     storage = LocalStorage(root, owner=key(owner), min_free=0, durability="fast")
     await storage.prepare()
@@ -103,6 +103,16 @@ class TestAnOlderDatabase:
                 assert await served(storage, db, [*old, *new]) == 20 + count
                 assert (await verify(storage, db)).sound
 
+    async def test_a_crash_explains_nothing_that_was_acknowledged(self, tmp_path, database_url, snapshot):
+        async with database(database_url) as db, store(tmp_path / "store") as storage:
+            await upload(storage, db, range(1, 21))
+        copy = snapshot()
+        async with database(database_url) as db, store(tmp_path / "store", owner=1002) as dead:
+            await upload(dead, db, range(21, 41))
+        async with database(copy) as db, store(tmp_path / "store") as storage:
+            assert (await sweep(storage, db)).stopped == "20 of 40 files have no record; is this their database?"
+            assert await storage.aside() == []
+
     async def test_a_record_that_was_taken_for_lost_is_repaired(self, tmp_path, database_url, snapshot):
         """As a service did which did not look in the trash."""
         async with store(tmp_path / "store") as storage:
@@ -122,7 +132,7 @@ class TestAnOlderDatabase:
     @pytest.mark.parametrize("kind", ["memory", "local"])
     async def test_an_unfinished_upload_goes_on_where_it_was(self, tmp_path, database_url, snapshot, kind):
         """The older database knows less of one, which expires there, and nothing of the other."""
-        storage = MemoryStorage() if kind == "memory" else LocalStorage(tmp_path / "store", owner=key(1), min_free=0)
+        storage = MemoryStorage() if kind == "memory" else LocalStorage(tmp_path / "store", owner=key(1001), min_free=0)
         await storage.prepare()
         clock, new_id = Time(), ids()
 
