@@ -26,7 +26,7 @@ _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1
 _ROWS_AT_ONCE: Final = 1000
 """Rows in one statement: no one takes long, nor holds the event loop."""
-_LAST_ID: Final = "\U0010ffff"
+LAST_ID: Final = "\U0010ffff"
 _IN_SEVERAL_REQUESTS: Final = {Protocol.TUS, Protocol.RESUMABLE}
 _LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
 _NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
@@ -294,24 +294,6 @@ async def expire_sessions(unit: Unit, now_us: int, page_size: int) -> int:
     return len(await unit.many("expire_sessions", now_us=now_us, page_size=page_size))
 
 
-async def forget_codes(asks: Asks, now_us: int, page_size: int) -> int:
-    """Some of the codes go whose time is over, or would be if they had not been used; how many."""
-    dead = await asks.many("delete_dead_link_codes", now_us=now_us, page_size=page_size)
-    used = await asks.many("delete_old_used_link_codes", now_us=now_us, page_size=page_size)
-    return max(len(dead), len(used))
-
-
-async def forget_tokens(asks: Asks, page_size: int) -> AsyncIterator[None]:
-    """Tokens of sessions that have ended, or that are not there, go, page by page."""
-    after_id = ""
-    while after_id != _LAST_ID:
-        row = await asks.one("find_token_page", after_id=after_id, page_size=page_size)
-        until_id = row["until_id"] if row is not None else _LAST_ID
-        await asks.run("delete_dead_tokens", after_id=after_id, until_id=until_id)
-        after_id = until_id
-        yield
-
-
 async def forget_failed(asks: Asks, created_before_us: int, page_size: int) -> int:
     """Records of what failed or expired and never was complete, begun before then, go; how many, a page at most."""
     return len(await asks.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
@@ -323,9 +305,9 @@ async def forget_empty_sessions(asks: Asks, ended_before_us: int, now_us: int, p
     Those that live, were not seen since and never uploaded end first, and go after as long again.
     """
     after_id = ""
-    while after_id != _LAST_ID:
+    while after_id != LAST_ID:
         row = await asks.one("find_session_page", after_id=after_id, page_size=page_size)
-        until_id = row["until_id"] if row is not None else _LAST_ID
+        until_id = row["until_id"] if row is not None else LAST_ID
         await asks.many(
             "end_unused_sessions",
             after_id=after_id,
@@ -341,7 +323,7 @@ async def forget_empty_sessions(asks: Asks, ended_before_us: int, now_us: int, p
 
 
 def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
-    before = Position(_MOST, _LAST_ID) if query.to_us is None else Position(query.to_us, "")
+    before = Position(_MOST, LAST_ID) if query.to_us is None else Position(query.to_us, "")
     if after is not None:
         before = min(before, after)
     return {"before_us": before.created_at_us, "before_id": before.id, "from_us": _or(query.from_us, _LEAST)}

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from app import claims, records, totals, trash
+from app import claims, records, tokens, totals, trash
 from app.db import Db, Unit
 from app.errors import UploadError
 from app.metrics import Metrics
@@ -172,8 +172,8 @@ class Sweeper:
         now_us = self._now_us()
         await self._moves.finish()
         ended = await self._pages(lambda unit: records.expire_sessions(unit, now_us, _AT_ONCE))
-        await self._pages(lambda unit: records.forget_codes(unit, now_us, _AT_ONCE))
-        async for _ in records.forget_tokens(self._db, _AT_ONCE):
+        await self._pages(lambda unit: tokens.forget_codes(unit, now_us, _AT_ONCE))
+        async for _ in tokens.forget_tokens(self._db, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
         async for _ in records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, now_us, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -5,7 +5,7 @@ leaves. A token is *used* when a request brings it. One that was given out in an
 opens the session beside that one until it is used; then it is alone.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final, NamedTuple
 
 from pydantic_core import to_json
@@ -135,3 +135,21 @@ async def find_used_code(asks: Asks, code_hash: str, token_hashes: Collection[st
     """What a code led to that was used by one of these tokens."""
     row = await asks.one("find_used_link_code", code_hash=code_hash, now_us=now_us)
     return UsedCode(row["token_hash"], row["session_id"]) if row and row["token_hash"] in token_hashes else None
+
+
+async def forget_codes(asks: Asks, now_us: int, page_size: int) -> int:
+    """Some of the codes go whose time is over, or would be if they had not been used; how many."""
+    dead = await asks.many("delete_dead_link_codes", now_us=now_us, page_size=page_size)
+    used = await asks.many("delete_old_used_link_codes", now_us=now_us, page_size=page_size)
+    return max(len(dead), len(used))
+
+
+async def forget_tokens(asks: Asks, page_size: int) -> AsyncIterator[None]:
+    """Tokens of sessions that have ended, or that are not there, go, page by page."""
+    after_id = ""
+    while after_id != records.LAST_ID:
+        row = await asks.one("find_token_page", after_id=after_id, page_size=page_size)
+        until_id = row["until_id"] if row is not None else records.LAST_ID
+        await asks.run("delete_dead_tokens", after_id=after_id, until_id=until_id)
+        after_id = until_id
+        yield

@@ -119,7 +119,7 @@ async def taken(db: Db, code: str, now_us: int = NOW) -> str | None:
 
 async def empty_sessions(db: Db, ended_before_us: int) -> int:
     """Delete them, one by one; how many."""
-    return sum([page async for page in records.forget_empty_sessions(db, ended_before_us, 1)])
+    return sum([page async for page in records.forget_empty_sessions(db, ended_before_us, ended_before_us, 1)])
 
 
 class RecordsContract:
@@ -529,9 +529,9 @@ class RecordsContract:
         await db.transaction(lambda unit: merges.merge(unit, "mine", "into", NOW))
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW) == ("their token", "into")
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW + 10) is None
-        assert await records.forget_codes(db, NOW + 9, 9) == 0
+        assert await tokens.forget_codes(db, NOW + 9, 9) == 0
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW)
-        assert await records.forget_codes(db, NOW + 10, 9) == 1
+        assert await tokens.forget_codes(db, NOW + 10, 9) == 1
         assert await tokens.find_used_code(db, "code", {"their token"}, NOW) is None
 
     async def test_only_one_of_many_takes_a_code(self, db):
@@ -627,9 +627,9 @@ class RecordsContract:
         await db.transaction(lambda unit: tokens.end_session(unit, "ended", NOW + 1))
         assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 5, 9)) == 1
         assert await db.transaction(lambda unit: records.expire_sessions(unit, NOW + 6, 9)) == 0
-        async for _ in records.forget_tokens(db, 1):
+        async for _ in tokens.forget_tokens(db, 1):
             pass
-        assert [await records.forget_codes(db, NOW + 5, 9) for _ in range(2)] == [1, 0]
+        assert [await tokens.forget_codes(db, NOW + 5, 9) for _ in range(2)] == [1, 0]
         assert [await opens(db, f"token of {name}") for name in ("mine", "over", "ended")] == ["mine", None, None]
         assert (await records.find_session(db, "over")).ended_at == NOW + 5
         assert (await records.find_session(db, "ended")).ended_at == NOW + 1
