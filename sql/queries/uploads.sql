@@ -151,8 +151,8 @@ WHERE FALSE;
 DELETE FROM uploads
 WHERE id IN (SELECT old.id
              FROM uploads AS old
-             WHERE old.status IN ('failed', 'expired')
-               AND old.completed_at_us IS NULL
+             WHERE old.completed_at_us IS NULL
+               AND (old.status = 'failed' OR old.status = 'expired')
                AND old.created_at_us < :created_before_us
                AND NOT EXISTS (SELECT 1 FROM resumables WHERE resumables.upload_id = old.id)
              ORDER BY old.created_at_us
