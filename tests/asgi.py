@@ -16,6 +16,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -41,8 +42,12 @@ structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _REN
 
 
 def settings_in(directory: Path, database_url: str | None = None, **others: Any) -> Settings:
-    """Settings for a service that keeps everything in `directory`, and uses the disk to its end."""
+    """Settings for a service that keeps everything in `directory`, and uses the disk to its end.
+
+    Records that failed stay for good: tests write their dates, and the sweep of the start may come at any time.
+    """
     given: dict[str, Any] = {"storage_dir": directory / "store", "min_free_space": 0, "secret_keys": SECRET_KEY}
+    given["retain_failed"] = timedelta(days=36_500)
     if database_url is not None:
         given["database_url"] = database_url
     return Settings(**given | others)
