@@ -299,27 +299,32 @@ async def forget_failed(asks: Asks, created_before_us: int, page_size: int) -> i
     return len(await asks.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
 
 
-async def forget_empty_sessions(asks: Asks, ended_before_us: int, now_us: int, page_size: int) -> AsyncIterator[int]:
-    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many.
+async def end_unused_sessions(asks: Asks, seen_before_us: int, now_us: int, page_size: int) -> AsyncIterator[int]:
+    """Live sessions that were not seen since then and never uploaded end, page by page; how many."""
+    async for after_id, until_id in _session_pages(asks, page_size):
+        ended = await asks.many(
+            "end_unused_sessions", after_id=after_id, until_id=until_id, seen_before_us=seen_before_us, now_us=now_us
+        )
+        yield len(ended)
 
-    Those that live, were not seen since and never uploaded end first, and go after as long again.
-    """
+
+async def forget_empty_sessions(asks: Asks, ended_before_us: int, page_size: int) -> AsyncIterator[int]:
+    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many."""
+    async for after_id, until_id in _session_pages(asks, page_size):
+        gone = await asks.many(
+            "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
+        )
+        yield len(gone)
+
+
+async def _session_pages(asks: Asks, page_size: int) -> AsyncIterator[tuple[str, str]]:
+    """All sessions in the order of their ids, in ranges of so many: behind the first id, up to the second."""
     after_id = ""
     while after_id != LAST_ID:
         row = await asks.one("find_session_page", after_id=after_id, page_size=page_size)
         until_id = row["until_id"] if row is not None else LAST_ID
-        await asks.many(
-            "end_unused_sessions",
-            after_id=after_id,
-            until_id=until_id,
-            seen_before_us=ended_before_us,
-            now_us=now_us,
-        )
-        gone = await asks.many(
-            "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
-        )
+        yield after_id, until_id
         after_id = until_id
-        yield len(gone)
 
 
 def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:

@@ -175,7 +175,10 @@ class Sweeper:
         await self._pages(lambda unit: tokens.forget_codes(unit, now_us, _AT_ONCE))
         async for _ in tokens.forget_tokens(self._db, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
-        async for _ in records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, now_us, _AT_ONCE):
+        async for unused in records.end_unused_sessions(self._db, now_us - EMPTY_SESSION_US, now_us, _AT_ONCE):
+            ended += unused
+            await asyncio.sleep(_PAUSE_SECONDS)
+        async for _ in records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
         before_us = now_us - self._retain_failed_us
         await self._pages(lambda unit: records.forget_failed(unit, before_us, _AT_ONCE))

@@ -119,7 +119,7 @@ async def taken(db: Db, code: str, now_us: int = NOW) -> str | None:
 
 async def empty_sessions(db: Db, ended_before_us: int) -> int:
     """Delete them, one by one; how many."""
-    return sum([page async for page in records.forget_empty_sessions(db, ended_before_us, ended_before_us, 1)])
+    return sum([page async for page in records.forget_empty_sessions(db, ended_before_us, 1)])
 
 
 class RecordsContract:

@@ -25,8 +25,9 @@ from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limi
 from app.protocols.spoken import speaker, spoken
 from app.signing import Signer
 from app.web import history
+from app.web.credentials import _bearers, _cookies
 from app.web.request import Headers, Request
-from app.web.session import _bearers, _cookies, _same_origin
+from app.web.session import _same_origin
 
 DELIMITER = b"\r\n--B"
 KEY = "k" * 32
@@ -211,7 +212,7 @@ def _credentials(text: str) -> None:
     """Whatever stands in a cookie or a bearer token: nothing that these keys did not sign is taken for signed."""
     sent = Headers([(b"cookie", text.encode("latin-1")), (b"authorization", text.encode("latin-1"))])
     signer = Signer([KEY], "session")
-    for token in (*_cookies(sent), *_bearers(sent), text):
+    for token in (*(value for _, value in _cookies(sent)), *_bearers(sent), text):
         signed = signer.verify(token)
         assert signed is None or signer.sign(signed) == token
     _same_origin(text, "http://x")

@@ -17,5 +17,5 @@ async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
         server: Postgres = request.getfixturevalue("postgres")
         url = server.create_database()
     with quick_directory() as directory:
-        async with serving(settings_in(directory, url)) as running:
+        async with serving(settings_in(directory, url, retain_failed="36500d")) as running:
             yield running
