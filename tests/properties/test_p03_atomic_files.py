@@ -390,7 +390,7 @@ class StorageMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def put_back(self, data):
         back = data.draw(st.sets(st.sampled_from(sorted(self.aside)), min_size=1))
-        sizes = self.runner.run(self.storage.put_back([*back, self.new_key("5b")]))
+        sizes = self.runner.run(self.storage.put_back([*back, self.new_key("5a")]))
         assert sizes == {key: len(self.aside[key]) for key in back}
         for key in back:
             self.model[key] = self.aside.pop(key)
