@@ -137,6 +137,7 @@ def test_what_fails_although_it_was_looked_at_is_one_line(tmp_path, monkeypatch)
         assert "0001_create_sessions_and_uploads.sql cannot be applied: " in refusal(command)
 
 
+@pytest.mark.slow
 async def test_a_grant_that_is_taken_back_is_an_outage_until_it_is_given_again(prepared):
     prepared.sql(f"GRANT CREATE ON SCHEMA public TO {prepared.role}")
     async with serving(load()) as service:

@@ -96,6 +96,7 @@ def at_file(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_socket_file_is_for_its_group_and_goes_with_the_service(
     at_file: Callable[..., Service], tmp_path: Path, workers: int
 ) -> None:

@@ -596,6 +596,7 @@ class TestLockedSessions:
             await until(lambda: not publisher._in_doubt)
 
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    @pytest.mark.slow
     async def test_a_table_that_is_locked_refuses_in_bounded_time_and_is_no_outage_afterwards(
         self, world, database_url
     ):

@@ -143,6 +143,7 @@ class TestPages:
         return [await worker.concatenate(*[growing] * times) for times in range(1, number + 1)]
 
     @pytest.mark.parametrize("by", ["sweep", "itself"])
+    @pytest.mark.slow
     async def test_many_that_wait_or_cannot_be_completed_do_not_keep_others_from_it(self, world, worker, by):
         await self.waiting(worker, 8)
         world.clock.pass_by(seconds=60)

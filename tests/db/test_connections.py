@@ -92,6 +92,7 @@ class TestDurability:
             assert await on_every_connection(db, "SHOW synchronous_commit") == [expected] * POOL
 
     @pytest.mark.parametrize("switch", ["fsync", "full_page_writes"])
+    @pytest.mark.slow
     async def test_a_switch_turned_off_at_the_server_is_noticed_and_so_is_its_return(self, server, switch):
         async with opened(server.create_database()) as db:
             server.execute(f"ALTER SYSTEM SET {switch} = off")

@@ -73,6 +73,7 @@ async def test_several_that_migrate_at_once_apply_each_file_once(database_url):
     await asyncio.gather(*(db.close() for db in databases))
 
 
+@pytest.mark.slow
 async def test_processes_that_start_at_once_apply_each_file_once(database_url):
     processes = [process(database_url) for _ in range(4)]
     outputs = [started.communicate(timeout=60)[0] for started in processes]

@@ -15,6 +15,8 @@ from tests.resumables import World, sha
 from tests.service import PATIENCE
 from tests.storage.stores import local
 
+pytestmark = pytest.mark.slow
+
 CONTENT = bytes(range(256)) * 2500
 CUT = 300_000
 

@@ -6,6 +6,8 @@ from tests.service import UPLOADS, service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 SIZE = 5 * MIB
 PARTS = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}

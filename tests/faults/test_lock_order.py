@@ -12,7 +12,7 @@ from app.moves import Moves
 from tests.asgi import Client, Service, serving, settings_in
 from tests.sender import Tus
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
 
 UPLOADS = "/api/ingestion/uploads"
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}

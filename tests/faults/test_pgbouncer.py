@@ -14,6 +14,8 @@ from tests.test_cli import apart, refusal, run
 
 __all__ = ["apart", "service"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bouncer(postgres):

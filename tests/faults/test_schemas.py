@@ -13,6 +13,8 @@ from tests.service import HISTORY, PATIENCE, UPLOADS, Service, service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 KNOWN = len(migrations("sqlite"))
 NEWER = f"0099_rename_digests.needs_{KNOWN + 1:04d}.sql"
 INDEX = "uploads_by_session_newest_first"

@@ -10,6 +10,8 @@ from tests.service import PATIENCE, changed, environment, service
 
 __all__ = ["service"]
 
+pytestmark = pytest.mark.slow
+
 NOT_CHECKED = """
 from app import checks
 

@@ -104,6 +104,7 @@ def test_what_is_hung_up_and_terminated_is_gone(client, visitor, source, protoco
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.slow
 def test_another_process_goes_on_where_one_hung_up(client, visitor, source, tmp_path, protocol):
     piece = source.piece("resumed.bin", 16 * MIB)
     options = {"protocol": protocol, "urlStorage": str(tmp_path / "urls"), "chunkSize": MIB}

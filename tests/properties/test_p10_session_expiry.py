@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app import records
@@ -50,6 +50,7 @@ async def statuses(client: Client, upload_id: str) -> set[int]:
 pauses = st.integers(1, 2 * MAX_AGE) | st.sampled_from([59, 60, 61, HOUR, MAX_AGE - 1, MAX_AGE, MAX_AGE + 1])
 
 
+@settings(max_examples=settings.default.max_examples // 4)  # each sweeps several times
 @given(pauses=st.lists(st.tuples(pauses, st.booleans()), min_size=1, max_size=4))
 @example(pauses=[(MAX_AGE, False)])
 @example(pauses=[(MAX_AGE - 1, False), (MAX_AGE - 1, True), (MAX_AGE, True)])

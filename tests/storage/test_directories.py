@@ -192,6 +192,7 @@ def test_an_ordinary_user_can_use_a_store(tmp_path):
 
 @pytest.mark.parametrize("name", ["staging", "partial", "files", "trash", "files/00", "files/ff"])
 @pytest.mark.parametrize("mode", [0o500, 0o600, 0o300, 0o000])
+@pytest.mark.slow
 def test_a_directory_that_this_user_cannot_use_is_named(tmp_path, name, mode):
     hand_over(tmp_path, tmp_path / "files", tmp_path / name)
     (tmp_path / name).chmod(mode)
@@ -265,6 +266,7 @@ class Process:
         self.process.wait(30)
 
 
+@pytest.mark.slow
 async def test_many_processes_prepare_the_same_store_at_once(tmp_path):
     root = tmp_path / "deeply" / "nested" / "store"
     processes = [Process(root) for _ in range(4)]

@@ -207,6 +207,7 @@ async def test_what_arrived_before_the_connection_broke_stays(service: Service) 
     assert (record["status"], record["sha256"]) == ("completed", sha256(CONTENT))
 
 
+@pytest.mark.slow
 async def test_who_sends_too_slowly_is_told_to_go_on_later(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not 408, for which clients of tus give up."""
     monkeypatch.setattr("app.web.body.PACE_SECONDS", 0.05)
