@@ -83,7 +83,7 @@ class _Making:
         await to_the_end(asyncio.to_thread(work))
 
     def _copy_unnamed(self, sums: TextIO, database: Path, unfinished: list[UnfinishedFile]) -> None:
-        """What lies in the snapshot itself: the database, which is there, unfinished files and the key."""
+        """The files in the snapshot itself: the database, which is there, unfinished files and the key."""
         digests = {database.name: digest_of(database)}
         for file in unfinished:
             digest = self._copy_unfinished(file)

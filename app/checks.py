@@ -11,7 +11,7 @@ from app.errors import Unavailable, Unusable, UploadError
 from app.main import open_database, open_storage, read_key
 
 _FORMS_AT_ONCE: Final = 4
-"""So many of the largest forms, with nothing else, use up the files that may be open."""
+"""How many of the largest forms, with nothing else, use up the files that may be open."""
 
 
 class Check(NamedTuple):

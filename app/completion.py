@@ -37,8 +37,6 @@ log = structlog.stdlib.get_logger("waybill.completion")
 _PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
 _USED: Final = Failure(code="gone", detail="the part has become part of what it was for")
-SEEN_SECONDS: Final = 5.0
-"""So often who puts parts together says that it is at work."""
 
 
 class Completions:
@@ -80,7 +78,7 @@ class Completions:
         return self._start(resource, work(resource, asked=asked, dead=dead))
 
     def owe(self, resource: Resource) -> None:
-        """It is, or may be, fully received: it is completed as soon as that can be, though nobody asks for it."""
+        """Complete an upload that is, or may be, fully received as soon as that can be, though nobody asks for it."""
         self.owed.add(resource.key_hash)
 
     def is_at(self, key_hash: str) -> bool:

@@ -31,7 +31,7 @@ MAX_REPEATED_BYTES: Final = 16 * 1024 * 1024
 SHORT_BYTES: Final = 8 * 1024 * 1024
 """A concatenation of no more than this does not wait for longer ones."""
 SEEN_SECONDS: Final = 3.0
-"""So often who puts parts together says that it is at work."""
+"""How often a process that puts parts together says that it is at work."""
 
 
 def refuse_repetition(parts: Sequence[tuple[str, int]]) -> None:

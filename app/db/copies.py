@@ -44,7 +44,7 @@ async def reader(db: Db, url: str) -> AsyncIterator[Reader]:
 
 
 def filename(dialect: str) -> str:
-    """What the copy of such a database is called."""
+    """The name of the copy of such a database."""
     return "waybill.db" if dialect == "sqlite" else "waybill.dump"
 
 
