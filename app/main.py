@@ -300,8 +300,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         if settings.scrub_rate:
             scrubber = Scrubber(storage, db, rate=settings.scrub_rate, now_us=now_us, metrics=metrics)
             works.append(scrubber.run())
-        for work in works:
-            stack.push_async_callback(_stop, asyncio.create_task(work))
+        stack.push_async_callback(_stop, [asyncio.create_task(work) for work in works])
         yield Services(
             settings=settings,
             storage=storage,
@@ -318,11 +317,14 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         )
 
 
-async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled() and (error := task.exception()):
-        log.error("background work had failed", error=repr(error))
+async def _stop(tasks: "list[asyncio.Task[None]]") -> None:
+    """Stop background work, all of it at once: each may have to wait for what it asked of the database."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()):
+            log.error("background work had failed", error=repr(error))
 
 
 async def _last_seen(sessions: Sessions) -> None:

@@ -96,3 +96,16 @@ async def test_work_that_is_cancelled_itself_is_cancelled_for_who_waits():
     running.cancel()
     await asyncio.wait([waiting])
     assert waiting.cancelled()
+
+
+async def test_a_cancellation_hastens_work_that_still_runs():
+    work, hastened = Work(), []
+    waiting = asyncio.create_task(to_the_end(work.run(), hasten=lambda: hastened.append(work.ended)))
+    await settle()
+    waiting.cancel()
+    await settle()
+    assert hastened == [False]
+    work.end.set_result("done")
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert hastened == [False]

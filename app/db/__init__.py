@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -85,7 +86,8 @@ class Db(Named):
     connections. What is asked of `reading` never has more than half of them. When the database
     is away, busy, frozen or lost in the middle, a call raises Unavailable; when its disk is full,
     StorageFull; what it refuses (a constraint, a mistake in a statement) passes through as the
-    driver's own exception. A cancelled call runs to its end before the cancellation goes on.
+    driver's own exception. A cancelled call runs to its end before the cancellation goes on; it
+    has `timeout` seconds for that, also where it was given longer.
 
     All tables are in `schema`, or where PostgreSQL's search path leads.
 
@@ -275,18 +277,27 @@ class Db(Named):
         """`use` a connection, in a task of its own, until it succeeds, fails for good or runs out of time."""
         if self._closing:
             raise Unavailable("the service is stopping")
-        timeout = self._timeout if timeout is None else timeout
+        limit = asyncio.timeout(self._timeout if timeout is None else timeout)
+        attempts = self._attempts(use, limit, writes, queue, waits)
         try:
-            result = await to_the_end(self._attempts(use, timeout, writes, queue, waits))
+            result = await to_the_end(attempts, hasten=partial(self._hasten, limit))
         except Locked:
             raise
         except Unavailable as error:
             if self._is_open or self._driver.misfit(error.__cause__) is None:  # `open` says the other, and in full
                 self._log_trouble(root_reason(error), writes)
             raise
+        finally:
+            del limit, attempts  # they hold the error, whose traceback holds this
         if self._trouble and (trouble := self._trouble.pop(writes, None)):
             log.info("database usable again", after=trouble, writes=writes)
         return result
+
+    def _hasten(self, limit: asyncio.Timeout) -> None:
+        """Nobody waits for the result any more, and a stop waits for the end."""
+        latest = asyncio.get_running_loop().time() + self._timeout
+        if not limit.expired() and (when := limit.when()) is not None and when > latest:
+            limit.reschedule(latest)
 
     def _log_trouble(self, why: str, writes: bool) -> None:
         now, kind = asyncio.get_running_loop().time(), why.partition(":")[0]
@@ -297,7 +308,7 @@ class Db(Named):
     async def _attempts(
         self,
         use: Callable[[Any], Awaitable[T]],
-        timeout: float,
+        limit: asyncio.Timeout,
         writes: bool,
         queue: asyncio.Semaphore | None,
         waits: bool,
@@ -306,7 +317,7 @@ class Db(Named):
             queue = self._pool.writers
         locked, met = False, "it does not answer in time"
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 while True:
                     try:
                         return await self._pool.lend(use, writes=writes, queue=queue)

@@ -125,6 +125,24 @@ async def test_a_frozen_server_is_refused_in_time_and_needs_nothing_when_it_is_b
         await back(db)
 
 
+async def test_a_cancelled_transaction_of_long_patience_has_the_time_of_any_other(server):
+    """A sweep's page may take a minute; a stop does not wait so long for a server that fell silent."""
+    async with database(server) as db:
+        began = asyncio.Event()
+
+        async def work(unit):
+            began.set()
+            await unit.execute("SELECT pg_sleep(3600)")
+
+        busy = asyncio.create_task(db.transaction(work, timeout=3600))
+        await began.wait()
+        busy.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(TIMEOUT + 30):
+                await asyncio.shield(busy)
+        assert busy.cancelled()
+
+
 @pytest.mark.slow
 async def test_closing_is_bounded_while_the_server_is_frozen(server):
     async with database(server) as db:

@@ -47,6 +47,7 @@ def test_a_commit_that_arrives_late_is_found_or_undone(service, database_url, wa
     """F25, F14. The client was told that the outcome is open by then; record and file agree about what it was."""
     running = service(database_url=way.leads(database_url), database_pool_size=POOL)
     headers = running.session()
+    running.wait_for("swept")  # or the COMMIT that is cut may be one of its
     way.cut_before = b"COMMIT"
     [answer] = asyncio.run(raw(running.port, headers, "a.bin", CONTENT))
     assert (answer.status, answer.json()["code"]) == (503, "unavailable")
