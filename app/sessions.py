@@ -63,14 +63,13 @@ class Recognised(NamedTuple):
 @dataclass(slots=True)
 class _Known:
     until: float
-    found: "asyncio.Task[Session | None]"
+    finding: "asyncio.Task[Session | None]"
+    session: Session | None = None
+    """What the token opens, once it is found."""
 
-    def expired(self, now_us: int) -> bool:
-        """Whether it was found, and its time is over by what was known then; another worker may have seen it since."""
-        if not self.found.done() or self.found.cancelled() or self.found.exception():
-            return False
-        session = self.found.result()
-        return session is not None and session.expires_at <= now_us
+    def end(self, finding: "asyncio.Task[Session | None]") -> None:
+        if not finding.cancelled() and not finding.exception():  # whoever waits is told; they may be gone
+            self.session = finding.result()
 
 
 class _Changed(Exception):
@@ -161,7 +160,7 @@ class Sessions:
             AmbiguousSession: two of one group open different ones.
             Unavailable: the database cannot be asked.
         """
-        carried = [self._tokens_in(texts) for texts in groups]
+        carried = [self._tokens_in(texts) if texts else [] for texts in groups]
         if sum(map(len, carried)) > 1:  # one question for them all; of the one that is left more is asked
             hashes = [token.hash for group in carried for token in group]
             opened = await tokens.list_sessions(self._db, hashes, self._now_us())
@@ -183,15 +182,19 @@ class Sessions:
         """The session of a token; asked once for all who wait, and remembered for a moment."""
         now = asyncio.get_running_loop().time()
         known = self._known.get(token_hash)
-        if known is None or known.until <= now or known.expired(self._now_us()):
-            task = asyncio.create_task(self._look_up(token_hash))
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # the waiters may be gone
-            known = self._known[token_hash] = _Known(now + KNOWN_SECONDS, task)
+        if known is not None and known.until > now and known.session is not None:
+            if known.session.expires_at > self._now_us():
+                return known.session
+            known = None  # another worker may have seen it since
+        if known is None or known.until <= now:
+            known = _Known(now + KNOWN_SECONDS, asyncio.create_task(self._look_up(token_hash)))
+            known.finding.add_done_callback(known.end)
+            self._known[token_hash] = known
             self._known.move_to_end(token_hash)
             if len(self._known) > _KNOWN_AT_MOST:
                 self._known.popitem(last=False)
         try:
-            session = known.found.result() if known.found.done() else await asyncio.shield(known.found)
+            session = await asyncio.shield(known.finding)
         except BaseException:
             self._known.pop(token_hash, None)
             raise

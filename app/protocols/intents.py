@@ -259,8 +259,11 @@ def declared_of_body(headers: Headers) -> Digests:
     Raises:
         UncheckedDigest, BadRequest: see `declared_digests`; or the two do not agree.
     """
-    whole = declared_digests("Repr-Digest", headers.getlist("repr-digest"))
-    body = declared_digests("Content-Digest", headers.getlist("content-digest"))
+    whole_fields, body_fields = headers.getlist("repr-digest"), headers.getlist("content-digest")
+    if not (whole_fields or body_fields):
+        return UNDECLARED
+    whole = declared_digests("Repr-Digest", whole_fields)
+    body = declared_digests("Content-Digest", body_fields)
     if not whole.agrees_with(body):
         raise BadRequest("Repr-Digest and Content-Digest name different digests for the same bytes")
     return whole.joined_with(body)

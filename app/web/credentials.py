@@ -13,6 +13,7 @@ COOKIE: Final = "waybill_session"
 _NAMES: Final = (f"__Host-{COOKIE}", f"__Secure-{COOKIE}", COOKIE)
 """The cookie's names, the most trustworthy first: only a page of this very host and HTTPS can set the first."""
 _PLAIN: Final = 2
+_RANKS: Final = {name: rank for rank, name in enumerate(_NAMES)}
 
 
 class Credentials:
@@ -20,11 +21,10 @@ class Credentials:
 
     def __init__(self, headers: Headers, sessions: Sessions) -> None:
         self.bearers = [text for text in _bearers(headers) if sessions.is_ours(text)]
-        named: dict[str, list[str]] = {name: [] for name in _NAMES}
+        self._cookies: list[list[str]] = [[], [], []]  # by rank
         for name, value in _cookies(headers):
-            if name in named:
-                named[name].append(value)
-        self._cookies = [named[name] for name in _NAMES]
+            if (rank := _RANKS.get(name)) is not None:
+                self._cookies[rank].append(value)
         self.wants_token = bool(self.bearers) or (
             "cookie" not in headers and headers.get("waybill-token", "").lower() == "true"
         )
@@ -78,8 +78,10 @@ def _cookies(headers: Headers) -> Iterator[tuple[str, str]]:
 
 
 def _bearers(headers: Headers) -> Sequence[str]:
+    if not (fields := headers.getlist("authorization")):
+        return fields
     found = []
-    for header in headers.getlist("authorization"):
+    for header in fields:
         scheme, _, token = header.partition(" ")
         if scheme.lower() == "bearer":
             found.append(token.strip(" \t"))

@@ -25,11 +25,11 @@ class _Rest(PathConvertor):
 register_url_convertor("rest", _Rest())
 
 routes = [
-    # Send files, each in one request or in several: the request's headers say which.
+    # Send files, each in one request or in several: the request's headers say which. What is asked most is tried first.
+    Route("/api/ingestion/uploads/{filename:rest}", resumable.put, methods=["PUT"]),
     Route("/api/ingestion/uploads", resumable.post, methods=["POST"]),
     Route("/api/ingestion/uploads", resumable.options, methods=["OPTIONS"]),
     Route("/api/ingestion/uploads/", resumable.post, methods=["POST"]),  # clients of tus are often given it like this
-    Route("/api/ingestion/uploads/{filename:rest}", resumable.put, methods=["PUT"]),
     # Go on with one, by the URL it was given.
     Route("/api/ingestion/uploads/{key}", resumable.resource, methods=["GET", "PATCH", "POST", "DELETE"]),
     Route("/api/ingestion/uploads/{key}", resumable.options, methods=["OPTIONS"]),
