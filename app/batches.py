@@ -128,7 +128,8 @@ class Stage:
     def put(self, landing: Landing) -> None:
         """Take a landing in; raises Unavailable when none is taken any more."""
         self.check()
-        self.put_back(landing)
+        self._waiting.append(landing)
+        self._soon.set()
 
     def put_back(self, landing: Landing) -> None:
         """Take in what another stage, or this one, took in before."""

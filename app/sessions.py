@@ -127,6 +127,9 @@ class Sessions:
 
     def _tokens_in(self, texts: Sequence[str]) -> list[Token]:
         """The tokens among `texts` that are signed by us, whether or not they open anything."""
+        if len(texts) == 1:
+            token = self._token_in(texts[0])
+            return [token] if token else []
         return [token for text in dict.fromkeys(texts) if (token := self._token_in(text))]
 
     def is_ours(self, text: str) -> bool:

@@ -96,6 +96,8 @@ def refuse_unless_of_nothing(digests: Digests) -> None:
 
 def checksums(digests: Digests, mismatch: Callable[[str, str, str], UploadError]) -> tuple[Checksum, ...]:
     """What a body must have by these digests; `mismatch` makes the refusal of expected, actual and algorithm."""
+    if digests is UNDECLARED:
+        return ()
     return tuple(
         Checksum(
             name,

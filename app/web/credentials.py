@@ -25,34 +25,28 @@ class Credentials:
         for name, value in _cookies(headers):
             if (rank := _RANKS.get(name)) is not None:
                 self._cookies[rank].append(value)
+        self.by_cookie = not self.bearers and any(self._cookies)
+        """Whether its session, if any, is shown by a cookie, which a browser sends on its own account."""
+        self.groups = [self.bearers] if self.bearers else self._cookies
+        """The tokens that count, those of one kind together, the kind that goes first before the others."""
         self.wants_token = bool(self.bearers) or (
             "cookie" not in headers and headers.get("waybill-token", "").lower() == "true"
         )
-
-    @property
-    def by_cookie(self) -> bool:
-        """Whether its session, if any, is shown by a cookie, which a browser sends on its own account."""
-        return not self.bearers and any(self._cookies)
-
-    @property
-    def groups(self) -> list[list[str]]:
-        """The tokens that count, those of one kind together, the kind that goes first before the others."""
-        return [self.bearers] if self.bearers else self._cookies
 
     @property
     def texts(self) -> list[str]:
         """The tokens that count, in their order."""
         return [text for group in self.groups for text in group]
 
-    def to_exchange(self, recognised: Recognised | None, *, secure: bool) -> bool:
-        """Whether the session came by the plain cookie, over HTTPS, where that has a better name."""
-        return secure and self.by_cookie and recognised is not None and recognised.group == _PLAIN
+    def to_exchange(self, recognised: Recognised) -> bool:
+        """Whether the session came by the plain cookie: over HTTPS that has a better name."""
+        return self.by_cookie and recognised.group == _PLAIN
 
     def set_cookie(
-        self, sessions: Sessions, token: Token | str | None, *, secure: bool, base_path: str
+        self, sessions: Sessions, token: Token | str, *, secure: bool, base_path: str
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The fields that make the cookie hold `token`; "" takes it away, None leaves it."""
-        if token is None or self.bearers:
+        """The fields that make the cookie hold `token`; "" takes it away."""
+        if self.bearers:
             return
         text = sessions.text_of(token) if isinstance(token, Token) else ""
         name = _NAMES[_PLAIN] if not secure else _NAMES[1] if base_path else _NAMES[0]

@@ -1,5 +1,6 @@
 """Cookie in, session on the scope, cookie out; and what a client may ask of its session."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -84,13 +85,14 @@ class Caller:
             return self._first_token
         return self.token
 
-    async def renew(self) -> None:
-        """Give a cookie out anew that has become old, when the answer is about to leave.
+    @property
+    def is_stale(self) -> bool:
+        """Whether its cookie has become old, when the answer is about to leave: a long upload may have outlasted it."""
+        return self.token is None and self.recognised is not None and self._sessions.is_stale(self.recognised.token)
 
-        A long upload may have outlasted it; and meanwhile the browser may have been given another token.
-        """
-        if self.token is None and self.recognised is not None and self._sessions.is_stale(self.recognised.token):
-            self.token = await self._sessions.renew(self.recognised.token)
+    async def renew(self) -> None:
+        """Give a stale cookie out anew; meanwhile the browser may have been given another token."""
+        self.token = await self._sessions.renew(self.living().token)
 
 
 class SessionMiddleware:
@@ -118,26 +120,30 @@ class SessionMiddleware:
         caller = Caller(sessions, await sessions.recognise(shown.groups), shown)
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
-        if caller.recognised is not None and shown.to_exchange(caller.recognised, secure=secure):
+        if secure and caller.recognised is not None and shown.to_exchange(caller.recognised):
             caller.token = sessions.renewed(caller.recognised.token)
         others = exchange.more_headers
-        exchange.more_headers = lambda: (
-            *others(),
-            *shown.set_cookie(sessions, caller.cookie_token(), secure=secure, base_path=self._base_path),
-        )
+
+        def more_headers() -> Iterable[tuple[bytes, bytes]]:
+            if (token := caller.cookie_token()) is None:
+                return others()
+            return *others(), *shown.set_cookie(sessions, token, secure=secure, base_path=self._base_path)
+
+        exchange.more_headers = more_headers
         if caller.recognised is None:
             await self._app(scope, receive, send)
             return
 
         async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and caller.is_stale:
                 await caller.renew()
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_cookie)
         except UploadError:
-            await caller.renew()
+            if caller.is_stale:
+                await caller.renew()
             raise
 
     def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
