@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from app.config import Settings
 from app.db import migrate
 from app.errors import Unavailable, Unusable, UploadError
-from app.main import open_database, open_storage, read_key
+from app.main import open_database, open_storage
+from app.secret_key import read_key
 
 _FORMS_AT_ONCE: Final = 4
 """How many of the largest forms, with nothing else, use up the files that may be open."""

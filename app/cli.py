@@ -25,7 +25,7 @@ from app.errors import Unusable, UploadError
 if TYPE_CHECKING:
     from app.checks import Check
     from app.config import Settings
-    from app.db import Db
+    from app.db.database import Db
     from app.storage import Storage
 
 EX_UNAVAILABLE: Final = 69
@@ -147,9 +147,11 @@ def serve() -> None:
 
 async def _prepare(settings: "Settings") -> int:
     """Check everything and bring the schema up to date: here, where a signal is heard while a migration waits."""
-    from app import checks, totals
+    from app import checks
     from app.db import migrate
-    from app.main import now_us, open_database
+    from app.ids import now_us
+    from app.main import open_database
+    from app.sessions import totals_records
 
     results = await checks.run(settings)
     for check in results:
@@ -161,7 +163,7 @@ async def _prepare(settings: "Settings") -> int:
     try:
         await db.open()
         await migrate.migrate(db, now_us=now_us(), indexes=False)
-        await totals.begin(db)
+        await totals_records.begin(db)
     finally:
         await db.close()
     return 0
@@ -195,13 +197,13 @@ async def check(as_json: bool) -> int:
 @_command
 async def migrate_(as_json: bool) -> int:
     """Bring the database's schema up to date, as the start does."""
-    from app import totals
     from app.db import migrate
-    from app.main import now_us
+    from app.ids import now_us
+    from app.sessions import totals_records
 
     async with _stores(migrated=False) as (_, db):
         applied = await migrate.migrate(db, now_us=now_us())
-        await totals.begin(db)
+        await totals_records.begin(db)
     if as_json:
         _print({"applied": applied})
     else:
@@ -214,13 +216,14 @@ async def migrate_(as_json: bool) -> int:
 @_command
 async def sweep(as_json: bool) -> int:
     """Remove what crashes and walk-aways left, once, as the service does on a schedule."""
-    from app import totals
     from app.db import migrate
-    from app.main import now_us, receiving
+    from app.ids import now_us
+    from app.main import receiving
+    from app.sessions import totals_records
 
     async with _stores(migrated=False) as (storage, db):
         await migrate.migrate(db, now_us=now_us(), indexes=False)
-        await totals.begin(db)
+        await totals_records.begin(db)
         async with receiving(_settings(), storage, db) as ways_in:
             swept = await ways_in.sweeper.once()
     if as_json:
@@ -236,12 +239,12 @@ async def sweep(as_json: bool) -> int:
 @_command
 async def verify_(as_json: bool) -> int:
     """Digest every stored file and compare it with its record, and the other way round; mend what is whole again."""
-    from app import records
+    from app.maintenance.verify import verify
     from app.model import Damage
-    from app.verify import verify
+    from app.uploads import records as upload_records
 
     async with _stores() as (storage, db):
-        count = await records.count_stored(db) + await records.count_damaged(db)
+        count = await upload_records.count_stored(db) + await upload_records.count_damaged(db)
         with click.progressbar(length=count, label="verifying", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             found = await verify(storage, db, on_file=lambda: bar.update(1))
     if as_json:
@@ -266,8 +269,8 @@ async def verify_(as_json: bool) -> int:
 async def backup(directory: Path, keep: int, verify_only: bool, as_json: bool) -> int:
     """Back up the database and the files into DIRECTORY, while the service serves; only what is new is copied."""
     from app.backup import back_up
-    from app.main import now_us
-    from app.snapshots import Backups
+    from app.backup.snapshots import Backups
+    from app.ids import now_us
 
     backups = Backups(directory)
     if verify_only:
@@ -302,9 +305,10 @@ async def backup(directory: Path, keep: int, verify_only: bool, as_json: bool) -
 @_command
 async def restore(directory: Path, name: str | None, as_json: bool) -> int:
     """Restore a backup from DIRECTORY into an empty store and an empty database."""
-    from app.main import now_us, open_database
-    from app.restore import restore as put_back
-    from app.snapshots import Backups
+    from app.backup.restore import restore as put_back
+    from app.backup.snapshots import Backups
+    from app.ids import now_us
+    from app.main import open_database
 
     settings = _settings()
     snapshots = {snapshot.name: snapshot for snapshot in Backups(directory).snapshots()}
@@ -343,10 +347,10 @@ async def history(session: str | None, limit: int, as_json: bool) -> int:
 
 
 async def _sessions(db: "Db", limit: int, as_json: bool) -> int:
-    from app import records
     from app.model import rfc3339
+    from app.uploads import records as upload_records
 
-    sessions = await records.list_sessions(db, limit)
+    sessions = await upload_records.list_sessions(db, limit)
     if as_json:
         _print({"items": [session.model_dump(mode="json") for session in sessions]})
         return 0
@@ -357,14 +361,14 @@ async def _sessions(db: "Db", limit: int, as_json: bool) -> int:
 
 
 async def _uploads(db: "Db", session_id: str, limit: int, as_json: bool) -> int:
-    from app import records
     from app.model import HistoryQuery, is_upload_id, rfc3339
+    from app.uploads import records as upload_records
 
-    session = await records.find_session(db, session_id) if is_upload_id(session_id) else None
+    session = await upload_records.find_session(db, session_id) if is_upload_id(session_id) else None
     if session is None:
         click.echo("there is no such session", err=True)
         return 1
-    page = await records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=limit)
+    page = await upload_records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=limit)
     if as_json:
         items = [upload.model_dump(mode="json") for upload in page.uploads]
         _print({"session": session.model_dump(mode="json"), "items": items, "skipped": page.skipped})

@@ -304,6 +304,17 @@ class Locked(Unavailable):
         super().__init__("somebody else is changing the same records now")
 
 
+class OutcomeUnknown(Unavailable):
+    """The files are durable; whether their rows are could not be learnt in time.
+
+    It is settled when the database answers again, or whoever locked the session lets go: the uploads
+    stand in the history, as completed if they were recorded after all, else as failed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the upload could not be recorded in time; the history will tell its outcome")
+
+
 class StorageFull(UploadError):
     code, status, title = "storage_full", 507, "There is not enough space for this upload"
 

@@ -1,8 +1,7 @@
-"""The composition root: settings in, a running service out. The only place that names backends, clock and chance."""
+"""The composition root: settings in, a running service out. The only place that names backends."""
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,31 +12,30 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import structlog
-import uuid_utils
-from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from app import totals
 from app.config import Settings
-from app.db import Db, migrate
+from app.db import migrate
+from app.db.database import Db
 from app.db.schema import SchemaWatch
 from app.errors import Unusable, UploadError
-from app.ingest import Ingest, Limits
-from app.lookup import Lookup
-from app.metrics import Metrics, Seats
-from app.notation import MIN_KEY_CHARACTERS
-from app.once import Once
-from app.publish import Publisher
-from app.quota import Quotas
-from app.resume import Resumes
-from app.scrub import Scrubber
-from app.sessions import Sessions
+from app.idempotency import IdempotencyKeys
+from app.ids import new_code, new_id, new_key, now_us
+from app.maintenance.scrub import Scrubber
+from app.maintenance.sweep import Sweeper
+from app.metrics import Metrics, WorkerSlots
+from app.quotas import Quotas
+from app.resumables import Resumables
+from app.secret_key import secret_keys
+from app.sessions import Sessions, totals_records
 from app.signing import Signer
 from app.storage import Storage
 from app.storage.local import LocalStorage
-from app.sweep import Sweeper
+from app.uploads.group_commit import Publisher
+from app.uploads.ingest import Ingest, IngestLimits
+from app.uploads.lookup import Lookup
 from app.web.cors import CorsMiddleware
 from app.web.exchange import ExchangeMiddleware
 from app.web.routes import routes
@@ -49,27 +47,6 @@ log = structlog.stdlib.get_logger("waybill")
 _MICROSECOND = timedelta(microseconds=1)
 _CLEANING_SECONDS = 5.0  # the server has waited for the requests and ended the rest: they have this long to clean up
 _LETTING_GO_SECONDS = 2.0  # before that, to write down how far resumable uploads have come
-_CODE_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: none that looks like another
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
-
-
-def new_id() -> str:
-    """A UUIDv7: sortable by time, 74 bits of chance."""
-    return str(uuid_utils.uuid7())
-
-
-def new_key() -> str:
-    """128 bits of chance, as a URL can hold them: who has this has the upload it stands for."""
-    return secrets.token_urlsafe(16)
-
-
-def new_code() -> str:
-    """Sixty bits for people to type, good for ten minutes: ABCD-EFGH-JKMN."""
-    letters = "".join(secrets.choice(_CODE_LETTERS) for _ in range(12))
-    return "-".join((letters[:4], letters[4:8], letters[8:]))
 
 
 def open_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
@@ -103,72 +80,6 @@ def _make_file(path: Path) -> None:
         raise Unusable(f"the database's file {path} cannot be made: {error.strerror}") from error
 
 
-def with_secret_keys(settings: Settings) -> Settings:
-    """Settings in which the keys stand, wherever they come from: read once, for all processes of a service.
-
-    Raises:
-        Unusable: the key in `secret.key` cannot be read, or be made.
-    """
-    return settings.model_copy(update={"secret_keys": tuple(SecretStr(key) for key in secret_keys(settings))})
-
-
-def secret_keys(settings: Settings) -> list[str]:
-    """The configured keys, or the one in `secret.key`, which is made on the first start.
-
-    Several processes may start at once: whoever links its file first has made the key.
-    """
-    if settings.secret_keys:
-        return [key.get_secret_value() for key in settings.secret_keys]
-    path = settings.storage_dir / "secret.key"
-    if (key := read_key(path)) is None:
-        _make_key(path)
-        key = read_key(path)
-    if key is None:
-        raise Unusable(f"{path} was removed as soon as it was made")
-    return [key]
-
-
-def read_key(path: Path) -> str | None:
-    """The key in a file; None if there is no file."""
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unusable(f"{path} cannot be used: {error}") from error
-    if len(key) < MIN_KEY_CHARACTERS:
-        raise Unusable(f"{path} holds {len(key)} characters, needs {MIN_KEY_CHARACTERS} or more")
-    return key
-
-
-def _make_key(path: Path) -> None:
-    try:
-        draft = path.with_name(f"secret.{new_id()}")
-        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
-            file.write(secrets.token_urlsafe(48))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-            _make_name_durable(path)
-            log.info("made a secret key", path=str(path))
-        except FileExistsError:
-            log.debug("another process made the secret key")
-        finally:
-            draft.unlink()
-    except OSError as error:
-        raise Unusable(f"{path} cannot be used: {error}") from error
-
-
-def _make_name_durable(path: Path) -> None:
-    """A key that a power cut took back would have signed sessions that nobody could open any more."""
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 @asynccontextmanager
 async def stores(settings: Settings, metrics: Metrics | None = None) -> AsyncIterator[tuple[Storage, Db]]:
     """Storage and database, open and fit for use; closed in the end, the database last.
@@ -191,7 +102,7 @@ class Receiving(NamedTuple):
 
     quotas: Quotas | None
     ingest: Ingest
-    resumes: Resumes
+    resumes: Resumables
     sweeper: Sweeper
 
 
@@ -211,7 +122,7 @@ async def receiving(
         ingest = Ingest(
             storage,
             publisher,
-            limits=Limits(
+            limits=IngestLimits(
                 file_bytes=settings.max_file_size,
                 files=settings.max_files_per_request,
                 requests_at_once=settings.max_concurrent_uploads,
@@ -222,7 +133,7 @@ async def receiving(
             new_id=new_id,
         )
         stack.push_async_callback(ingest.close, _CLEANING_SECONDS)
-        resumes = Resumes(
+        resumes = Resumables(
             storage,
             db,
             publisher,
@@ -262,17 +173,17 @@ async def _quotas(settings: Settings, db: Db) -> AsyncIterator[Quotas | None]:
 
 
 @asynccontextmanager
-async def services(settings: Settings, seats: Seats | None = None) -> AsyncIterator[Services]:
+async def services(settings: Settings, worker_slots: WorkerSlots | None = None) -> AsyncIterator[Services]:
     """Everything that handlers need, opened in order and closed in the opposite one.
 
     What is opened goes on one stack, so a start that fails half-way closes what it opened.
     `seats` is where this process counts, if it is one of several.
     """
-    metrics = Metrics(seats, stopwatch=time.perf_counter)
+    metrics = Metrics(worker_slots, stopwatch=time.perf_counter)
     async with AsyncExitStack() as stack:
         storage, db = await stack.enter_async_context(stores(settings, metrics))
         await migrate.migrate(db, now_us=now_us(), indexes=False)
-        await totals.begin(db)
+        await totals_records.begin(db)
         keys = secret_keys(settings)
         sessions = Sessions(
             db,
@@ -285,7 +196,7 @@ async def services(settings: Settings, seats: Seats | None = None) -> AsyncItera
         )
         stack.push_async_callback(_last_seen, sessions)
         quotas, ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db, metrics))
-        once = Once(db, metrics, now_us=now_us, new_id=new_id)
+        once = IdempotencyKeys(db, metrics, now_us=now_us, new_id=new_id)
         metrics.staged_bytes.read = storage.staged_bytes
         metrics.free_slots.read = lambda: db.slots()[0]
         metrics.slots.read = lambda: db.slots()[1]
@@ -344,12 +255,12 @@ class _Application(Starlette):
         return app
 
 
-def build(settings: Settings, seats: Seats | None = None) -> Starlette:
+def build(settings: Settings, worker_slots: WorkerSlots | None = None) -> Starlette:
     """The service. Nothing is opened before its lifespan starts."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Services]:
-        async with services(settings, seats) as state:
+        async with services(settings, worker_slots) as state:
             log.info("ready", database=state["db"].dialect, durability=settings.durability)
             yield state
         log.info("stopped")

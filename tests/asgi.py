@@ -228,7 +228,7 @@ class Client:
         }
         exchange = _Exchange(method, chunks, hang_up_after, stop_listening_after, receive)
         answer = exchange.answer
-        scope["extensions"] = {"waybill.interim": exchange.say_before}
+        scope["extensions"] = {"waybill.interim": exchange.send_interim}
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._service.app(scope, exchange.receive, exchange.send)
@@ -374,7 +374,7 @@ class _Exchange:
         elif self._stop_listening_after is not None and len(answer.blocks) >= self._stop_listening_after:
             self._hang_up()
 
-    def say_before(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def send_interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if not 100 < status < 200 or self.answer.status:
             raise _ServerError("what comes before the answer is an interim response")
         self.answer.interim.append((status, {name.decode(): value.decode() for name, value in headers}))

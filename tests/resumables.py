@@ -7,12 +7,12 @@ from itertools import count
 
 import pytest
 
-from app import records
-from app.ingest import Ingest, Limits, Visitor
 from app.model import HistoryQuery, Protocol
-from app.publish import Publisher
-from app.resume import Resumes
+from app.resumables import Resumables
 from app.signing import Signer
+from app.uploads import records as upload_records
+from app.uploads.group_commit import Publisher
+from app.uploads.ingest import Ingest, IngestLimits, Visitor
 from tests.asgi import SECRET_KEY
 from tests.unreliable import Store, Time, coming, ids, opened
 
@@ -31,8 +31,8 @@ class Worker:
     def __init__(self, db, storage, publisher, clock, new_id, *, at_once=8):
         self.db, self.storage, self.publisher, self.clock = db, storage, publisher, clock
         keys = count(1)
-        self.ingest = Ingest(storage, publisher, limits=Limits(LIMIT, 10, at_once), now_us=clock, new_id=new_id)
-        self.resumes = Resumes(
+        self.ingest = Ingest(storage, publisher, limits=IngestLimits(LIMIT, 10, at_once), now_us=clock, new_id=new_id)
+        self.resumes = Resumables(
             storage,
             db,
             publisher,
@@ -69,7 +69,9 @@ class Worker:
         return (await self.resumes.find(key, session, newest=True)).offset
 
     async def history(self, session="mine"):
-        page = await records.list_uploads(self.db, session, HistoryQuery(order="oldest"), after=None, page_size=500)
+        page = await upload_records.list_uploads(
+            self.db, session, HistoryQuery(order="oldest"), after=None, page_size=500
+        )
         assert page.skipped == 0
         return page.uploads
 

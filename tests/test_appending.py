@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from app import merges, records, tokens
 from app.errors import (
     DigestMismatch,
     Gone,
@@ -16,9 +15,11 @@ from app.errors import (
     TooLarge,
     Unavailable,
 )
-from app.ingest import Visitor
 from app.model import Digests, Protocol, Session, Status
-from app.records import NewSession
+from app.sessions import merge_records, token_records
+from app.uploads import records as upload_records
+from app.uploads.ingest import Visitor
+from app.uploads.records import NewSession
 from tests.resumables import LIMIT, World, sha, worker, world
 from tests.unreliable import NOW, Store
 
@@ -176,7 +177,7 @@ class TestAppending:
         assert (await worker.append(key, 3, b"def", checked=True)).upload.sha256 == sha(b"abcdef")
 
     async def test_what_arrives_is_committed_now_and_then(self, worker, monkeypatch):
-        monkeypatch.setattr("app.appending.CHECKPOINT_BYTES", 4)
+        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 4)
         key = await worker.create(100)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
             seen = []
@@ -188,7 +189,7 @@ class TestAppending:
         assert await worker.offset(key) == 7
 
     async def test_a_checkpoint_that_cannot_be_committed_is_made_later(self, worker, monkeypatch):
-        monkeypatch.setattr("app.appending.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
         key = await worker.create(100)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
             worker.db.fails = ["away"]
@@ -198,7 +199,7 @@ class TestAppending:
             assert appending.durable == 6
 
     async def test_what_may_have_been_committed_is_never_cut_off(self, worker, monkeypatch):
-        monkeypatch.setattr("app.appending.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
         key = await worker.create(5)
         worker.db.fails = [None, "lost"]  # claimed; committed, but nobody is told
         with pytest.raises(TooLarge):
@@ -284,16 +285,16 @@ class TestOwners:
         visitor = Visitor("new", NewSession(session, "token"))
         await worker.resumes.create(visitor, protocol=Protocol.TUS, filename="a", content_type="a/b", length=6)
         assert visitor.arrival is None
-        assert (await tokens.find_session(worker.db, "token", NOW)).session == session
+        assert (await token_records.find_session(worker.db, "token", NOW)).session == session
 
     async def test_a_session_that_joins_another_takes_its_uploads_along(self, worker):
         for name in ("mine", "theirs"):
             session = NewSession(Session(id=name, created_at=0, last_seen_at=0, expires_at=NOW + 1000), name)
-            await worker.db.transaction(lambda unit, session=session: records.insert_sessions(unit, [session]))
+            await worker.db.transaction(lambda unit, session=session: upload_records.insert_sessions(unit, [session]))
         key = await worker.create(6)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
             await appending.write(b"abc")
-            await worker.db.transaction(lambda unit: merges.merge(unit, "mine", "theirs", NOW))
+            await worker.db.transaction(lambda unit: merge_records.merge(unit, "mine", "theirs", NOW))
         with pytest.raises(NotFound):
             await worker.resumes.find(key, "mine")
         late = await worker.create(6, session="mine")  # by a request that had begun before

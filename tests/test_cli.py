@@ -15,11 +15,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from app import cli, verify
+from app import cli
 from app.config import load
 from app.db import migrate
 from app.db.queries import Migration, migrations
-from app.main import build, new_id
+from app.ids import new_id
+from app.main import build
+from app.maintenance import verify
 from tests.service import HISTORY, PATIENCE, UPLOADS, environment
 from tests.support.logging_apart import logging_apart
 

@@ -4,12 +4,11 @@ import asyncio
 
 import pytest
 
-from app import resources
-from app.batches import OutcomeUnknown
-from app.errors import Gone, StorageFull, TooLarge, Unavailable
+from app.errors import Gone, OutcomeUnknown, StorageFull, TooLarge, Unavailable
+from app.maintenance.sweep import Sweeper
+from app.maintenance.verify import verify
 from app.model import Status
-from app.sweep import Sweeper
-from app.verify import verify
+from app.resumables import records as resumable_records
 from tests.resumables import DAY, HOUR, sha, worker, world
 from tests.unreliable import Gate, coming, ticking, until
 
@@ -238,7 +237,7 @@ class TestPuttingTogether:
     async def test_who_is_at_work_is_left_alone_however_late_in_the_life_of_the_upload(
         self, world, worker, assembling, monkeypatch, days
     ):
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.05)
         other = await world.worker()
         key, part = await self.waiting(worker)
         world.clock.pass_by(seconds=days * DAY)
@@ -254,8 +253,8 @@ class TestPuttingTogether:
     async def test_only_who_is_not_seen_at_work_is_taken_over_from(
         self, world, worker, assembling, monkeypatch, seen_at_work
     ):
-        monkeypatch.setattr("app.concatenation.SEEN_SECONDS", 0.01 if seen_at_work else 3600)
-        monkeypatch.setattr("app.recovery.LEFT_SECONDS", 0.5)
+        monkeypatch.setattr("app.resumables.concatenation.SEEN_SECONDS", 0.01 if seen_at_work else 3600)
+        monkeypatch.setattr("app.resumables.recovery.LEFT_SECONDS", 0.5)
         world.clock = worker.clock = ticking(world.clock())
         worker.resumes._completions._concatenations._now_us = worker.clock
         other = await world.worker()
@@ -280,14 +279,14 @@ class TestPuttingTogether:
 
     async def test_a_part_that_becomes_whole_while_somebody_looks_is_not_overlooked(self, worker, monkeypatch):
         key, part = await self.waiting(worker)
-        looking, real = Gate(), resources.list_these
+        looking, real = Gate(), resumable_records.list_these
 
         async def list_these(*arguments):
             found = await real(*arguments)
             await looking.pass_through()
             return found
 
-        monkeypatch.setattr("app.completion.resources.list_these", list_these)
+        monkeypatch.setattr("app.resumables.completion.records.list_these", list_these)
         looking.close()
         await worker.resumes.find(key, "mine", newest=True)
         await coming(looking.reached)

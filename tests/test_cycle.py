@@ -148,7 +148,7 @@ async def test_after_the_answer_nothing_of_the_body_is_handed_on():
 @pytest.mark.parametrize("gone", [True, False])
 async def test_when_all_is_said_it_holds_itself_no_longer(gone):
     _, cycle = cycle_of()
-    cycle.scope["extensions"] = {"say": cycle.say_before}
+    cycle.scope["extensions"] = {"say": cycle.send_interim}
     cycle.disconnected = gone
     await say(cycle, 200, [(b"content-length", b"0")], b"")
     assert "extensions" not in cycle.scope

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from app import batches
 from app.errors import (
     AmbiguousSession,
     BadCursor,
@@ -24,6 +23,7 @@ from app.errors import (
     NoSession,
     NotFound,
     OffsetMismatch,
+    OutcomeUnknown,
     PreconditionFailed,
     QuotaExceeded,
     RangeNotSatisfiable,
@@ -84,7 +84,7 @@ EXAMPLES = [
     MethodNotAllowed("PUT", "GET, HEAD"), NoFile(), NoSession(), NotFound(), OffsetMismatch(5, 6), PreconditionFailed(),
     QuotaExceeded(5, 6, 10, "bytes"), RateLimited(4), TookTooLong(5),
     RangeNotSatisfiable(5), RequestTooLarge(11, 10), StorageFull(), TooLarge(11, 10), TooManyFiles(11, 10),
-    TooSlow(30, 1024), Unavailable(), UnsupportedVersion("1.0.0"), batches.OutcomeUnknown(),
+    TooSlow(30, 1024), Unavailable(), UnsupportedVersion("1.0.0"), OutcomeUnknown(),
 ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_a_limit_names_what_came_and_what_is_allowed(kind):
 def test_what_may_go_better_later_says_when():
     assert int(Unavailable().headers["Retry-After"]) > 0
     assert Unavailable(retry_after=7).headers == {"Retry-After": "7"}
-    assert int(batches.OutcomeUnknown().headers["Retry-After"]) > 0
+    assert int(OutcomeUnknown().headers["Retry-After"]) > 0
 
 
 def test_what_the_protocols_ask_for_is_said():

@@ -6,30 +6,31 @@ from contextlib import suppress
 
 import pytest
 
-from app import records, tokens
-from app.batches import OutcomeUnknown
 from app.errors import (
     DigestMismatch,
     Internal,
     NoFile,
+    OutcomeUnknown,
     StorageFull,
     TooLarge,
     TooManyFiles,
     TooSlow,
     Unavailable,
 )
-from app.ingest import Ingest, Limits, Visitor
 from app.model import UNDECLARED, Digests, HistoryQuery, Protocol, Session, Status
-from app.publish import Publisher
-from app.records import NewSession
+from app.sessions import token_records
 from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStaged
+from app.uploads import records as upload_records
+from app.uploads.group_commit import Publisher
+from app.uploads.ingest import Ingest, IngestLimits, Visitor
+from app.uploads.records import NewSession
 from tests.unreliable import NOW, Interrupted, Store, coming, ids, opened, ticking
 
-LIMITS = Limits(file_bytes=1000, files=3, requests_at_once=2)
+LIMITS = IngestLimits(file_bytes=1000, files=3, requests_at_once=2)
 EMPTY = hashlib.sha256().hexdigest()
 BLOCK = 900
-LARGE = Limits(file_bytes=10**7, files=3, requests_at_once=2)
+LARGE = IngestLimits(file_bytes=10**7, files=3, requests_at_once=2)
 
 
 @pytest.fixture
@@ -82,7 +83,9 @@ class World:
             return await landing.publish()
 
     async def rows(self, session_id="mine"):
-        page = await records.list_uploads(self.db, session_id, HistoryQuery(order="oldest"), after=None, page_size=500)
+        page = await upload_records.list_uploads(
+            self.db, session_id, HistoryQuery(order="oldest"), after=None, page_size=500
+        )
         return page.uploads
 
     async def outcome(self, session_id="mine"):
@@ -314,14 +317,14 @@ class TestOutages:
 
 class TestArrivals:
     async def known(self, world):
-        return [session.id for session in await records.list_sessions(world.db, 10)]
+        return [session.id for session in await upload_records.list_sessions(world.db, 10)]
 
     async def test_a_new_session_rides_with_its_first_upload(self, world):
         visitor = newcomer()
         await world.send(("a", 1), visitor=visitor)
         assert visitor.arrival is None
         assert await self.known(world) == ["new"]
-        assert (await tokens.find_session(world.db, "hash of new", NOW)).session.id == "new"
+        assert (await token_records.find_session(world.db, "hash of new", NOW)).session.id == "new"
         assert await world.outcome("new") == [("a", 1, "completed")]
 
     async def test_or_with_the_record_of_its_failure(self, world):
@@ -429,7 +432,7 @@ class TestCancellation:
 
     async def no_file_without_a_row(self, world):
         files = [file.key async for found in world.store.walk(0) for file in found]
-        assert set((await records.statuses_of(world.db, files)).values()) == {"completed"}
+        assert set((await upload_records.statuses_of(world.db, files)).values()) == {"completed"}
 
     @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
     @pytest.mark.parametrize("then_after", [None, 1, 2])

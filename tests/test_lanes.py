@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.lanes import Lane
+from app.resumables.lanes import Lane
 
 
 class Works:

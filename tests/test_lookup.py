@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from app import records
 from app.errors import Unavailable
-from app.lookup import Lookup
+from app.uploads import records as upload_records
+from app.uploads.lookup import Lookup
 from tests.contracts.records import upload
 from tests.unreliable import Gate, coming, opened
 
@@ -40,7 +40,7 @@ class Asked:
 
 @pytest.fixture
 async def asked(db):
-    await records.insert_uploads(db, [upload(number) for number in range(1, 150)] + [upload(200, "another")])
+    await upload_records.insert_uploads(db, [upload(number) for number in range(1, 150)] + [upload(200, "another")])
     return Asked(db)
 
 
@@ -60,7 +60,7 @@ async def test_an_answer_is_never_older_than_its_question(asked, db):
     asked.gate.close()
     second = asyncio.create_task(lookup.find("mine", upload(2).id))
     await coming(asked.gate.reached)
-    await records.insert_uploads(db, [upload(150)])
+    await upload_records.insert_uploads(db, [upload(150)])
     late = asyncio.create_task(lookup.find("mine", upload(150).id))
     await asyncio.sleep(0)
     asked.gate.open()

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.errors import Unavailable
-from app.resume import Superseded
+from app.resumables import Preempted
 from tests.resumables import DAY, Tail, Writer, pair, sha, worker, world
 from tests.unreliable import Gate, coming, until
 
@@ -15,7 +15,7 @@ __all__ = ["pair", "worker", "world"]
 class TestNumbersDrawnTwice:
     async def test_of_two_writers_with_one_number_only_the_one_that_the_row_names_commits(self, pair, monkeypatch):
         first, second = pair
-        monkeypatch.setattr(first.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(first.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         key = await first.create(9)
         await first.append(key, 0, b"abc")
         async with Tail(first, key) as tail, Writer(first, key, 3, b"xyz") as old:
@@ -23,7 +23,7 @@ class TestNumbersDrawnTwice:
             async with Writer(second, key, 3, b"de") as new:
                 old.more.put_nowait(b"zyx")
                 old.more.put_nowait(None)
-                with pytest.raises(Superseded):
+                with pytest.raises(Preempted):
                     await old.task
                 new.more.put_nowait(b"fghi")
                 new.more.put_nowait(None)
@@ -40,14 +40,14 @@ class TestNumbersDrawnTwice:
                 assert await other.offset(key) == 0
             else:
                 await other.append(key, 0, b"abc")
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await asyncio.wait_for(old.task, 20)
 
     @pytest.mark.parametrize("goes_on", ["in part", "to the end"])
     async def test_who_was_passed_over_by_one_with_its_number_ends_nothing(self, world, worker, monkeypatch, goes_on):
         """It finds less in the file than it knows of, or no file at all: that is no loss."""
         other = await world.worker()
-        monkeypatch.setattr(worker.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         stopped, real = Gate(), world.storage.partial
 
         async def partial(*arguments, **more):
@@ -66,7 +66,7 @@ class TestNumbersDrawnTwice:
             await tail.lose()
         assert (await other.append(key, 3, b"d" if goes_on == "in part" else b"defghi")).offset in {4, 9}
         stopped.open()
-        with pytest.raises((Superseded, Unavailable)):
+        with pytest.raises((Preempted, Unavailable)):
             await old
         if goes_on == "in part":
             await other.append(key, 4, b"efghi")
@@ -92,9 +92,9 @@ class TestFiles:
         assert [bytes(world.storage.partial_files[name]) for name in left] == [b"?", b"?"]
 
     async def test_acknowledged_bytes_outlive_a_move_to_another_file_that_was_lost(self, world, worker, monkeypatch):
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.05)
         frozen = await world.worker()
-        monkeypatch.setattr(frozen.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(frozen.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         key = await frozen.create(9)
         await frozen.append(key, 0, b"abc")
         async with Writer(frozen, key, 3, b"xyz"), Tail(worker, key) as tail:

@@ -12,8 +12,10 @@ import pytest
 
 from app.config import Settings
 from app.errors import Unusable
-from app.main import build, new_code, new_id, now_us, open_database, secret_keys, services
+from app.ids import new_code, new_id, now_us
+from app.main import build, open_database, services
 from app.model import is_upload_id
+from app.secret_key import secret_keys
 from tests.asgi import serving
 from tests.service import PATIENCE
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from app.metrics import Metrics, SharedSeats
+from app.metrics import Metrics, SharedWorkerSlots
 from app.model import Protocol
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -19,9 +19,9 @@ def value(metrics, name, *labels):
     return cells
 
 
-def work(seats, pipe):
+def work(worker_slots, pipe):
     """One worker: it counts one upload, has three live ones, says so, and waits until it is killed."""
-    metrics = Metrics(seats)
+    metrics = Metrics(worker_slots)
     metrics.live_uploads.read = lambda: 3
     metrics.ended(Protocol.RAW, "completed")
     metrics.stages["receive"].observe(0.2)
@@ -31,10 +31,10 @@ def work(seats, pipe):
 
 
 @contextmanager
-def worker(seats):
+def worker(worker_slots):
     """A worker that has counted; killed at the end, as no process would wish."""
     ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=work, args=(seats, theirs))
+    process = CONTEXT.Process(target=work, args=(worker_slots, theirs))
     process.start()
     try:
         assert ours.poll(PATIENCE)
@@ -49,13 +49,13 @@ def worker(seats):
 
 
 def test_what_all_processes_counted_is_added_up_and_what_the_dead_had_is_gone():
-    seats = SharedSeats()
-    own = Metrics(seats)
+    worker_slots = SharedWorkerSlots()
+    own = Metrics(worker_slots)
     own.ended(Protocol.RAW, "completed")
     own.live_uploads.read = lambda: 1
     uploads = ("waybill_uploads_total", "raw", "completed")
-    with worker(seats):
-        with worker(seats):
+    with worker(worker_slots):
+        with worker(worker_slots):
             assert value(own, *uploads) == [3]
             assert value(own, "waybill_live_uploads") == [7]
             assert value(own, "waybill_workers") == [3]
@@ -67,25 +67,25 @@ def test_what_all_processes_counted_is_added_up_and_what_the_dead_had_is_gone():
 
 
 def test_who_replaces_a_dead_process_goes_on_counting_in_its_seat():
-    seats = SharedSeats()
-    own = Metrics(seats)
+    worker_slots = SharedWorkerSlots()
+    own = Metrics(worker_slots)
     for number in range(1, 4):
-        with worker(seats):
+        with worker(worker_slots):
             assert value(own, "waybill_uploads_total", "raw", "completed") == [number]
             assert sum(value(own, "waybill_stage_seconds", "receive")[:-1]) == number
             assert value(own, "waybill_workers") == [2]
-            assert len(list(seats.all())) == 2
+            assert len(list(worker_slots.all())) == 2
     assert value(own, "waybill_stage_seconds", "receive")[-1] == pytest.approx(0.6)
 
 
 def test_asking_lets_nobody_loose_of_a_seat():
-    seats = SharedSeats()
-    own = Metrics(seats)
-    with worker(seats):
+    worker_slots = SharedWorkerSlots()
+    own = Metrics(worker_slots)
+    with worker(worker_slots):
         own.read()
-        with worker(seats):  # had the first lost its seat, this one would sit on it
+        with worker(worker_slots):  # had the first lost its seat, this one would sit on it
             assert value(own, "waybill_workers") == [3]
-            assert len(list(seats.all())) == 3
+            assert len(list(worker_slots.all())) == 3
 
 
 def test_a_value_on_a_bound_lies_below_it_and_one_above_all_is_counted():

@@ -9,22 +9,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app import claims, merges, once, records
-from app.claims import Asked
+from app import idempotency
 from app.errors import IncompleteBody, KeyInUse, Unavailable, UploadError
-from app.ingest import Ingest, Limits, Visitor
+from app.idempotency import LEASE_SECONDS, IdempotencyKeys
+from app.idempotency import records as key_records
+from app.idempotency.records import KeyedRequest
+from app.maintenance.sweep import KEY_GRACE_US, Sweeper
 from app.metrics import Metrics
 from app.model import HistoryQuery, Protocol, Session, Status
-from app.once import LEASE_SECONDS, Once
-from app.publish import ANSWERED_US, Publisher
-from app.records import NewSession
-from app.sweep import KEY_GRACE_US, Sweeper
+from app.sessions import merge_records
+from app.uploads import records as upload_records
+from app.uploads.group_commit import ANSWERED_US, Publisher
+from app.uploads.ingest import Ingest, IngestLimits, Visitor
+from app.uploads.records import NewSession
 from tests.contracts.records import upload
 from tests.strategies import form
 from tests.unreliable import NOW, Store, Time, coming, ids, opened, until
 
 CONTENT = b"hello, waybill"
-ASKED = Asked(Protocol.RAW, "a/b", "a.bin", len(CONTENT))
+ASKED = KeyedRequest(Protocol.RAW, "a/b", "a.bin", len(CONTENT))
 DAY = 86_400
 LANDED = upload(1, protocol=Protocol.RAW)
 
@@ -34,9 +37,9 @@ class Process:
 
     def __init__(self, db, store, publisher, clock, new_id):
         self.db, self.publisher = db, publisher
-        limits = Limits(file_bytes=1000, files=1, requests_at_once=100)
+        limits = IngestLimits(file_bytes=1000, files=1, requests_at_once=100)
         self.ingest = Ingest(store, publisher, limits=limits, now_us=clock, new_id=new_id)
-        self.once = Once(db, Metrics(), now_us=clock, new_id=new_id)
+        self.once = IdempotencyKeys(db, Metrics(), now_us=clock, new_id=new_id)
 
     def send(self, key="key"):
         return Attempt(self, key)
@@ -110,7 +113,7 @@ class World:
 
     async def landed(self, db):
         """The ids of all uploads that are completed, which are those that are stored."""
-        page = await records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=500)
+        page = await upload_records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=500)
         completed = [upload.id for upload in page.uploads if upload.status is Status.COMPLETED]
         assert await self.store.contents() == dict.fromkeys(completed, CONTENT)
         return completed
@@ -127,7 +130,7 @@ BOUNDARIES = st.text("-abc0123456789", min_size=1, max_size=70)
 
 def form_asked(parts, boundary):
     body, _ = form([(None, None, b"a field"), *(("a.bin", None, bytes(size)) for size in parts)], boundary=boundary)
-    return Asked(Protocol.FORM, "multipart/form-data", None, len(body), len(boundary))
+    return KeyedRequest(Protocol.FORM, "multipart/form-data", None, len(body), len(boundary))
 
 
 @given(parts=st.lists(st.integers(0, 500), min_size=1, max_size=4), boundaries=st.tuples(BOUNDARIES, BOUNDARIES))
@@ -151,7 +154,7 @@ class TestClaims:
         assert await world.landed(one.db) == [again[0].id, first[0].id]
 
     async def test_a_claim_is_somebody_s_as_long_as_it_is_renewed(self, world, monkeypatch):
-        monkeypatch.setattr(once, "LEASE_SECONDS", 0.03)
+        monkeypatch.setattr(idempotency, "LEASE_SECONDS", 0.03)
         one, other = await world.process(), await world.process()
         first = await one.send().began()
         renewing = asyncio.create_task(one.once.renew())
@@ -210,7 +213,7 @@ class TestClaims:
         async def away(*_):
             raise Unavailable
 
-        monkeypatch.setattr(claims, "free", away)
+        monkeypatch.setattr(key_records, "free", away)
         first.hang_up()
         with pytest.raises(IncompleteBody):
             await first.task
@@ -268,7 +271,7 @@ class TestClaims:
 class TestAtTheSameMoment:
     """Two transactions want the same row; the one that comes second waits, and sees what the first one did."""
 
-    KEY = ("mine", once.hashed("key"))
+    KEY = ("mine", idempotency.hashed("key"))
 
     async def both(self, db, first, second):
         """Begin `second` in the middle of `first`, a transaction; what came of the second."""
@@ -284,24 +287,24 @@ class TestAtTheSameMoment:
         return await begun[0]
 
     async def take(self, asks, claim_id, now_us):
-        return await claims.take(asks, *self.KEY, claim_id, ASKED, now_us=now_us, until_us=now_us + 10)
+        return await key_records.take(asks, *self.KEY, claim_id, ASKED, now_us=now_us, until_us=now_us + 10)
 
     async def test_who_takes_over_while_the_other_commits_gets_nothing(self, world):
         db = (await world.process()).db
         assert await self.take(db, "first", NOW)
         assert not await self.both(
             db,
-            lambda unit: claims.answer(unit, {"first": [LANDED]}, NOW + 1000),
+            lambda unit: key_records.answer(unit, {"first": [LANDED]}, NOW + 1000),
             lambda: self.take(db, "second", NOW + 20),
         )
-        assert await claims.find(db, *self.KEY, NOW) is not None
+        assert await key_records.find(db, *self.KEY, NOW) is not None
 
     async def test_who_commits_while_another_takes_over_commits_nothing(self, world):
         db = (await world.process()).db
         assert await self.take(db, "first", NOW)
 
         async def commit():
-            return await db.transaction(lambda unit: claims.answer(unit, {"first": [LANDED]}, NOW + 1000))
+            return await db.transaction(lambda unit: key_records.answer(unit, {"first": [LANDED]}, NOW + 1000))
 
         assert await self.both(db, lambda unit: self.take(unit, "second", NOW + 20), commit) == {"first"}
 
@@ -309,20 +312,22 @@ class TestAtTheSameMoment:
         db = (await world.process()).db
         both = [Session(id=each, created_at=NOW, last_seen_at=NOW, expires_at=NOW + 99) for each in ("mine", "joined")]
         arrivals = [NewSession(each, f"token of {each.id}") for each in both]
-        await db.transaction(lambda unit: records.insert_sessions(unit, arrivals))
+        await db.transaction(lambda unit: upload_records.insert_sessions(unit, arrivals))
         assert await self.both(
             db,
-            lambda unit: merges.merge(unit, "mine", "joined", NOW),
+            lambda unit: merge_records.merge(unit, "mine", "joined", NOW),
             lambda: self.take(db, "first", NOW),
         )
         for session_id in ("mine", "joined"):
-            assert await claims.find(db, session_id, once.hashed("key"), NOW) is not None
-        assert not await claims.take(db, "joined", once.hashed("key"), "second", ASKED, now_us=NOW, until_us=NOW)
+            assert await key_records.find(db, session_id, idempotency.hashed("key"), NOW) is not None
+        assert not await key_records.take(
+            db, "joined", idempotency.hashed("key"), "second", ASKED, now_us=NOW, until_us=NOW
+        )
 
 
 class TestSweep:
     async def test_old_ones_go_in_portions_and_no_others(self, world, monkeypatch):
-        monkeypatch.setattr("app.sweep._AT_ONCE", 2)
+        monkeypatch.setattr("app.maintenance.sweep._AT_ONCE", 2)
         process = await world.process()
         for number in range(5):
             await (await process.send(f"key {number}").began()).end()
@@ -341,7 +346,9 @@ def sweeper(world, process):
 
 
 async def held_until(db, until_us):
-    row = await db.one("find_idempotency_key", session_id="mine", key_hash=once.hashed("key"), now_us=until_us - 1)
+    row = await db.one(
+        "find_idempotency_key", session_id="mine", key_hash=idempotency.hashed("key"), now_us=until_us - 1
+    )
     return row is not None
 
 

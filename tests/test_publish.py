@@ -9,14 +9,13 @@ from itertools import groupby
 import asyncpg
 import pytest
 
-from app import records
-from app.batches import Incoming, OutcomeUnknown
-from app.errors import Internal, Locked, StorageFull, Unavailable
+from app.errors import Internal, Locked, OutcomeUnknown, StorageFull, Unavailable
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
-from app.publish import MAX_BATCH_FILES, Publisher
-from app.records import NewSession
-from app.storage import kernel
-from app.storage.local import LocalStorage
+from app.storage.local import LocalStorage, syscalls
+from app.uploads import records as upload_records
+from app.uploads.group_commit import MAX_BATCH_FILES, Publisher
+from app.uploads.landing import Incoming
+from app.uploads.records import NewSession
 from tests.unreliable import NOW, Database, Store, Time, coming, ids, opened, until
 
 
@@ -65,7 +64,9 @@ class World:
         return Incoming(upload_id, "mine", filename, "a/b", Protocol.RAW, self.clock(), staged)
 
     async def rows(self) -> list[Upload]:
-        page = await records.list_uploads(self.db, "mine", HistoryQuery(order="oldest"), after=None, page_size=500)
+        page = await upload_records.list_uploads(
+            self.db, "mine", HistoryQuery(order="oldest"), after=None, page_size=500
+        )
         assert page.skipped == 0
         return page.uploads
 
@@ -114,8 +115,8 @@ class TestOrder:
 
         monkeypatch.setattr(os, "write", noting(os.write, "written"))
         monkeypatch.setattr(os, "fsync", noting(os.fsync, "flushed"))
-        monkeypatch.setattr(kernel, "syncfs", noting(kernel.syncfs, "flushed"))
-        monkeypatch.setattr(kernel, "rename_new", noting(kernel.rename_new, "renamed"))
+        monkeypatch.setattr(syscalls, "syncfs", noting(syscalls.syncfs, "flushed"))
+        monkeypatch.setattr(syscalls, "rename_new", noting(syscalls.rename_new, "renamed"))
         async with world.publisher() as publisher:
             await publisher.land(await world.files(*sizes), None)
             story.append("told")
@@ -238,7 +239,7 @@ class TestFormsOfManyFiles:
             world.db.gate.open()
             await many
             await publisher.land(await world.files(2), None)
-        assert (await records.count_uploads(world.db, "mine", HistoryQuery())) == self.MANY + 1
+        assert (await upload_records.count_uploads(world.db, "mine", HistoryQuery())) == self.MANY + 1
 
 
 class TestRefusedFiles:
@@ -323,7 +324,7 @@ class TestRefusedRows:
         assert type(results[6]) is Internal
         assert results[6].__cause__ is not None
         assert await world.statuses() == [(n, "completed") for n in (0, 1, 2, 3, 4, 5, 7, 8)]
-        known = {session.id for session in await records.list_sessions(world.db, 100)}
+        known = {session.id for session in await upload_records.list_sessions(world.db, 100)}
         assert known == {f"session {n}" for n in (0, 1, 2, 3, 4, 5, 7, 8)}
 
     async def test_all_files_of_a_request_with_a_bad_row_go(self, world):
@@ -353,7 +354,7 @@ class TestRefusedRows:
                 await publisher.land(await world.files(1, 2), arrival("new"))
             await publisher.land(await world.files(3), None)
         assert await world.statuses() == [(3, "completed")]
-        assert await records.list_sessions(world.db, 10) == []
+        assert await upload_records.list_sessions(world.db, 10) == []
 
     async def test_a_full_database_is_not_asked_for_each_request_alone(self, world):
         world.db.fails = ["full"] * 100
@@ -381,7 +382,7 @@ class TestOutage:
             [upload] = await publisher.land(await world.files(1), arrival("new"))
         assert await world.rows() == [upload]
         assert await world.statuses() == [(1, "completed")]
-        assert [session.id for session in await records.list_sessions(world.db, 10)] == ["new"]
+        assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
 
     async def test_a_long_one_leaves_the_outcome_open_and_the_files_there(self, world, story):
         world.db.away = True
@@ -409,7 +410,7 @@ class TestOutage:
             await publisher.land(await world.files(1, 2), None)  # as the client was told, it tries again
         assert await world.statuses() == [(1, "completed"), (1, "failed"), (2, "completed"), (2, "failed")]
         assert {row.error.code for row in await world.rows() if row.error} == {"unavailable"}
-        assert [session.id for session in await records.list_sessions(world.db, 10)] == ["new"]
+        assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
 
     async def test_when_it_is_over_what_was_recorded_after_all_is_completed_and_stays(self, world):
         world.db.fails = ["lost"]
@@ -443,7 +444,7 @@ class TestOutage:
             world.db.away = True  # after this one transaction
             with pytest.raises(OutcomeUnknown):
                 await publisher.land(files, None)
-            assert await records.delete_upload(world.db, "mine", files[0].id, NOW)
+            assert await upload_records.delete_upload(world.db, "mine", files[0].id, NOW)
             world.db.away = False
         assert await world.statuses() == [(1, "deleted")]
 
@@ -476,7 +477,7 @@ class TestOutage:
             world.db.away = False
         [row] = await world.rows()
         assert row.error == Failure(code="storage_full", detail=str(StorageFull()))
-        assert [session.id for session in await records.list_sessions(world.db, 10)] == ["new"]
+        assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
 
     async def test_what_cannot_be_settled_is_left_and_ends_nothing(self, world, monkeypatch):
         world.db.away = True
@@ -529,7 +530,7 @@ class TestLockedSessions:
                 await raw.close()
 
             async def save(unit):
-                await records.insert_sessions(unit, [arrival("held")])
+                await upload_records.insert_sessions(unit, [arrival("held")])
 
             await db.transaction(save)
             holders.create_task(hold())
@@ -577,7 +578,7 @@ class TestLockedSessions:
             publisher.check("held")
             [again] = await self.land(world, publisher, "held")
             await again
-        page = await records.list_uploads(world.db, "held", HistoryQuery(), after=None, page_size=9)
+        page = await upload_records.list_uploads(world.db, "held", HistoryQuery(), after=None, page_size=9)
         assert [upload.status for upload in page.uploads] == ["completed", "failed"]
 
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -6,10 +6,11 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from app import totals, usage
 from app.errors import QuotaExceeded, Unavailable
 from app.model import Amount
-from app.quota import Quotas
+from app.quotas import Quotas
+from app.quotas import records as quota_records
+from app.sessions import totals_records
 from tests.unreliable import NOW, coming, ids, opened, until
 
 pytestmark = pytest.mark.asyncio
@@ -31,7 +32,7 @@ async def process(stack, database_url, holder, **limits):
 
 
 async def has(db):
-    return (await totals.find(db, "mine")).used
+    return (await totals_records.find(db, "mine")).used
 
 
 async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_place(stack, database_url, monkeypatch):
@@ -40,7 +41,7 @@ async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_pla
     _, other = await process(stack, database_url, "other", uploads=1)
     await one.grant("a", "mine", uploads=0, size=0)  # counted from now on
     looked, goes_on = asyncio.Event(), asyncio.Event()
-    grant = usage.grant
+    grant = quota_records.grant
 
     async def late(unit, allowances):
         if not looked.is_set():
@@ -48,7 +49,7 @@ async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_pla
             await goes_on.wait()
         await grant(unit, allowances)
 
-    monkeypatch.setattr(usage, "grant", late)
+    monkeypatch.setattr(quota_records, "grant", late)
     first = asyncio.create_task(one.grant("b", "mine", uploads=1, size=0))
     await coming(looked)
     second = asyncio.create_task(other.grant("c", "mine", uploads=1, size=0))
@@ -90,14 +91,14 @@ async def test_who_is_cancelled_holds_nothing_once_it_has_given_back(stack, data
     db, quotas = await process(stack, database_url, "one", size=1000)
     granted = quotas.request("mine")
     looked, goes_on = asyncio.Event(), asyncio.Event()
-    lock = totals.lock
+    lock = totals_records.lock
 
     async def late(unit, session_ids):
         looked.set()
         await goes_on.wait()
         return await lock(unit, session_ids)
 
-    monkeypatch.setattr(totals, "lock", late)
+    monkeypatch.setattr(totals_records, "lock", late)
     asking = asyncio.create_task(granted.need(1, 1000))
     await coming(looked)
     asking.cancel()
@@ -142,7 +143,7 @@ async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_
     _, dead = await process(stack, database_url, "dead", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
     await dead.grant("b", "mine", uploads=1, size=400)
-    monkeypatch.setattr("app.quota.LEASE_SECONDS", 0.01)
+    monkeypatch.setattr("app.quotas.LEASE_SECONDS", 0.01)
     quotas._now_us = lambda: NOW + 61_000_000  # renewed first, then looked at
     looking = asyncio.create_task(quotas.run())
 
@@ -156,9 +157,9 @@ async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_
 async def test_what_breaks_once_does_not_end_the_renewing(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
-    monkeypatch.setattr("app.quota.LEASE_SECONDS", 0.01)
+    monkeypatch.setattr("app.quotas.LEASE_SECONDS", 0.01)
     faults = [RuntimeError("a fault of ours"), Unavailable("away")]
-    renew, renewed = usage.renew, asyncio.Event()
+    renew, renewed = quota_records.renew, asyncio.Event()
 
     async def broken_at_first(*arguments):
         if faults:
@@ -166,7 +167,7 @@ async def test_what_breaks_once_does_not_end_the_renewing(stack, database_url, m
         await renew(*arguments)
         renewed.set()
 
-    monkeypatch.setattr(usage, "renew", broken_at_first)
+    monkeypatch.setattr(quota_records, "renew", broken_at_first)
     looking = asyncio.create_task(quotas.run())
     await coming(renewed)
     looking.cancel()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from tests.contracts.records import RecordsContract
 

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from app import records
 from app.errors import Gone, Unavailable
 from app.model import Damage
+from app.uploads import records as upload_records
 from tests.resumables import DAY, HOUR, sha, worker, world
 from tests.unreliable import Gate, coming, until
 
@@ -15,9 +15,9 @@ __all__ = ["worker", "world"]
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-    monkeypatch.setattr("app.recovery.ROUND_SECONDS", 0.01)
-    monkeypatch.setattr("app.recovery.LEFT_SECONDS", 0.05)
-    monkeypatch.setattr("app.recovery._MOST_SECONDS", 0.05)
+    monkeypatch.setattr("app.resumables.recovery.ROUND_SECONDS", 0.01)
+    monkeypatch.setattr("app.resumables.recovery.LEFT_SECONDS", 0.05)
+    monkeypatch.setattr("app.resumables.recovery._MOST_SECONDS", 0.05)
 
 
 async def completed_by_itself(worker, key):
@@ -135,7 +135,11 @@ class TestPages:
 
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch):
-        for name in ("app.recovery._AT_ONCE", "app.recovery._WAITING_AT_ONCE", "app.expiry._AT_ONCE"):
+        for name in (
+            "app.resumables.recovery._AT_ONCE",
+            "app.resumables.recovery._WAITING_AT_ONCE",
+            "app.resumables.expiration._AT_ONCE",
+        ):
             monkeypatch.setattr(name, 3)
 
     async def waiting(self, worker, number):
@@ -193,8 +197,8 @@ class TestPages:
         assert (await worker.resumes.sweep()).expired == 4
 
     async def test_who_fails_again_and_again_is_tried_less_often(self, world, worker, monkeypatch):
-        monkeypatch.setattr("app.recovery._MOST_SECONDS", 60)
-        monkeypatch.setattr("app.recovery.ROUND_SECONDS", 1)
+        monkeypatch.setattr("app.resumables.recovery._MOST_SECONDS", 60)
+        monkeypatch.setattr("app.resumables.recovery.ROUND_SECONDS", 1)
         key = await worker.create(3)
         world.storage.fails = OSError("disk")
         with pytest.raises(Exception, match="request id"):
@@ -215,7 +219,7 @@ class TestLost:
         done = await worker.append(key, 0, b"abc")
         assert done.completed
         missing = Damage.MISSING.failure
-        await records.fail_uploads(worker.db, [done.upload_id], missing.code, missing.detail)
+        await upload_records.fail_uploads(worker.db, [done.upload_id], missing.code, missing.detail)
         for asks in (
             worker.resumes.find(key, "mine", newest=True),
             worker.append(key, 3),
@@ -227,7 +231,7 @@ class TestLost:
         assert (await worker.resumes._db.one("find_resumable", key_hash=sha(key.encode())))["ended_as"] == "completed"
         assert await worker.statuses() == [(3, "failed")]
         assert await worker.content(done.upload_id) == b"abc"  # whoever put it back finds it again
-        assert await records.mend_uploads(worker.db, [done.upload_id])
+        assert await upload_records.repair_uploads(worker.db, [done.upload_id])
         assert (await worker.append(key, 3)).completed
 
 

@@ -4,13 +4,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from app import records
 from app.errors import BadRequest, Forbidden, Gone, NotFound, TooLarge, Unavailable
-from app.ingest import Visitor
+from app.maintenance.sweep import Sweeper
 from app.model import Session, Status
-from app.records import NewSession
-from app.resume import Superseded
-from app.sweep import Sweeper
+from app.resumables import Preempted
+from app.uploads import records as upload_records
+from app.uploads.ingest import Visitor
+from app.uploads.records import NewSession
 from tests.resumables import DAY, HOUR, LIMIT, World, Writer, pair, sha, worker, world
 from tests.unreliable import NOW, Store, until
 
@@ -178,7 +178,7 @@ class TestEnding:
     async def test_an_upload_whose_file_was_deleted_is_gone(self, worker):
         key = await worker.create(3)
         done = await worker.append(key, 0, b"abc")
-        assert await records.delete_upload(worker.db, "mine", done.upload_id, NOW)
+        assert await upload_records.delete_upload(worker.db, "mine", done.upload_id, NOW)
         with pytest.raises(Gone):
             await worker.resumes.find(key, "mine", newest=True)
 
@@ -257,7 +257,7 @@ class TestEnding:
         async with Writer(worker, key, 0, b"abc") as writer:
             world.clock.pass_by(seconds=DAY)
             await worker.resumes.sweep()
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         assert await worker.statuses() == [(0, "expired")]
 

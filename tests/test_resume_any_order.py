@@ -49,11 +49,11 @@ class Known:
 def hasty():
     """Nobody is waited for as long as in earnest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.turns.PATIENCE_SECONDS", 0.02)
-        patch.setattr("app.turns._POLL_SECONDS", 0.002)
-        patch.setattr("app.turns._WATCH_SECONDS", 0.004)
-        patch.setattr("app.completion._POLL_SECONDS", 0.002)
-        patch.setattr("app.appending.CHECKPOINT_BYTES", 4)
+        patch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.02)
+        patch.setattr("app.resumables.writer_lock._POLL_SECONDS", 0.002)
+        patch.setattr("app.resumables.writer_lock._WATCH_SECONDS", 0.004)
+        patch.setattr("app.resumables.completion._POLL_SECONDS", 0.002)
+        patch.setattr("app.resumables.append.CHECKPOINT_BYTES", 4)
         yield
 
 
@@ -74,7 +74,7 @@ class ResumeMachine(RuleBasedStateMachine):
         async def run():
             self.world = World(f"sqlite:///{Path(self.directory.name)}/waybill.db", Store(), self.stack)
             self.workers = [await self.world.worker() for _ in range(2)]
-            self.workers[1].resumes._turns._watch = lambda: asyncio.sleep(3600)
+            self.workers[1].resumes._writer_locks._watch = lambda: asyncio.sleep(3600)
             for worker in self.workers:
                 worker.resumes._expiry._grace_seconds = 0
 

@@ -7,10 +7,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from app.batches import OutcomeUnknown
-from app.errors import Unavailable
+from app.errors import OutcomeUnknown, Unavailable
 from app.model import Digests, Protocol
-from app.resume import Superseded
+from app.resumables import Preempted
 from app.storage.local import LocalStorage
 from tests.resumables import World, Writer, sha
 
@@ -40,7 +39,7 @@ class TestDirectory:
         key = await first.create(len(content), protocol=Protocol.RESUMABLE, digests=Digests(sha(content)))
         async with Writer(first, key, 0, content[: size // 3]) as writer:
             assert await second.offset(key) == size // 3
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         await second.append(key, size // 3, content[size // 3 : size // 2])
         done = await first.append(key, size // 2, content[size // 2 :])
@@ -48,7 +47,7 @@ class TestDirectory:
         assert await second.partials() == []
 
     async def test_a_restart_goes_on_at_what_was_told(self, world, monkeypatch):
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         first = await world.worker()
         key = await first.create(900_000)
         await first.append(key, 0, bytes(400_000))
@@ -64,16 +63,16 @@ class TestDirectory:
 
     async def test_a_frozen_process_cannot_touch_what_another_took_over(self, world, monkeypatch):
         """F23."""
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         frozen, worker = await world.worker(), await world.worker()
-        monkeypatch.setattr(frozen.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(frozen.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         key = await frozen.create(900_000)
         await frozen.append(key, 0, bytes(400_000))
         async with Writer(frozen, key, 400_000, b"x" * 400_000) as writer:
             kept = await worker.append(key, 400_000, bytes(100_000))
             writer.more.put_nowait(b"x" * 100_000)
             writer.more.put_nowait(None)
-            with pytest.raises((Superseded, Unavailable)):
+            with pytest.raises((Preempted, Unavailable)):
                 await writer.task
         done = await worker.append(key, 500_000, bytes(400_000))
         assert (done.upload.sha256, kept.file_fence > 0) == (sha(bytes(900_000)), True)

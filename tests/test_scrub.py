@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app import records, scrub
 from app.errors import Unavailable
+from app.maintenance import scrub
+from app.maintenance.scrub import FILE_COST, PASS_SECONDS, Scrubber
 from app.metrics import Metrics
 from app.model import DAMAGED, LOST, Damage, Status
-from app.records import Scrub
-from app.scrub import FILE_COST, PASS_SECONDS, Scrubber
 from app.storage import Replaced, Unreadable, Withheld
+from app.uploads import records as upload_records
+from app.uploads.records import Scrub
 from tests.storage.stores import ROOT
 from tests.test_sweep import files, key, local, put, put_file, statuses
 from tests.unreliable import NOW, Store, Time, opened, until
@@ -66,7 +67,7 @@ def changed_at(path):
 
 
 async def errors(db, *numbers):
-    found = await records.list_these(db, [key(number) for number in numbers])
+    found = await upload_records.list_these(db, [key(number) for number in numbers])
     return [found[key(number)].error and found[key(number)].error.code for number in numbers]
 
 
@@ -159,7 +160,7 @@ class TestDamage:
         class Busy(Store):
             async def digest(self, upload_id, pace=None):
                 if upload_id == key(1):
-                    await records.delete_upload(db, "mine", key(1), NOW)
+                    await upload_records.delete_upload(db, "mine", key(1), NOW)
                     await self.remove([key(1)])
                 return await super().digest(upload_id, pace)
 
@@ -260,7 +261,7 @@ class TestTooMuch:
             with pytest.raises(Ends):
                 await Scrubber(store, db, rate=QUICK, now_us=time).once()
         assert await statuses(db, 6, 7) == ["failed", "completed"]
-        assert await records.find_scrub(db) == Scrub(NOW, key(6), files=6, found=6)
+        assert await upload_records.find_scrub(db) == Scrub(NOW, key(6), files=6, found=6)
         done = await Scrubber(store, db, rate=QUICK, now_us=time).once()
         assert done.stopped.startswith("12 of the 12 files")
         assert await statuses(db, 6, 7, 12) == ["failed", "completed", "completed"]
@@ -315,13 +316,13 @@ class TestPasses:
     async def test_who_is_long_at_it_judges_and_saves_what_it_has(self, store, db, scrubber, monkeypatch):
         monkeypatch.setattr(scrub, "_JUDGE_SECONDS", -1)
         saved = []
-        save = records.save_scrub
+        save = upload_records.save_scrub
 
         async def save_scrub(db, state):
             saved.append(state.files)
             await save(db, state)
 
-        monkeypatch.setattr(records, "save_scrub", save_scrub)
+        monkeypatch.setattr(upload_records, "save_scrub", save_scrub)
         await put(store, db, 1, 2, 3)
         await scrubber.once()
         assert saved == [1, 2, 3, 3]
@@ -333,7 +334,7 @@ class TestPasses:
         assert figure(metrics, "scrub_progress_ratio") == 1
 
     async def test_what_belongs_to_nobody_is_reported_and_left(self, tmp_path, db, time, metrics, monkeypatch):
-        monkeypatch.setattr("app.verify._GRACE_SECONDS", 0)
+        monkeypatch.setattr("app.maintenance.verify._GRACE_SECONDS", 0)
         async with local(tmp_path / "store") as storage:
             await put(storage, db, 1, 2)
             await put_file(storage, 3)
@@ -354,7 +355,7 @@ class Sleeps:
         self.passed = 0.0
         self._sleep = asyncio.sleep
         monkeypatch.setattr(self.loop, "time", lambda: self.passed, raising=False)
-        monkeypatch.setattr("app.scrub.asyncio.sleep", self)
+        monkeypatch.setattr("app.maintenance.scrub.asyncio.sleep", self)
 
     async def __call__(self, seconds):
         self.passed += max(0.0, seconds)
@@ -435,7 +436,7 @@ async def test_the_owner_of_a_damaged_upload_can_delete_it(store, db, scrubber):
     await put(store, db, 1, 2)
     alter(store, 1)
     await scrubber.once()
-    assert not await records.delete_upload(db, "somebody else's", key(1), NOW)
-    assert await records.delete_upload(db, "mine", key(1), NOW)
+    assert not await upload_records.delete_upload(db, "somebody else's", key(1), NOW)
+    assert await upload_records.delete_upload(db, "mine", key(1), NOW)
     assert await statuses(db, 1) == [Status.DELETED]
-    assert await records.count_damaged(db) == 0
+    assert await upload_records.count_damaged(db) == 0

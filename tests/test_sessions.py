@@ -8,12 +8,13 @@ from itertools import count
 
 import pytest
 
-from app import records, tokens
-from app.db import Db, Unit
+from app.db.database import Db
+from app.db.queryable import Transaction
 from app.errors import AmbiguousSession, Forbidden, NoSession, StorageFull, Unavailable
 from app.model import HistoryQuery, Protocol, Status, Upload
-from app.sessions import KNOWN_SECONDS, LINK_CODE_SECONDS, SEEN_EVERY_US, Sessions
+from app.sessions import KNOWN_SECONDS, LINK_CODE_SECONDS, SEEN_EVERY_US, Sessions, token_records
 from app.signing import Signer
+from app.uploads import records as upload_records
 from tests.unreliable import NOW, Time, coming, ids, opened
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
@@ -47,7 +48,7 @@ def clock(world):
 def asked(monkeypatch):
     """The names of all queries that are asked."""
     names = []
-    for kind in (Db, Unit):
+    for kind in (Db, Transaction):
         rows = kind._rows
 
         def listen(self, name, how, params, rows=rows):
@@ -93,11 +94,13 @@ class World:
             completed_at=NOW,
             error=None,
         )
-        await records.insert_uploads(self.db, [upload])
+        await upload_records.insert_uploads(self.db, [upload])
         return upload.id
 
     async def history(self, session_id):
-        page = await records.list_uploads(self.db, session_id, HistoryQuery(order="oldest"), after=None, page_size=500)
+        page = await upload_records.list_uploads(
+            self.db, session_id, HistoryQuery(order="oldest"), after=None, page_size=500
+        )
         return [upload.id for upload in page.uploads]
 
 
@@ -300,7 +303,7 @@ class TestWhatIsKnown:
         ending.cancel()
         with suppress(asyncio.CancelledError):
             await ending
-        recorded = await records.find_session(db, session.id)
+        recorded = await upload_records.find_session(db, session.id)
         assert (await who(sessions, text) is None) == (recorded.ended_at is not None)
 
     async def test_an_expired_session_is_not_known_any_more(self, sessions, clock, standing_still):
@@ -316,7 +319,7 @@ class TestWhatIsKnown:
             raise Unavailable
 
         with monkeypatch.context() as broken:
-            broken.setattr(tokens, "find_session", fails)
+            broken.setattr(token_records, "find_session", fails)
             results = await asyncio.gather(*(who(sessions, text) for _ in range(3)), return_exceptions=True)
         assert [type(result) for result in results] == [Unavailable] * 3
         assert await who(sessions, text) == session.id
@@ -324,14 +327,14 @@ class TestWhatIsKnown:
     async def test_one_who_leaves_does_not_take_the_answer_along(self, sessions, monkeypatch):
         session, text = await start(sessions)
         begun, go_on = asyncio.Event(), asyncio.Event()
-        find = tokens.find_session
+        find = token_records.find_session
 
         async def slow(*arguments):
             begun.set()
             await go_on.wait()
             return await find(*arguments)
 
-        monkeypatch.setattr(tokens, "find_session", slow)
+        monkeypatch.setattr(token_records, "find_session", slow)
         first, *others = [asyncio.create_task(who(sessions, text)) for _ in range(3)]
         await coming(begun)
         first.cancel()
@@ -353,7 +356,7 @@ class TestWhatIsKnown:
             raise Unavailable
 
         with monkeypatch.context() as broken:
-            broken.setattr(tokens, "find_session", fails)
+            broken.setattr(token_records, "find_session", fails)
             waiting = asyncio.create_task(who(sessions, text))
             await coming(begun)
             waiting.cancel()
@@ -380,7 +383,7 @@ class TestLastSeen:
             clock.pass_by(seconds=MAX_AGE - 1)
             assert await who(sessions, text) == session.id
             await sessions.flush_seen()
-        recorded = await records.find_session(db, session.id)
+        recorded = await upload_records.find_session(db, session.id)
         assert recorded.last_seen_at == clock()
         assert recorded.expires_at == clock() + MAX_AGE * 1_000_000
         clock.pass_by(seconds=MAX_AGE)
@@ -396,7 +399,7 @@ class TestLastSeen:
             assert await who(sessions, text) == session.id
             await sessions.flush_seen()
         assert sessions.flush_seconds <= age / 60
-        recorded = await records.find_session(world.db, session.id)
+        recorded = await upload_records.find_session(world.db, session.id)
         assert recorded.expires_at >= world.clock() + age * 1_000_000 * 29 // 30
 
     async def test_a_use_that_another_worker_wrote_down_counts_here_at_once(self, world, standing_still):
@@ -447,7 +450,7 @@ class TestLastSeen:
         clock.pass_by(seconds=100)
         assert await who(sessions, other_text) == other.id
         await sessions.flush_seen()
-        seen = {each.id: each.last_seen_at for each in await records.list_sessions(db, 9)}
+        seen = {each.id: each.last_seen_at for each in await upload_records.list_sessions(db, 9)}
         assert seen == {session.id: NOW + 100_000_000, other.id: NOW + 200_000_000}
 
     async def test_writing_it_down_goes_on_whatever_happens(self, sessions, monkeypatch):
@@ -473,7 +476,7 @@ class TestLastSeen:
         assert await who(sessions, text) == session.id
         await ended(sessions, text)
         await sessions.flush_seen()
-        assert (await records.find_session(db, session.id)).last_seen_at == NOW
+        assert (await upload_records.find_session(db, session.id)).last_seen_at == NOW
         assert await who(sessions, text) is None
 
 
@@ -504,7 +507,7 @@ class TestRenewal:
             new = await rotated(there, text)
             assert (await who(there, new), await who(there, text)) == (session.id, None)
             assert await who(here, new) == session.id
-            recorded = await records.find_session(world.db, session.id)
+            recorded = await upload_records.find_session(world.db, session.id)
             assert recorded.last_seen_at >= session.last_seen_at
 
 
@@ -594,13 +597,13 @@ class TestRotating:
 
     async def test_devices_are_counted_and_a_token_with_those_in_its_place_is_one(self, sessions, db):
         session, text = await start(sessions)
-        assert await tokens.count_devices(db, session.id) == 1
+        assert await token_records.count_devices(db, session.id) == 1
         other = await joined(sessions, "", await code_for(sessions, text))
         new = [await rotated(sessions, text) for _ in range(2)]
-        assert await tokens.count_devices(db, session.id) == 2
+        assert await token_records.count_devices(db, session.id) == 2
         for each in (other, new[0]):
             assert await who(sessions, each) == session.id
-            assert await tokens.count_devices(db, session.id) == 2
+            assert await token_records.count_devices(db, session.id) == 2
 
 
 class TestEnding:
@@ -621,7 +624,7 @@ class TestEnding:
         clock.pass_by(seconds=5)
         with pytest.raises(NoSession):
             await ended(sessions, text)
-        assert (await records.find_session(db, session.id)).ended_at == NOW
+        assert (await upload_records.find_session(db, session.id)).ended_at == NOW
 
     async def test_what_the_token_opens_now_ends_and_not_what_it_opened_a_moment_ago(self, world):
         mine, other = world.worker(), world.worker()
@@ -632,7 +635,7 @@ class TestEnding:
         await joined(mine, own_text, await code_for(mine, text))
         await ended(other, sister)
         assert [await who(mine, each) for each in (sister, own_text, text)] == [None] * 3
-        assert (await records.find_session(world.db, session.id)).ended_at == NOW
+        assert (await upload_records.find_session(world.db, session.id)).ended_at == NOW
 
 
 class TestJoining:
@@ -644,7 +647,7 @@ class TestJoining:
         assert (await who(sessions, text), await who(sessions, new_text)) == (session.id, session.id)
         assert await who(sessions, own_text) is None
         assert (await world.history(session.id), await world.history(own.id)) == (uploads, [])
-        assert (await records.find_session(world.db, own.id)).merged_into == session.id
+        assert (await upload_records.find_session(world.db, own.id)).merged_into == session.id
 
     async def test_one_without_a_session_joins_too(self, sessions):
         session, text = await start(sessions)
@@ -760,15 +763,15 @@ class TestJoining:
         session, text = await start(sessions)
         own, own_text = await start(sessions)
         code = await code_for(sessions, text)
-        take = tokens.take_code
+        take = token_records.take_code
 
         async def end_then(unit, *arguments):
             taken = await take(unit, *arguments)
-            await tokens.end_session(unit, session.id, NOW)
+            await token_records.end_session(unit, session.id, NOW)
             return taken
 
         with monkeypatch.context() as moment:
-            moment.setattr(tokens, "take_code", end_then)
+            moment.setattr(token_records, "take_code", end_then)
             for joining in (own_text, ""):
                 with pytest.raises(Forbidden):
                     await joined(sessions, joining, code)

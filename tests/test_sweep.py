@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from app import records
-from app.batches import Incoming
 from app.errors import StorageFull, Unavailable
+from app.maintenance.sweep import EMPTY_SESSION_US, Sweeper
+from app.maintenance.verify import verify
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
 from app.plausibility import too_many
-from app.publish import Publisher
-from app.records import NewSession
 from app.storage.local import LocalStorage
-from app.sweep import EMPTY_SESSION_US, Sweeper
-from app.verify import verify
+from app.uploads import records as upload_records
+from app.uploads.group_commit import Publisher
+from app.uploads.landing import Incoming
+from app.uploads.records import NewSession
 from tests.unreliable import NOW, Store, Time, coming, opened, ticking, until
 
 HOUR = 3600
@@ -81,7 +81,7 @@ def row(number, sha256="0" * 64, status=Status.COMPLETED, session_id="mine"):
 
 async def put(storage, db, *numbers):
     """Uploads that are there, file and row."""
-    await records.insert_uploads(db, [row(number, await put_file(storage, number)) for number in numbers])
+    await upload_records.insert_uploads(db, [row(number, await put_file(storage, number)) for number in numbers])
 
 
 async def files(storage):
@@ -89,7 +89,7 @@ async def files(storage):
 
 
 async def statuses(db, *numbers):
-    found = await records.statuses_of(db, [key(number) for number in numbers])
+    found = await upload_records.statuses_of(db, [key(number) for number in numbers])
     return [found.get(key(number)) for number in numbers]
 
 
@@ -125,7 +125,7 @@ class TestFiles:
             async def walk(self, grace_seconds):
                 async for found in super().walk(grace_seconds):
                     yield found
-                await records.insert_uploads(db, [row(2)])
+                await upload_records.insert_uploads(db, [row(2)])
 
         store = Slow()
         await put(store, db, 1)
@@ -135,7 +135,7 @@ class TestFiles:
 
     async def test_a_deletion_that_a_crash_interrupted_is_finished(self, store, db):
         await put(store, db, 1, 2)
-        assert await records.delete_upload(db, "mine", key(1), NOW)
+        assert await upload_records.delete_upload(db, "mine", key(1), NOW)
         swept = await sweeper(store, db).once()
         assert (await files(store), swept.files_removed) == ([2], 1)
         assert await statuses(db, 1, 2) == ["deleted", "completed"]
@@ -153,7 +153,7 @@ class TestFiles:
         await put(store, db, 1)
         await put_file(store, 2)
         upload = row(2, status=status).model_copy(update={"completed_at": NOW if was_complete else None})
-        await records.insert_uploads(db, [upload])
+        await upload_records.insert_uploads(db, [upload])
         swept = await sweeper(store, db).once()
         assert await files(store) == ([1, 2] if becomes == "kept" else [1])
         assert (swept.files_set_aside, swept.files_removed) == (becomes == "set aside", becomes == "removed")
@@ -170,7 +170,7 @@ class TestFiles:
                 swept = await sweeper(storage, db).once()
             assert (swept.aside_removed, swept.stopped) == (0, None)
             assert sorted(os.listdir(tmp_path / "trash")) == [key(2), key(3)]
-            monkeypatch.setattr("app.sweep.KEEP_ASIDE_SECONDS", 0)
+            monkeypatch.setattr("app.maintenance.sweep.KEEP_ASIDE_SECONDS", 0)
             for _ in range(2):
                 await sweeper(storage, db).once()
             assert (tmp_path / "trash" / key(3)).read_bytes() == b"0123456789"
@@ -284,7 +284,7 @@ class TestTooMany:
             shutil.copy(path, backup)
             db = await opened(f"sqlite:///{path}")
             await put(storage, db, *range(6, 18))
-            assert await records.delete_upload(db, "mine", key(1), NOW)
+            assert await upload_records.delete_upload(db, "mine", key(1), NOW)
             await storage.remove([key(1)])
             await db.close()
             old = await opened(f"sqlite:///{backup}")
@@ -306,14 +306,14 @@ class TestRows:
         await store.remove([key(2)])
         swept = await sweeper(store, db).once()
         assert (swept.records, swept.records_lost, swept.stopped) == (2, 1, None)
-        page = await records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=9)
+        page = await upload_records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=9)
         assert {uuid.UUID(each.id).int: each.error and each.error.code for each in page.uploads} == {1: None, 2: "lost"}
         assert (await sweeper(store, db).once()).records == 1
 
     async def test_one_that_is_deleted_meanwhile_is_not_lost(self, db):
         class Slow(Store):
             async def missing(self, keys):
-                await records.delete_upload(db, "mine", key(2), NOW)
+                await upload_records.delete_upload(db, "mine", key(2), NOW)
                 await self.remove([key(2)])
                 return await super().missing(keys)
 
@@ -324,7 +324,7 @@ class TestRows:
         assert await statuses(db, 1, 2) == ["completed", "deleted"]
 
     async def test_more_rows_than_are_looked_at_at_once(self, store, db, monkeypatch):
-        monkeypatch.setattr("app.sweep._AT_ONCE", 3)
+        monkeypatch.setattr("app.maintenance.sweep._AT_ONCE", 3)
         await put(store, db, *range(1, 12))
         for number in range(12, 19):
             await put_file(store, number)
@@ -338,19 +338,19 @@ class TestSessions:
     async def begin(self, db, session_id, expires_at):
         session = Session(id=session_id, created_at=NOW - 10, last_seen_at=NOW - 10, expires_at=expires_at)
         arrival = NewSession(session, f"token of {session_id}")
-        await db.transaction(lambda unit: records.insert_sessions(unit, [arrival]))
+        await db.transaction(lambda unit: upload_records.insert_sessions(unit, [arrival]))
 
     async def known(self, db):
-        return sorted(session.id for session in await records.list_sessions(db, 100))
+        return sorted(session.id for session in await upload_records.list_sessions(db, 100))
 
     async def test_expired_ones_end_and_their_records_stay(self, store, db):
         await self.begin(db, "live", NOW + 1)
         await self.begin(db, "over", NOW)
         await put(store, db, 1)
-        await records.insert_uploads(db, [row(2, session_id="over", status=Status.FAILED)])
+        await upload_records.insert_uploads(db, [row(2, session_id="over", status=Status.FAILED)])
         assert (await sweeper(store, db).once()).sessions_ended == 1
-        assert (await records.find_session(db, "over")).ended_at == NOW
-        assert (await records.find_session(db, "live")).ended_at is None
+        assert (await upload_records.find_session(db, "over")).ended_at == NOW
+        assert (await upload_records.find_session(db, "live")).ended_at is None
         assert await statuses(db, 2) == ["failed"]
 
     async def test_one_that_ended_without_an_upload_is_forgotten_a_day_later(self, store, db):
@@ -358,7 +358,7 @@ class TestSessions:
         sweeping = Sweeper(store, db, now_us=clock)
         for session_id in ("empty", "used"):
             await self.begin(db, session_id, NOW)
-        await records.insert_uploads(db, [row(2, session_id="used", status=Status.FAILED)])
+        await upload_records.insert_uploads(db, [row(2, session_id="used", status=Status.FAILED)])
         await sweeping.once()
         clock.pass_by(seconds=EMPTY_SESSION_US / 1_000_000)
         await sweeping.once()
@@ -369,7 +369,7 @@ class TestSessions:
 
     async def test_a_full_database_does_not_keep_files_from_making_room(self, store, db):
         await put(store, db, 1, 2)
-        assert await records.delete_upload(db, "mine", key(1), NOW)
+        assert await upload_records.delete_upload(db, "mine", key(1), NOW)
         db.fails = ["full"]
         with pytest.raises(StorageFull):
             await sweeper(store, db).once()
@@ -381,7 +381,7 @@ class TestSweepers:
         root = tmp_path / "store"
         async with local(root, 1) as mine, local(root, 2) as other:
             await put(mine, db, 1)
-            await records.delete_upload(db, "mine", key(1), NOW)
+            await upload_records.delete_upload(db, "mine", key(1), NOW)
             with other.alone_at("sweep") as alone:
                 assert alone
                 swept = await sweeper(mine, db).once()

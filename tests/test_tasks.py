@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.tasks import to_the_end
+from app.cancellation import run_to_completion
 
 
 class Work:
@@ -29,21 +29,21 @@ async def settle() -> None:
 async def test_the_result_is_the_works():
     work = Work()
     work.end.set_result("done")
-    assert await to_the_end(work.run()) == "done"
+    assert await run_to_completion(work.run()) == "done"
 
 
 async def test_the_error_is_the_works():
     work = Work()
     work.end.set_exception(OSError("broken"))
     with pytest.raises(OSError, match="broken"):
-        await to_the_end(work.run())
+        await run_to_completion(work.run())
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("outcome", ["result", "error"])
 async def test_a_cancellation_is_raised_when_the_work_has_ended_and_not_before(times, outcome):
     work = Work()
-    waiting = asyncio.create_task(to_the_end(work.run()))
+    waiting = asyncio.create_task(run_to_completion(work.run()))
     await settle()
     for _ in range(times):
         waiting.cancel()
@@ -64,7 +64,7 @@ async def test_a_deadline_of_the_caller_counts_when_the_work_has_ended():
 
     async def late() -> None:
         async with asyncio.timeout(0):
-            await to_the_end(work.run())
+            await run_to_completion(work.run())
 
     waiting = asyncio.create_task(late())
     await settle()
@@ -78,7 +78,7 @@ async def test_a_deadline_of_the_caller_counts_when_the_work_has_ended():
 async def test_several_may_wait_for_the_same_work():
     work = Work()
     running = asyncio.ensure_future(work.run())
-    waiting = [asyncio.create_task(to_the_end(running)) for _ in range(3)]
+    waiting = [asyncio.create_task(run_to_completion(running)) for _ in range(3)]
     await settle()
     waiting[0].cancel()
     await settle()
@@ -91,7 +91,7 @@ async def test_several_may_wait_for_the_same_work():
 async def test_work_that_is_cancelled_itself_is_cancelled_for_who_waits():
     work = Work()
     running = asyncio.ensure_future(work.run())
-    waiting = asyncio.create_task(to_the_end(running))
+    waiting = asyncio.create_task(run_to_completion(running))
     await settle()
     running.cancel()
     await asyncio.wait([waiting])
@@ -100,7 +100,7 @@ async def test_work_that_is_cancelled_itself_is_cancelled_for_who_waits():
 
 async def test_a_cancellation_hastens_work_that_still_runs():
     work, hastened = Work(), []
-    waiting = asyncio.create_task(to_the_end(work.run(), hasten=lambda: hastened.append(work.ended)))
+    waiting = asyncio.create_task(run_to_completion(work.run(), hasten=lambda: hastened.append(work.ended)))
     await settle()
     waiting.cancel()
     await settle()

@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from app import records
-from app.batches import Incoming
+from app.maintenance.sweep import Sweeper
+from app.maintenance.verify import verify
 from app.model import Protocol, Status
-from app.publish import Publisher
 from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStorage
-from app.sweep import Sweeper
-from app.verify import verify
+from app.uploads import records as upload_records
+from app.uploads.group_commit import Publisher
+from app.uploads.landing import Incoming
 from tests.resumables import DAY, World
 from tests.unreliable import NOW, Time, ids, opened, ticking
 
@@ -68,7 +68,7 @@ async def sweep(storage, db, times=1):
 
 async def served(storage, db, numbers):
     """How many of the uploads are completed and have their bytes."""
-    statuses = await records.statuses_of(db, [key(number) for number in numbers])
+    statuses = await upload_records.statuses_of(db, [key(number) for number in numbers])
     digests = [hashlib.sha256(content_of(number)).hexdigest() for number in numbers]
     stored = [await storage.digest(key(number)) for number in numbers if statuses.get(key(number)) == Status.COMPLETED]
     return sum(found == digest for (_, found), digest in zip(stored, digests, strict=True))
@@ -76,7 +76,7 @@ async def served(storage, db, numbers):
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    monkeypatch.setattr("app.sweep._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("app.maintenance.sweep._PAUSE_SECONDS", 0)
 
 
 class TestAnOlderDatabase:
@@ -95,7 +95,7 @@ class TestAnOlderDatabase:
             async with database(copy) as db:
                 swept = await sweep(storage, db)
                 assert (swept.stopped is None) == (count <= 10)
-                monkeypatch.setattr("app.sweep.KEEP_ASIDE_SECONDS", keep)
+                monkeypatch.setattr("app.maintenance.sweep.KEEP_ASIDE_SECONDS", keep)
                 await sweep(storage, db, times=3)
             async with database(database_url) as db:
                 swept = await sweep(storage, db)
@@ -124,7 +124,7 @@ class TestAnOlderDatabase:
             async with database(copy) as db:
                 assert (await sweep(storage, db)).files_set_aside == 8
             async with database(database_url) as db:
-                await records.fail_uploads(db, [key(number) for number in range(21, 29)], "lost", "missing")
+                await upload_records.fail_uploads(db, [key(number) for number in range(21, 29)], "lost", "missing")
                 swept = await sweep(storage, db)
                 assert (swept.files_put_back, swept.records_repaired) == (8, 8)
                 assert await served(storage, db, range(1, 29)) == 28

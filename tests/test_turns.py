@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.errors import OffsetMismatch, Unavailable
-from app.resume import Superseded
+from app.resumables import Preempted
 from tests.resumables import Writer, pair, sha, worker, world
 from tests.unreliable import Gate, coming, until
 
@@ -18,19 +18,19 @@ class TestNewest:
         key = await first.create(9)
         async with Writer(first, key, 0, b"abc", b"def") as writer:
             assert await second.offset(key) == 6
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
             assert not writer.task.cancelled()
         assert (await second.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
     async def test_in_the_same_process_the_writer_is_told_at_once(self, worker, monkeypatch):
-        monkeypatch.setattr(worker.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         key = await worker.create(9)
         async with Writer(worker, key, 0, b"abc"):
             assert await worker.offset(key) == 3
 
     async def test_a_writer_that_has_all_bytes_and_waits_for_the_end_of_its_body_is_ended_too(self, pair, monkeypatch):
-        monkeypatch.setattr("app.appending.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
         first, second = pair
         key = await first.create(9)
         async with Writer(first, key, 0, b"abcdef", b"ghi") as writer:
@@ -39,7 +39,7 @@ class TestNewest:
             ).offset == 6  # the last ones are committed with the completion
             found = await second.resumes.find(key, "mine", newest=True)
             assert (found.completed, found.upload.sha256) == (True, sha(b"abcdefghi"))
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
 
     async def test_an_append_ends_the_writer_before_it(self, pair):
@@ -48,7 +48,7 @@ class TestNewest:
         async with Writer(first, key, 0, b"abc") as writer:
             with pytest.raises(OffsetMismatch):
                 await second.append(key, 0, b"abc")
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         async with Writer(second, key, 3, b"def"):
             assert (await first.append(key, await first.offset(key), b"ghi")).upload.sha256 == sha(b"abcdefghi")
@@ -58,7 +58,7 @@ class TestNewest:
         key = await first.create(9)
         async with Writer(first, key, 0, b"abc") as writer:
             await second.resumes.cancel(key, "mine")
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         assert await first.statuses() == [(3, "failed")]
         assert await first.partials() == []
@@ -76,7 +76,7 @@ class TestNewest:
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         kept = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
         assert {type(outcome).__name__ for outcome in outcomes} <= {
-            "Resource", "InProgress", "Superseded", "OffsetMismatch", "Unavailable"
+            "Resource", "InProgress", "Preempted", "OffsetMismatch", "Unavailable"
         }  # fmt: skip
         assert await pair[0].offset(key) == len(kept) <= 1
 
@@ -96,10 +96,10 @@ class TestNewest:
             writer.more.put_nowait(b"def")
             await coming(writing)
             question = asyncio.create_task(worker.offset(key))
-            await until(lambda: worker.resumes._turns._live[sha(key.encode())].reason is not None)
+            await until(lambda: worker.resumes._writer_locks._live[sha(key.encode())].reason is not None)
             go_on.set()
             assert await question == 6
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
 
     async def test_a_real_cancellation_is_not_mistaken_for_a_newer_request(self, worker):
@@ -117,9 +117,9 @@ class TestFrozen:
 
     @pytest.fixture
     async def frozen(self, world, monkeypatch):
-        monkeypatch.setattr("app.turns.PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         worker = await world.worker()
-        monkeypatch.setattr(worker.resumes._turns, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         return worker
 
     async def test_a_question_is_answered_from_what_is_committed(self, frozen, worker):
@@ -128,7 +128,7 @@ class TestFrozen:
         async with Writer(frozen, key, 3, b"xyz") as writer:
             assert await worker.offset(key) == 3
             writer.more.put_nowait(None)
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         assert await worker.offset(key) == 3
 
@@ -143,7 +143,7 @@ class TestFrozen:
             assert kept.file_fence > 0
             writer.more.put_nowait(b"zyx")
             writer.more.put_nowait(None)
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         assert (kept.file_fence, 5) in await worker.partials()
         done = await worker.append(key, 5, b"fghi")
@@ -171,7 +171,7 @@ class TestFrozen:
         await coming(stopped.reached)
         assert (await worker.append(key, 3, b"def")).offset == 6
         stopped.open()
-        with pytest.raises(Superseded):
+        with pytest.raises(Preempted):
             await old
         assert (await worker.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
@@ -190,7 +190,7 @@ class TestFrozen:
             assert (await worker.append(key, 0, b"abc")).offset == 3
             writer.more.put_nowait(b"z")
             writer.more.put_nowait(None)
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         assert await worker.statuses() == [(3, "uploading")]
         assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
@@ -201,7 +201,7 @@ class TestFrozen:
             await worker.resumes.cancel(key, "mine")
             writer.more.put_nowait(b"def")
             writer.more.put_nowait(None)
-            with pytest.raises(Superseded):
+            with pytest.raises(Preempted):
                 await writer.task
         assert await worker.statuses() == [(0, "failed")]
         assert await worker.storage.contents() == {}

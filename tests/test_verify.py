@@ -6,11 +6,11 @@ import uuid
 
 import pytest
 
-from app import records
+from app.maintenance.verify import verify
 from app.model import Damage, Failure, Protocol, Status, Upload
 from app.storage import Unreadable, Withheld
 from app.storage.local import LocalStorage
-from app.verify import verify
+from app.uploads import records as upload_records
 from tests.unreliable import NOW, Store, opened
 
 
@@ -23,7 +23,9 @@ async def db(tmp_path):
 
 @pytest.fixture
 async def store(tmp_path, monkeypatch):
-    monkeypatch.setattr("app.verify._GRACE_SECONDS", 0)  # also what was published this very moment is looked at
+    monkeypatch.setattr(
+        "app.maintenance.verify._GRACE_SECONDS", 0
+    )  # also what was published this very moment is looked at
     storage = LocalStorage(tmp_path / "store", owner=key(0), min_free=0)
     await storage.prepare()
     yield storage
@@ -61,7 +63,7 @@ def sha256(content):
 
 
 async def mark(db, number, code):
-    assert await records.fail_uploads(db, [key(number)], code, "") == [key(number)]
+    assert await upload_records.fail_uploads(db, [key(number)], code, "") == [key(number)]
 
 
 async def put_file(storage, number, content=b"content"):
@@ -73,7 +75,7 @@ async def put_file(storage, number, content=b"content"):
 
 
 async def put(storage, db, number, content=b"content"):
-    await records.insert_uploads(db, [row(number, await put_file(storage, number, content), len(content))])
+    await upload_records.insert_uploads(db, [row(number, await put_file(storage, number, content), len(content))])
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ async def test_most_files_that_cannot_be_had_are_a_doubt(store, db, path, tmp_pa
 
 
 async def test_files_in_numbers_without_a_record_are_a_doubt(store, db, path, monkeypatch):
-    monkeypatch.setattr("app.verify._GRACE_SECONDS", -60.0)
+    monkeypatch.setattr("app.maintenance.verify._GRACE_SECONDS", -60.0)
     for number in range(4, 15):
         await put_file(store, number)
     found = await verify(store, db)
@@ -165,7 +167,7 @@ async def test_files_in_numbers_without_a_record_are_a_doubt(store, db, path, mo
 
 
 async def test_a_record_that_does_not_fit_its_file_is_found(store, db, path):
-    await records.insert_uploads(db, [row(4, await put_file(store, 4), 8)])
+    await upload_records.insert_uploads(db, [row(4, await put_file(store, 4), 8)])
     assert damaged(await verify(store, db)) == {"resized": [key(4)]}
 
 
@@ -188,7 +190,7 @@ async def test_a_second_name_elsewhere_is_no_damage(store, db, path, tmp_path):
 async def test_a_file_that_no_completed_upload_owns_is_found(store, db, path, status):
     sha256 = await put_file(store, 4)
     if status is not None:
-        await records.insert_uploads(db, [row(4, sha256, 7, status)])
+        await upload_records.insert_uploads(db, [row(4, sha256, 7, status)])
     found = await verify(store, db)
     assert (found.without_record, found.sound) == ([key(4)], False)
 
@@ -220,7 +222,7 @@ async def test_what_is_deleted_meanwhile_is_no_damage(db):
             yield found
 
         async def delete(self, number):
-            assert await records.delete_upload(db, "mine", key(number), NOW)
+            assert await upload_records.delete_upload(db, "mine", key(number), NOW)
             await self.remove([key(number)])
 
     store = Busy()
@@ -245,7 +247,7 @@ async def test_what_lands_meanwhile_is_no_damage(db):
 
 
 async def test_more_uploads_than_are_looked_at_at_once(store, db, path, monkeypatch):
-    monkeypatch.setattr("app.verify._AT_ONCE", 2)
+    monkeypatch.setattr("app.maintenance.verify._AT_ONCE", 2)
     for number in range(4, 10):
         await put(store, db, number)
     for number in (5, 8):
@@ -265,11 +267,11 @@ class TestMarked:
 
     @pytest.mark.parametrize("code", ["lost", "damaged"])
     async def test_what_is_whole_again_is_complete_again(self, store, db, path, code):
-        [before] = (await records.list_these(db, [key(2)])).values()
+        [before] = (await upload_records.list_these(db, [key(2)])).values()
         await mark(db, 2, code)
         found = await verify(store, db)
         assert (damaged(found), found.mended, found.files, found.sound) == ({}, [key(2)], 3, True)
-        assert (await records.list_these(db, [key(2)]))[key(2)] == before
+        assert (await upload_records.list_these(db, [key(2)]))[key(2)] == before
 
     async def test_its_file_is_not_without_a_record(self, store, db, path):
         path.write_bytes(b"contenT")
@@ -281,7 +283,7 @@ class TestMarked:
         """An unfinished upload whose bytes were lost was never complete."""
         failed = row(4, None, 7, Status.FAILED).model_copy(update={"completed_at": None})
         await put_file(store, 4)
-        await records.insert_uploads(db, [failed])
+        await upload_records.insert_uploads(db, [failed])
         found = await verify(store, db)
         assert (found.mended, found.without_record) == ([], [key(4)])
 
@@ -289,17 +291,17 @@ class TestMarked:
         class Busy(Store):
             async def digest(self, upload_id, pace=None):
                 found = await super().digest(upload_id, pace)
-                await records.delete_upload(db, "mine", upload_id, NOW)
+                await upload_records.delete_upload(db, "mine", upload_id, NOW)
                 return found
 
         store = Busy()
         for number, content in ((1, b"whole"), (2, b"altered")):
             await put_file(store, number, content)
-            await records.insert_uploads(db, [row(number, sha256(b"whole"), len(content))])
+            await upload_records.insert_uploads(db, [row(number, sha256(b"whole"), len(content))])
             await mark(db, number, "damaged")
         found = await verify(store, db)
         assert (damaged(found), found.mended) == ({}, [])
-        assert set((await records.statuses_of(db, [key(1), key(2)])).values()) == {"deleted"}
+        assert set((await upload_records.statuses_of(db, [key(1), key(2)])).values()) == {"deleted"}
 
 
 async def test_one_bad_reading_is_not_damage(store, db, path, monkeypatch):

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, S
 from itertools import count
 from typing import Any, TypeVar
 
-from app.db import Db, Unit
+from app.db.database import Db
 from app.db.migrate import migrate
+from app.db.queryable import Transaction
 from app.errors import StorageFull, Unavailable, UploadError
+from app.maintenance.sweep import Sweeper, Swept
 from app.model import Clock
 from app.storage.memory import MemoryStaged, MemoryStorage
-from app.sweep import Sweeper, Swept
 
 T = TypeVar("T")
 NOW = 1_800_000_000_000_000
@@ -98,7 +99,11 @@ class Database(Db):
         self.timeouts: list[float | None] = []
 
     async def transaction(
-        self, work: Callable[[Unit], Awaitable[T]], *, timeout: float | None = None, lock_timeout: float | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
     ) -> T:
         await self.gate.pass_through()
         self.transactions += 1

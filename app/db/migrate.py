@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from app.db import Aside, Asks, Db, Unit
-from app.db.access import examine
+from app.db.database import Db
+from app.db.privileges import examine
 from app.db.queries import Dialect, Index, Migration, migrations, oldest_code
+from app.db.queryable import Queryable, SeparateConnection, Transaction
 from app.errors import Unusable, UploadError
 
 log = structlog.stdlib.get_logger("waybill.db")
@@ -134,7 +135,7 @@ async def build_indexes(db: Db, *, now_us: int) -> list[str]:
     return built
 
 
-async def _draft(aside: Aside, migration: Migration, index: Index) -> str | None:
+async def _draft(aside: SeparateConnection, migration: Migration, index: Index) -> str | None:
     """Build the index under another name; return the statement that is left to do, None when nothing is."""
     if index.on is None:
         return f"DROP INDEX {index.name}"
@@ -148,9 +149,9 @@ async def _draft(aside: Aside, migration: Migration, index: Index) -> str | None
     return f"ALTER INDEX {draft} RENAME TO {index.name}"
 
 
-async def _is_whole(asks: Asks, name: str) -> bool | None:
+async def _is_whole(db: Queryable, name: str) -> bool | None:
     """Whether the building of the index has ended; None when there is no such index."""
-    found = await asks.one("find_index", name=name)
+    found = await db.one("find_index", name=name)
     return None if found is None else bool(found["whole"])
 
 
@@ -161,20 +162,20 @@ async def _apply(db: Db, files: list[tuple[Migration, list[str]]], now_us: int) 
     """
     first = files[0][0]
 
-    async def apply(unit: Unit) -> bool | None:
-        lock = await unit.one("lock_migrations")
+    async def apply(transaction: Transaction) -> bool | None:
+        lock = await transaction.one("lock_migrations")
         if lock is None or not lock["locked"]:
             return None
-        place = await unit.one("find_place", schema=db.schema)
+        place = await transaction.one("find_place", schema=db.schema)
         if db.schema is not None and place is not None and not place["is_there"]:
-            await _execute(unit, first, f'CREATE SCHEMA "{db.schema}"')
-        await unit.run("create_migrations")
-        if first.number in await _applied(unit):
+            await _execute(transaction, first, f'CREATE SCHEMA "{db.schema}"')
+        await transaction.run("create_migrations")
+        if first.number in await _applied(transaction):
             return False
         for migration, statements in files:
             for statement in statements:
-                await _execute(unit, migration, statement)
-            await unit.run(
+                await _execute(transaction, migration, statement)
+            await transaction.run(
                 "insert_migration",
                 number=migration.number,
                 name=migration.name,
@@ -196,7 +197,7 @@ async def _apply(db: Db, files: list[tuple[Migration, list[str]]], now_us: int) 
             await asyncio.sleep(_TURN_SECONDS)
 
 
-async def _execute(where: Unit | Aside, migration: Migration, statement: str) -> None:
+async def _execute(where: Transaction | SeparateConnection, migration: Migration, statement: str) -> None:
     try:
         await where.execute(statement)
     except UploadError:
@@ -206,10 +207,10 @@ async def _execute(where: Unit | Aside, migration: Migration, statement: str) ->
         raise Unusable(f"the migration {migration.name} cannot be applied: {reason}") from error
 
 
-async def _applied(asks: Asks) -> dict[int, tuple[str, str]]:
+async def _applied(db: Queryable) -> dict[int, tuple[str, str]]:
     """The names and checksums of the files that this database has had."""
-    found = await asks.one("has_migrations")
-    rows = await asks.many("list_migrations") if found and found["tables"] else []
+    found = await db.one("has_migrations")
+    rows = await db.many("list_migrations") if found and found["tables"] else []
     return {row["number"]: (row["name"], row["checksum"]) for row in rows}
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 from databases import Database
 from databases.core import Connection
 
-from app.db.asking import answered
 from app.db.driver import Driver
+from app.db.queryable import answered
 from app.errors import Unavailable, Unusable, UploadError
 
 T = TypeVar("T")

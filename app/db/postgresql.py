@@ -10,11 +10,11 @@ from typing import Any, Final
 import asyncpg
 from databases.core import Connection
 
+from app.config.postgresql_url import PostgresqlUrl
 from app.db.driver import LOCK_SECONDS, Driver, Row
 from app.db.postgresql_hosts import Hosts, tls_fault
 from app.db.queries import Query
 from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
-from app.postgresql_url import PostgresqlUrl
 
 # A transaction that does not wait for the disk can be asked for by a role or a database; what we say on the
 # connection outranks that. The server's own switches cannot be set from here.
@@ -135,7 +135,7 @@ class PostgresqlDriver(Driver):
         await raw.execute("; ".join(f"SET {name} = 0" for name in _limits(0)))
 
     async def commit(self, raw: asyncpg.Connection) -> None:
-        # After a failed statement this would roll back and say so in a word that is no error; `Unit`
+        # After a failed statement this would roll back and say so in a word that is no error; `Transaction`
         # sees to it that it does not come to that.
         await raw.execute("COMMIT")
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from app.postgresql_url import PostgresqlUrl
+from app.config.postgresql_url import PostgresqlUrl
 
 _SHORTEST_SECONDS: Final = 1.0
 _TLS: Final = {"true": True, "false": False}

@@ -6,7 +6,8 @@ from typing import Final
 
 import structlog
 
-from app.db import Db, migrate
+from app.db import migrate
+from app.db.database import Db
 from app.errors import Unusable, UploadError
 
 log = structlog.stdlib.get_logger("waybill.db")

@@ -13,10 +13,10 @@ from typing import Any, Final
 import aiosqlite
 from databases.core import Connection
 
+from app.db.ballast import Ballast
 from app.db.driver import Driver, Row
-from app.db.files import Files, Moved
 from app.db.queries import Query
-from app.db.reserve import Reserve
+from app.db.sqlite_files import Files, Moved
 from app.errors import StorageFull, Unavailable, Unusable, UploadError
 
 OLDEST_VERSION: Final = (3, 38, 0)  # the first with ->> in SQL
@@ -108,7 +108,7 @@ class SqliteDriver(Driver):
 
     def __init__(self) -> None:
         self._files = Files()
-        self._reserve: Reserve | None = None
+        self._reserve: Ballast | None = None
         self._doubts = False
 
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class SqliteDriver(Driver):
     async def keep_room(self, raw: aiosqlite.Connection) -> None:
         if self._reserve is None:
             path = await _value(raw, "SELECT file FROM pragma_database_list WHERE name = 'main'")
-            self._reserve = Reserve(Path(f"{path}-reserve"))
+            self._reserve = Ballast(Path(f"{path}-reserve"))
         await asyncio.to_thread(self._reserve.fill)
 
     def make_room(self) -> bool:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from app.metrics.seats import Cells, OwnSeat, Seat, Seats, SharedSeats
+from app.metrics.multiprocess import Cells, OwnSlot, SharedWorkerSlots, WorkerSlot, WorkerSlots
 from app.model import Damage, Protocol
 
-__all__ = ["Metrics", "Outcome", "Reading", "Seats", "SharedSeats"]
+__all__ = ["Metrics", "Outcome", "Reading", "SharedWorkerSlots", "WorkerSlots"]
 
 Kind = Literal["counter", "gauge", "histogram"]
 Outcome = Literal["completed", "failed", "cancelled", "expired"]
@@ -119,9 +119,11 @@ class Reading(NamedTuple):
 class Metrics:
     """What one process counts. `stopwatch` tells seconds."""
 
-    def __init__(self, seats: Seats | None = None, *, stopwatch: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, worker_slots: WorkerSlots | None = None, *, stopwatch: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.stopwatch = stopwatch
-        self._seats = OwnSeat() if seats is None else seats
+        self._seats = OwnSlot() if worker_slots is None else worker_slots
         self._cells = self._seats.take()
         self._used = 0
         self._gauges: list[Gauge] = []
@@ -232,16 +234,22 @@ class Metrics:
     def read(self) -> list[Reading]:
         """What all processes counted, and how much there is of what is still there: a process that died has nothing."""
         self.refresh()
-        seats = list(self._seats.all())
-        living = [seat for seat in seats if seat.taken]
-        return [self._sum(family, living if family.kind == "gauge" else seats) for family in self.families]
+        worker_slots = list(self._seats.all())
+        living = [worker_slot for worker_slot in worker_slots if worker_slot.taken]
+        return [self._sum(family, living if family.kind == "gauge" else worker_slots) for family in self.families]
 
-    def _sum(self, family: Family, seats: Sequence[Seat]) -> Reading:
+    def _sum(self, family: Family, worker_slots: Sequence[WorkerSlot]) -> Reading:
         width = family.cells
         return Reading(
             family,
             [
-                (series.labels, [sum(seat.cells[at] for seat in seats) for at in range(series.at, series.at + width)])
+                (
+                    series.labels,
+                    [
+                        sum(worker_slot.cells[at] for worker_slot in worker_slots)
+                        for at in range(series.at, series.at + width)
+                    ],
+                )
                 for series in family.series
             ],
         )

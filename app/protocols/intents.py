@@ -214,7 +214,7 @@ class Answer(NamedTuple):
     with_record: bool = False
 
 
-class Speaker(Protocol):
+class Codec(Protocol):
     """One request and its answer, in one protocol's words."""
 
     def read(self) -> Intent:
@@ -230,7 +230,7 @@ class Speaker(Protocol):
         ...
 
     @property
-    def hears_interim(self) -> bool:
+    def accepts_interim(self) -> bool:
         """Whether this client learns where a new resource is before its body has come, by `interim`."""
         ...
 

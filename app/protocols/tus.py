@@ -92,7 +92,7 @@ def options(limits: Limits) -> HeaderPairs:
 
 
 class Tus:
-    """One request in tus 1.0.0. See `Speaker`; `method` is what the request means, see `method` above."""
+    """One request in tus 1.0.0. See `Codec`; `method` is what the request means, see `method` above."""
 
     def __init__(self, method: str, headers: Headers, limits: Limits) -> None:
         self._method = method
@@ -267,7 +267,7 @@ class Tus:
         return said
 
     @property
-    def hears_interim(self) -> bool:
+    def accepts_interim(self) -> bool:
         return False
 
     def interim(self, state: State) -> Answer | None:

@@ -25,7 +25,8 @@ from uvicorn.server import HANDLED_SIGNALS
 from app import logs, main
 from app.config import Settings
 from app.errors import Unavailable, Unusable, UploadError
-from app.metrics import Seats, SharedSeats
+from app.metrics import SharedWorkerSlots, WorkerSlots
+from app.secret_key import with_secret_keys
 from app.server.connection import Connection
 from app.server.forwarded import Proxies
 from app.server.listening import close_sockets, open_sockets, shown
@@ -59,14 +60,14 @@ def serve(settings: Settings) -> bool:
     success depends on an orderly end.
     """
     try:
-        settings = main.with_secret_keys(settings)
+        settings = with_secret_keys(settings)
     except Unusable as error:
         log.error("the service cannot start", reason=str(error))
         return False
-    seats = SharedSeats() if settings.workers > 1 else None
+    worker_slots = SharedWorkerSlots() if settings.workers > 1 else None
     config = _Config(
         # Workers get these settings and keys, and not what the environment and secret.key say by then.
-        partial(create, settings, seats),
+        partial(create, settings, worker_slots),
         factory=True,
         workers=settings.workers,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
@@ -169,13 +170,13 @@ def _accepted(listening: socket.socket) -> list[socket.socket]:
     return found
 
 
-def create(settings: Settings, seats: Seats | None = None) -> ASGIApp:
+def create(settings: Settings, worker_slots: WorkerSlots | None = None) -> ASGIApp:
     """The application, made in the process that serves it, which is prepared for that."""
     logs.configure(settings.log_format, settings.log_level)
     keep_freed_blocks()
     raise_open_files_limit()
     _end_with_parent()
-    return Served(main.build(settings, seats), settings.database_pool_size, Proxies(settings.trusted_proxies))
+    return Served(main.build(settings, worker_slots), settings.database_pool_size, Proxies(settings.trusted_proxies))
 
 
 def keep_freed_blocks() -> None:

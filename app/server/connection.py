@@ -15,11 +15,11 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import BadRequest, Unavailable, UploadError
-from app.main import new_id
+from app.ids import new_id
 from app.server.cycle import Cycle
 from app.web.exchange import NOSNIFF
 from app.web.problems import problem
-from app.web.resumable import INTERIM
+from app.web.resumables import INTERIM
 
 log = structlog.stdlib.get_logger("waybill.server")
 
@@ -230,7 +230,7 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if version == "1.1":  # an older client would take it for the answer
-            self.scope["extensions"] = {INTERIM: self.cycle.say_before}  # type: ignore[dict-item]  # any object will do there
+            self.scope["extensions"] = {INTERIM: self.cycle.send_interim}  # type: ignore[dict-item]  # any object will do there
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:

@@ -33,7 +33,7 @@ class Cycle(RequestResponseCycle):
             self.flow.pause_reading()
         self.message_event.set()
 
-    def say_before(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def send_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Write an interim response (RFC 9110 §15.2), unless the answer has begun or the client does not read."""
         if self.response_started or self.disconnected or self.flow.write_paused or self.transport.is_closing():
             return
@@ -41,7 +41,7 @@ class Cycle(RequestResponseCycle):
         self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _INTERIM_PHRASES.get(status, b""), lines))
 
     def _let_go(self) -> None:
-        """There is nothing more to say. Through `say_before` the scope would hold itself, for the collector to find."""
+        """End the answer. Through `send_interim` the scope would hold itself until the collector comes."""
         self.scope.pop("extensions", None)
 
     async def receive(self) -> Any:

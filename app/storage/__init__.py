@@ -118,7 +118,7 @@ class Partial(Staged, Protocol):
         """
 
 
-class Stored(Protocol):
+class StoredFile(Protocol):
     """A published file, open for reading."""
 
     size: int
@@ -247,7 +247,7 @@ class Storage(Protocol):
     def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
         """Every partial file, in slices."""
 
-    async def open(self, key: str) -> Stored:
+    async def open(self, key: str) -> StoredFile:
         """Open a published file; raises NotStored."""
 
     async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:

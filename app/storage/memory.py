@@ -20,8 +20,8 @@ from app.storage import (
     Reservation,
     Staged,
     Work,
+    digest_state,
     is_key,
-    running_digest,
 )
 
 
@@ -43,7 +43,7 @@ class MemoryStaged:
         self.ended = False
         self._storage = storage
         self._reservation = reservation
-        self._digest = running_digest.begun()
+        self._digest = digest_state.begun()
         self._content = bytearray()
         storage.staged.add(self)
 
@@ -139,8 +139,8 @@ class MemoryPartial(MemoryStaged):
     abort = detach
 
 
-def _digest_of(content: bytearray) -> running_digest.RunningDigest:
-    digest = running_digest.begun()
+def _digest_of(content: bytearray) -> digest_state.RunningDigest:
+    digest = digest_state.begun()
     digest.update(content)
     return digest
 

@@ -6,14 +6,14 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.protocols import resumable, tus
+from app.protocols import ietf, tus
 from app.web.exchange import exchange_of
-from app.web.resumable import offers
+from app.web.resumables import offers
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED: Final = ", ".join(
     sorted(
-        {*tus.RESPONSE_HEADERS, *resumable.RESPONSE_HEADERS}
+        {*tus.RESPONSE_HEADERS, *ietf.RESPONSE_HEADERS}
         | {"Accept-Ranges", "Allow", "Content-Disposition", "Content-Range", "ETag", "Retry-After", "Waybill-Limits"}
         | {"Idempotent-Replayed", "RateLimit", "RateLimit-Policy", "Want-Repr-Digest", "X-Request-Id"}
     )

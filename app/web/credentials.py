@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from app.sessions import Recognised, Sessions, Token
-from app.web.request import Headers
+from app.web.request import RequestHeaders
 
 COOKIE: Final = "waybill_session"
 _NAMES: Final = (f"__Host-{COOKIE}", f"__Secure-{COOKIE}", COOKIE)
@@ -19,7 +19,7 @@ _RANKS: Final = {name: rank for rank, name in enumerate(_NAMES)}
 class Credentials:
     """The tokens that a request carries, as text, good or not."""
 
-    def __init__(self, headers: Headers, sessions: Sessions) -> None:
+    def __init__(self, headers: RequestHeaders, sessions: Sessions) -> None:
         self.bearers = [text for text in _bearers(headers) if sessions.is_ours(text)]
         self._cookies: list[list[str]] = [[], [], []]  # by rank
         for name, value in _cookies(headers):
@@ -63,7 +63,7 @@ def _field(name: str, text: str, age: int, path: str, flags: str) -> tuple[bytes
     return b"set-cookie", f"{name}={text}; Max-Age={age}; Path={path}; HttpOnly; SameSite=Lax{flags}".encode("ascii")
 
 
-def _cookies(headers: Headers) -> Iterator[tuple[str, str]]:
+def _cookies(headers: RequestHeaders) -> Iterator[tuple[str, str]]:
     """Every cookie of the request: it may carry several of one name."""
     for header in headers.getlist("cookie"):
         for pair in header.split(";"):
@@ -71,7 +71,7 @@ def _cookies(headers: Headers) -> Iterator[tuple[str, str]]:
             yield name.strip(" \t"), value.strip(" \t").strip('"')
 
 
-def _bearers(headers: Headers) -> Sequence[str]:
+def _bearers(headers: RequestHeaders) -> Sequence[str]:
     if not (fields := headers.getlist("authorization")):
         return fields
     found = []

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Internal, UploadError
 from app.protocols import tus
 from app.protocols.headers import request_id
-from app.web.mounted import unmount
+from app.web.base_path import unmount
 from app.web.problems import problem, refusal_of
-from app.web.request import Headers
+from app.web.request import RequestHeaders
 
 log = structlog.stdlib.get_logger("waybill.web")
 
@@ -37,7 +37,7 @@ class Exchange:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, new_id: Callable[[], str]) -> None:
-        headers = self.headers = Headers(scope["headers"])
+        headers = self.headers = RequestHeaders(scope["headers"])
         self.id = request_id(headers.get("x-request-id", "")) or new_id()
         self.notes: dict[str, Any] = {}
         self.more_headers: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple

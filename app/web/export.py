@@ -7,10 +7,10 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from app import records
-from app.db import Asks
+from app.db.queryable import Queryable
 from app.model import HistoryQuery, Page, Upload
-from app.web.mounted import as_json
+from app.uploads import records as upload_records
+from app.web.base_path import as_json
 
 _PAGE_SIZE: Final = 500
 _FORMULA = re.compile(r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20|%]")
@@ -31,7 +31,7 @@ class Export(NamedTuple):
 
     async def stream(
         self,
-        db: Asks,
+        db: Queryable,
         session_id: str,
         query: HistoryQuery,
         left_out: Callable[[int], None],
@@ -45,14 +45,14 @@ class Export(NamedTuple):
         and not a stream that breaks off. `left_out` is told how many rows are broken. The
         records' links lie below `base`. With a byte order mark Excel takes the text for UTF-8.
         """
-        page = await records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
+        page = await upload_records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
         left_out(page.skipped)
         head = (codecs.BOM_UTF8 if with_bom else b"") + self.head
 
         async def rest(page: Page) -> AsyncIterator[bytes]:
             yield head + self.lines(page.uploads, base)
             while page.end is not None:
-                page = await records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
+                page = await upload_records.list_uploads(db, session_id, query, after=page.end, page_size=_PAGE_SIZE)
                 left_out(page.skipped)
                 yield self.lines(page.uploads, base)
 

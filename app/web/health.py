@@ -9,11 +9,11 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import records
-from app.db import Db
+from app.cancellation import run_to_completion
+from app.db.database import Db
 from app.db.schema import SchemaWatch
 from app.errors import Unavailable, Unusable, UploadError, root_reason
-from app.tasks import to_the_end
+from app.uploads import records as upload_records
 from app.web.services import Services
 
 log = structlog.stdlib.get_logger("waybill.web")
@@ -45,7 +45,7 @@ async def ready(request: Request[Services]) -> Response:
         shared = request.app.state.readiness = _Shared(
             now, asyncio.create_task(_results(request.state, request.app.state))
         )
-    checks, warnings = await to_the_end(shared.results)
+    checks, warnings = await run_to_completion(shared.results)
     failing = [name for name, result in checks.items() if result != "ok"]
     answer = {"status": "not ready" if failing else "ready", "failing": failing, "checks": checks}
     answer["warnings"] = warnings
@@ -68,9 +68,9 @@ async def _warnings(db: Db) -> dict[str, str]:
     """What an operator should look at, by name, though uploads are taken; nothing while the database is away."""
     found = {}
     try:
-        if damaged := await records.count_damaged(db):
+        if damaged := await upload_records.count_damaged(db):
             found["stored_files"] = f"lost or damaged: {damaged}; waybill verify names them"
-        scrub = await records.find_scrub(db)
+        scrub = await upload_records.find_scrub(db)
     except UploadError:
         return {}
     if scrub is not None and scrub.stopped is not None:
@@ -99,7 +99,7 @@ async def _database(services: Services) -> None:
     if db.refused is not None:
         return
     try:
-        await records.try_recording(db.hasty)
+        await upload_records.try_recording(db.hasty)
     except UploadError:
         raise
     except Exception as error:  # a right was taken away, for instance

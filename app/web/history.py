@@ -11,7 +11,6 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app import records, totals
 from app.errors import BadCursor, BadQuery, NotFound
 from app.model import (
     MAX_FILENAME_BYTES,
@@ -26,9 +25,11 @@ from app.model import (
     rfc3339,
 )
 from app.protocols.headers import attachment, searched_name
+from app.sessions import totals_records
 from app.signing import Signer
+from app.uploads import records as upload_records
+from app.web.base_path import record_json, shown
 from app.web.export import EXPORTS, Export
-from app.web.mounted import record_json, shown
 from app.web.services import Services
 from app.web.session import caller_of
 
@@ -47,7 +48,7 @@ _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 T = TypeVar("T")
 
 
-class Asked(NamedTuple):
+class HistoryRequest(NamedTuple):
     """A history request, understood."""
 
     query: HistoryQuery
@@ -74,7 +75,7 @@ async def list_page(request: Request[Services]) -> Response:
             else await asked.export.stream(db, session_id, asked.query, left_out, base=base, with_bom=asked.with_bom)
         )
         return StreamingResponse(lines, headers=headers, media_type=asked.export.media_type)
-    page = await records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
+    page = await upload_records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
     left_out(page.skipped)
     cursor = None if page.end is None else _cursor(request.state["cursors"], page.end, asked.query, session_id)
     answer: dict[str, Any] = {
@@ -84,7 +85,7 @@ async def list_page(request: Request[Services]) -> Response:
         "skipped": page.skipped,
     }
     if asked.with_total:
-        answer["total"] = await records.count_uploads(db, session_id, asked.query)
+        answer["total"] = await upload_records.count_uploads(db, session_id, asked.query)
     if cursor is not None:
         others = [(name, value) for name, value in _parameters(request) if name != "cursor"]
         headers["Link"] = f'<{base}{HISTORY}?{urlencode([*others, ("cursor", cursor)])}>; rel="next"'
@@ -110,7 +111,7 @@ async def summarize(request: Request[Services]) -> Response:
     """GET /api/ingestion/history/summary: counts and bytes by status, and the span of time."""
     session_id = caller_of(request).session.id
     db = request.state["db"]
-    has, span = await totals.find(db, session_id), await records.find_span(db, session_id)
+    has, span = await totals_records.find(db, session_id), await upload_records.find_span(db, session_id)
     quotas = request.state["ingest"].quotas
     uploads, size = (None, None) if quotas is None else quotas.limits
     used = has.of(Status.COMPLETED) if quotas is None else has.used
@@ -133,7 +134,7 @@ def _quota(used: int, limit: int | None) -> dict[str, int | None]:
 # --- the query string
 
 
-def parse(request: Request[Any], session_id: str) -> Asked:
+def parse(request: Request[Any], session_id: str) -> HistoryRequest:
     """Understand the whole query or refuse it, naming the parameter and what was expected.
 
     Raises:
@@ -170,7 +171,7 @@ def parse(request: Request[Any], session_id: str) -> Asked:
         raise BadQuery("cursor", f"no cursor with {export.name}, which holds everything that matches")
     if with_bom and (export is None or not export.takes_bom):
         raise BadQuery("bom", "a byte order mark for format=csv alone")
-    return Asked(query, limit, after, with_total, export, with_bom)
+    return HistoryRequest(query, limit, after, with_total, export, with_bom)
 
 
 def _parameters(request: Request[Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 _NONE: list[str] = []
 
 
-class Headers(SearchedHeaders):
+class RequestHeaders(SearchedHeaders):
     """Starlette's headers, sorted by name once. Its own are searched, and decoded, anew for every question."""
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
@@ -39,7 +39,7 @@ class Request(StarletteRequest[Any]):
 
     @property
     def headers(self) -> SearchedHeaders:
-        headers: Headers = self.scope["exchange"].headers
+        headers: RequestHeaders = self.scope["exchange"].headers
         return headers
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import files, health, history, metrics, openapi, resumable, session
+from app.web import downloads, health, history, metrics, openapi, resumables, session
 from app.web.request import Handler
 
 
@@ -26,20 +26,20 @@ register_url_convertor("rest", _Rest())
 
 routes = [
     # Send files, each in one request or in several: the request's headers say which. What is asked most is tried first.
-    Route("/api/ingestion/uploads/{filename:rest}", resumable.put, methods=["PUT"]),
-    Route("/api/ingestion/uploads", resumable.post, methods=["POST"]),
-    Route("/api/ingestion/uploads", resumable.options, methods=["OPTIONS"]),
-    Route("/api/ingestion/uploads/", resumable.post, methods=["POST"]),  # clients of tus are often given it like this
+    Route("/api/ingestion/uploads/{filename:rest}", resumables.put, methods=["PUT"]),
+    Route("/api/ingestion/uploads", resumables.post, methods=["POST"]),
+    Route("/api/ingestion/uploads", resumables.options, methods=["OPTIONS"]),
+    Route("/api/ingestion/uploads/", resumables.post, methods=["POST"]),  # clients of tus are often given it like this
     # Go on with one, by the URL it was given.
-    Route("/api/ingestion/uploads/{key}", resumable.resource, methods=["GET", "PATCH", "POST", "DELETE"]),
-    Route("/api/ingestion/uploads/{key}", resumable.options, methods=["OPTIONS"]),
+    Route("/api/ingestion/uploads/{key}", resumables.resource, methods=["GET", "PATCH", "POST", "DELETE"]),
+    Route("/api/ingestion/uploads/{key}", resumables.options, methods=["OPTIONS"]),
     # Ask what was sent.
     Route("/api/ingestion/history", history.list_page, methods=["GET"]),
     Route("/api/ingestion/history/summary", history.summarize, methods=["GET"]),
     Route("/api/ingestion/history/{id}", history.show, methods=["GET"]),
     # Have it back, or have it gone.
-    Route("/api/ingestion/files/{id}", files.download, methods=["GET"]),
-    Route("/api/ingestion/files/{id}", files.delete, methods=["DELETE"]),
+    Route("/api/ingestion/files/{id}", downloads.download, methods=["GET"]),
+    Route("/api/ingestion/files/{id}", downloads.delete, methods=["DELETE"]),
     # Say who asks.
     Route("/api/session", session.show, methods=["GET"]),
     Route("/api/session", session.ensure, methods=["POST"]),

@@ -3,17 +3,17 @@
 from typing import TypedDict
 
 from app.config import Settings
-from app.db import Db
+from app.db.database import Db
 from app.db.schema import SchemaWatch
-from app.ingest import Ingest
-from app.lookup import Lookup
+from app.idempotency import IdempotencyKeys
 from app.metrics import Metrics
 from app.model import Clock
-from app.once import Once
-from app.resume import Resumes
+from app.resumables import Resumables
 from app.sessions import Sessions
 from app.signing import Signer
 from app.storage import Storage
+from app.uploads.ingest import Ingest
+from app.uploads.lookup import Lookup
 
 
 class Services(TypedDict):
@@ -23,8 +23,8 @@ class Services(TypedDict):
     schema: SchemaWatch
     lookup: Lookup
     ingest: Ingest
-    once: Once
-    resumes: Resumes
+    once: IdempotencyKeys
+    resumes: Resumables
     sessions: Sessions
     cursors: Signer
     now_us: Clock

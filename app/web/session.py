@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import tokens, totals
 from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
-from app.ingest import Visitor
 from app.model import Session, Status, rfc3339
-from app.sessions import Recognised, Sessions, Token
+from app.sessions import Recognised, Sessions, Token, token_records, totals_records
+from app.uploads.ingest import Visitor
 from app.web.body import Body
 from app.web.credentials import Credentials
 from app.web.exchange import Exchange, exchange_of
@@ -239,12 +238,12 @@ async def join(request: Request[Services]) -> Response:
 async def _session_answer(request: Request[Services], session: Session, token: Token | None) -> Response:
     """What is known of a session; and its token, for a caller that keeps no cookies."""
     db = request.state["db"]
-    has = await totals.find(db, session.id)
+    has = await totals_records.find(db, session.id)
     answer = {
         **session.model_dump(mode="json"),
         "uploads": sum(has.of(status).uploads for status in Status),
         "bytes": has.of(Status.COMPLETED).size,
-        "devices": await tokens.count_devices(db, session.id),
+        "devices": await token_records.count_devices(db, session.id),
     }
     if token is not None and caller_of(request).credentials.wants_token:
         answer["token"] = request.state["sessions"].text_of(token)

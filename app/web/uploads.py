@@ -9,10 +9,9 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.claims import Asked
 from app.errors import BadRequest, DigestMismatch, NotFound, TooLarge, UnsupportedMediaType
+from app.idempotency.records import KeyedRequest
 from app.model import Digests, Protocol, Upload
-from app.protocols.form import FormDecoder, PartBegin, PartData
 from app.protocols.headers import (
     content_type,
     declared_digests,
@@ -23,10 +22,11 @@ from app.protocols.headers import (
     whole_range,
 )
 from app.protocols.intents import Checksum, checksums, declared_of_body, media_type
-from app.web import limits
+from app.protocols.multipart import FormDecoder, PartBegin, PartData
+from app.web import ratelimit
+from app.web.base_path import here, record_json, shown
 from app.web.body import Body
 from app.web.exchange import exchange_of
-from app.web.mounted import here, record_json, shown
 from app.web.services import Services
 from app.web.session import caller_of
 
@@ -44,7 +44,7 @@ MAX_FIELDS: Final = 1000
 
 async def post(request: Request[Services]) -> Response:
     """POST /api/ingestion/uploads: a form with files, or a body that is the file."""
-    limits.tell(request)
+    ratelimit.tell(request)
     kind = _single(request, "content-type") or ""
     essence = kind.partition(";")[0].strip().lower()
     if essence == _FORM:
@@ -59,7 +59,7 @@ async def post(request: Request[Services]) -> Response:
 
 async def put_file(request: Request[Services]) -> Response:
     """PUT /api/ingestion/uploads/{filename}: the body is the file."""
-    limits.tell(request)
+    ratelimit.tell(request)
     if media_type(request.headers) == _FORM:
         raise UnsupportedMediaType("a form goes by POST to the collection; a PUT's body is the file itself")
     return await _receive_raw(request, filename_of(request))
@@ -103,7 +103,7 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
     with body_of(request, checks=checksums(digests, DigestMismatch)) as body:
         uploads = await _once(
             request,
-            lambda: Asked(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
+            lambda: KeyedRequest(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
             lambda claim: _land_form(request, decoder, body, claim, whole),
         )
     return _created(request, uploads, await _items(uploads, request.state["settings"].base_path))
@@ -160,7 +160,7 @@ async def receive(request: Request[Services], filename: str, kind: str, *, diges
             _refuse_fragment(whole, [body.declared])
         [upload] = await _once(
             request,
-            lambda: Asked(Protocol.RAW, kind, filename, body.declared, sha256=digests.sha256),
+            lambda: KeyedRequest(Protocol.RAW, kind, filename, body.declared, sha256=digests.sha256),
             lambda claim: _land_raw(request, body, claim, filename, kind, digests, whole),
         )
     return upload
@@ -188,7 +188,7 @@ async def _land_raw(
 
 
 async def _once(
-    request: Request[Services], asked: Callable[[], Asked], land: Callable[[str | None], Awaitable[list[Upload]]]
+    request: Request[Services], asked: Callable[[], KeyedRequest], land: Callable[[str | None], Awaitable[list[Upload]]]
 ) -> list[Upload]:
     """What lands; with an Idempotency-Key, what landed under that key before, if anything did."""
     key = _single(request, "idempotency-key")

@@ -7,11 +7,12 @@ import asyncpg
 import pytest
 import structlog
 
-from app import records
-from app.db import Db, migrate
+from app.db import migrate
+from app.db.database import Db
 from app.db.queries import Migration, migrations
 from app.errors import Unavailable
 from app.model import HistoryQuery
+from app.uploads import records as upload_records
 from tests.contracts.records import upload
 
 INDEX = "uploads_by_session_newest_first"
@@ -37,7 +38,7 @@ async def url(postgres):
     url = postgres.create_database()
     async with opened(url) as db:
         await migrate.migrate(db, now_us=0)
-        await records.insert_uploads(db, [upload(1)])
+        await upload_records.insert_uploads(db, [upload(1)])
     postgres.execute(f"DROP INDEX {INDEX}", url=url)
     postgres.execute(f"CREATE INDEX {INDEX} ON uploads (session_id, created_at_us, id)", url=url)
     postgres.execute("DELETE FROM schema_migrations WHERE number = 6", url=url)
@@ -91,8 +92,8 @@ BUILDS = "EXISTS (SELECT FROM pg_stat_progress_create_index WHERE phase LIKE 'wa
 
 
 async def use(db, number):
-    await records.insert_uploads(db, [upload(number)])
-    await records.list_uploads(db, upload(number).session_id, HistoryQuery(), after=None, page_size=10)
+    await upload_records.insert_uploads(db, [upload(number)])
+    await upload_records.list_uploads(db, upload(number).session_id, HistoryQuery(), after=None, page_size=10)
 
 
 async def test_a_migration_that_needs_a_table_gives_way_to_its_readers(url, needed):

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
-from app import records
-from app.db import Db, pool
+from app.db import pool
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import Unavailable, Unusable, root_reason
+from app.uploads import records as upload_records
 from tests.contracts.records import everything, upload
 from tests.partition import Partition
 from tests.postgres import Postgres
@@ -60,7 +61,7 @@ async def on_every_connection(db, question):
 
 
 async def write(db, number):
-    await db.transaction(lambda unit: records.insert_uploads(unit, [upload(number)]))
+    await db.transaction(lambda unit: upload_records.insert_uploads(unit, [upload(number)]))
 
 
 async def served(ask):

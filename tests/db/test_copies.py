@@ -4,10 +4,11 @@ import os
 
 import pytest
 
-from app import records
-from app.db import Db, copies
+from app.db import dump
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import Unusable
+from app.uploads import records as upload_records
 from tests.contracts.records import upload
 from tests.postgres import program
 
@@ -29,28 +30,28 @@ async def test_a_copy_is_of_the_moment_that_its_reader_sees(database_url, empty_
     db = Db(database_url)
     await db.open()
     await migrate(db, now_us=0)
-    await records.insert_uploads(db, [upload(1)])
+    await upload_records.insert_uploads(db, [upload(1)])
     (tmp_path / "copy").mkdir()
-    copy = tmp_path / "copy" / copies.filename(db.dialect)
-    async with copies.reader(db, database_url) as reader:
-        await records.insert_uploads(db, [upload(2)])  # beside it
+    copy = tmp_path / "copy" / dump.filename(db.dialect)
+    async with dump.reader(db, database_url) as reader:
+        await upload_records.insert_uploads(db, [upload(2)])  # beside it
         await reader.copy(copy)
-        assert [row.id for row in await records.list_stored(reader.asks, "", 10)] == [upload(1).id]
-    assert await records.count_stored(db) == 2
+        assert [row.id for row in await upload_records.list_stored(reader.connection, "", 10)] == [upload(1).id]
+    assert await upload_records.count_stored(db) == 2
     await db.close()
     assert copy.stat().st_mode & 0o777 == 0o600
     with pytest.raises(Unusable, match="is there already"):
-        await copies.require_empty(database_url, None, copy)
-    await copies.put(empty_url, None, copy)
+        await dump.require_empty(database_url, None, copy)
+    await dump.put(empty_url, None, copy)
     restored = Db(empty_url)
     await restored.open()
     assert await migrate(restored, now_us=0) == []
-    assert [row.id for row in await records.list_stored(restored, "", 10)] == [upload(1).id]
-    await records.insert_uploads(restored, [upload(2)])
-    assert await records.count_stored(restored) == 2
+    assert [row.id for row in await upload_records.list_stored(restored, "", 10)] == [upload(1).id]
+    await upload_records.insert_uploads(restored, [upload(2)])
+    assert await upload_records.count_stored(restored) == 2
     await restored.close()
     with pytest.raises(Unusable, match="is there already"):
-        await copies.put(empty_url, None, copy)
+        await dump.put(empty_url, None, copy)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,6 @@ async def test_a_copy_is_of_the_moment_that_its_reader_sees(database_url, empty_
     ],
 )
 def test_programs_of_postgresql_find_the_database_in_their_environment(url, expected):
-    found = copies._environment(url)
+    found = dump._environment(url)
     assert found["PGDATABASE"] == "d"
     assert {name: found[name] for name in expected} == expected

@@ -8,11 +8,11 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
-from app import records
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import NotFound, StorageFull, Unavailable, Unusable
 from app.model import HistoryQuery
+from app.uploads import records as upload_records
 from tests.contracts.records import everything, session, upload
 from tests.unreliable import until
 
@@ -95,14 +95,14 @@ class TestQuestions:
         assert db.slots() == (3, 3)
 
     async def test_many_at_once_share_the_connections(self, db):
-        await records.insert_uploads(db, [upload(1)])
+        await upload_records.insert_uploads(db, [upload(1)])
         assert await asyncio.gather(*(stored(db) for _ in range(50))) == [{upload(1).id}] * 50
 
 
 class TestTransactions:
     async def test_what_one_did_is_there_when_it_returns(self, db):
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             return "done"
 
         assert await db.transaction(work) == "done"
@@ -110,7 +110,7 @@ class TestTransactions:
 
     async def test_others_do_not_see_it_before(self, db):
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             assert await everything(unit) == [upload(1)]
             assert await asyncio.create_task(stored(db)) == set()
 
@@ -119,7 +119,7 @@ class TestTransactions:
     @pytest.mark.parametrize("error", [NotFound(), KeyError("x"), TimeoutError("not ours"), OSError(28, "not ours")])
     async def test_what_the_work_raises_passes_through_and_undoes_it(self, db, error):
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             raise error
 
         with pytest.raises(type(error)) as caught:
@@ -129,7 +129,7 @@ class TestTransactions:
 
     async def test_after_a_failed_statement_nothing_is_kept_even_if_nobody_cares(self, db):
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             with suppress(Exception):
                 await unit.execute("DELETE FROM nothing")
 
@@ -142,14 +142,14 @@ class TestTransactions:
         await execute(db, *CHILDREN)
 
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             await unit.execute("INSERT INTO children VALUES (1)")
 
         for _ in range(5):
             with pytest.raises(CONSTRAINT_ERRORS):
                 await db.transaction(work)
         assert db.slots() == (3, 3)
-        await records.insert_uploads(db, [upload(2)])
+        await upload_records.insert_uploads(db, [upload(2)])
         assert await stored(db) == {upload(2).id}
 
     async def test_a_unit_ends_with_its_transaction(self, db):
@@ -161,15 +161,15 @@ class TestTransactions:
             await unit.many("list_migrations")
 
     async def test_writers_take_turns_without_losing_an_update(self, db):
-        await db.transaction(lambda unit: records.insert_sessions(unit, [session("mine", expires_at=0)]))
+        await db.transaction(lambda unit: upload_records.insert_sessions(unit, [session("mine", expires_at=0)]))
 
         async def work(unit):
             await unit.many("lock_live_sessions", first_id="mine", second_id="", now_us=-1)
             row = await unit.one("find_session", session_id="mine")
-            await records.touch_sessions(unit, [records.Seen("mine", 0, row["expires_at_us"] + 1)])
+            await upload_records.touch_sessions(unit, [upload_records.Seen("mine", 0, row["expires_at_us"] + 1)])
 
         await asyncio.gather(*(db.transaction(work) for _ in range(30)))
-        assert (await records.find_session(db, "mine")).expires_at == 30
+        assert (await upload_records.find_session(db, "mine")).expires_at == 30
 
     async def test_a_unit_that_lost_a_race_is_tried_again_as_a_whole(self, postgres):
         """F16."""
@@ -179,7 +179,7 @@ class TestTransactions:
         codes = iter(["40001", "40P01"])
 
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             for code in codes:
                 await unit.execute(f"DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '{code}'; END $$")
 
@@ -197,7 +197,7 @@ class TestCancellation:
             nonlocal ended
             begun.set()
             await go_on.wait()
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             ended = True
 
         task = asyncio.create_task(db.transaction(work))
@@ -216,7 +216,9 @@ class TestCancellation:
         acknowledged, cancelled = set(), 0
         for number in range(120):
             each = upload(number)
-            task = asyncio.create_task(db.transaction(lambda unit, each=each: records.insert_uploads(unit, [each])))
+            task = asyncio.create_task(
+                db.transaction(lambda unit, each=each: upload_records.insert_uploads(unit, [each]))
+            )
             noise = asyncio.create_task(db.ping())
             for _ in range(1 + number % 2):
                 for _ in range(number // 4):
@@ -238,7 +240,7 @@ class TestCancellation:
         acknowledged = set()
 
         async def send(number):
-            await db.transaction(lambda unit: records.insert_uploads(unit, [upload(number)]))
+            await db.transaction(lambda unit: upload_records.insert_uploads(unit, [upload(number)]))
             acknowledged.add(upload(number).id)
 
         for start in range(0, 200, 20):
@@ -255,12 +257,12 @@ class TestCancellation:
 class TestDeadlines:
     async def test_work_that_does_not_end_is_ended_and_undone(self, hasty):
         async def work(unit):
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
             await asyncio.Event().wait()
 
         with pytest.raises(Unavailable):
             await hasty.transaction(work)
-        await eventually(lambda: records.insert_uploads(hasty, [upload(2)]))
+        await eventually(lambda: upload_records.insert_uploads(hasty, [upload(2)]))
         assert await eventually(lambda: stored(hasty)) == {upload(2).id}
 
     async def test_a_statement_that_does_not_end_is_ended(self, hasty):
@@ -284,7 +286,7 @@ class TestDeadlines:
         with pytest.raises(Unavailable):
             await hasty.ping()
         with pytest.raises(Unavailable):
-            await records.insert_uploads(hasty, [upload(1)])
+            await upload_records.insert_uploads(hasty, [upload(1)])
         go_on.set()
         await holder
         await eventually(hasty.ping)
@@ -302,11 +304,11 @@ class TestDeadlines:
         """F17."""
         holder = await lock(database_url)
         with pytest.raises(Unavailable):
-            await records.insert_uploads(hasty, [upload(1)])
+            await upload_records.insert_uploads(hasty, [upload(1)])
         with pytest.raises(Unavailable):
-            await hasty.transaction(lambda unit: records.insert_uploads(unit, [upload(1)]))
+            await hasty.transaction(lambda unit: upload_records.insert_uploads(unit, [upload(1)]))
         waiting = asyncio.create_task(
-            hasty.transaction(lambda unit: records.insert_uploads(unit, [upload(2)]), timeout=60)
+            hasty.transaction(lambda unit: upload_records.insert_uploads(unit, [upload(2)]), timeout=60)
         )
         await asyncio.sleep(0)
         await unlock(holder)
@@ -338,9 +340,11 @@ class TestDeadlines:
             return await fetch(raw, query, arguments)
 
         monkeypatch.setattr(db._driver, "fetch", slowly)
-        counts = [asyncio.create_task(records.count_uploads(db.reading, "mine", HistoryQuery())) for _ in range(10)]
+        counts = [
+            asyncio.create_task(upload_records.count_uploads(db.reading, "mine", HistoryQuery())) for _ in range(10)
+        ]
         await until(lambda: db.slots() == (2, 3))
-        await asyncio.gather(*(records.insert_uploads(db, [upload(number)]) for number in range(5)))
+        await asyncio.gather(*(upload_records.insert_uploads(db, [upload(number)]) for number in range(5)))
         assert db.slots() == (2, 3)
         go_on.set()
         assert await asyncio.gather(*counts) == [5] * 10
@@ -382,7 +386,7 @@ class TestDeadlines:
         async def work(unit):
             begun.set()
             await asyncio.sleep(0)
-            await records.insert_uploads(unit, [upload(1)])
+            await upload_records.insert_uploads(unit, [upload(1)])
 
         running = asyncio.create_task(db.transaction(work))
         await begun.wait()
@@ -423,7 +427,7 @@ class TestFullDisk:
             await execute(db, "PRAGMA max_page_count = 100")  # this connection keeps it, and is used next
         with pytest.raises(StorageFull):
             await execute(db, full[db.dialect])
-        await records.insert_uploads(db, [upload(1)])
+        await upload_records.insert_uploads(db, [upload(1)])
         assert await stored(db) == {upload(1).id}
 
 
@@ -469,6 +473,6 @@ class TestFitness:
 
     async def test_the_log_shows_no_arguments(self, db, caplog):
         caplog.set_level("DEBUG")
-        await records.insert_uploads(db, [upload(1, filename="secret.txt")])
+        await upload_records.insert_uploads(db, [upload(1, filename="secret.txt")])
         await everything(db)
         assert "secret" not in caplog.text

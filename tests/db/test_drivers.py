@@ -8,10 +8,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from app.config.postgresql_url import parse
 from app.db.postgresql import PostgresqlDriver
 from app.db.sqlite import SqliteDriver
 from app.errors import Locked, StorageFull, Unavailable
-from app.postgresql_url import parse
 
 POSTGRESQL = PostgresqlDriver(parse("postgresql://a/b"))
 
@@ -95,5 +95,7 @@ async def test_postgresql_connections_that_are_gone_in_the_words_of_today(postgr
 @pytest.mark.parametrize(("url", "not_needed"), [("sqlite:///a.db", "asyncpg"), ("postgresql://a/b", "aiosqlite")])
 def test_the_other_databases_driver_is_not_loaded(url, not_needed):
     """It would take memory, and time to start."""
-    code = f"import sys, app.main, app.db; app.db.Db({url!r}); sys.exit({not_needed!r} in sys.modules)"
+    code = (
+        f"import sys, app.main, app.db.database; app.db.database.Db({url!r}); sys.exit({not_needed!r} in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

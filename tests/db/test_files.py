@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, closing
 
 import pytest
 
-from app import records
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import Unavailable, root_reason
+from app.uploads import records as upload_records
 from tests.contracts.records import everything, upload
 from tests.unreliable import until
 
@@ -44,7 +44,7 @@ async def use_all(db):
 
 
 async def write(db, number):
-    await db.transaction(lambda unit: records.insert_uploads(unit, [upload(number)]))
+    await db.transaction(lambda unit: upload_records.insert_uploads(unit, [upload(number)]))
 
 
 async def stored(path):
@@ -104,8 +104,8 @@ async def test_nothing_is_acknowledged_that_the_next_start_would_not_find(path, 
                 await write(db, number)
         assert root_reason(refusal.value).startswith("Moved: ")
         with pytest.raises(Unavailable):
-            await records.insert_uploads(db, [upload(90)])
-        for ask in (db.ping, lambda: everything(db), lambda: records.try_recording(db)):
+            await upload_records.insert_uploads(db, [upload(90)])
+        for ask in (db.ping, lambda: everything(db), lambda: upload_records.try_recording(db)):
             with pytest.raises(Unavailable):
                 await ask()
 

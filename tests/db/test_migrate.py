@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.db import Db, migrate
+from app.db import migrate
+from app.db.database import Db
 from app.db.migrate import pending
 from app.db.queries import Migration, migrations
 from app.errors import Unusable
@@ -21,18 +22,19 @@ NAMES = [migration.name for migration in migrations("sqlite")]
 # n-th statement without a word.
 PROCESS = """
 import asyncio, os, signal, sys
-from app.db import Db, Unit
+from app.db.database import Db
+from app.db.queryable import Transaction
 from app.db.migrate import migrate
 
 async def main(url, fatal):
-    execute, count = Unit.execute, 0
+    execute, count = Transaction.execute, 0
     async def counted(unit, statement):
         nonlocal count
         count += 1
         await execute(unit, statement)
         if count == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
-    Unit.execute = counted
+    Transaction.execute = counted
     db = Db(url)
     await db.open()
     print(*await migrate(db, now_us=0))

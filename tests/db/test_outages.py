@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from app import records
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import Unavailable, Unusable
+from app.uploads import records as upload_records
 from tests.contracts.records import everything, upload
 from tests.postgres import Postgres
 
@@ -50,9 +50,9 @@ async def refused(db: Db) -> None:
     """Every way of asking is refused, within its time."""
     asking = [
         db.ping(),
-        records.count_stored(db),
-        records.insert_uploads(db, [upload(900)]),
-        db.transaction(lambda unit: records.insert_uploads(unit, [upload(901)])),
+        upload_records.count_stored(db),
+        upload_records.insert_uploads(db, [upload(900)]),
+        db.transaction(lambda unit: upload_records.insert_uploads(unit, [upload(901)])),
     ] * 3
     async with asyncio.timeout(TIMEOUT + 30):  # far above what it takes, far below for ever
         for answer in await asyncio.gather(*asking, return_exceptions=True):
@@ -63,7 +63,7 @@ async def refused(db: Db) -> None:
 async def test_a_server_that_stops_and_starts(server, mode):
     """F12."""
     async with database(server) as db:
-        await asyncio.gather(*(records.insert_uploads(db, [upload(n)]) for n in range(8)))
+        await asyncio.gather(*(upload_records.insert_uploads(db, [upload(n)]) for n in range(8)))
         server.stop(mode)
         try:
             with suppress(Unavailable):  # several connections had been open; each may notice only now
@@ -94,7 +94,9 @@ async def test_what_was_acknowledged_survives_crashes_under_load(server):
                 if stop.is_set():
                     return
                 try:
-                    await db.transaction(lambda unit, number=number: records.insert_uploads(unit, [upload(number)]))
+                    await db.transaction(
+                        lambda unit, number=number: upload_records.insert_uploads(unit, [upload(number)])
+                    )
                     acknowledged.add(upload(number).id)
                     if len(acknowledged) % 50 == 0:
                         enough.set()

@@ -6,28 +6,28 @@ import sqlite3
 import asyncpg
 import pytest
 
-from app import records
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.db.queries import load
 from app.model import HistoryQuery, Position
+from app.uploads import records as upload_records
 from tests.contracts.records import NOW, upload
 
 INDEX = "uploads_by_session_newest_first"
-PAGE = {"session_id": "session 1", "page_size": 51, **records._filters(HistoryQuery())}
+PAGE = {"session_id": "session 1", "page_size": 51, **upload_records._filters(HistoryQuery())}
 MIDDLE = Position(NOW + 700, "")
 ARGUMENTS = [
-    ("list_uploads", {**PAGE, **records._newest_first(HistoryQuery(), None)}),
-    ("list_uploads", {**PAGE, **records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
-    ("list_uploads_oldest", {**PAGE, **records._oldest_first(HistoryQuery(), None)}),
-    ("list_uploads_oldest", {**PAGE, **records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
+    ("list_uploads", {**PAGE, **upload_records._newest_first(HistoryQuery(), None)}),
+    ("list_uploads", {**PAGE, **upload_records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
+    ("list_uploads_oldest", {**PAGE, **upload_records._oldest_first(HistoryQuery(), None)}),
+    ("list_uploads_oldest", {**PAGE, **upload_records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
 ]
 NAMED = {**PAGE, "pattern": HistoryQuery(filename="9").filename_pattern}
 NAMED_ARGUMENTS = [
-    ("list_named_uploads", {**NAMED, **records._newest_first(HistoryQuery(), None)}),
-    ("list_named_uploads", {**NAMED, **records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
-    ("list_named_uploads_oldest", {**NAMED, **records._oldest_first(HistoryQuery(), None)}),
-    ("list_named_uploads_oldest", {**NAMED, **records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
+    ("list_named_uploads", {**NAMED, **upload_records._newest_first(HistoryQuery(), None)}),
+    ("list_named_uploads", {**NAMED, **upload_records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
+    ("list_named_uploads_oldest", {**NAMED, **upload_records._oldest_first(HistoryQuery(), None)}),
+    ("list_named_uploads_oldest", {**NAMED, **upload_records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
 ]
 
 
@@ -38,10 +38,10 @@ async def fill(url: str) -> None:
     await migrate(db, now_us=0)
     for owner in range(3):
         numbers = range(owner * 10_000, owner * 10_000 + 1000)
-        await records.insert_uploads(
+        await upload_records.insert_uploads(
             db, [upload(n, f"session {owner}", created_at=NOW + n - owner * 10_000) for n in numbers]
         )
-    await records.insert_uploads(db, [upload(n + 90_000, f"small session {n // 3}") for n in range(900)])
+    await upload_records.insert_uploads(db, [upload(n + 90_000, f"small session {n // 3}") for n in range(900)])
     await db.close()
 
 

@@ -37,11 +37,8 @@ def test_a_query_is_in_a_dialects_folder_only_if_it_differs():
 
 
 def test_every_query_is_asked_and_every_question_is_there():
-    asking = (
-        "records.py", "tokens.py", "resources.py", "usage.py", "totals.py", "merges.py", "claims.py", "db/migrate.py",
-        "db/access.py",
-    )  # fmt: skip
-    code = "".join((APP / name).read_text() for name in asking)
+    asking = [*APP.rglob("*records.py"), APP / "db" / "migrate.py", APP / "db" / "privileges.py"]
+    code = "".join(path.read_text() for path in asking)
     asked = set(re.findall(r'\.(?:one|many|run)\(\s*"(\w+)"', code)) | set(re.findall(r'"(list_\w*uploads\w*)"', code))
     assert asked == set(load("sqlite"))
 

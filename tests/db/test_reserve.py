@@ -2,7 +2,7 @@
 
 import os
 
-from app.db.reserve import RESERVE_BYTES, Reserve
+from app.db.ballast import RESERVE_BYTES, Ballast
 from tests.storage.stores import needs_root, tmpfs
 
 KIB = 1024
@@ -14,7 +14,7 @@ def space_taken(path):
 
 def test_it_takes_its_space_once_and_gives_it_back_until_nothing_is_left(tmp_path):
     path = tmp_path / "reserve"
-    reserve, other = Reserve(path), Reserve(path)
+    reserve, other = Ballast(path), Ballast(path)
     for each in (reserve, other, reserve):
         each.fill()
         assert each.is_whole
@@ -32,7 +32,7 @@ def test_it_takes_its_space_once_and_gives_it_back_until_nothing_is_left(tmp_pat
 @needs_root
 def test_of_a_disk_without_so_much_space_it_takes_what_there_is(tmp_path):
     with tmpfs(tmp_path / "volume", "700k") as root:
-        reserve = Reserve(root / "reserve")
+        reserve = Ballast(root / "reserve")
         reserve.fill()
         assert not reserve.is_whole
         assert 500 * KIB < space_taken(root / "reserve") < 700 * KIB
@@ -42,7 +42,7 @@ def test_of_a_disk_without_so_much_space_it_takes_what_there_is(tmp_path):
 
 def test_where_nothing_can_be_set_aside_nobody_is_kept_from_anything(tmp_path):
     os.mkdir(tmp_path / "reserve")
-    reserve = Reserve(tmp_path / "reserve")
+    reserve = Ballast(tmp_path / "reserve")
     reserve.fill()
     assert not reserve.is_whole
-    assert not Reserve(tmp_path / "missing").give()
+    assert not Ballast(tmp_path / "missing").give()

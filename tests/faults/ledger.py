@@ -15,9 +15,12 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
-from app import expiry, main, records, sweep, verify
+from app import ids, main
 from app.config import Settings
+from app.maintenance import sweep, verify
 from app.model import HistoryQuery, Status
+from app.resumables import expiration
+from app.uploads import records as upload_records
 from tests.sender import BROKEN, Resumable, Sender, Tus
 from tests.service import HISTORY, UPLOADS, Answer, Cut, Service, ask
 from tests.tally import Row, Tally
@@ -249,13 +252,13 @@ def settings_of(running: Service) -> Settings:
 
 async def swept(settings: Settings) -> tuple[int, verify.Verified]:
     """Let a week pass and sweep, once the service has ended: how much was left that nobody owns, and what was kept."""
-    later = main.now_us() + _DAYS_US
+    later = ids.now_us() + _DAYS_US
     grace = {"grace_seconds": 0.0}
     with (
         patch.object(main, "now_us", lambda: later),
         patch.object(verify, "_GRACE_SECONDS", 0.0),
         patch.dict(sweep.Sweeper.__init__.__kwdefaults__, grace),
-        patch.dict(expiry.Expiry.__init__.__kwdefaults__, grace),
+        patch.dict(expiration.Expiry.__init__.__kwdefaults__, grace),
     ):
         async with main.stores(settings) as (storage, db), main.receiving(settings, storage, db) as ways_in:
             done = await ways_in.sweeper.once()
@@ -263,9 +266,11 @@ async def swept(settings: Settings) -> tuple[int, verify.Verified]:
             left = len([file async for found in storage.partials(0) for file in found])
             left += len(list((settings.storage_dir / "staging").glob("*/*")))
             left += done.records_lost
-            for session in await records.list_sessions(db, 100_000):
+            for session in await upload_records.list_sessions(db, 100_000):
                 unended = HistoryQuery(statuses=(Status.UPLOADING, Status.PROCESSING))
-                left += len((await records.list_uploads(db, session.id, unended, after=None, page_size=500)).uploads)
+                left += len(
+                    (await upload_records.list_uploads(db, session.id, unended, after=None, page_size=500)).uploads
+                )
             return left, await verify.verify(storage, db)
 
 

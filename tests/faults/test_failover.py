@@ -5,9 +5,10 @@ from contextlib import closing
 
 import pytest
 
-from app import records
-from app.db import Db, migrate
+from app.db import migrate
+from app.db.database import Db
 from app.errors import Unavailable
+from app.uploads import records as upload_records
 from tests.contracts.records import upload
 from tests.postgres import Postgres
 from tests.service import UPLOADS, service
@@ -31,7 +32,7 @@ async def writes(db, number):
     async with asyncio.timeout(60):
         while True:
             try:
-                return await records.insert_uploads(db, [upload(number)])
+                return await upload_records.insert_uploads(db, [upload(number)])
             except Unavailable:
                 continue
 
@@ -42,12 +43,12 @@ async def test_the_server_that_takes_writes_is_found_before_and_after_a_fail_ove
     db = Db(url)
     await db.open()
     await migrate.migrate(db, now_us=0)
-    await records.insert_uploads(db, [upload(1)])
+    await upload_records.insert_uploads(db, [upload(1)])
     getattr(primary, end)()  # one that is frozen keeps its connections, and says nothing to new ones
     await asyncio.to_thread(standby.promote)
     await writes(db, 2)
     await asyncio.gather(*(writes(db, number) for number in range(3, 9)))
-    assert await records.count_stored(db) == 8
+    assert await upload_records.count_stored(db) == 8
     await db.close()
 
 

@@ -24,13 +24,13 @@ UPLOADERS, KILLS = (100, 20) if TORTURE else (12, 1)
 OUTAGES = 5 if TORTURE else 1
 
 # A process that dies where a file of that name says so, which it takes away; and whose claims soon run out.
-QUICK = "from app import once\nonce.LEASE_SECONDS = 1.0\n"
+QUICK = "import app.idempotency as keys\nkeys.LEASE_SECONDS = 1.0\n"
 HASTY = f"{QUICK}from app.web import body\nbody.PACE_SECONDS = 1.0\n"  # and that soon sees that a client has vanished
 MORTAL = f"""{QUICK}
 import os, signal
 from app import claims
-from app.ingest import Landing
-from app.publish import Publisher
+from app.uploads.ingest import Landing
+from app.uploads.group_commit import Publisher
 from app.storage.local import LocalStorage
 
 def die(place):

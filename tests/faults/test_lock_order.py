@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from app import totals
-from app.moves import Moves
+from app.sessions import totals_records
+from app.sessions.merge import SessionMerges
 from tests.asgi import Client, Service, serving, settings_in
 from tests.sender import Tus
 
@@ -67,7 +67,7 @@ async def deleted(client: Client) -> list[int]:
 
 
 async def test_nobody_deadlocks(tmp_path, database_url, monkeypatch):
-    monkeypatch.setattr("app.moves.FIRST_SLICE", 2)
+    monkeypatch.setattr("app.sessions.merge.FIRST_SLICE", 2)
     settings = settings_in(tmp_path, database_url, session_quota="1TiB", session_quota_uploads=10**6)
     chance = Random(1)
     ways = [put, put, form, keyed, resumable, cancelled, deleted]
@@ -93,8 +93,8 @@ async def test_nobody_deadlocks(tmp_path, database_url, monkeypatch):
     async with serving(settings) as one, serving(settings) as other:
         await asyncio.gather(*(people([one, other], 4) for _ in range(6)))
         for service in (one, other):
-            await Moves(service.state["db"], now_us=service.state["now_us"]).finish()
-        wrong = [session_id async for session_id in totals.recount(one.state["db"])]
+            await SessionMerges(service.state["db"], now_us=service.state["now_us"]).finish()
+        wrong = [session_id async for session_id in totals_records.recount(one.state["db"])]
     watcher = await asyncpg.connect(database_url)
     deadlocks = await watcher.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     await watcher.close()

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from app.db import Db
+from app.db.database import Db
 from app.errors import Unusable
 from tests.postgres import Postgres, program
 from tests.service import HISTORY, UPLOADS, ask, service

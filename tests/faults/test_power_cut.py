@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from app import main, records
+from app import ids, main, secret_key
 from app.db import migrate
 from app.errors import UploadError
 from app.model import HistoryQuery, Status
 from app.storage import NotStored
+from app.uploads import records as upload_records
 from tests.faults.disk import Disk, mounted
 from tests.faults.ledger import PROTOCOLS, RESUMABLE, Ledger, content_of, name_of, new_session, settings_of
 from tests.faults.storm import Storm
@@ -94,8 +95,8 @@ async def send_everything(running, ledger, story, protocol):
 async def recover(settings, row, story, moment):
     """Start as the service does, sweep, go on with what was begun, and see that every promise is kept."""
     async with main.stores(settings) as (storage, db):
-        await migrate.migrate(db, now_us=main.now_us())
-        keys = main.secret_keys(settings)
+        await migrate.migrate(db, now_us=ids.now_us())
+        keys = secret_key.secret_keys(settings)
         row.lost += moment >= story.begun and keys != story.keys  # with it every session is
         async with main.receiving(settings, storage, db) as ways_in:
             swept = await ways_in.sweeper.once()
@@ -104,12 +105,12 @@ async def recover(settings, row, story, moment):
             for name, (key, offset) in told.items():
                 await go_on(ways_in.resumes, row, name, key, offset)
         shown = {}
-        for session in await records.list_sessions(db, 10):
-            page = await records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=100)
+        for session in await upload_records.list_sessions(db, 10):
+            page = await upload_records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=100)
             completed = [upload for upload in page.uploads if upload.status is Status.COMPLETED]
             row.wrong += len(completed) - len({upload.filename for upload in completed})
             shown |= {upload.filename: upload.sha256 for upload in completed}
-        for stored in await records.list_stored(db, "", 100):
+        for stored in await upload_records.list_stored(db, "", 100):
             try:
                 row.partial += (stored.size, stored.sha256) != await storage.digest(stored.id)
             except NotStored:
@@ -155,7 +156,7 @@ def test_at_every_moment_a_power_cut_leaves_what_was_told(place, tally, protocol
         finally:
             running.close()
         settings = settings_of(running)
-        story.keys = main.secret_keys(settings)
+        story.keys = secret_key.secret_keys(settings)
     moments = disk.moments()
     chance = random.Random(0)
     for _, moment in disk.images(moments if TORTURE else chance.sample(moments, MOMENTS), torn=1, chance=chance):

@@ -15,18 +15,18 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request as StarletteRequest
 
-from app import notation
+from app.config import types
 from app.errors import BadRequest, RangeNotSatisfiable, UploadError
 from app.model import DEFAULT_CONTENT_TYPE, MAX_FILENAME_BYTES, MAX_SIZE, Protocol, rfc3339
 from app.protocols import headers as grammar
-from app.protocols import resumable, tus
-from app.protocols.form import FormDecoder, PartBegin, PartData, PartEnd
+from app.protocols import ietf, tus
+from app.protocols.detect import codec_for, detect
 from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limits, State
-from app.protocols.spoken import speaker, spoken
+from app.protocols.multipart import FormDecoder, PartBegin, PartData, PartEnd
 from app.signing import Signer
 from app.web import history
 from app.web.credentials import _bearers, _cookies
-from app.web.request import Headers, Request
+from app.web.request import Request, RequestHeaders
 from app.web.session import _same_origin
 
 DELIMITER = b"\r\n--B"
@@ -210,7 +210,7 @@ def _ranges(text: str, size: int) -> None:
 
 def _credentials(text: str) -> None:
     """Whatever stands in a cookie or a bearer token: nothing that these keys did not sign is taken for signed."""
-    sent = Headers([(b"cookie", text.encode("latin-1")), (b"authorization", text.encode("latin-1"))])
+    sent = RequestHeaders([(b"cookie", text.encode("latin-1")), (b"authorization", text.encode("latin-1"))])
     signer = Signer([KEY], "session")
     for token in (*(value for _, value in _cookies(sent)), *_bearers(sent), text):
         signed = signer.verify(token)
@@ -228,15 +228,15 @@ def request(raw: bytes) -> None:
     """Any method and any headers, a line each: an intent that keeps within the limits, and an answer that is one."""
     method, *lines = raw.decode("latin-1").replace("\r", "").replace("\0", "").split("\n")
     pairs = [(name.strip(" \t").lower(), value) for name, _, value in (line.partition(":") for line in lines)]
-    sent = Headers([(name.encode("latin-1"), value.strip(" \t").encode("latin-1")) for name, value in pairs])
+    sent = RequestHeaders([(name.encode("latin-1"), value.strip(" \t").encode("latin-1")) for name, value in pairs])
     speaks: list[Protocol] = [Protocol.TUS, Protocol.RESUMABLE]
     with suppress(UploadError):
         method = tus.method(method, sent)
-        protocol = spoken(method, sent)
+        protocol = detect(method, sent)
         speaks = [protocol] if protocol is not None else speaks
     for protocol in speaks:
         with suppress(UploadError):
-            one = speaker(protocol, method, sent, LIMITS, resumable.VERSIONS)
+            one = codec_for(protocol, method, sent, LIMITS, ietf.VERSIONS)
             try:
                 intent = one.read()
             except UploadError as refusal:
@@ -303,7 +303,7 @@ def query(raw: bytes) -> None:
 
 
 class _Exchange:
-    headers = Headers([])
+    headers = RequestHeaders([])
 
 
 def _request(scope: dict[str, object]) -> "StarletteRequest[object]":
@@ -330,7 +330,7 @@ def setting(raw: bytes) -> None:
 
 
 _SETTINGS: Final = {
-    name: TypeAdapter(getattr(notation, name))
+    name: TypeAdapter(getattr(types, name))
     for name in (
         "Size", "SizeAboveZero", "Duration", "YesOrNo", "Versions", "Directory", "DatabaseUrl", "Keys", "Host",
         "Origins", "Proxies",

@@ -31,11 +31,11 @@ QUIET_SECONDS = 0.1  # who has said all he has to say listens so long for more
 STALL_SECONDS = 0.05
 CHANGE = """
 import json, time, types
-import app.db, app.publish, app.server.connection, app.web.exchange
+import app.db.database, app.uploads.group_commit, app.server.connection, app.web.exchange
 app.web.exchange._LINGER_SECONDS = 0.05
 # A disk that others keep busy is not the subject: it would be a 503, and rightly so.
-app.db.Db.__init__.__kwdefaults__["timeout"] = 60.0
-app.publish.Publisher.__init__.__kwdefaults__["patience_seconds"] = 60.0
+app.db.database.Db.__init__.__kwdefaults__["timeout"] = 60.0
+app.uploads.group_commit.Publisher.__init__.__kwdefaults__["patience_seconds"] = 60.0
 slowest = 0.0
 
 def timed(work, *arguments, who):

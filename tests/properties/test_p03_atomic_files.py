@@ -24,11 +24,11 @@ from hypothesis.stateful import (
     rule,
 )
 
+from app.cancellation import run_to_completion
 from app.errors import StorageFull, Unavailable, UploadError
-from app.storage import NotStored, aio, blocks, directories, kernel, local, space, staging
-from app.storage.local import LocalStorage
+from app.storage import NotStored, local
+from app.storage.local import LocalStorage, aio, block_writer, free_space, layout, staged, syscalls
 from app.storage.memory import MemoryStorage
-from app.tasks import to_the_end
 from tests.contracts.storage import content_of
 from tests.strategies import chunkings
 from tests.support.memory import quick_directory
@@ -50,13 +50,13 @@ keys = st.builds(lambda uuid, shard: str(uuid)[:-2] + shard, st.uuids(), shards)
 @contextmanager
 def small_world():
     with ExitStack() as stack:
-        stack.enter_context(patch.object(directories, "SHARDS", SHARDS))
+        stack.enter_context(patch.object(layout, "SHARDS", SHARDS))
         stack.enter_context(patch.object(local, "SHARDS", SHARDS))
-        stack.enter_context(patch.object(blocks, "BLOCK_BYTES", BLOCK))
-        stack.enter_context(patch.object(blocks, "_WRITEBACK_BYTES", 2 * BLOCK))
-        stack.enter_context(patch.object(staging, "HELD_BYTES", HELD))
-        stack.enter_context(patch.object(staging, "POOLED_BLOCKS", 4))
-        stack.enter_context(patch.object(space, "HELD_BYTES_IN_ALL", 2 * HELD))
+        stack.enter_context(patch.object(block_writer, "BLOCK_BYTES", BLOCK))
+        stack.enter_context(patch.object(block_writer, "_WRITEBACK_BYTES", 2 * BLOCK))
+        stack.enter_context(patch.object(staged, "HELD_BYTES", HELD))
+        stack.enter_context(patch.object(staged, "POOLED_BLOCKS", 4))
+        stack.enter_context(patch.object(free_space, "HELD_BYTES_IN_ALL", 2 * HELD))
         yield
 
 
@@ -85,9 +85,9 @@ class World:
         (aio, "begin_write"),
         (os, "fsync"),
         (os, "unlink"),
-        (kernel, "syncfs"),
-        (kernel, "written_back"),
-        (kernel, "rename_new"),
+        (syscalls, "syncfs"),
+        (syscalls, "written_back"),
+        (syscalls, "rename_new"),
     )
 
     def __init__(self, root: Path, whole: dict[str, bytes], fault: Fault | None = None) -> None:
@@ -171,7 +171,7 @@ async def send(storage, files: dict[str, list[bytes]], *, lost_after: int | None
     except UploadError:
         return set()
     finally:
-        await to_the_end(give_up(batch))
+        await run_to_completion(give_up(batch))
 
 
 async def give_up(batch) -> None:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import main
-from app.ingest import Ingest, Limits, Visitor
+from app import ids
 from app.model import Protocol
-from app.publish import Publisher
 from app.storage.memory import MemoryStorage
+from app.uploads.group_commit import Publisher
+from app.uploads.ingest import Ingest, IngestLimits, Visitor
 from tests.asgi import Client, Service, serving, settings_in
 from tests.strategies import filenames, form
 from tests.unreliable import Database, opened, ticking
@@ -80,7 +80,7 @@ async def test_two_clients_that_send_different_things_get_the_same_ids_from_the_
         source: Iterator[str] = map(str, script)
         storage = MemoryStorage()
         async with Publisher(storage, db, now_us=ticking()) as publisher:
-            limits = Limits(file_bytes=100, files=9, requests_at_once=1)
+            limits = IngestLimits(file_bytes=100, files=9, requests_at_once=1)
             ingest = Ingest(storage, publisher, limits=limits, now_us=ticking(), new_id=source.__next__)
             async with ingest.request(visitor=Visitor("mine"), protocol=Protocol.FORM) as landing:
                 for filename, content_type, content in sent:
@@ -100,12 +100,12 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 
 def test_many_at_once_are_all_different() -> None:
     with ThreadPoolExecutor(4) as threads:
-        drawn = [each for ids in threads.map(lambda _: [main.new_id() for _ in range(5000)], range(4)) for each in ids]
+        drawn = [each for some in threads.map(lambda _: [ids.new_id() for _ in range(5000)], range(4)) for each in some]
     assert len(set(drawn)) == len(drawn) == 20_000
     assert all(map(V7.fullmatch, drawn))
 
 
 async def test_ids_made_in_a_row_sort_as_they_were_made() -> None:
-    drawn = [main.new_id() for _ in range(5000)]
+    drawn = [ids.new_id() for _ in range(5000)]
     await asyncio.sleep(0)
     assert drawn == sorted(drawn)

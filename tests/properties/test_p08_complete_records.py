@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import main, records
+from app import ids
 from app.model import HistoryQuery, Status
+from app.uploads import records as upload_records
 from tests.asgi import Client, Service, serving, settings_in
 from tests.strategies import chunkings, filenames, form
 
@@ -66,11 +67,11 @@ async def test_rows_and_files_tell_the_same_story(service: Service, data: st.Dat
     client = service.client()
     await client.post("/api/session")
     session_id = (await client.get("/api/session")).json()["id"]
-    before = main.now_us()
+    before = ids.now_us()
     expected = [file for _ in range(data.draw(st.integers(1, 3))) for file in await send(client, data)]
-    after = main.now_us()
+    after = ids.now_us()
 
-    page = await records.list_uploads(
+    page = await upload_records.list_uploads(
         db, session_id, HistoryQuery(statuses=(Status.COMPLETED,), order="oldest"), after=None, page_size=500
     )
     files = service.files()
@@ -83,5 +84,5 @@ async def test_rows_and_files_tell_the_same_story(service: Service, data: st.Dat
         assert before <= upload.created_at <= upload.completed_at <= after
         assert upload.error is None
     # Over all sessions and examples: what is stored has a row that says so, and the other way round.
-    assert {row.id for row in await records.list_stored(db, "", 100_000)} == files.keys()
+    assert {row.id for row in await upload_records.list_stored(db, "", 100_000)} == files.keys()
     assert service.staged() == []

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import records
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
+from app.uploads import records as upload_records
 
 TYPES = {"BIGINT": "INTEGER", "bigint": "INTEGER", "integer": "INTEGER", "text": "TEXT"}
 
@@ -139,7 +139,7 @@ def test_both_dialects_take_and_refuse_the_same_rows(files, server):
 
         async def taken(db, row):
             try:
-                await db.run("insert_uploads", rows=records._json([row]))
+                await db.run("insert_uploads", rows=upload_records._json([row]))
             except (sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError):
                 return False
             return True

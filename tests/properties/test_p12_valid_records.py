@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import records
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.model import MAX_SIZE, MAX_TIME_US, Failure, HistoryQuery, Protocol, Status, Upload
+from app.uploads import records as upload_records
 from tests.strategies import filenames
 
 sendable = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
@@ -70,12 +70,12 @@ def test_a_record_keeps_its_meaning_from_row_to_json(runner, db):
     @given(uploads())
     def keeps_its_meaning(upload):
         upload = upload.model_copy(update={"id": str(UUID(int=next(ids)))})  # an id is recorded once
-        runner.run(records.insert_uploads(db, [upload]))
-        found = runner.run(records.list_these(db, [upload.id]))[upload.id]
+        runner.run(upload_records.insert_uploads(db, [upload]))
+        found = runner.run(upload_records.list_these(db, [upload.id]))[upload.id]
         assert found == upload
         query = HistoryQuery(from_us=upload.created_at, min_size=upload.size, filename=upload.filename)
         if not {"*", "?"} & set(upload.filename):
-            page = runner.run(records.list_uploads(db, upload.session_id, query, after=None, page_size=500))
+            page = runner.run(upload_records.list_uploads(db, upload.session_id, query, after=None, page_size=500))
             assert upload in page.uploads
         answer = json.loads(found.as_json())
         links = answer.pop("links")

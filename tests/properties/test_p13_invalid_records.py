@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app import records, totals
-from app.db import Db
+from app.db.database import Db
 from app.db.migrate import migrate
 from app.model import HistoryQuery
+from app.sessions import totals_records
+from app.uploads import records as upload_records
 from tests.contracts.records import everything, upload
 
 # Each breaks a row that is in order otherwise.
@@ -61,7 +62,7 @@ async def uncheck(db: Db) -> None:
 async def start_again(db: Db, rows) -> None:
     async def work(unit):
         await unit.execute("DELETE FROM uploads")
-        await unit.run("insert_uploads", rows=records._json(rows))
+        await unit.run("insert_uploads", rows=upload_records._json(rows))
 
     await db.transaction(work)
 
@@ -91,7 +92,7 @@ def test_a_broken_row_is_left_out_counted_and_logged(runner, db):
         for _ in range(len(rows) + 1):
             with capture_logs() as logs:
                 page = runner.run(
-                    records.list_uploads(db, "mine", HistoryQuery(order=order), after=after, page_size=page_size)
+                    upload_records.list_uploads(db, "mine", HistoryQuery(order=order), after=after, page_size=page_size)
                 )
             found, skipped, after = found + page.uploads, skipped + page.skipped, page.end
             logged += logs
@@ -105,11 +106,11 @@ def test_a_broken_row_is_left_out_counted_and_logged(runner, db):
 
         for row in rows:
             expected = next((each for each in good if each.id == row["id"]), None)
-            assert runner.run(records.list_these(db, [row["id"]])) == (
+            assert runner.run(upload_records.list_these(db, [row["id"]])) == (
                 {} if expected is None else {row["id"]: expected}
             )
-        assert runner.run(records.count_uploads(db, "mine", HistoryQuery())) == len(rows)
-        has = runner.run(totals.find(db, "mine"))
+        assert runner.run(upload_records.count_uploads(db, "mine", HistoryQuery())) == len(rows)
+        has = runner.run(totals_records.find(db, "mine"))
         assert sum(total.uploads for total in has.by_status) == len(rows)
 
     left_out()
@@ -118,10 +119,10 @@ def test_a_broken_row_is_left_out_counted_and_logged(runner, db):
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_text_that_is_none_breaks_its_own_row_alone(runner, db):
     """Only SQLite keeps bytes that are no UTF-8 as text."""
-    runner.run(records.insert_uploads(db, [upload(1), upload(2), upload(3)]))
+    runner.run(upload_records.insert_uploads(db, [upload(1), upload(2), upload(3)]))
     spoil = "UPDATE uploads SET filename = CAST(x'61ff62' AS TEXT) WHERE size_bytes = 2"
     runner.run(db.transaction(lambda unit: unit.execute(spoil)))
-    page = runner.run(records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=9))
+    page = runner.run(upload_records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=9))
     assert (page.uploads, page.skipped) == ([upload(3), upload(1)], 1)
-    assert runner.run(records.list_these(db, [upload(2).id])) == {}
+    assert runner.run(upload_records.list_these(db, [upload(2).id])) == {}
     assert runner.run(everything(db)) == [upload(3), upload(1)]

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import BadFilename, MalformedForm, RequestTooLarge, TooManyFiles, UnsupportedMediaType, UploadError
-from app.protocols.form import FormDecoder, PartBegin, PartData, PartEnd
+from app.protocols.multipart import FormDecoder, PartBegin, PartData, PartEnd
 from tests.strategies import chunkings, filenames, form
 
 B = "multipart/form-data; boundary=B"

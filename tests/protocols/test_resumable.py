@@ -26,9 +26,9 @@ from app.errors import (
     UploadError,
 )
 from app.model import MAX_SIZE, Digests, Protocol
+from app.protocols.detect import codec_for, detect
+from app.protocols.ietf import VERSIONS, Resumable, boolean, integer, options
 from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limits, State
-from app.protocols.resumable import VERSIONS, Resumable, boolean, integer, options
-from app.protocols.spoken import speaker, spoken
 from app.protocols.tus import Tus
 
 CHUNK = "application/partial-upload"
@@ -95,7 +95,7 @@ def test_a_field_that_stands_there_twice_is_refused(name):
 def test_a_field_of_any_length_is_not_read():
     assert boolean(sent(upload_complete="?0" + ";a" * 511), "Upload-Complete") is False
     with pytest.raises(BadRequest, match="1024 characters"):
-        spoken("POST", sent(upload_complete="?0" + ";a" * 511 + " ;"))
+        detect("POST", sent(upload_complete="?0" + ";a" * 511 + " ;"))
 
 
 # Which requests are meant
@@ -129,12 +129,12 @@ def test_a_field_of_any_length_is_not_read():
     ],
 )
 def test_a_request_is_known_for_resumable(verb, fields, protocol):
-    assert spoken(verb, sent(**fields)) is protocol
+    assert detect(verb, sent(**fields)) is protocol
 
 
 def test_the_speaker_is_that_of_the_protocol():
-    assert isinstance(speaker(Protocol.TUS, "HEAD", sent(), LIMITS, VERSIONS), Tus)
-    assert isinstance(speaker(Protocol.RESUMABLE, "HEAD", sent(), LIMITS, VERSIONS), Resumable)
+    assert isinstance(codec_for(Protocol.TUS, "HEAD", sent(), LIMITS, VERSIONS), Tus)
+    assert isinstance(codec_for(Protocol.RESUMABLE, "HEAD", sent(), LIMITS, VERSIONS), Resumable)
 
 
 # Creation
@@ -508,7 +508,7 @@ FIELDS = st.fixed_dictionaries(
 
 def outcome(verb, headers):
     try:
-        spoken(verb, headers)
+        detect(verb, headers)
         return Resumable(verb, headers, LIMITS).read()
     except UploadError as refusal:
         return refusal
@@ -541,7 +541,7 @@ def test_whatever_comes_is_an_intent_or_a_refusal(verb, fields, twice):
 def test_a_part_of_a_file_is_never_taken_for_the_whole(verb, fields):
     headers = sent(**{**fields, "Upload-Complete": "?0"})
     try:
-        assert spoken(verb, headers) is Protocol.RESUMABLE
+        assert detect(verb, headers) is Protocol.RESUMABLE
         intent = Resumable(verb, headers, LIMITS).read()
     except UploadError:
         return

@@ -23,8 +23,8 @@ from app.errors import (
     UploadError,
 )
 from app.model import MAX_SIZE, Digests, Protocol
+from app.protocols.detect import detect
 from app.protocols.intents import ALGORITHMS, Append, Ask, Cancel, Concatenate, Create, Limits, State
-from app.protocols.spoken import spoken
 from app.protocols.tus import EXTENSIONS, MAX_METADATA_CHARACTERS, MAX_PARTS, Tus, metadata, method, options
 
 CHUNK = "application/offset+octet-stream"
@@ -113,7 +113,7 @@ def test_only_a_post_may_mean_another_method(verb, override, meant):
     ],
 )
 def test_a_request_is_known_for_tus(verb, fields, protocol):
-    assert spoken(verb, sent(**fields)) is protocol
+    assert detect(verb, sent(**fields)) is protocol
 
 
 # Creation
@@ -526,7 +526,7 @@ FIELDS = st.fixed_dictionaries(
 
 def outcome(verb, headers):
     try:
-        spoken(verb, headers)
+        detect(verb, headers)
         return Tus(method(verb, headers), headers, LIMITS).read()
     except UploadError as refusal:
         return refusal

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.storage import aio
-from app.storage.local import LocalStorage
+from app.storage.local import LocalStorage, aio
 from tests.contracts.storage import new_key
 from tests.support.tools import tool
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from app.storage import aio
+from app.storage.local import aio
 from tests.contracts.storage import MiB, content_of
 
 

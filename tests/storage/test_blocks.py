@@ -8,11 +8,12 @@ import os
 import pytest
 
 from app.errors import Unavailable
-from app.storage import aio, blocks, kernel, running_digest
-from app.storage.blocks import BLOCK_BYTES, BlockPool, DigestingFile
-from app.storage.partial import PartialFile
-from app.storage.space import Space
-from app.storage.staging import POOLED_BLOCKS
+from app.storage import digest_state
+from app.storage.local import aio, block_writer, syscalls
+from app.storage.local.block_writer import BLOCK_BYTES, BlockPool, DigestingFile
+from app.storage.local.free_space import Space
+from app.storage.local.staged import POOLED_BLOCKS
+from app.storage.local.unfinished import PartialFile
 from tests.contracts.storage import MiB, content_of, fill, get, new_key, put
 from tests.storage.stores import files_in, local, write_at_once
 
@@ -68,7 +69,7 @@ def writes(monkeypatch):
 
 
 def aligned(content: bytes) -> memoryview:
-    block = blocks.mmap.mmap(-1, max(1, len(content)))
+    block = block_writer.mmap.mmap(-1, max(1, len(content)))
     block.write(content)
     return memoryview(block)[: len(content)]
 
@@ -181,7 +182,7 @@ def test_an_error_of_a_block_that_the_kernel_wrote_by_itself_is_raised(opened, m
 
 
 def test_a_file_that_may_not_get_that_long_is_written_as_it_comes(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(blocks, "_AHEAD_BYTES", 2**62)
+    monkeypatch.setattr(block_writer, "_AHEAD_BYTES", 2**62)
     content = content_of(3 * BLOCK_BYTES)
     with opened(direct=True) as file:
         for at in range(0, len(content), BLOCK_BYTES):
@@ -293,7 +294,7 @@ async def test_dirty_pages_never_pile_up(tmp_path, storage, monkeypatch):
     """Without it a flush for somebody's small file would wait for all of the large one."""
     storage._staging.direct = False
     asked = []
-    monkeypatch.setattr(kernel, "start_writeback", lambda fd, offset, length: asked.append((offset, offset + length)))
+    monkeypatch.setattr(syscalls, "start_writeback", lambda fd, offset, length: asked.append((offset, offset + length)))
     await put(storage, content_of(40 * MiB))
     assert len(asked) == 5
     covered = 0
@@ -310,7 +311,7 @@ def test_a_block_that_begins_between_the_alignments_is_not_left_to_the_kernel(tm
         file.enter_direct()
         file.write(aligned(content[:BLOCK_BYTES]))
         file.write(aligned(content[BLOCK_BYTES : 2 * BLOCK_BYTES]))
-        file.go_to(BLOCK_BYTES + 100, running_digest.begun())
+        file.go_to(BLOCK_BYTES + 100, digest_state.begun())
         file.write(aligned(b"-" * 100 + content[BLOCK_BYTES + 100 : 2 * BLOCK_BYTES + 100])[100:])
         file.cut()
     assert (tmp_path / "file").read_bytes() == content[: 2 * BLOCK_BYTES + 100]

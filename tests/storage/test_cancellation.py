@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from app.errors import Unavailable
-from app.storage import kernel
-from app.storage.blocks import DigestingFile
-from app.storage.directories import Directories
-from app.storage.staging import POOLED_BLOCKS
+from app.storage.local import syscalls
+from app.storage.local.block_writer import DigestingFile
+from app.storage.local.layout import Directories
+from app.storage.local.staged import POOLED_BLOCKS
 from tests.contracts.storage import MiB, content_of, fill, get, keys, new_key, put, staged
 from tests.storage.stores import Gate, descriptors, files_in, local
 
@@ -143,7 +143,7 @@ async def upload(file, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(os, "write"), (kernel, "syncfs"), (kernel, "rename_new"), (kernel, "written_back")]
+    ("owner", "name"), [(os, "write"), (syscalls, "syncfs"), (syscalls, "rename_new"), (syscalls, "written_back")]
 )
 async def test_a_batch_that_has_begun_is_published_to_the_end(tmp_path, storage, monkeypatch, owner, name):
     files = [await staged(storage, content_of(size, size)) for size in [10, 20, 30]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import app.storage.directories
+import app.storage.local.layout
 from app.errors import Unavailable, Unusable
 from app.storage import NotStored
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, put, staged
@@ -381,7 +381,7 @@ async def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
     def no_locks(fd, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(app.storage.directories.fcntl, "flock", no_locks)
+    monkeypatch.setattr(app.storage.local.layout.fcntl, "flock", no_locks)
     told = await refusal(tmp_path)
     assert told.startswith(f"{tmp_path}/staging/")
     assert told.endswith(" cannot be locked: No locks available")
@@ -394,7 +394,7 @@ async def test_a_lock_that_fails_later_costs_no_live_upload(tmp_path, monkeypatc
     def no_locks(fd, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(app.storage.directories.fcntl, "flock", no_locks)
+    monkeypatch.setattr(app.storage.local.layout.fcntl, "flock", no_locks)
     assert await other.sweep() == 0
     assert await storage.publish([file]) == {}
     await storage.close()

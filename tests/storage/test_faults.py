@@ -7,7 +7,7 @@ import os
 import pytest
 
 from app.errors import StorageFull, Unavailable
-from app.storage import kernel
+from app.storage.local import syscalls
 from tests.contracts.storage import MiB, content_of, fill, get, keys, new_key, put, staged
 from tests.storage.stores import (
     Gate,
@@ -87,7 +87,7 @@ async def test_a_flush_that_fails_refuses_the_files_and_is_never_repeated(tmp_pa
 async def test_a_flush_of_the_file_system_that_fails_refuses_the_whole_batch(tmp_path, storage, monkeypatch, at):
     batch = [await staged(storage, content_of(size, size)) for size in [0, 10, 300_000, 2 * MiB, 5]]
     with monkeypatch.context() as broken:
-        syncfs = Broken(broken, kernel, "syncfs", at=1 if at == "data" else 2)
+        syncfs = Broken(broken, syscalls, "syncfs", at=1 if at == "data" else 2)
         fsync = Broken(broken, os, "fsync", at=1000)
         await refused_whole(storage, tmp_path, batch)
         assert len(syncfs.calls) == (1 if at == "data" else 2)
@@ -100,7 +100,7 @@ async def test_a_file_is_asked_itself_whether_it_was_written(tmp_path, storage, 
     batch = [await staged(storage, content_of(size)) for size in [10, 20, 2 * MiB]]
     with monkeypatch.context() as broken:
         large = batch[2].key
-        Broken(broken, kernel, "written_back", when=lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith(large))
+        Broken(broken, syscalls, "written_back", when=lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith(large))
         await refused_whole(storage, tmp_path, batch)
     await trusted_again(storage)
 
@@ -108,7 +108,7 @@ async def test_a_file_is_asked_itself_whether_it_was_written(tmp_path, storage, 
 async def test_the_next_batch_is_untouched_by_a_batch_that_failed(storage, monkeypatch):
     first = [await staged(storage, content_of(10, seed)) for seed in range(5)]
     second = [await staged(storage, content_of(10, seed)) for seed in range(5)]
-    Broken(monkeypatch, kernel, "syncfs")
+    Broken(monkeypatch, syscalls, "syncfs")
     refused, published = await asyncio.gather(storage.publish(first), storage.publish(second))
     assert len(refused) == 5
     assert published == {}
@@ -131,8 +131,8 @@ async def test_without_durability_nothing_is_flushed(tmp_path, monkeypatch):
     storage = local(tmp_path, durability="fast")
     await storage.prepare()
     with monkeypatch.context() as counted:
-        calls = [Broken(counted, os, "fsync"), Broken(counted, os, "fdatasync"), Broken(counted, kernel, "syncfs")]
-        calls.append(Broken(counted, kernel, "written_back"))
+        calls = [Broken(counted, os, "fsync"), Broken(counted, os, "fdatasync"), Broken(counted, syscalls, "syncfs")]
+        calls.append(Broken(counted, syscalls, "written_back"))
         for count in (1, 2, 3, 50):
             files = [await staged(storage, content_of(2 * MiB if seed == 0 else 9, seed)) for seed in range(count)]
             assert await storage.publish(files) == {}
@@ -141,7 +141,7 @@ async def test_without_durability_nothing_is_flushed(tmp_path, monkeypatch):
 
 
 async def test_few_files_are_flushed_one_by_one_and_many_at_once(storage, monkeypatch):
-    fsync, syncfs = Broken(monkeypatch, os, "fsync", at=1000), Broken(monkeypatch, kernel, "syncfs", at=1000)
+    fsync, syncfs = Broken(monkeypatch, os, "fsync", at=1000), Broken(monkeypatch, syscalls, "syncfs", at=1000)
     for count, expected in [(1, (2, 0)), (3, (0, 2)), (100, (0, 2))]:
         fsync.calls.clear()
         syncfs.calls.clear()
@@ -157,8 +157,8 @@ async def test_data_is_durable_before_names_and_names_before_the_answer(storage,
         monkeypatch.setattr(owner, name, lambda *arguments, **named: (order.append(name), real(*arguments, **named))[1])
 
     note(os, "fsync")
-    note(kernel, "syncfs")
-    note(kernel, "rename_new")
+    note(syscalls, "syncfs")
+    note(syscalls, "rename_new")
     await put(storage, content_of(10))
     assert order == ["fsync", "rename_new", "fsync"]
     order.clear()
@@ -175,7 +175,7 @@ async def test_a_rename_that_fails_refuses_that_file_alone(tmp_path, storage, mo
     files = [await staged(storage, content_of(size, seed)) for seed in range(4)]
     with monkeypatch.context() as broken:
         error = OSError(number, os.strerror(number))
-        Broken(broken, kernel, "rename_new", error=error, when=lambda old, new: old == files[1].key)
+        Broken(broken, syscalls, "rename_new", error=error, when=lambda old, new: old == files[1].key)
         refused = await storage.publish(files)
     assert {key: type(error) for key, error in refused.items()} == {files[1].key: Unavailable}
     assert len(files_in(tmp_path)) == 3
@@ -239,8 +239,8 @@ async def test_a_fault_of_ours_refuses_one_file_and_settles_the_batch(tmp_path, 
             raise KeyError("a fault of ours")
         real(old, new, **directories)
 
-    real = kernel.rename_new
-    monkeypatch.setattr(kernel, "rename_new", ours)
+    real = syscalls.rename_new
+    monkeypatch.setattr(syscalls, "rename_new", ours)
     refused = await storage.publish(files)
     assert {key: type(error) for key, error in refused.items()} == {files[1].key: Unavailable}
     assert len(files_in(tmp_path)) == 2
@@ -295,7 +295,7 @@ async def test_a_file_that_cannot_be_removed_is_still_let_go_of(tmp_path, storag
         Broken(broken, os, "unlink", times=1000, error=OSError(errno.EROFS, "Read-only file system"))
         aborted, published = await staged(storage, content_of(2 * MiB)), await staged(storage, content_of(2 * MiB))
         await aborted.abort()
-        Broken(broken, kernel, "rename_new")
+        Broken(broken, syscalls, "rename_new")
         assert list(await storage.publish([published])) == [published.key]
     assert len(descriptors()) == before
     assert files_in(tmp_path) == sorted(
@@ -312,7 +312,7 @@ async def test_what_cannot_be_asked_is_unavailable(storage, monkeypatch):
     with monkeypatch.context() as broken:
         for name in ("open", "pread", "stat", "unlink", "utime"):
             Broken(broken, os, name, times=1000)
-        Broken(broken, kernel, "open_cached", times=1000)
+        Broken(broken, syscalls, "open_cached", times=1000)
         asked = [storage.open(key), storage.digest(key), stored.read(0, 10), storage.missing([key]), storage.sweep()]
         asked += [storage.remove([key]), storage.set_aside([key]), storage.strays(), keys(storage)]
         for ask in asked:
@@ -333,7 +333,7 @@ async def test_a_test_that_fails_leaves_nothing_and_restores_nothing(tmp_path, s
         Broken(broken, os, "fsync")
         await refused_whole(storage, tmp_path, batch)
     with monkeypatch.context() as broken:
-        Broken(broken, kernel if call == "rename_new" else os, call, times=1000)
+        Broken(broken, syscalls if call == "rename_new" else os, call, times=1000)
         with pytest.raises(Unavailable):
             await storage.test()
     assert files_in(tmp_path) == []
@@ -349,7 +349,7 @@ async def test_an_old_error_is_told_to_the_test_and_not_to_an_innocent_batch(tmp
     with monkeypatch.context() as broken:
         Broken(broken, os, "fsync")
         await refused_whole(storage, tmp_path, batch)
-    Broken(monkeypatch, kernel, "syncfs")
+    Broken(monkeypatch, syscalls, "syncfs")
     with pytest.raises(Unavailable):
         await storage.test()
     await storage.test()
@@ -359,7 +359,7 @@ async def test_an_old_error_is_told_to_the_test_and_not_to_an_innocent_batch(tmp
 async def test_a_test_restores_no_trust_that_was_lost_while_it_ran(storage, monkeypatch):
     first, second = await staged(storage, b"first"), await staged(storage, b"second")
     with monkeypatch.context() as broken:
-        Broken(broken, kernel, "rename_new", when=lambda old, new: old == first.key)
+        Broken(broken, syscalls, "rename_new", when=lambda old, new: old == first.key)
         await storage.publish([first])
     with monkeypatch.context() as patched:
         gate = Gate(

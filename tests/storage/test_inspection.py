@@ -11,11 +11,12 @@ import os
 import pytest
 
 from app.errors import Unavailable
-from app.storage import Replaced, Unreadable, Withheld, stored
+from app.storage import Replaced, Unreadable, Withheld
+from app.storage.local import reader
 from tests.contracts.storage import content_of, new_key, put
 from tests.storage.stores import ROOT, descriptors, local
 
-BLOCK = stored._DIGEST_BYTES
+BLOCK = reader._DIGEST_BYTES
 
 
 @pytest.fixture

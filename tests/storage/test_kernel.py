@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from app.storage import kernel
+from app.storage.local import syscalls
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def place(tmp_path):
 def rename(request, place, monkeypatch):
     """Renames within the directory: as Linux does it, and as it is done where that is not to be had."""
     if request.param == "link":
-        real = kernel._call
+        real = syscalls._call
 
         def without_rename(name, *arguments):
             if name == "renameat2":
                 raise OSError(errno.EINVAL, "not here")
             real(name, *arguments)
 
-        monkeypatch.setattr(kernel, "_call", without_rename)
-    return lambda old, new: kernel.rename_new(old, new, old_dir_fd=place[1], new_dir_fd=place[1])
+        monkeypatch.setattr(syscalls, "_call", without_rename)
+    return lambda old, new: syscalls.rename_new(old, new, old_dir_fd=place[1], new_dir_fd=place[1])
 
 
 def test_a_rename_moves_a_file(place, rename):
@@ -64,9 +64,9 @@ def test_a_link_whose_answer_was_lost_is_a_rename_all_the_same(place, monkeypatc
         real(*arguments, **named)
         real(*arguments, **named)
 
-    monkeypatch.setattr(kernel, "_call", no_rename)
+    monkeypatch.setattr(syscalls, "_call", no_rename)
     monkeypatch.setattr(os, "link", answer_lost)
-    kernel.rename_new("old", "new", old_dir_fd=place[1], new_dir_fd=place[1])
+    syscalls.rename_new("old", "new", old_dir_fd=place[1], new_dir_fd=place[1])
     assert os.listdir(place[0]) == ["new"]
 
 
@@ -78,10 +78,10 @@ def test_a_rename_that_cannot_be_finished_leaves_no_new_name(place, monkeypatch)
             raise OSError(errno.EIO, "broken")
         real(name, dir_fd=dir_fd)
 
-    monkeypatch.setattr(kernel, "_call", no_rename)
+    monkeypatch.setattr(syscalls, "_call", no_rename)
     monkeypatch.setattr(os, "unlink", keep_old)
     with pytest.raises(OSError, match="broken"):
-        kernel.rename_new("old", "new", old_dir_fd=place[1], new_dir_fd=place[1])
+        syscalls.rename_new("old", "new", old_dir_fd=place[1], new_dir_fd=place[1])
     assert os.listdir(place[0]) == ["old"]
 
 
@@ -89,13 +89,13 @@ def test_flushing_and_asking_succeed_on_a_sound_file(place):
     with open(place[0] / "old", "ab") as file:
         file.write(b"more")
         file.flush()
-        kernel.start_writeback(file.fileno(), 0, 8 << 20)
-        kernel.syncfs(place[1])
-        kernel.written_back(file.fileno())
+        syscalls.start_writeback(file.fileno(), 0, 8 << 20)
+        syscalls.syncfs(place[1])
+        syscalls.written_back(file.fileno())
 
 
 def test_an_error_is_told_with_its_number():
-    for call in (kernel.syncfs, kernel.written_back):
+    for call in (syscalls.syncfs, syscalls.written_back):
         with pytest.raises(OSError, match="Bad file descriptor") as told:
             call(-1)
         assert told.value.errno == errno.EBADF
@@ -107,25 +107,25 @@ def test_an_interrupted_call_is_made_again(monkeypatch):
     class Libc:
         def syncfs(self, fd):
             result, code = answers.pop(0)
-            kernel.ctypes.set_errno(code)
+            syscalls.ctypes.set_errno(code)
             return result
 
-    monkeypatch.setattr(kernel, "_libc", Libc())
-    kernel.syncfs(5)
+    monkeypatch.setattr(syscalls, "_libc", Libc())
+    syscalls.syncfs(5)
     assert answers == []
 
 
 def test_a_call_that_this_system_lacks_is_an_error_like_any_other(monkeypatch):
-    monkeypatch.setattr(kernel, "_libc", object())
+    monkeypatch.setattr(syscalls, "_libc", object())
     with pytest.raises(OSError, match="not implemented") as told:
-        kernel.syncfs(5)
+        syscalls.syncfs(5)
     assert told.value.errno == errno.ENOSYS
 
 
 class TestOpenCached:
     def test_it_opens_what_the_kernel_knows(self, place):
         os.stat("old", dir_fd=place[1])
-        fd = kernel.open_cached("old", os.O_RDONLY, dir_fd=place[1])
+        fd = syscalls.open_cached("old", os.O_RDONLY, dir_fd=place[1])
         assert os.read(fd, 9) == b"old"
         os.close(fd)
 
@@ -136,4 +136,4 @@ class TestOpenCached:
         with suppress(FileNotFoundError):
             os.stat(name, dir_fd=place[1])
         with pytest.raises(OSError):  # noqa: PT011  # which one depends on what the kernel looks at first
-            kernel.open_cached(name, os.O_RDONLY, dir_fd=place[1])
+            syscalls.open_cached(name, os.O_RDONLY, dir_fd=place[1])

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from app.errors import Unavailable
-from app.storage import Mark, kernel
+from app.storage import Mark
+from app.storage.local import syscalls
 from tests.contracts.partial import PartialContract, found
 from tests.contracts.storage import MiB, StorageContract, keys, new_key, put
 from tests.storage.stores import limit, local
@@ -43,7 +44,7 @@ class TestLocalStorage(StorageContract, PartialContract):
             def refuse(*_, **__):
                 raise error
 
-            monkeypatch.setattr(kernel, "open_cached", refuse)
+            monkeypatch.setattr(syscalls, "open_cached", refuse)
         stored = await storage.open(key)
         assert (stored.size, await stored.read(0, 30_000)) == (20_000, content)
         await stored.close()

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import StorageFull, Unavailable
-from app.storage import InUse, Mark, NotStored, assembly, kernel, running_digest
+from app.storage import InUse, Mark, NotStored, digest_state
+from app.storage.local import concatenate, syscalls
 from app.storage.memory import MemoryStorage
 from tests.contracts.partial import PartialContract, append, complete, found, kept
 from tests.contracts.storage import KiB, MiB, content_of, get, keys, new_key, put, staged
@@ -64,7 +65,7 @@ class TestWithoutBlocks(PartialContract):
 class TestWithoutOpenSSL(PartialContract):
     @pytest.fixture
     async def storage(self, storage, monkeypatch):
-        monkeypatch.setattr(running_digest, "_openssl", lambda: None)
+        monkeypatch.setattr(digest_state, "_openssl", lambda: None)
         return storage
 
     small = pytest.fixture(lambda self: MemoryStorage(MiB))
@@ -455,10 +456,10 @@ async def test_a_publication_that_fails_gives_the_file_back(tmp_path, storage, m
     batch = [partial] + [await staged(storage, b"other") for _ in range(others)]
     with monkeypatch.context() as broken:
         if step == "name":
-            Failing(broken, kernel, "rename_new", when=lambda old, new: old == partial.name)
+            Failing(broken, syscalls, "rename_new", when=lambda old, new: old == partial.name)
         elif others:
             calls = []
-            Failing(broken, kernel, "syncfs", when=lambda fd: calls.append(fd) or len(calls) == 1 + (step == "names"))
+            Failing(broken, syscalls, "syncfs", when=lambda fd: calls.append(fd) or len(calls) == 1 + (step == "names"))
         else:
             Failing(broken, os, "fsync", when=lambda fd: in_partial(fd) is (step == "data"))
         refused = await storage.publish(batch)
@@ -478,7 +479,7 @@ async def test_a_part_that_becomes_shorter_while_it_is_read_leaves_nothing(stora
     key, fence, mark = await kept(storage, content_of(MiB))
     real = os.preadv
     with monkeypatch.context() as patched:
-        patched.setattr(assembly, "_share", lambda file, source: False)
+        patched.setattr(concatenate, "_share", lambda file, source: False)
         patched.setattr(os, "preadv", lambda fd, buffers, offset: real(fd, buffers, offset) // 2)
         with pytest.raises(NotStored):
             await storage.assemble(key, 2, [(key, fence, mark if known else Mark(mark.offset))])
@@ -583,7 +584,7 @@ async def test_an_assembly_stops_when_its_caller_or_the_store_does(tmp_path, mon
     await storage.prepare()
     content = content_of(5 * MiB)
     key, fence, mark = await kept(storage, content)
-    monkeypatch.setattr(assembly, "_share", lambda file, source: False)
+    monkeypatch.setattr(concatenate, "_share", lambda file, source: False)
     gate = Gate(monkeypatch, os, "preadv")
     parts = [(key, fence, mark if known else Mark(mark.offset))]
     assembling = asyncio.create_task(storage.assemble(key, fence + 1, parts))

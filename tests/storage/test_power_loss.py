@@ -9,7 +9,8 @@ from unittest.mock import patch
 import pytest
 
 from app.errors import Unavailable
-from app.storage import Mark, aio, kernel
+from app.storage import Mark
+from app.storage.local import aio, syscalls
 from tests.contracts.partial import append, complete
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
 from tests.storage.stores import cut_power, local, mounted, needs_root
@@ -55,8 +56,8 @@ def power_cut_before(call: int, root):
             (aio, "begin_write"),
             (os, "fsync"),
             (os, "ftruncate"),
-            (kernel, "syncfs"),
-            (kernel, "rename_new"),
+            (syscalls, "syncfs"),
+            (syscalls, "rename_new"),
         ]:
             stack.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
         yield made

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.storage import running_digest
+from app.storage import digest_state
 
 _WORDS = "0" * 64
-needs_openssl = pytest.mark.skipif(running_digest._openssl() is None, reason="this Python's OpenSSL is out of reach")
+needs_openssl = pytest.mark.skipif(digest_state._openssl() is None, reason="this Python's OpenSSL is out of reach")
 
 
 @needs_openssl
 @given(pieces=st.lists(st.binary(max_size=200) | st.integers(0, 100_000).map(bytes), max_size=8), data=st.data())
 def test_a_digest_may_be_put_down_and_taken_up_anywhere(pieces, data):
-    digest, expected, count = running_digest.begun(), hashlib.sha256(), 0
+    digest, expected, count = digest_state.begun(), hashlib.sha256(), 0
     for piece in pieces:
         kind = data.draw(st.sampled_from([bytes, bytearray, lambda bytes_: memoryview(bytearray(bytes_))]))
         digest.update(kind(piece))
@@ -24,7 +24,7 @@ def test_a_digest_may_be_put_down_and_taken_up_anywhere(pieces, data):
         count += len(piece)
         assert digest.hexdigest() == expected.hexdigest()
         if data.draw(st.booleans()):
-            digest = running_digest.resumed(digest.state(), count)
+            digest = digest_state.resumed(digest.state(), count)
     assert digest.hexdigest() == expected.hexdigest()
 
 
@@ -33,8 +33,8 @@ def test_a_digest_may_be_put_down_and_taken_up_anywhere(pieces, data):
 def test_it_counts_beyond_what_a_word_holds(count):
     pending = "ab" * (count % 64)
     state = f"{count}.{_WORDS}.{pending}"
-    assert running_digest.resumed(state, count).state() == state
-    assert running_digest.resumed(state, count + 64) is None
+    assert digest_state.resumed(state, count).state() == state
+    assert digest_state.resumed(state, count + 64) is None
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_it_counts_beyond_what_a_word_holds(count):
     ],
 )
 def test_what_does_not_belong_to_the_offset_is_not_taken_up(state):
-    assert running_digest.resumed(state, 1) is None
+    assert digest_state.resumed(state, 1) is None
 
 
 def test_at_the_beginning_no_state_is_needed():
     for state in (None, "", "nonsense"):
-        assert running_digest.resumed(state, 0).hexdigest() == hashlib.sha256().hexdigest()
+        assert digest_state.resumed(state, 0).hexdigest() == hashlib.sha256().hexdigest()
 
 
 def test_the_digest_holds_no_block_when_it_has_returned():
     block = memoryview(bytearray(100))
-    running_digest.begun().update(block[10:])
+    digest_state.begun().update(block[10:])
     block.release()
 
 
@@ -76,19 +76,19 @@ class Library:
         self.wrong = wrong
 
     def __getattr__(self, name):
-        return self.wrong.get(name) or getattr(running_digest._openssl(), name)
+        return self.wrong.get(name) or getattr(digest_state._openssl(), name)
 
 
 def wrong_by_a_byte(context, start, size):
-    return running_digest._openssl().SHA256_Update(context, start, ctypes.c_size_t(max(0, size.value - 1)))
+    return digest_state._openssl().SHA256_Update(context, start, ctypes.c_size_t(max(0, size.value - 1)))
 
 
 @needs_openssl
 @pytest.mark.parametrize("wrong", [{"SHA256_Init": lambda *_: 0}, {"SHA256_Update": wrong_by_a_byte}])
 def test_a_library_that_does_otherwise_is_found_out(wrong):
-    running_digest._try_out(Library())
+    digest_state._try_out(Library())
     with pytest.raises(RuntimeError):
-        running_digest._try_out(Library(**wrong))
+        digest_state._try_out(Library(**wrong))
 
 
 def refuse(*_):
@@ -97,13 +97,13 @@ def refuse(*_):
 
 @pytest.mark.parametrize("wrong", [refuse, lambda _: object(), lambda _: Library(SHA256_Init=lambda *_: 0)])
 def test_without_openssl_digests_are_pythons_and_cannot_be_put_down(monkeypatch, wrong):
-    library = running_digest._openssl()  # found before the door to it is taken away
-    monkeypatch.setattr(running_digest.ctypes, "CDLL", wrong)
-    without = running_digest._openssl.__wrapped__()
+    library = digest_state._openssl()  # found before the door to it is taken away
+    monkeypatch.setattr(digest_state.ctypes, "CDLL", wrong)
+    without = digest_state._openssl.__wrapped__()
     assert library is not without is None
-    monkeypatch.setattr(running_digest, "_openssl", lambda: without)
-    digest = running_digest.begun()
+    monkeypatch.setattr(digest_state, "_openssl", lambda: without)
+    digest = digest_state.begun()
     digest.update(b"hello")
     assert digest.state() is None
     assert digest.hexdigest() == hashlib.sha256(b"hello").hexdigest()
-    assert running_digest.resumed(f"1.{_WORDS}.ab", 1) is None
+    assert digest_state.resumed(f"1.{_WORDS}.ab", 1) is None

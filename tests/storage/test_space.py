@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from app.errors import StorageFull
-from app.storage.space import HELD_BYTES_IN_ALL, Space
+from app.storage.local.free_space import HELD_BYTES_IN_ALL, Space
 from tests.contracts.storage import KiB, MiB, content_of, fill, keys, new_key, put, staged
 from tests.storage.stores import files_in, limit, local, needs_root, tmpfs
 
@@ -162,7 +162,7 @@ def test_memory_for_small_files_is_bounded_and_comes_back():
 async def test_small_files_that_find_no_memory_go_to_disk(tmp_path, monkeypatch):
     storage = local(tmp_path)
     await storage.prepare()
-    monkeypatch.setattr("app.storage.space.HELD_BYTES_IN_ALL", 1000)
+    monkeypatch.setattr("app.storage.local.free_space.HELD_BYTES_IN_ALL", 1000)
     files = [await staged(storage, content_of(400, seed)) for seed in range(6)]
     assert len([name for name in files_in(tmp_path) if name.startswith("staging/")]) == 4
     assert storage.space.held == 800

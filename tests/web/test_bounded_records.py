@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from app import ingest, records
+from app.maintenance.sweep import Sweeper
 from app.model import Failure, Protocol, Session, Status, Upload
-from app.records import NewSession
 from app.storage.memory import MemoryStorage
-from app.sweep import Sweeper
+from app.uploads import ingest
+from app.uploads import records as upload_records
+from app.uploads.records import NewSession
 from tests.asgi import Client, Service, serving, settings_in
 from tests.unreliable import opened
 from tests.web.test_uploads import UPLOADS, listed, send_form
@@ -56,7 +57,7 @@ async def test_a_disk_below_its_floor_takes_no_row_that_nobody_needs(tmp_path: P
             made = await client.post(UPLOADS, headers={"Tus-Resumable": "1.0.0", **headers})
             made.refused(507, "storage_full")
         db = service.state["db"]
-        assert await records.list_sessions(db, 10) == []
+        assert await upload_records.list_sessions(db, 10) == []
 
 
 def upload(number: int, created_at: int, status: Status, **more: Any) -> Upload:
@@ -91,10 +92,10 @@ async def test_what_never_was_complete_is_forgotten_after_a_while(database_url: 
     async with AsyncExitStack() as stack:
         db = await opened(database_url)
         stack.push_async_callback(db.close)
-        await db.transaction(lambda unit: records.insert_uploads(unit, [*kept, *gone]))
+        await db.transaction(lambda unit: upload_records.insert_uploads(unit, [*kept, *gone]))
         sweeper = Sweeper(MemoryStorage(), db, now_us=lambda: now, retain_failed_seconds=7 * 86_400)
         await sweeper.once()
-        found = await records.list_these(db, [each.id for each in (*kept, *gone)])
+        found = await upload_records.list_these(db, [each.id for each in (*kept, *gone)])
     assert found.keys() == {each.id for each in kept}
 
 
@@ -110,12 +111,12 @@ async def test_a_session_that_never_uploaded_ends_a_day_after_its_last_use(datab
             )
             for name, at in seen.items()
         ]
-        await db.transaction(lambda unit: records.insert_sessions(unit, arrivals))
+        await db.transaction(lambda unit: upload_records.insert_sessions(unit, arrivals))
         rows = [
             upload(1, now - 2 * DAY_US, Status.FAILED, session_id="failed"),
             upload(2, now - 2 * DAY_US, Status.DELETED, session_id="used", sha256="0" * 64, completed_at=now),
         ]
-        await db.transaction(lambda unit: records.insert_uploads(unit, rows))
+        await db.transaction(lambda unit: upload_records.insert_uploads(unit, rows))
         await Sweeper(MemoryStorage(), db, now_us=lambda: now).once()
-        live = {session.id for session in await records.list_sessions(db, 10) if session.ended_at is None}
+        live = {session.id for session in await upload_records.list_sessions(db, 10) if session.ended_at is None}
     assert live == {"fresh", "used"}

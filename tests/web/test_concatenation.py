@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app import concatenation, resume
+from app import resumables
+from app.resumables import concatenation
 from tests.asgi import Answer, Client, Service, serving, settings_in
 from tests.unreliable import until
 from tests.web.test_tus import CHUNK, TUS, UPLOADS, listed
@@ -113,7 +114,7 @@ async def test_one_is_made_when_it_is_asked_for_many_times_at_once(tmp_path: Pat
 async def test_a_part_is_in_so_many_concatenations_and_no_more(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "MAX_OF_PART", 3)
+    monkeypatch.setattr(resumables, "MAX_OF_PART", 3)
     client = service.client()
     url, other = await part(client, b"x"), await part(client, b"y")
     made = [await concatenate(client, url, Upload_Metadata=f"n{number}") for number in range(3)]
@@ -126,7 +127,7 @@ async def test_a_part_is_in_so_many_concatenations_and_no_more(
 
 
 async def test_a_session_has_so_many_that_wait_and_no_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "MAX_WAITING_OF_SESSION", 2)
+    monkeypatch.setattr(resumables, "MAX_WAITING_OF_SESSION", 2)
     client = service.client()
     begun = {**TUS, "Upload-Concat": "partial", "Upload-Length": "1"}
     urls = [(await client.post(UPLOADS, headers=begun))["location"] for _ in range(3)]

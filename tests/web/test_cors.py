@@ -92,7 +92,7 @@ async def test_refusals_may_be_read_too(service: Service, method: str, target: s
 
 
 async def test_a_fault_may_be_read_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.records.list_uploads", None)
+    monkeypatch.setattr("app.uploads.records.list_uploads", None)
     client = service.client()
     await client.post("/api/session")
     answer = await client.get("/api/ingestion/history", headers={"Origin": PAGE})

@@ -98,7 +98,7 @@ def fails(*arguments: Any, **others: Any) -> Any:
 async def test_what_breaks_is_a_500_without_inner_detail(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     client = service.client()
     await client.post("/api/session")
-    monkeypatch.setattr("app.records.list_uploads", fails)
+    monkeypatch.setattr("app.uploads.records.list_uploads", fails)
     with capture_logs() as lines:
         answer = await client.get(HISTORY, headers={"X-Request-Id": "mine"})
     problem = answer.refused(500, "internal")
@@ -118,7 +118,7 @@ async def test_a_first_upload_that_breaks_is_in_the_history_of_the_session_it_be
     client = service.client()
     before = service.files()
     if place == "write":
-        monkeypatch.setattr("app.ingest.Landing.write", fails)
+        monkeypatch.setattr("app.uploads.ingest.Ingestion.write", fails)
     else:
         monkeypatch.setattr(service.state["storage"], "stage" if place == "begin" else "publish", fails)
     answer = await client.put("f", [b"ab", b"c"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app import records
 from app.errors import Unavailable
+from app.uploads import records as upload_records
 from tests.asgi import Client, Service
 from tests.web.test_history import some_upload
 
@@ -28,7 +28,7 @@ async def holding(service: Service, count: int, first: int, **changes: Any) -> C
     client = service.client()
     session_id = (await client.post("/api/session")).json()["id"]
     lot = [some_upload(session_id, first + number).model_copy(update=changes) for number in range(count)]
-    await records.insert_uploads(service.state["db"], lot)
+    await upload_records.insert_uploads(service.state["db"], lot)
     return client
 
 
@@ -147,13 +147,13 @@ async def test_a_stream_reads_a_page_at_a_time_and_stops_with_its_reader(
 ) -> None:
     client = await holding(service, 1203, first=300_000)
     asked: list[int] = []
-    list_uploads = records.list_uploads
+    list_uploads = upload_records.list_uploads
 
     async def counted(*arguments: Any, page_size: int, **others: Any) -> Any:
         asked.append(page_size)
         return await list_uploads(*arguments, page_size=page_size, **others)
 
-    monkeypatch.setattr(records, "list_uploads", counted)
+    monkeypatch.setattr(upload_records, "list_uploads", counted)
     for format_ in ("csv", "ndjson"):
         asked.clear()
         answer = await client.get(f"{HISTORY}?format={format_}")
@@ -175,7 +175,7 @@ async def test_a_stream_that_cannot_begin_is_refused_and_one_that_cannot_go_on_i
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await holding(service, 600, first=400_000)
-    list_uploads = records.list_uploads
+    list_uploads = upload_records.list_uploads
 
     async def away(*arguments: Any, after: Any, **others: Any) -> Any:
         if after is None and goes_at_once:
@@ -184,7 +184,7 @@ async def test_a_stream_that_cannot_begin_is_refused_and_one_that_cannot_go_on_i
             raise Unavailable
         return await list_uploads(*arguments, after=after, **others)
 
-    monkeypatch.setattr(records, "list_uploads", away)
+    monkeypatch.setattr(upload_records, "list_uploads", away)
     goes_at_once = True
     (await client.get(f"{HISTORY}?format=csv")).refused(503, "unavailable")
     goes_at_once = False

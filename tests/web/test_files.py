@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app import records
+from app.uploads import records as upload_records
 from tests.asgi import Answer, Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -457,7 +457,7 @@ async def test_an_upload_that_was_found_damaged_is_gone_until_it_is_whole(
     client, db = service.client(), service.state["db"]
     record = await upload(client)
     target = record["links"]["content"]
-    assert await records.fail_uploads(db, [record["id"]], code, detail) == [record["id"]]
+    assert await upload_records.fail_uploads(db, [record["id"]], code, detail) == [record["id"]]
     for method in ("GET", "HEAD"):
         for headers in ({}, {"Range": "bytes=0-1"}, {"If-None-Match": ETAG}):
             answer = await client.request(method, target, headers=headers)
@@ -471,7 +471,7 @@ async def test_an_upload_that_was_found_damaged_is_gone_until_it_is_whole(
     await upload(stranger)
     (await stranger.get(target)).refused(404, "not_found")
     (await stranger.delete(target)).refused(404, "not_found")
-    assert await records.mend_uploads(db, [record["id"]]) == [record["id"]]
+    assert await upload_records.repair_uploads(db, [record["id"]]) == [record["id"]]
     assert (await client.get(target)).body == CONTENT
     assert (await client.get(record["links"]["self"])).json() == record
 
@@ -481,7 +481,7 @@ async def test_a_damaged_upload_can_be_deleted_by_its_owner(service: Service) ->
     record = await upload(client)
     target = record["links"]["content"]
     path = service.path_of(record["id"])
-    await records.fail_uploads(db, [record["id"]], "damaged", "")
+    await upload_records.fail_uploads(db, [record["id"]], "damaged", "")
     assert (await client.delete(target)).status == 204
     assert not path.exists()
     shown = (await client.get(record["links"]["self"])).json()

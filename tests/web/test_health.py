@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app import records
 from app.errors import StorageFull, Unavailable, Unusable
-from app.records import Scrub
+from app.uploads import records as upload_records
+from app.uploads.records import Scrub
 from tests.asgi import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -113,7 +113,7 @@ async def test_a_lock_that_keeps_uploads_from_being_recorded_is_not_ready(
 
 
 async def test_a_right_that_was_taken_away_is_not_ready(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "try_recording", raises(RuntimeError("permission denied for table uploads")))
+    monkeypatch.setattr(upload_records, "try_recording", raises(RuntimeError("permission denied for table uploads")))
     answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["failing"]) == (503, ["database"])
     assert b"permission" not in answer.body
@@ -134,22 +134,22 @@ async def test_damage_is_a_warning_and_uploads_are_taken(service: Service, monke
     """A balancer that took the node out for one file would take all other files out with it."""
     db = service.state["db"]
     item = (await service.client().put("a.txt", b"x")).json()
-    await records.fail_uploads(db, [item["id"]], "damaged", "the stored file has other bytes than were received")
-    await records.save_scrub(db, Scrub(1, ended_at_us=2, stopped="1 of 1 records have no file"))
+    await upload_records.fail_uploads(db, [item["id"]], "damaged", "the stored file has other bytes than were received")
+    await upload_records.save_scrub(db, Scrub(1, ended_at_us=2, stopped="1 of 1 records have no file"))
     answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["status"], answer.json()["failing"]) == (200, "ready", [])
     assert answer.json()["warnings"] == {
         "stored_files": "lost or damaged: 1; waybill verify names them",
         "scrub": "1 of 1 records have no file",
     }
-    await records.mend_uploads(db, [item["id"]])
-    await records.save_scrub(db, Scrub(1))
+    await upload_records.repair_uploads(db, [item["id"]])
+    await upload_records.save_scrub(db, Scrub(1))
     service.app.state.readiness = None
     assert (await service.client().get("/health/ready")).json()["warnings"] == {}
 
 
 async def test_a_database_that_is_away_warns_of_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "count_damaged", raises(Unavailable()))
+    monkeypatch.setattr(upload_records, "count_damaged", raises(Unavailable()))
     answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["warnings"]) == (200, {})
 

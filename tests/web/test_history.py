@@ -15,10 +15,10 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import records
 from app.model import Failure, Protocol, Status, Upload
 from app.protocols.headers import searched_name
 from app.signing import Signer
+from app.uploads import records as upload_records
 from tests.asgi import SECRET_KEY, Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -66,7 +66,7 @@ async def client(service: Service) -> Client:
         visitor = service.client()
         session_id = (await visitor.post("/api/session")).json()["id"]
         lot = [some_upload(session_id, number * 1000 + each) for each in range(COUNT)]
-        await records.insert_uploads(service.state["db"], lot)
+        await upload_records.insert_uploads(service.state["db"], lot)
     return visitor
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from app import main, records, resources
+from app import main
+from app.resumables import records as resumable_records
+from app.uploads import records as upload_records
 from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
 from tests.strategies import form
 
@@ -136,9 +138,9 @@ async def test_what_is_damaged_counts_again_when_it_is_whole(
 ) -> None:
     client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=100))
     made = (await client.put("f", b"x" * 60)).json()
-    await records.fail_uploads(running.state["db"], [made["id"]], "damaged", "other bytes")
+    await upload_records.fail_uploads(running.state["db"], [made["id"]], "damaged", "other bytes")
     assert await quota(client) == (0, 0)
-    await records.mend_uploads(running.state["db"], [made["id"]])
+    await upload_records.repair_uploads(running.state["db"], [made["id"]])
     assert await quota(client) == (60, 1)
     (await client.put("f", b"x" * 41)).refused(413, "quota_exceeded")
 
@@ -293,8 +295,8 @@ async def test_who_crashed_holds_a_place_until_nobody_renews_it(
     assert quotas is not None
     await quotas.grant("of a crash", await session_id(client), uploads=1, size=1000)
     (await client.put("f", b"x")).refused(413, "quota_exceeded")
-    monkeypatch.setattr("app.quota.LEASE_SECONDS", 0.0)  # time passes
-    monkeypatch.setattr("app.quota._LEASE_US", -1)
+    monkeypatch.setattr("app.quotas.LEASE_SECONDS", 0.0)  # time passes
+    monkeypatch.setattr("app.quotas._LEASE_US", -1)
     task = asyncio.create_task(quotas.run())
     await settled(client, used=(0, 0))
     task.cancel()
@@ -366,7 +368,7 @@ async def test_a_session_sends_so_many_at_once(stack: AsyncExitStack, tmp_path: 
     # Clients of tus give up for a 4xx, and this will pass.
     (await patch(client, url, 0, b"xx")).refused(503, "unavailable")
     key_hash = hashlib.sha256(url.rpartition("/")[2].encode()).hexdigest()
-    found = await resources.find(running.state["db"], key_hash)
+    found = await resumable_records.find(running.state["db"], key_hash)
     assert found is not None
     assert found.holder is None  # what was refused keeps nothing that it had taken
     assert (await running.client().put("f", b"x")).status == 201  # others are not hindered

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from app import claims, main, records
-from app.main import now_us
-from app.sweep import Sweeper
+from app import main
+from app.idempotency import records as key_records
+from app.ids import now_us
+from app.maintenance.sweep import Sweeper
+from app.uploads import records as upload_records
 from tests.asgi import Answer, Client, Service, serving, settings_in
 from tests.unreliable import sweep_alone, until
 
@@ -75,7 +77,7 @@ async def sweep(service: Service, *, hours: int) -> None:
     """Sweep as the service does so many hours from now."""
     state: Any = service.state
     then_us = now_us() + hours * HOUR_US
-    await claims.renew(state["db"], state["once"]._live, then_us)  # as it does every few seconds
+    await key_records.renew(state["db"], state["once"]._live, then_us)  # as it does every few seconds
     await sweep_alone(Sweeper(state["storage"], state["db"], now_us=lambda: then_us))
 
 
@@ -108,7 +110,7 @@ async def its_age_passes(service: Service, clock: Clock, session_id: str) -> Non
         clock.pass_by(minutes=20)
 
         async def seen() -> bool:
-            found = await records.find_session(state["db"], session_id)
+            found = await upload_records.find_session(state["db"], session_id)
             assert found is not None
             assert found.ended_at is None
             return found.last_seen_at >= clock() - 60_000_000

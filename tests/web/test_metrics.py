@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import records
 from app.errors import Unavailable
+from app.maintenance.sweep import Sweeper
 from app.metrics import OUTCOMES, STAGES, SWEPT, Metrics
 from app.model import MAX_TIME_US, Damage, Protocol
-from app.sweep import Sweeper
+from app.uploads import records as upload_records
 from tests.asgi import Service, serving, settings_in
 from tests.unreliable import until
 
@@ -193,7 +193,7 @@ async def test_a_broken_record_is_counted_each_time_it_is_left_out(
 ) -> None:
     client = service.client()
     assert (await client.put("a.bin", b"x")).status == 201
-    monkeypatch.setattr(records, "_readable", lambda rows: iter(()))
+    monkeypatch.setattr(upload_records, "_readable", lambda rows: iter(()))
     before = await figures(service)
     assert (await client.get("/api/ingestion/history")).json()["skipped"] == 1
     assert (await client.get("/api/ingestion/history?format=ndjson")).body == b""

@@ -124,7 +124,7 @@ async def test_who_offers_is_told_early_where_it_could_go_on(service: Service, v
 async def test_who_knows_of_it_is_told_what_is_durable_while_it_sends(
     service: Service, monkeypatch: pytest.MonkeyPatch, version: str | None, told: list[str]
 ) -> None:
-    monkeypatch.setattr("app.appending.CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
     client = service.client()
     made = await client.post(UPLOADS, headers={**MORE, "Upload-Length": "6"})
     answer = await append(client, made["location"], 0, [b"hel", b"lo"], {**MORE, **speaking(version)})

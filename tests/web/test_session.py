@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app import records, totals
 from app.errors import Unavailable
 from app.model import MAX_TIME_US
+from app.sessions import totals_records
 from app.signing import Signer
+from app.uploads import records as upload_records
 from tests.asgi import SECRET_KEY, Answer, Client, Service, serving, settings_in
 from tests.contracts.records import upload
 from tests.unreliable import until
@@ -312,7 +313,7 @@ async def test_ending_a_session_ends_it_for_all_and_keeps_its_records(service: S
     assert client.cookies == {}
     (await service.client().get(HISTORY, headers=bearer(token))).refused(401, "no_session")
     (await service.client().post(f"{SESSION}/rotate", headers=bearer(token))).refused(401, "no_session")
-    assert (await totals.find(service.state["db"], session_id)).by_status == [("completed", 1, 1)]
+    assert (await totals_records.find(service.state["db"], session_id)).by_status == [("completed", 1, 1)]
     fresh = service.client()
     assert (await fresh.put("b", b"x", headers={"Cookie": f"{COOKIE}={token}"})).status == 201
     assert await names(fresh) == ["b"]
@@ -471,12 +472,12 @@ async def test_what_the_second_browser_had_moves_along(service: Service) -> None
 async def test_a_long_history_arrives_after_its_session_has_joined(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.moves._HURRY_SECONDS", 0)
+    monkeypatch.setattr("app.sessions.merge._HURRY_SECONDS", 0)
     first, second = await started(service, "a"), await started(service, "b")
     oldest = (await second.get(HISTORY)).json()["items"][0]
     db, session_id = service.state["db"], await id_of(second)
     newer = {"created_at": MAX_TIME_US, "completed_at": MAX_TIME_US}
-    await records.insert_uploads(db, [upload(number, session_id, **newer) for number in range(1000)])
+    await upload_records.insert_uploads(db, [upload(number, session_id, **newer) for number in range(1000)])
     answer = await join(second, await code_from(first))
     assert answer.status == 200
     assert 2 < answer.json()["uploads"] < 1002

@@ -436,9 +436,9 @@ class TestConcatenation:
         """The database goes away in the middle, and comes back; only the history is looked at."""
         client = service.client()
         url = await self.part(client, b"hello")
-        monkeypatch.setattr("app.recovery.ROUND_SECONDS", 0.01)
+        monkeypatch.setattr("app.resumables.recovery.ROUND_SECONDS", 0.01)
         with monkeypatch.context() as outage:
-            outage.setattr("app.holding.Holding.take", _away)
+            outage.setattr("app.resumables.transitions.Holding.take", _away)
             assert (await self.final(client, url)).status == 201
         [record] = await listed(client)
         while record["status"] != "completed":

@@ -149,7 +149,7 @@ WHERE uploads.id = these.id
   AND uploads.status = 'completed'
 RETURNING uploads.id;
 
--- name: mend_uploads :many
+-- name: repair_uploads :many
 -- params: ids
 -- Uploads of a JSON array of ids that were found damaged turn out to be whole. The ids of those changed.
 WITH these AS MATERIALIZED (

@@ -106,7 +106,7 @@ WHERE status = 'completed'
   AND id IN (SELECT value FROM json_each(:ids))
 RETURNING id;
 
--- name: mend_uploads :many
+-- name: repair_uploads :many
 -- params: ids
 -- Uploads of a JSON array of ids that were found damaged turn out to be whole. The ids of those changed.
 UPDATE uploads

@@ -1,0 +1,52 @@
+"""Waiting for work that must not be left half-way."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | None = None) -> T:
+    """Await `work` to its end, whatever happens to the caller meanwhile.
+
+    A cancellation is remembered and raised once `work` has ended: a thread that still uses
+    a file, or a transaction that is about to commit, is never abandoned. The caller of a
+    cancelled call does not learn the outcome. `work` needs its own bound in time;
+    `hasten` is called at a cancellation while it runs, to bring that bound nearer.
+    """
+    told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    running = asyncio.ensure_future(_tell(work, told))
+    try:
+        return await told
+    except asyncio.CancelledError as error:
+        cancelled = error
+    except BaseException:
+        del told  # it holds the error, whose traceback holds this: a circle, and all that the caller has in hand
+        raise
+    if hasten is not None and not running.done():
+        hasten()
+    while not running.done():
+        try:
+            await asyncio.wait((running,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    try:
+        raise cancelled
+    finally:
+        del cancelled  # for the same reason
+
+
+async def _tell(work: Awaitable[T], told: "asyncio.Future[T]") -> None:
+    """Do the work and tell how it ended, one turn of a busy loop before a task would; nobody else is told."""
+    try:
+        result = await work
+        if not told.done():
+            told.set_result(result)
+    except asyncio.CancelledError:
+        told.cancel()
+    except BaseException as error:
+        if not told.done():
+            told.set_exception(error)
+    finally:
+        del told

@@ -1,0 +1,64 @@
+"""Space that is set aside beside an SQLite file, so that on a full disk what frees space can still be recorded.
+
+To delete is to write first: the row says so before the file may go. Without a reserve a disk that
+is full to the last byte would stay so.
+"""
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+log = structlog.stdlib.get_logger("waybill.db")
+
+RESERVE_BYTES: Final = 1024 * 1024
+_SLICE_BYTES: Final = 128 * 1024
+"""More than one deletion writes, even where the write-ahead log has to be made anew."""
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Ballast:
+    """A file that only takes up space. Several processes may share it. All calls may wait for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.is_whole = False
+
+    def fill(self) -> None:
+        """Take as much space as is missing, or as there is."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                self.is_whole = _grown(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log.warning("no space can be kept for deletions on a full disk", error=error.strerror)
+
+    def give(self) -> bool:
+        """Give back a slice; False when nothing is left."""
+        try:
+            size = self._path.stat().st_size
+            if not size:
+                return False
+            self.is_whole = False
+            os.truncate(self._path, max(0, size - _SLICE_BYTES))
+        except OSError as error:
+            log.warning("the space that is kept for deletions cannot be used", error=error.strerror)
+            return False
+        return True
+
+
+def _grown(fd: int) -> bool:
+    """Whether the file now takes up all it should; else as many slices of it as there is space for."""
+    for size in range(os.fstat(fd).st_size + _SLICE_BYTES, RESERVE_BYTES + 1, _SLICE_BYTES):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            os.ftruncate(fd, size - _SLICE_BYTES)  # some file systems take what they can get before they say so
+            return False
+    return True

@@ -1,0 +1,119 @@
+"""A request that may be sent twice lands once: what its Idempotency-Key stands for.
+
+A claim on the key is made before the body is read. The transaction that records the uploads
+records under the claim what landed, so both are there or neither is. A claim is renewed as
+long as its request is at work; whoever dies leaves one that runs out and can be passed over,
+and whoever was passed over commits nothing.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from app.db.database import Db
+from app.errors import IdempotencyMismatch, KeyInUse, OutcomeUnknown, UploadError
+from app.idempotency import records
+from app.idempotency.records import KeyedRequest
+from app.metrics import Metrics
+from app.model import Clock, Upload
+
+log = structlog.stdlib.get_logger("waybill.once")
+
+LEASE_SECONDS: Final = 15.0
+"""So long the key of a request whose process died is not free."""
+
+
+class IdempotencyKeys:
+    """The claims of one process, beside those of others in the same database."""
+
+    def __init__(self, db: Db, metrics: Metrics, *, now_us: Clock, new_id: Callable[[], str]) -> None:
+        self._db = db
+        self._metrics = metrics
+        self._now_us = now_us
+        self._new_id = new_id
+        self._live: set[str] = set()
+
+    async def begin(self, session_id: str, key: str, asked: KeyedRequest) -> "Claim | list[Upload]":
+        """A claim on the session's key, to be entered at once; or what landed under the key before.
+
+        Raises:
+            IdempotencyMismatch: the key stands for another request than this one.
+            KeyInUse: that request is still at work.
+            Unavailable: the database is away.
+        """
+        key_hash = hashed(key)
+        for _ in range(2):  # who had the key may let go of it between the two questions
+            now_us = self._now_us()
+            found = await records.find(self._db, session_id, key_hash, now_us)
+            if found is not None:
+                if not asked.may_be(found.asked):
+                    self._metrics.keyed["mismatch"].add()
+                    raise IdempotencyMismatch
+                if found.uploads is None:
+                    break
+                self._metrics.keyed["replayed"].add()
+                return found.uploads
+            claim_id = self._new_id()
+            until_us = self._until(now_us)
+            if await records.take(self._db, session_id, key_hash, claim_id, asked, now_us=now_us, until_us=until_us):
+                self._metrics.keyed["first"].add()
+                return Claim(self, claim_id)
+        self._metrics.keyed["in_progress"].add()
+        raise KeyInUse
+
+    async def renew(self) -> None:
+        """Renew the claims of this process as long as their requests are at work. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            if not self._live:
+                continue
+            try:
+                await records.renew(self._db, self._live, self._until(self._now_us()))
+            except UploadError as error:
+                log.warning("claims on keys are renewed later", claims=len(self._live), reason=str(error))
+            except Exception:
+                log.exception("renewing claims on keys failed")
+
+    def _until(self, now_us: int) -> int:
+        return now_us + int(LEASE_SECONDS * 1_000_000)
+
+    # What follows is for Claim.
+
+    def hold(self, claim_id: str) -> None:
+        self._live.add(claim_id)
+
+    async def let_go(self, claim_id: str, error: BaseException | None) -> None:
+        """A request that failed leaves its key to the next one, unless nobody knows yet whether it failed."""
+        self._live.discard(claim_id)
+        if error is None or isinstance(error, OutcomeUnknown):
+            return
+        try:
+            await records.free(self._db, claim_id)
+        except UploadError as problem:
+            log.warning("a key is free again only when its claim has run out", reason=str(problem))
+
+
+class Claim:
+    """One request's hold on its key; what lands with its `id` lands once. Enter it, land, leave it."""
+
+    def __init__(self, once: IdempotencyKeys, claim_id: str) -> None:
+        self.id = claim_id
+        self._once = once
+
+    async def __aenter__(self) -> Self:
+        self._once.hold(self.id)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._once.let_go(self.id, error)
+
+
+def hashed(key: str) -> str:
+    """As the database has it."""
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""What is said to the database of requests that carry an Idempotency-Key, one function each.
+
+A *claim* is one request's hold on a key of its session, until it is answered or comes to
+nothing. As in `records`: saying something twice, after an answer got lost, leaves what saying
+it once leaves.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import pydantic_core
+
+from app.db.driver import Row
+from app.db.queryable import Queryable, Transaction
+from app.model import Protocol, Upload
+
+
+class KeyedRequest(NamedTuple):
+    """What a request says of its body before the body comes; None is what it does not say.
+
+    `boundary` is the length of a form's boundary, which stands in the body as often as there
+    are files and fields, and once more. `sha256` is not compared while a request is at work.
+    """
+
+    protocol: Protocol
+    content_type: str
+    filename: str | None
+    length: int | None
+    boundary: int = 0
+    sha256: str | None = None
+
+    def may_be(self, other: "KeyedRequest") -> bool:
+        """Whether both can be the same request, sent twice."""
+        if self[:3] != other[:3] or _differ(self.sha256, other.sha256):
+            return False
+        if self.boundary == other.boundary or self.length is None or other.length is None:
+            return not _differ(self.length, other.length)
+        delimiters, rest = divmod(self.length - other.length, self.boundary - other.boundary)
+        return rest == 0 and delimiters >= 2
+
+
+class KeyClaim(NamedTuple):
+    """Who has a key: the request that asked so, and what landed, if it is answered."""
+
+    asked: KeyedRequest
+    uploads: list[Upload] | None
+
+
+async def find(db: Queryable, session_id: str, key_hash: str, now_us: int) -> KeyClaim | None:
+    """Who has a session's key; None if it is free."""
+    row = await db.one("find_idempotency_key", session_id=session_id, key_hash=key_hash, now_us=now_us)
+    return _claim(row) if row else None
+
+
+async def take(
+    db: Queryable, session_id: str, key_hash: str, claim_id: str, asked: KeyedRequest, *, now_us: int, until_us: int
+) -> bool:
+    """The claim has the key from now on, until then if nobody renews it; False if somebody else has it."""
+    row = await db.one(
+        "take_idempotency_key",
+        session_id=session_id,
+        key_hash=key_hash,
+        claim_id=claim_id,
+        protocol=asked.protocol.value,
+        filename=asked.filename,
+        content_type=asked.content_type,
+        length_bytes=asked.length,
+        boundary_bytes=asked.boundary,
+        now_us=now_us,
+        expires_at_us=until_us,
+    )
+    return row is not None
+
+
+async def renew(db: Queryable, claim_ids: Collection[str], until_us: int) -> None:
+    """These hold their keys until then, as far as they hold them still."""
+    await db.run("renew_idempotency_keys", claim_ids=_json(list(claim_ids)), expires_at_us=until_us)
+
+
+async def free(db: Queryable, claim_id: str) -> None:
+    """It came to nothing: its key is free again. One that is answered stays so."""
+    await db.run("free_idempotency_key", claim_id=claim_id)
+
+
+async def answer(transaction: Transaction, landed: Mapping[str, Sequence[Upload]], until_us: int) -> set[str]:
+    """What landed under these claims is remembered until then; those whose keys others have taken, if there are any.
+
+    Of a transaction in which there are some, nothing may be committed.
+    """
+    rows = [
+        {"claim_id": claim_id, "answer": _json([upload.as_row() for upload in uploads])}
+        for claim_id, uploads in landed.items()
+    ]
+    answered = await transaction.many("answer_idempotency_keys", rows=_json(rows), expires_at_us=until_us)
+    return landed.keys() - {row["claim_id"] for row in answered}
+
+
+async def forget(db: Queryable, until_us: int, page_size: int) -> int:
+    """So many at most go of those that have meant nothing since then; how many."""
+    return len(await db.many("delete_old_idempotency_keys", until_us=until_us, page_size=page_size))
+
+
+def _claim(row: Row) -> KeyClaim:
+    asked = KeyedRequest(
+        Protocol(row["protocol"]), row["content_type"], row["filename"], row["length_bytes"], row["boundary_bytes"]
+    )
+    if row["answer"] is None:
+        return KeyClaim(asked, None)
+    uploads = [Upload.from_row(upload) for upload in pydantic_core.from_json(row["answer"])]
+    if asked.protocol is Protocol.RAW:  # the body was the file: by now all is known of it
+        asked = asked._replace(length=uploads[0].size, sha256=uploads[0].sha256)
+    return KeyClaim(asked, uploads)
+
+
+def _differ(one: object, other: object) -> bool:
+    return one is not None and other is not None and one != other
+
+
+def _json(value: object) -> str:
+    return pydantic_core.to_json(value).decode()

@@ -1,0 +1,47 @@
+"""Which of the resumable protocols a request speaks, told by its headers."""
+
+from collections.abc import Collection
+
+from app.model import Protocol
+from app.protocols import ietf, tus
+from app.protocols.ietf import Resumable
+from app.protocols.intents import Codec, Headers, Limits, media_type
+from app.protocols.tus import Tus
+
+
+def detect(method: str, headers: Headers) -> Protocol | None:
+    """TUS or RESUMABLE. None: neither; on a resource's URL, whatever the resource was created with.
+
+    `method` is what the request means, see `tus.method`. A file that comes whole stays an
+    ordinary upload although Upload-Complete cannot be read, as the draft wants it, and so does
+    a form that comes whole. What is only a part of a file never does.
+    """
+    if headers.getlist("tus-resumable"):
+        return Protocol.TUS
+    if method == "PATCH":
+        return Protocol.TUS if media_type(headers) == tus.CHUNK else Protocol.RESUMABLE
+    if method in {"POST", "PUT"}:
+        return _new(method, headers)
+    return Protocol.RESUMABLE if headers.getlist("upload-draft-interop-version") else None
+
+
+def codec_for(protocol: Protocol, method: str, headers: Headers, limits: Limits, versions: Collection[int]) -> Codec:
+    """Who reads and answers a request in `protocol`, TUS or RESUMABLE; `versions` and refusals as in Resumable."""
+    if protocol is Protocol.TUS:
+        return Tus(method, headers, limits)
+    return Resumable(method, headers, limits, versions)
+
+
+def _new(method: str, headers: Headers) -> Protocol | None:
+    ends = ietf.boolean(headers, "Upload-Complete")
+    if ends is False or ietf.boolean(headers, "Upload-Incomplete"):  # the latter in the first drafts: ?1 is a part
+        return Protocol.RESUMABLE
+    if ends:
+        return None if media_type(headers) == "multipart/form-data" else Protocol.RESUMABLE
+    if media_type(headers) == ietf.CHUNK:
+        return Protocol.RESUMABLE
+    if method == "POST" and not headers.getlist("upload-complete"):
+        # A client of tus that lost its Tus-Resumable on the way: its empty body is no file.
+        named = ("upload-length", "upload-defer-length", "upload-concat")
+        return Protocol.TUS if any(headers.getlist(name) for name in named) else None
+    return None

@@ -1,0 +1,477 @@
+"""Uploads that come in several requests: create, append, ask, cancel, concatenate.
+
+An offset that was told is durable: bytes written → file flushed → row committed → told.
+What is whole is completed as every other upload is (`completion`). Of all requests that
+want the same upload the newest has its turn (`turns`).
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import pydantic_core
+import structlog
+
+from app.db.database import Db
+from app.db.queryable import Transaction
+from app.errors import (
+    BadRequest,
+    Forbidden,
+    Gone,
+    InProgress,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+    UploadError,
+)
+from app.model import UNDECLARED, Clock, Digests, Failure, Protocol, Resource, Status, Upload
+from app.quotas import records as quota_records
+from app.resumables import records
+from app.resumables.append import Appending
+from app.resumables.completion import Completions
+from app.resumables.concatenation import MAX_OF_PART, MAX_WAITING_OF_SESSION, Concatenations, refuse_repetition
+from app.resumables.expiration import Expiry, SweptResumables
+from app.resumables.recovery import Recovery
+from app.resumables.transitions import Holding
+from app.resumables.writer_lock import Preempted, WriterLocks
+from app.storage import Storage
+from app.uploads import records as upload_records
+from app.uploads.group_commit import Publisher
+from app.uploads.ingest import Ingest, Visitor
+
+__all__ = ["Appending", "Preempted", "Resumables"]
+
+log = structlog.stdlib.get_logger("waybill.resume")
+
+MAX_PARTS: Final = 1000
+_REPEATED_US: Final = 86_400_000_000
+"""How long a concatenation is answered again to whoever asks for the same."""
+
+
+class _KeyTaken(Exception):
+    """Another upload has the key; nothing of the transaction counts."""
+
+
+class Resumables:
+    """The resumable uploads of one service.
+
+    `idle_us` is how long an unfinished one waits for its next bytes, `cap_us` how long it may
+    take in all.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        publisher: Publisher,
+        ingest: Ingest,
+        *,
+        idle_us: int,
+        cap_us: int,
+        now_us: Clock,
+        new_id: Callable[[], str],
+        new_key: Callable[[], str],
+        derive_key: Callable[[str], str],
+    ) -> None:
+        self._ingest = ingest
+        self._writer_locks = WriterLocks(db, now_us=now_us, new_id=new_id)
+        self._holding = Holding(storage, db, publisher.metrics, idle_us=idle_us, now_us=now_us, new_id=new_id)
+        concatenations = Concatenations(
+            storage,
+            db,
+            self._holding,
+            quotas=ingest.quotas,
+            file_bytes=ingest.limits.file_bytes,
+            now_us=now_us,
+        )
+        self._completions = Completions(
+            storage,
+            db,
+            publisher,
+            self._holding,
+            concatenations,
+            counts_quotas=ingest.quotas is not None,
+            now_us=now_us,
+        )
+        self._recovery = Recovery(storage, db, self._completions, idle_us=idle_us, now_us=now_us)
+        self._expiry = Expiry(storage, db, self._recovery, self._holding, now_us=now_us)
+        self._storage = storage
+        self._db = db
+        self._publisher = publisher
+        self._idle_us = idle_us
+        self._cap_us = cap_us
+        self._now_us = now_us
+        self._new_id = new_id
+        self._new_key = new_key
+        self._derive_key = derive_key
+        self._closing = False
+
+    async def create(
+        self,
+        visitor: Visitor,
+        *,
+        protocol: Protocol,
+        filename: str,
+        content_type: str,
+        length: int | None = None,
+        metadata: str | None = None,
+        concat: str | None = None,
+        is_part: bool = False,
+        digests: Digests = UNDECLARED,
+    ) -> tuple[Resource, str]:
+        """A new upload of which nothing has come yet, and the key that opens it; one of no bytes is completed at once.
+
+        Its bytes must have the `digests` in the end. A part only serves `concatenate`.
+
+        Raises:
+            TooLarge: `length` is more than is accepted.
+            StorageFull: there is no room for it.
+            QuotaExceeded: the session's quota does not hold it.
+            Unavailable: the service stops, or the database is away.
+        """
+        self._require_open()
+        self._require_room(length)
+        key = self._new_key()
+        resource = self._new(
+            visitor,
+            key,
+            protocol,
+            filename,
+            content_type,
+            length=length,
+            metadata=metadata,
+            concat=concat,
+            is_part=is_part,
+            digests=digests,
+        )
+        await self._insert(visitor, resource)
+        if length == 0 and not is_part:
+            resource = await self._completions.of(resource)
+        return resource, key
+
+    async def concatenate(
+        self,
+        visitor: Visitor,
+        *,
+        keys: Sequence[str],
+        filename: str,
+        content_type: str,
+        metadata: str | None = None,
+        concat: str,
+        digests: Digests = UNDECLARED,
+    ) -> tuple[Resource, str]:
+        """An upload made of parts, in this order, and the key that opens it. It is complete once all parts are whole.
+
+        If they are, that is waited for a while; then its record says that it is being processed.
+        Whoever asks again for the same within a day, because the answer was lost, gets the same
+        upload; one that has failed or was cancelled is made anew.
+
+        Raises:
+            NotFound: a part is not there for this visitor.
+            BadRequest: one of them is no part, or there are too many or none.
+            TooLarge: together they are more than is accepted.
+            QuotaExceeded: the session's quota does not hold it.
+            Unavailable: the service stops, or the database is away.
+        """
+        self._require_open()
+        if not 1 <= len(keys) <= MAX_PARTS:
+            raise BadRequest(f"an upload is made of 1 to {MAX_PARTS} parts, not of {len(keys)}")
+        hashes = tuple(_hash(key) for key in keys)
+        session_id = None if visitor.arrival else visitor.session_id
+        what = pydantic_core.to_json([session_id, metadata, hashes, digests]).decode()
+        while True:
+            key, before = await self._concatenated_before(what, session_id)
+            if before is None:
+                length = await self._length_of(hashes, session_id)
+                self._require_room(length)
+                before = self._new(
+                    visitor,
+                    key,
+                    Protocol.TUS,
+                    filename,
+                    content_type,
+                    length=length,
+                    metadata=metadata,
+                    concat=concat,
+                    parts=hashes,
+                    digests=digests,
+                )
+                if not await self._insert(visitor, before):
+                    continue  # the same request came twice at this moment
+            await self._assembled(before)
+            return await self._again(before), key
+
+    async def _concatenated_before(self, what: str, session_id: str | None) -> tuple[str, Resource | None]:
+        """The key of a concatenation of `what`, and the one that has it and can be answered with, if there is one."""
+        number = 0
+        while True:
+            key = self._derive_key(f"{number} {what}")
+            found = await records.find(self._db, _hash(key))
+            if found is None:
+                return key, None
+            with suppress(NotFound, Gone):
+                if self._now_us() - found.created_at < _REPEATED_US:
+                    return key, _admitted(session_id, found)
+            number += 1
+
+    async def _length_of(self, hashes: Sequence[str], session_id: str | None) -> int | None:
+        """The bytes of these parts together; None as long as one has yet to say how long it is.
+
+        Raises:
+            NotFound, Gone, BadRequest: see `concatenate`.
+        """
+        found = await records.list_these(self._db, hashes)
+        for other_id in {part.session_id for part in found.values()} - {session_id}:
+            if session_id is not None and not await upload_records.are_one(self._db, session_id, other_id):
+                raise NotFound
+        parts = [_admitted(None, found.get(each)) for each in hashes]
+        if not all(part.is_part for part in parts):
+            raise BadRequest("one of the uploads to be put together was not begun as a part")
+        lengths = [part.length for part in parts if part.length is not None]
+        refuse_repetition([(part.key_hash, part.length or part.offset) for part in parts])
+        return sum(lengths) if len(lengths) == len(parts) else None
+
+    async def _assembled(self, resource: Resource) -> None:
+        try:
+            await self._completions.of(resource)
+        except (Unavailable, InProgress) as error:
+            log.info("an upload is put together later", upload=resource.upload_id, reason=str(error))
+
+    async def find(self, key: str, session_id: str | None, *, newest: bool = False) -> Resource:
+        """The upload that the key opens; with `newest` nobody appends to it any more, and what is whole is complete.
+
+        Raises:
+            NotFound: there is none, or it belongs to another session than the one that is given.
+            Gone: it has ended otherwise than complete.
+            InProgress: an even newer request came.
+            Unavailable: the database is away, or it is just being completed.
+        """
+        key_hash = _hash(key)
+        if not newest:
+            return _admitted(session_id, await records.find(self._db, key_hash))
+        resource = await self._writer_locks.claim(key_hash, lambda found: _admitted(session_id, found), holds=False)
+        if resource.completed or resource.is_part:
+            return resource
+        if resource.whole:
+            return await self._completions.of(resource)
+        if resource.is_final:
+            self._completions.begin(resource)
+        return resource
+
+    async def belongs(self, key: str, session_id: str) -> bool:
+        """Whether the upload that the key opens is that session's by now.
+
+        One may have joined the other since the session was recognised, and uploads follow theirs a few at a time.
+        """
+        found = await records.find(self._db, _hash(key))
+        return found is not None and await upload_records.are_one(self._db, session_id, found.session_id)
+
+    def append(
+        self,
+        key: str,
+        session_id: str | None,
+        *,
+        offset: int,
+        declared: int | None = None,
+        length: int | None = None,
+        checked: bool = False,
+        digests: Digests = UNDECLARED,
+    ) -> "Appending":
+        """Append from `offset`: enter it, `write`, then `keep`, `complete` or `discard`.
+
+        `declared` is how much this request brings, `length` how long the whole is, if they
+        are known. What is `checked` counts only once it is kept: leaving otherwise gives it up.
+        `digests` are what the whole must have, beside what was declared before.
+
+        Entering it raises:
+            NotFound, Gone, InProgress: see `find`.
+            Forbidden: it is made of parts.
+            OffsetMismatch: it stands at another offset.
+            InconsistentUploadLength: it has another length, or more bytes than that.
+            TooLarge: `declared` passes its length, or what is accepted.
+            StorageFull: `declared` does not fit above the floor of free space.
+            QuotaExceeded: the session's quota does not hold it.
+            RateLimited: the session has too many requests under way.
+            Unavailable: the service stops, the database is away, or too many requests are under way.
+        """
+        self._require_open()
+
+        def admitted(found: Resource | None) -> Resource:
+            resource = _admitted(session_id, found)
+            if resource.is_final:
+                raise Forbidden("the upload is made of parts: nothing can be appended to it")
+            return resource
+
+        return Appending(
+            self._ingest,
+            self._writer_locks,
+            self._completions,
+            self._holding,
+            _hash(key),
+            admitted,
+            offset=offset,
+            declared=declared,
+            length=length,
+            checked=checked,
+            digests=digests,
+        )
+
+    async def cancel(self, key: str, session_id: str | None) -> None:
+        """End it, and who appends to it. Of a completed one only the key ends: the file stays.
+
+        Raises: NotFound, Gone, InProgress, Unavailable: see `find`.
+        """
+        await self._end(key, session_id, Failure(code=Gone.code, detail="the client cancelled the upload"))
+
+    async def fail(self, key: str, session_id: str | None, error: UploadError) -> None:
+        """End it for good because of `error`; the same as `cancel` otherwise."""
+        await self._end(key, session_id, Failure(code=error.code, detail=str(error)))
+
+    async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
+        resource = await self._writer_locks.claim(_hash(key), lambda found: _admitted(session_id, found), holds=False)
+        await self._holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
+
+    async def run(self) -> None:
+        """Complete what was left, by this process or by others that died. Runs until cancelled."""
+        await self._recovery.run()
+
+    async def sweep(self) -> SweptResumables:
+        """Expire, complete and forget what nobody comes back for."""
+        return await self._expiry.sweep()
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take nothing new; who appends writes down how far it came and leaves. To be called before `Ingest.close`."""
+        self._closing = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._writer_locks.close(_stopping())
+        except TimeoutError:
+            log.warning("appends are still under way at the end of the grace")
+        await self._completions.close(grace_seconds)
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise _stopping()
+        self._publisher.check()
+
+    def _require_room(self, length: int | None) -> None:
+        if length is not None and length > self._ingest.limits.file_bytes:
+            raise TooLarge(length, self._ingest.limits.file_bytes)
+        self._storage.reserve(length or 0).release()
+
+    def _new(
+        self,
+        visitor: Visitor,
+        key: str,
+        protocol: Protocol,
+        filename: str,
+        content_type: str,
+        *,
+        length: int | None,
+        metadata: str | None,
+        concat: str | None,
+        is_part: bool = False,
+        parts: tuple[str, ...] | None = None,
+        digests: Digests = UNDECLARED,
+    ) -> Resource:
+        upload_id, now_us = self._new_id(), self._now_us()
+        upload = Upload(
+            id=upload_id,
+            session_id=visitor.session_id,
+            filename=filename,
+            content_type=content_type,
+            size=0,
+            sha256=None,
+            status=Status.UPLOADING,
+            protocol=protocol,
+            created_at=now_us,
+            completed_at=None,
+            error=None,
+        )
+        last_expires_at = now_us + self._cap_us
+        return Resource(
+            key_hash=_hash(key),
+            upload_id=upload_id,
+            session_id=visitor.session_id,
+            protocol=protocol,
+            filename=filename,
+            content_type=content_type,
+            created_at=now_us,
+            length=length,
+            offset=0,
+            digest_state=None,
+            metadata=metadata,
+            concat=concat,
+            is_part=is_part,
+            parts=parts,
+            digests=digests,
+            file_fence=0,
+            fence=0,
+            holder=None,
+            holder_seen_at=None,
+            expires_at=min(now_us + self._idle_us, last_expires_at),
+            last_expires_at=last_expires_at,
+            ended_as=None,
+            upload=None if is_part else upload,
+        )
+
+    async def _insert(self, visitor: Visitor, resource: Resource) -> bool:
+        """Record it; False, and nothing of it is, if another has its key."""
+        quotas = self._ingest.quotas
+        if quotas is not None:
+            await quotas.grant_to(resource, resource.length or 0, is_new=True)
+
+        async def run(transaction: Transaction) -> None:
+            if not await records.insert(transaction, resource, visitor.arrival):
+                raise _KeyTaken
+            if quotas is not None:
+                await quota_records.adopt(transaction, resource.key_hash, resource.last_expires_at)
+            if resource.parts is not None:
+                await records.renew(transaction, resource.parts, resource.expires_at)
+                await self._refuse_many(transaction, resource, resource.parts)
+
+        try:
+            await self._db.transaction(run)
+        except _KeyTaken:
+            return False  # what was granted under that key is the other's
+        except BaseException:
+            if quotas is not None:
+                quotas.give_back(resource.key_hash, resource.session_id)
+            raise
+        visitor.arrival = None
+        return True
+
+    async def _refuse_many(self, transaction: Transaction, resource: Resource, parts: Sequence[str]) -> None:
+        """Refuse a concatenation of a session, or of a part, that has too many; raises RateLimited, BadRequest."""
+        if await records.count_waiting(transaction, resource.session_id) > MAX_WAITING_OF_SESSION:
+            raise RateLimited(MAX_WAITING_OF_SESSION)
+        if await records.count_concatenations(transaction, parts) > MAX_OF_PART:
+            raise BadRequest(f"a part can be in {MAX_OF_PART} concatenations, and one of these is in as many already")
+
+    async def _again(self, resource: Resource) -> Resource:
+        return _admitted(None, await records.find(self._db, resource.key_hash))
+
+
+def _admitted(session_id: str | None, resource: Resource | None) -> Resource:
+    """The upload, if whoever asks may have it: one of the same session, or of none, who knows the key."""
+    if resource is None or session_id not in {None, resource.session_id}:
+        raise NotFound
+    if resource.ended_as not in {None, "completed"}:
+        raise Gone
+    if resource.upload is not None and resource.upload.status is Status.DELETED:
+        raise Gone("the file was deleted")
+    if resource.upload is not None and resource.upload.damaged:
+        assert resource.upload.error is not None
+        raise Gone(resource.upload.error.detail)
+    return resource
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the service is stopping", retry_after=5)

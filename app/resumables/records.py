@@ -1,0 +1,288 @@
+"""What is said to the database of uploads that come in several requests, one function each.
+
+As in `records`: saying something twice, after an answer got lost, leaves what saying it once leaves.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+import pydantic_core
+
+from app.db.driver import Row
+from app.db.queryable import Queryable, Transaction
+from app.model import MAX_TIME_US, Digests, Failure, Holder, Protocol, Resource, Status, Upload
+from app.quotas import records as quota_records
+from app.uploads import records as upload_records
+from app.uploads.records import NewSession
+
+_FOR_GOOD: Final = MAX_TIME_US
+
+
+class FileOf(NamedTuple):
+    """Which partial file holds an upload's bytes: `fence`, or none that is needed any more."""
+
+    upload_id: str
+    fence: int | None
+    newest: int
+
+
+class Unfinished(NamedTuple):
+    """An upload that still waits for bytes."""
+
+    key_hash: str
+    upload_id: str
+    expires_at: int
+
+
+async def insert(transaction: Transaction, resource: Resource, arrival: NewSession | None) -> bool:
+    """Record a new one, with its record in history and the session that comes with it; False if its key is taken."""
+    if arrival is not None:
+        await upload_records.insert_sessions(transaction, [arrival])
+    if resource.upload is not None:
+        await upload_records.insert_uploads(transaction, [resource.upload])
+    row = await transaction.one(
+        "insert_resumable",
+        key_hash=resource.key_hash,
+        upload_id=resource.upload_id,
+        session_id=resource.session_id,
+        protocol=resource.protocol.value,
+        filename=resource.filename,
+        content_type=resource.content_type,
+        created_at_us=resource.created_at,
+        length_bytes=resource.length,
+        metadata=resource.metadata,
+        concat=resource.concat,
+        is_part=int(resource.is_part),
+        parts=None if resource.parts is None else _json(resource.parts),
+        expected_sha256=resource.digests.sha256,
+        expected_sha512=resource.digests.sha512,
+        expires_at_us=resource.expires_at,
+        last_expires_at_us=resource.last_expires_at,
+    )
+    return row is not None
+
+
+async def find(db: Queryable, key_hash: str) -> Resource | None:
+    """One of them, whatever became of it."""
+    row = await db.one("find_resumable", key_hash=key_hash)
+    return _resource(row) if row else None
+
+
+async def list_these(db: Queryable, key_hashes: Sequence[str]) -> dict[str, Resource]:
+    """Those of these that are there, by their key hashes."""
+    rows = await db.many("list_resumables", key_hashes=_json(key_hashes))
+    return {row["key_hash"]: _resource(row) for row in rows}
+
+
+class UnfinishedFile(NamedTuple):
+    """Where the bytes lie that have come of an upload: `offset` of them, with that running digest."""
+
+    upload_id: str
+    fence: int
+    offset: int
+    digest_state: str | None
+
+
+async def list_unfinished_files(db: Queryable, after_id: str, page_size: int) -> list[UnfinishedFile]:
+    """Those of uploads that have not ended: one page from just behind `after_id`."""
+    rows = await db.many("list_unfinished_files", after_id=after_id, page_size=page_size)
+    return [
+        UnfinishedFile(row["upload_id"], row["file_fence"], row["offset_bytes"], row["digest_state"]) for row in rows
+    ]
+
+
+async def list_due(db: Queryable, now_us: int, after: Resource | None, page_size: int) -> list[Resource]:
+    """Those that have not ended and whose time is over: one page from just behind `after`."""
+    after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
+    rows = await db.many(
+        "list_due_resumables", now_us=now_us, after_us=after_us, after_key=after_key, page_size=page_size
+    )
+    return [_resource(row) for row in rows]
+
+
+async def list_left(db: Queryable, after_key: str, page_size: int) -> list[Resource]:
+    """Those that have all their bytes, or are being put together, and have not ended: a page from behind that key."""
+    return [_resource(row) for row in await db.many("list_left_resumables", after_key=after_key, page_size=page_size)]
+
+
+async def list_unfinished(db: Queryable, until_us: int, after: Unfinished | None, page_size: int) -> list[Unfinished]:
+    """Those that wait for bytes, but for parts, and expire by then: one page from just behind `after`."""
+    after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
+    rows = await db.many(
+        "list_unfinished_resumables", until_us=until_us, after_us=after_us, after_key=after_key, page_size=page_size
+    )
+    return [Unfinished(row["key_hash"], row["upload_id"], row["expires_at_us"]) for row in rows]
+
+
+async def list_made_of_parts(db: Queryable, after_key: str, until_us: int, page_size: int) -> list[Resource]:
+    """Those that are made of parts, have not ended and would expire by then: one page from behind that key."""
+    rows = await db.many("list_made_of_parts", after_key=after_key, until_us=until_us, page_size=page_size)
+    return [_resource(row) for row in rows]
+
+
+async def list_ready(db: Queryable, after_key: str, page_size: int) -> list[tuple[str, bool]]:
+    """Those that nobody puts together yet, from behind that key, and whether none of their parts grows any more."""
+    rows = await db.many("list_ready_resumables", after_key=after_key, page_size=page_size)
+    return [(row["key_hash"], bool(row["ready"])) for row in rows]
+
+
+async def count_waiting(transaction: Transaction, session_id: str) -> int:
+    """How many concatenations of a session have not ended."""
+    row = await transaction.one("count_waiting_concatenations", session_id=session_id)
+    return int(row["waiting"]) if row else 0
+
+
+async def count_concatenations(transaction: Transaction, parts: Sequence[str]) -> int:
+    """In how many concatenations, complete ones among them, that of these parts is which is in most."""
+    row = await transaction.one("count_concatenations", part_key_hashes=_json(parts))
+    return int(row["concatenations"]) if row else 0
+
+
+async def list_waiting(db: Queryable, part: Resource) -> list[Resource]:
+    """Those that are made of `part`, among others, and have not ended."""
+    return [_resource(row) for row in await db.many("list_waiting_resumables", key_hash=part.key_hash)]
+
+
+async def list_files(db: Queryable, upload_ids: Sequence[str]) -> dict[str, FileOf]:
+    """Which file holds the bytes of each of these uploads; of those that are not known nothing is said."""
+    rows = await db.many("list_partials", ids=_json(upload_ids))
+    return {
+        row["upload_id"]: FileOf(row["upload_id"], row["file_fence"] if row["ended_as"] is None else None, row["fence"])
+        for row in rows
+    }
+
+
+async def claim(db: Queryable, key_hash: str, *, holder_id: str | None, now_us: int) -> int | None:
+    """The caller's number, as the newest that wants it; with `holder_id` it holds it, if nobody else does."""
+    row = await db.one("claim_resumable", key_hash=key_hash, holder_id=holder_id, now_us=now_us)
+    return row["fence"] if row else None
+
+
+async def pass_on(db: Queryable, key_hash: str, fence: int, *, holder_id: str | None, now_us: int) -> bool:
+    """Whoever holds it does no longer; the caller does, with `holder_id`. False if it is not the newest any more."""
+    row = await db.one("pass_resumable", key_hash=key_hash, fence=fence, holder_id=holder_id, now_us=now_us)
+    return row is not None
+
+
+async def see(db: Queryable, key_hash: str, held_by: Holder, now_us: int) -> bool:
+    """Its holder is at work; False if it is not the holder any more."""
+    row = await db.one("see_resumable", key_hash=key_hash, held_by=held_by.fence, held_by_id=held_by.id, now_us=now_us)
+    return row is not None
+
+
+async def commit(transaction: Transaction, resource: Resource, held_by: Holder) -> bool:
+    """Offset, digest, length, file and expiry are as `resource` says, and it is free if that has no holder.
+
+    False, and nothing done, if it is not held by `held_by`.
+    """
+    row = await transaction.one(
+        "commit_resumable",
+        key_hash=resource.key_hash,
+        held_by=held_by.fence,
+        held_by_id=held_by.id,
+        holds=int(resource.holder is not None),
+        file_fence=resource.file_fence,
+        offset_bytes=resource.offset,
+        digest_state=resource.digest_state,
+        length_bytes=resource.length,
+        expected_sha256=resource.digests.sha256,
+        expected_sha512=resource.digests.sha512,
+        expires_at_us=resource.expires_at,
+    )
+    if row is None:
+        return False
+    if not resource.is_part:
+        status = Status.PROCESSING if resource.is_final else Status.UPLOADING
+        await transaction.run(
+            "advance_upload", upload_id=resource.upload_id, size_bytes=resource.offset, status=status.value
+        )
+    return True
+
+
+async def release(db: Queryable, key_hash: str, held_by: Holder) -> None:
+    """It is free again, if the caller still held it."""
+    await db.run("release_resumable", key_hash=key_hash, held_by=held_by.fence, held_by_id=held_by.id)
+
+
+async def lock(transaction: Transaction, seen: Resource) -> bool:
+    """Whether it is as it was seen; if so it stays so until the transaction ends."""
+    row = await transaction.one(
+        "lock_resumable",
+        key_hash=seen.key_hash,
+        holder=seen.holder.fence if seen.holder else 0,
+        holder_id=(seen.holder.id or "") if seen.holder else "",
+        file_fence=seen.file_fence,
+        offset_bytes=seen.offset,
+    )
+    return row is not None
+
+
+async def renew(db: Queryable, key_hashes: Sequence[str], expires_at_us: int) -> None:
+    """These are needed until then, as far as they may live so long."""
+    await db.run("renew_resumables", key_hashes=_json(key_hashes), expires_at_us=expires_at_us)
+
+
+async def end(
+    transaction: Transaction,
+    resource: Resource,
+    ended_as: Literal["completed", "cancelled", "expired", "failed"],
+    *,
+    remembered_until_us: int,
+    error: Failure | None = None,
+    due_us: int = _FOR_GOOD,
+) -> bool:
+    """It has ended so, unless it had before or is not due by then; its record, if it was not complete, says why."""
+    row = await transaction.one(
+        "end_resumable",
+        key_hash=resource.key_hash,
+        ended_as=ended_as,
+        expires_at_us=min(remembered_until_us, MAX_TIME_US),
+        due_us=due_us,
+    )
+    if row is not None and ended_as != "completed" and not resource.is_part:
+        await transaction.run(
+            "end_upload",
+            upload_id=resource.upload_id,
+            status=(Status.EXPIRED if error is None else Status.FAILED).value,
+            error_code=error.code if error else None,
+            error_detail=error.detail if error else None,
+        )
+    await quota_records.give_back(transaction, [resource.key_hash])
+    return row is not None
+
+
+async def forget_ended(db: Queryable, now_us: int, page_size: int) -> int:
+    """Some of those that ended and need not be remembered any longer go; how many."""
+    return len(await db.many("delete_ended_resumables", now_us=now_us, page_size=page_size))
+
+
+def _resource(row: Row) -> Resource:
+    return Resource(
+        key_hash=row["key_hash"],
+        upload_id=row["upload_id"],
+        session_id=row["session_id"],
+        protocol=Protocol(row["protocol"]),
+        filename=row["filename"],
+        content_type=row["content_type"],
+        created_at=row["created_at_us"],
+        length=row["length_bytes"],
+        offset=row["offset_bytes"],
+        digest_state=row["digest_state"],
+        metadata=row["metadata"],
+        concat=row["concat"],
+        is_part=bool(row["is_part"]),
+        parts=None if row["parts"] is None else tuple(pydantic_core.from_json(row["parts"])),
+        digests=Digests(row["expected_sha256"], row["expected_sha512"]),
+        file_fence=row["file_fence"],
+        fence=row["fence"],
+        holder=None if row["holder"] is None else Holder(row["holder"], row["holder_id"]),
+        holder_seen_at=row["holder_seen_us"],
+        expires_at=row["expires_at_us"],
+        last_expires_at=row["last_expires_at_us"],
+        ended_as=row["ended_as"],
+        upload=None if row["status"] is None else Upload.from_row({**row, "id": row["upload_id"]}),
+    )
+
+
+def _json(value: object) -> str:
+    return pydantic_core.to_json(value).decode()

@@ -1,0 +1,200 @@
+"""Uploads that are fully received and yet not completed: nobody need ask for them, they are completed soon.
+
+Each process tries again what it could not complete itself, since the database was away. What
+others left, who died, is looked for by one process of all. Each round goes through all that
+have their bytes, and one page on through those that wait for parts, so none is passed by for
+long, however many others wait.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, NamedTuple
+
+import structlog
+
+from app.db.database import Db
+from app.errors import InProgress, UploadError
+from app.model import Clock, Holder, Resource
+from app.resumables import records
+from app.resumables.completion import Completions
+from app.storage import Storage
+
+log = structlog.stdlib.get_logger("waybill.recovery")
+
+ROUND_SECONDS: Final = 2.0
+LEFT_SECONDS: Final = 20.0
+"""Who has not been seen at work for so long, by one who looked all the time, does not live."""
+_UNSEEN_SECONDS: Final = 60.0
+_UNSEEN_A_SECOND: Final = 20 * 1024 * 1024
+"""An older version of this service does not say that it is at work: so long, and for so many bytes, it is believed."""
+_SWEPT_US: Final = 600_000_000
+"""The same for the sweep, which looks once: by the clocks of two machines."""
+_AT_ONCE: Final = 500
+_WAITING_AT_ONCE: Final = 20
+_MOST_SECONDS: Final = 60.0
+
+
+class SignOfLife(NamedTuple):
+    """What shows that somebody is at work, once it changes."""
+
+    holder: Holder | None
+    holder_seen_at: int | None
+    offset: int
+    completed: bool
+
+
+class Recovery:
+    """Completes what was left. `run` does it every other second, `once` now, as the sweep wants it."""
+
+    def __init__(self, storage: Storage, db: Db, completions: Completions, *, idle_us: int, now_us: Clock) -> None:
+        self._storage = storage
+        self._db = db
+        self._completions = completions
+        self._idle_us = idle_us
+        self._now_us = now_us
+        self._runs = False
+        self._seen: dict[str, tuple[SignOfLife, float]] = {}
+        self._looked_at = 0.0
+        self._after_key = ""
+        self._tries: dict[str, tuple[int, float]] = {}
+
+    async def run(self) -> None:
+        """Complete what is left, until cancelled. What others left is for the first process that runs this."""
+        self._runs = True
+        while True:
+            try:
+                with self._storage.alone_at("complete") as alone:
+                    while True:
+                        await self._attempt(self.own)
+                        if alone:
+                            await self._attempt(self.others)
+                        await asyncio.sleep(ROUND_SECONDS)
+                        if not alone:
+                            break
+            except UploadError as error:
+                log.warning("whether another process recovers uploads is asked again", reason=str(error))
+                await asyncio.sleep(ROUND_SECONDS)
+
+    async def _attempt(self, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except UploadError as error:
+            log.debug("uploads are recovered later", reason=str(error))
+        except Exception:
+            log.exception("recovering uploads failed")
+
+    async def own(self) -> None:
+        """Try again what this process could not complete."""
+        for key_hash in list(self._completions.owed):
+            if not self._may_try(key_hash):
+                continue
+            found = await records.find(self._db, key_hash)
+            self._completions.owed.discard(key_hash)
+            if found is None or found.ended_as is not None:
+                self._tries.pop(key_hash, None)
+            elif found.is_part and found.whole:
+                await self._completions.part_is_whole(found)
+            elif found.whole or found.is_final:
+                await self._complete(found)
+
+    async def others(self) -> None:
+        """Complete what is not seen to be worked on, and one page of those whose parts are there."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at > 3 * ROUND_SECONDS:
+            self._seen.clear()  # it is not known what happened meanwhile
+        self._looked_at = now
+        known, self._seen = self._seen, {}
+        async for resource in self._left():
+            seen = SignOfLife(resource.holder, resource.holder_seen_at, resource.offset, resource.completed)
+            before, since = known.get(resource.key_hash, (seen, now))
+            self._seen[resource.key_hash] = seen, since if before == seen else now
+            if before == seen and now - since >= _patience(resource):
+                await self._complete(resource, resource.holder)
+        ready = await records.list_ready(self._db, self._after_key, _WAITING_AT_ONCE)
+        self._after_key = ready[-1][0] if len(ready) == _WAITING_AT_ONCE else ""
+        for key_hash in [key_hash for key_hash, is_ready in ready if is_ready]:
+            found = await records.find(self._db, key_hash)
+            if found is not None and found.ended_as is None:
+                await self._complete(found)
+        self._looked_at = asyncio.get_running_loop().time()
+        still = self._seen.keys() | self._completions.owed
+        self._tries = {key: tried for key, tried in self._tries.items() if key in still or tried[1] > now}
+
+    async def once(self) -> int:
+        """Complete what is left, as far as one look tells, and renew what waits for parts; how many were completed."""
+        completed = 0
+        now_us = self._now_us()
+        async for resource in self._left():
+            at_work = resource.holder is not None and now_us - (resource.holder_seen_at or now_us) < _SWEPT_US
+            if not self._runs and (resource.whole or not at_work):  # else that is done anyway, by who looks longer
+                completed += await self._complete(resource, resource.holder)
+        after_key = ""
+        until_us = now_us + self._idle_us // 2  # others need not be renewed yet
+        while page := await records.list_made_of_parts(self._db, after_key, until_us, _WAITING_AT_ONCE):
+            for resource in page:
+                if resource.holder is None and not resource.whole:
+                    completed += await self._complete(resource)
+            after_key = page[-1].key_hash
+        return completed + await self._published()
+
+    async def _published(self) -> int:
+        """Complete what waits for bytes, as far as the database knows, and is published: the database is older."""
+        completed, until_us = 0, self._now_us() + self._idle_us  # what lies behind that has ended
+        last: records.Unfinished | None = None
+        while page := await records.list_unfinished(self._db, until_us, last, _AT_ONCE):
+            missing = set(await self._storage.missing([each.upload_id for each in page]))
+            for each in page:
+                if each.upload_id not in missing:
+                    completed += await self._completed_before(each.key_hash)
+            last = page[-1]
+        return completed
+
+    async def _completed_before(self, key_hash: str) -> bool:
+        found = await records.find(self._db, key_hash)
+        if found is None or found.ended_as is not None:
+            return False
+        try:
+            done = await self._completions.published_before(found)
+        except UploadError as error:
+            log.warning("a published upload cannot be recorded", upload=found.upload_id, reason=str(error))
+            return False
+        return done is not None and done.completed
+
+    async def _left(self) -> AsyncIterator[Resource]:
+        """Those that have all their bytes, or are being put together, and that this process is not at work on."""
+        after_key = ""
+        while page := await records.list_left(self._db, after_key, _AT_ONCE):
+            for resource in page:
+                if not self._completions.is_at(resource.key_hash):
+                    yield resource
+            after_key = page[-1].key_hash
+
+    async def _complete(self, resource: Resource, dead: Holder | None = None) -> bool:
+        if not self._may_try(resource.key_hash):
+            return False
+        tries, _ = self._tries.get(resource.key_hash, (0, 0.0))
+        wait = min(ROUND_SECONDS * 2**tries, _MOST_SECONDS)
+        self._tries[resource.key_hash] = tries + 1, asyncio.get_running_loop().time() + wait
+        try:
+            completed = (
+                await self._completions.of(resource, asked=False, dead=dead)
+            ).completed and not resource.completed
+        except InProgress:
+            return False
+        except Exception as error:
+            log.warning("an upload that was left cannot be completed", upload=resource.upload_id, reason=str(error))
+            return False
+        self._tries.pop(resource.key_hash, None)
+        if completed:
+            log.info("an upload that was left is completed", upload=resource.upload_id)
+        return completed
+
+    def _may_try(self, key_hash: str) -> bool:
+        """What fails is tried again, but less and less often."""
+        return asyncio.get_running_loop().time() >= self._tries.get(key_hash, (0, 0.0))[1]
+
+
+def _patience(resource: Resource) -> float:
+    if resource.holder is None or resource.holder.id is not None:
+        return LEFT_SECONDS
+    return _UNSEEN_SECONDS + (resource.length or 0) / _UNSEEN_A_SECOND

@@ -1,0 +1,236 @@
+"""An upload's file and row, in the hands of whoever holds it: commit, let go, move, end.
+
+Whatever is committed counts only as long as the row names the holder; see `turns`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, Literal, NoReturn
+
+import structlog
+
+from app.db.database import Db
+from app.db.queryable import Transaction
+from app.errors import DigestMismatch, Gone, Unavailable, UploadError
+from app.metrics import Metrics, Outcome
+from app.model import Clock, Digests, Failure, Holder, Resource
+from app.resumables import records
+from app.resumables.writer_lock import Preempted
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
+
+log = structlog.stdlib.get_logger("waybill.holding")
+
+REMEMBERED_US: Final = 7 * 86_400_000_000
+"""So long an upload that has ended is remembered, for clients that missed the answer."""
+_LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are missing")
+
+
+class Holding:
+    """What a holder can do; `idle_us` is how long an upload waits for its next bytes."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        metrics: Metrics,
+        *,
+        idle_us: int,
+        now_us: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._storage = storage
+        self._db = db
+        self._metrics = metrics
+        self._idle_us = idle_us
+        self._now_us = now_us
+        self._new_id = new_id
+        self._taken: dict[str, Holder] = {}
+
+    async def take(self, resource: Resource, over: Holder | None) -> tuple[Resource, bool]:
+        """Hold an upload that nobody holds, or nobody but `over`: what it is then, and whether the caller holds it.
+
+        It is known, too, that nobody is at it who holds it by an earlier call here. The caller
+        is the only one of this process.
+        """
+        holder_id = self._new_id()
+        dead = {over, self._taken.get(resource.key_hash)}
+
+        async def run(transaction: Transaction) -> Resource:
+            now_us = self._now_us()
+            fence = await records.claim(transaction, resource.key_hash, holder_id=holder_id, now_us=now_us)
+            found = _there(await records.find(transaction, resource.key_hash))
+            if fence is not None and found.holder is not None and found.holder in dead:
+                await records.pass_on(transaction, resource.key_hash, fence, holder_id=holder_id, now_us=now_us)
+                found = _there(await records.find(transaction, resource.key_hash))
+            return found
+
+        taken = await self._db.transaction(run)
+        if taken.holder is None or taken.holder.id != holder_id:
+            return taken, False
+        self._taken[resource.key_hash] = taken.holder
+        return taken, True
+
+    def forget(self, resource: Resource) -> None:
+        """It is nobody's any more: it has ended."""
+        self._taken.pop(resource.key_hash, None)
+
+    async def opened(self, resource: Resource, reservation: Reservation | None = None) -> Partial:
+        """Open the file of an upload, in which nothing is cut off that others have acknowledged since it was read.
+
+        A process may be stopped for long between its turn and this.
+
+        Raises:
+            Preempted: others have gone on with it.
+            NotStored, InUse, Unavailable: see `Storage.partial`.
+        """
+
+        async def confirm() -> None:
+            found = await records.find(self._db, resource.key_hash)
+            if found is None or found.ended_as is not None or _place(found) != _place(resource):
+                raise Preempted
+
+        return await self._storage.partial(
+            resource.upload_id, resource.file_fence, mark_of(resource), reservation, confirm=confirm
+        )
+
+    async def copied(self, resource: Resource) -> tuple[Resource, Partial]:
+        """Move to a file of our own. The old one is left to the sweep: a fail-over may forget that we moved."""
+        assert resource.holder is not None
+        new = resource.upload_id, resource.holder.fence
+        try:
+            mark, partial = await self.made(new, [(resource.upload_id, resource.file_fence, mark_of(resource))])
+        except NotStored:
+            await self.lose(resource)
+        moved = replace(resource, file_fence=new[1], digest_state=mark.digest_state)
+        try:
+            await self.commit_open(moved, resource.holder, partial)
+        except Unavailable:
+            raise  # the copy stays: that it is the upload's file may be noted after all
+        except BaseException:
+            await self._storage.remove_partials([new])
+            raise
+        return moved, partial
+
+    async def made(self, name: tuple[str, int], parts: list[tuple[str, int, Mark]]) -> tuple[Mark, Partial]:
+        """Make the file of that name from others, for who holds the upload; where it ends, and the file, open.
+
+        Raises:
+            NotStored: bytes of the others that had been acknowledged are missing.
+            Unavailable: there is such a file, of a time that the database has lost: the next number will do.
+        """
+        try:
+            mark = await self._storage.assemble(*name, parts)
+        except InUse:
+            raise Unavailable("another file has the name", retry_after=1) from None
+        try:
+            return mark, await self._storage.partial(*name, mark)
+        except (InUse, NotStored) as error:
+            raise Unavailable("the file that was made is somebody else's", retry_after=1) from error
+
+    async def commit_open(self, resource: Resource, held_by: Holder, partial: Partial) -> None:
+        try:
+            await self.commit(resource, held_by)
+        except BaseException:
+            await partial.detach()
+            raise
+
+    async def commit(self, resource: Resource, held_by: Holder) -> None:
+        """Offset, digest, length, file, holder and expiry are as `resource` says; raises Preempted if not held."""
+
+        async def run(transaction: Transaction) -> bool:
+            return await records.commit(transaction, resource, held_by)
+
+        if not await self._db.transaction(run):
+            raise Preempted
+
+    async def release(self, resource: Resource) -> None:
+        """Its holder lets go, having committed what there was. When that cannot be said it is passed over later."""
+        if resource.holder is not None:
+            try:
+                await records.release(self._db, resource.key_hash, resource.holder)
+            except UploadError as error:
+                log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
+
+    async def fail(self, resource: Resource, failure: Failure) -> None:
+        """It will never be complete, for a reason that lies in what `resource` says of it; its bytes go.
+
+        Raises:
+            Preempted: others have gone on with it, and it may be complete yet.
+        """
+        if not await self.end(resource, "failed", failure, seen=True):
+            raise Preempted
+
+    async def end(
+        self, resource: Resource, ended_as: Literal["failed", "cancelled"], failure: Failure, *, seen: bool = False
+    ) -> bool:
+        """Nobody can append to it or ask for it any more. If it was not complete its bytes go.
+
+        With `seen` only if it still is as `resource` has it; False if it is not.
+        """
+
+        async def run(transaction: Transaction) -> tuple[bool, bool]:
+            if seen and not await records.lock(transaction, resource):
+                return False, False
+            ended = await records.end(
+                transaction, resource, ended_as, remembered_until_us=self.remembered_until, error=failure
+            )
+            found = await records.find(transaction, resource.key_hash)
+            return True, ended and found is not None and not found.completed
+
+        still, never_completed = await self._db.transaction_that_frees(run)
+        if never_completed:
+            self.count(resource, ended_as)
+            await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
+            # A process that died may have published it: its row says now for good that nothing of it is kept.
+            if not resource.is_part:
+                discard = self._storage.set_aside if failure is _LOST else self._storage.remove
+                await discard([resource.upload_id])
+        return still
+
+    async def lose(self, resource: Resource) -> NoReturn:
+        """Bytes that were acknowledged are not there: nobody is told another offset, the upload has failed.
+
+        Raises:
+            Gone: it has.
+            Preempted: others have gone on with it, with other bytes.
+        """
+        await self.fail(resource, _LOST)
+        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
+        raise Gone
+
+    def count(self, resource: Resource, outcome: Outcome) -> None:
+        """It has ended so, and not complete. A part is no upload, and one that was complete was counted then."""
+        if not resource.is_part and not resource.completed:
+            self._metrics.ended(resource.protocol, outcome)
+
+    @property
+    def remembered_until(self) -> int:
+        return self._now_us() + REMEMBERED_US
+
+    def expiry(self, resource: Resource) -> int:
+        """When it expires if nothing comes from now on."""
+        return min(self._now_us() + self._idle_us, resource.last_expires_at)
+
+
+async def verify(digests: Digests, partial: Partial) -> None:
+    """Compare the bytes of a file with what was declared of them; raises DigestMismatch."""
+    for algorithm, name, expected in (("sha256", "sha-256", digests.sha256), ("sha512", "sha-512", digests.sha512)):
+        if expected is not None and (actual := await partial.digest(algorithm)) != expected:
+            raise DigestMismatch(expected, actual, name)
+
+
+def mark_of(resource: Resource) -> Mark:
+    """Where its bytes end, as its row has it, and their digest up to there."""
+    return Mark(resource.offset, resource.digest_state)
+
+
+def _place(resource: Resource) -> tuple[Holder | None, int, int]:
+    """What changes when others go on with an upload."""
+    return resource.holder, resource.file_fence, resource.offset
+
+
+def _there(resource: Resource | None) -> Resource:
+    """Of an upload that is being completed: whatever became of it."""
+    if resource is None or resource.ended_as not in {None, "completed"}:
+        raise Gone
+    return resource

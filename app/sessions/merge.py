@@ -1,0 +1,116 @@
+"""Moves what sessions had that joined others: begun by who joins, finished by whoever is there.
+
+    merged, in one short transaction → its records follow, slice by slice → nothing is left → looked at once more
+
+A slice takes a fiftieth of a second and is followed by as long a pause, in which others write. What is left is in the
+database, so a crash changes nothing but the time it takes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+import structlog
+
+from app.db.database import Db
+from app.db.queryable import Transaction
+from app.errors import UploadError
+from app.model import Clock, Position
+from app.sessions import merge_records
+from app.sessions.merge_records import FIRST_SLICE, TOP, Slice
+
+log = structlog.stdlib.get_logger("waybill.moves")
+
+_LEAST: Final = 20
+_MOST: Final = 1000
+_SLICE_SECONDS: Final = 0.02
+_PAUSE_SECONDS: Final = 0.02
+"""At least; a writer of another process that waits for SQLite looks again every few milliseconds."""
+_LOOK_SECONDS: Final = 5.0
+_HURRY_SECONDS: Final = 1.0
+_SURE_US: Final = 60_000_000
+"""So long no transaction lasts: what somebody was about to commit when nothing was left is there by then."""
+_AT_ONCE: Final = 100
+
+
+class SessionMerges:
+    """What is left to move in one database, as one process moves it. `run` it as long as it is used."""
+
+    def __init__(self, db: Db, *, now_us: Clock) -> None:
+        self._db = db
+        self._now_us = now_us
+        self._size = FIRST_SLICE
+        self._before: dict[str, Position] = {}
+        self._soon = asyncio.Event()
+
+    async def hurry(self, session_id: str) -> None:
+        """Move what is left of a session that has just joined another one; after a second that goes on unattended."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _HURRY_SECONDS
+        try:
+            while clock() < deadline:
+                if await self._step(session_id) is None:
+                    return
+                await asyncio.sleep(_PAUSE_SECONDS)
+        except UploadError as error:
+            log.warning("records follow their session later", session=session_id, reason=str(error))
+        self._soon.set()
+
+    async def run(self, alone_at_it: Callable[[], AbstractContextManager[bool]]) -> None:
+        """Go on with what is left, whoever began it, if this process alone is at that. Until cancelled."""
+        while True:
+            try:
+                with alone_at_it() as alone:
+                    if alone:
+                        await self.finish()
+            except UploadError as error:
+                log.warning("records follow their sessions later", reason=str(error))
+            except Exception:
+                log.exception("records could not follow their sessions")
+            self._soon.clear()
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._soon.wait()
+            except TimeoutError:
+                continue
+
+    async def finish(self) -> None:
+        """Move everything that is left, a slice of each session in turn; what somebody is changing waits for later."""
+        goes_on = True
+        while goes_on:
+            goes_on = False
+            for session_id, was_whole in (
+                await merge_records.list_pending(self._db, self._now_us() - _SURE_US, _AT_ONCE)
+            ).items():
+                if was_whole and not await merge_records.has_left(self._db, session_id, self._now_us()):
+                    await merge_records.forget(self._db, session_id)
+                    goes_on = True
+                else:
+                    goes_on |= bool(await self._step(session_id))
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _step(self, session_id: str) -> int | None:
+        """Move a slice; how many records moved, None when nothing is left."""
+        clock, took, size = asyncio.get_running_loop().time, 0.0, self._size
+
+        async def run(transaction: Transaction) -> Slice:
+            nonlocal took
+            began, before = clock(), self._before.get(session_id, TOP)
+            moved = await merge_records.move(transaction, session_id, before, now_us=self._now_us(), most=size)
+            took = clock() - began
+            return moved
+
+        moved, before = await self._db.transaction(run)
+        if moved >= size:  # a full one tells how large the next should be
+            self._size = max(_LEAST, min(_MOST, round(size * min(2.0, _SLICE_SECONDS / max(took, 0.001)))))
+        if before != TOP:
+            self._before[session_id] = before
+            await asyncio.sleep(took)
+            return moved
+        self._before.pop(session_id, None)
+        if await merge_records.has_left(self._db, session_id, self._now_us()):
+            return moved
+        await merge_records.mark_whole(self._db, session_id, self._now_us())
+        log.info("records followed their session", session=session_id)
+        return None

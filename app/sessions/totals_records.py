@@ -1,0 +1,145 @@
+"""What is said to the database of what each session has, by status. Its triggers count; here it is asked, and checked.
+
+Whoever changes an upload or an allowance holds the sums that this changes until it commits. So a count that is made
+while the sums are held, by a statement that began after they were, misses nothing and sees nothing twice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final, NamedTuple
+
+import pydantic_core
+import structlog
+
+from app.db.database import Db
+from app.db.driver import Row
+from app.db.queryable import Queryable, Transaction
+from app.model import Amount, Status, StatusTotal
+
+log = structlog.stdlib.get_logger("waybill.totals")
+
+GRANTED: Final = "granted"
+_PAGE: Final = 1000
+_PAUSE_SECONDS: Final = 0.01
+_LOGGED: Final = 1000
+"""Pages for which one line stands in the log."""
+_LAST_ID: Final = "\U0010ffff"
+
+
+class Totals(NamedTuple):
+    """What a session has: of each status that it has any of, and what is granted to uploads that are under way."""
+
+    by_status: list[StatusTotal]
+    granted: Amount
+
+    def of(self, status: str) -> Amount:
+        return next((Amount(*total[1:]) for total in self.by_status if total.status == status), Amount(0, 0))
+
+    @property
+    def used(self) -> Amount:
+        """What counts for a quota."""
+        kept = self.of(Status.COMPLETED)
+        return Amount(kept.uploads + self.granted.uploads, kept.size + self.granted.size)
+
+
+class HeldTotals(NamedTuple):
+    """What counts for a quota, and whose that is: a session's that was asked for, or of the one that it joined."""
+
+    owner_id: str
+    used: Amount
+
+
+async def find(db: Queryable, session_id: str) -> Totals:
+    """What a session has; it costs the same however much that is."""
+    counted, granted = [], Amount(0, 0)
+    for row in await db.many("list_session_totals", session_id=session_id):
+        if row["status"] == GRANTED:
+            granted = _amount(row)
+        else:
+            counted.append(StatusTotal(row["status"], *_amount(row)))
+    return Totals(counted, granted)
+
+
+async def lock(transaction: Transaction, session_ids: Iterable[str]) -> dict[str, HeldTotals]:
+    """What each of these sessions has that counts for a quota; others change it when the transaction has ended."""
+    asked = sorted(set(session_ids))
+    held: dict[str, HeldTotals] = {}
+    for row in await transaction.many("lock_session_totals", session_ids=pydantic_core.to_json(asked).decode()):
+        before = held.get(row["asked_id"], HeldTotals(row["session_id"], Amount(0, 0))).used
+        more = _amount(row) if row["status"] is not None else Amount(0, 0)
+        held[row["asked_id"]] = HeldTotals(
+            row["session_id"], Amount(before.uploads + more.uploads, before.size + more.size)
+        )
+    return held
+
+
+async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
+    """Count what was there before counting was, once; any number of processes may do so at the same time.
+
+    Uploads go on meanwhile: each transaction holds the sums of some sessions, for milliseconds if none of them is very
+    long. A process that dies leaves the rest to whoever begins next.
+    """
+
+    async def run(transaction: Transaction) -> bool:
+        begun = await transaction.one("lock_totals_begun")
+        if begun is None or begun["is_whole"]:
+            return False
+        until_id = await _end_of_page(transaction, begun["after_id"])
+        await _recount(transaction, begun["after_id"], until_id)
+        await transaction.run("save_totals_begun", after_id=until_id, is_whole=int(until_id == _LAST_ID))
+        return until_id != _LAST_ID
+
+    found = await db.one("find_totals_begun")
+    if found is None or found["is_whole"]:
+        return
+    pages = 0
+    while await db.transaction(run, timeout=60):
+        on_page()
+        pages += 1
+        if pages % _LOGGED == 1:
+            log.info("counting what sessions have", pages=pages)
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def recount(db: Db) -> AsyncIterator[str]:
+    """Compare all sums with what there is, and make those right that are not; the sessions that these are of."""
+    after_id = ""
+    while after_id != _LAST_ID:
+        until_id = await _end_of_page(db, after_id)
+        # The sums and what they are of are seen as they were at one moment: a difference is one.
+        wrong = await db.many("list_miscounted_totals", after_id=after_id, until_id=until_id)
+        if wrong:
+
+            async def run(transaction: Transaction, after_id: str = after_id, until_id: str = until_id) -> None:
+                await _recount(transaction, after_id, until_id)
+
+            await db.transaction(run, timeout=60)
+        for row in wrong:
+            yield row["session_id"]
+        after_id = until_id
+
+
+async def forget_ended(db: Queryable) -> AsyncIterator[None]:
+    """The sums of sessions that are not there any more go, page by page."""
+    after_id = ""
+    while after_id != _LAST_ID:
+        until_id = await _end_of_page(db, after_id)
+        await db.run("delete_zero_totals", after_id=after_id, until_id=until_id)
+        after_id = until_id
+        yield
+
+
+async def _end_of_page(db: Queryable, after_id: str) -> str:
+    row = await db.one("find_totals_page", after_id=after_id, page_size=_PAGE)
+    return row["until_id"] if row is not None else _LAST_ID
+
+
+async def _recount(transaction: Transaction, after_id: str, until_id: str) -> None:
+    held = await transaction.many("reset_session_totals", after_id=after_id, until_id=until_id)
+    if held:
+        locked = pydantic_core.to_json([dict(row) for row in held]).decode()
+        await transaction.run("count_session_totals", after_id=after_id, until_id=until_id, locked=locked)
+
+
+def _amount(row: Row) -> Amount:
+    return Amount(row["uploads"], (row["size_mebibytes"] << 20) + row["size_bytes_beyond"])

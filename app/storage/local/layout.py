@@ -1,0 +1,372 @@
+"""The tree of the local store: made, checked, opened once, and cleared of what crashes leave.
+
+    staging/<owner>/<key>     received, not visible; one directory a process, held by a lock
+    partial/<key>.<fence>     received in part, not visible; of any process, who writes it holds a lock on it
+    files/<last two>/<key>    published
+    trash/                    set aside, under the name that it had (`trash.py`)
+    <owner>.unrecorded        which published files have no committed record yet (`under_way.py`)
+
+Directories are opened without following links and every file is reached through their
+descriptors, so no name and no link leads out of the root.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from app.errors import Unusable
+from app.storage import Found, FoundPartial, Work, is_key
+from app.storage.local import syscalls
+
+log = structlog.stdlib.get_logger("waybill.storage")
+
+SHARDS: Final = [f"{number:02x}" for number in range(256)]
+_PARTIAL = re.compile(r"([0-9a-f-]{36})\.(0|[1-9][0-9]{0,18})", re.ASCII)
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def shard_of(key: str) -> str:
+    """Keys begin with the time and end with chance: the end spreads them evenly."""
+    return key[-2:]
+
+
+def partial_name(key: str, fence: int) -> str:
+    if not is_key(key) or fence < 0:
+        raise ValueError("a partial file is named by a UUID in canonical text and a number")
+    return f"{key}.{fence}"
+
+
+def partial_of(name: str) -> tuple[str, int] | None:
+    """Key and fence of a partial file's name; None for any other."""
+    match = _PARTIAL.fullmatch(name)
+    return (match[1], int(match[2])) if match is not None and is_key(match[1]) else None
+
+
+class Directories:
+    """The open directories of one store. `owner`, a key, names this process's staging directory."""
+
+    def __init__(self, root: Path, owner: str) -> None:
+        if not is_key(owner):
+            raise ValueError("an owner is a UUID in canonical text")
+        self.root = root
+        self.owner = owner
+        self.root_fd = self.own_fd = self.partial_fd = self.trash_fd = -1
+        self._staging_fd = self._files_fd = -1
+        self._shard_fds: dict[str, int] = {}
+        self._open: list[int] = []
+
+    def open(self) -> bool:
+        """Make what is missing and open everything; False if it was open.
+
+        Raises Unusable, naming the path, or OSError; nothing is open then.
+        """
+        if self._open:
+            return False
+        try:
+            self._open_tree()
+        except BaseException:
+            self.close()
+            raise
+        return True
+
+    def _open_tree(self) -> None:
+        try:
+            _make_root(self.root)
+            self.root_fd = self._keep(os.open(self.root, _DIRECTORY))
+        except OSError as error:
+            raise Unusable(f"{error.filename or self.root} cannot be used: {error.strerror}") from error
+        _check_writable(self.root, self.root_fd)
+        self._staging_fd = self._enter("staging", self.root_fd, self.root)
+        self.partial_fd = self._enter("partial", self.root_fd, self.root)
+        self._files_fd = self._enter("files", self.root_fd, self.root)
+        self.trash_fd = self._enter("trash", self.root_fd, self.root)
+        for shard in SHARDS:
+            self._shard_fds[shard] = self._enter(shard, self._files_fd, self.root / "files")
+        syscalls.syncfs(self.root_fd)  # the names of all these, also of those that another process has just made
+        self.own_fd = self._own_staging()
+
+    def _enter(self, name: str, parent_fd: int, parent: Path) -> int:
+        """Open a directory of the tree, which is made if it is not there."""
+        path = parent / name
+        while True:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent_fd)
+            except FileExistsError:
+                pass  # what it is, opening it will show
+            except OSError as error:
+                raise Unusable(f"{path} cannot be made: {error.strerror}") from error
+            try:
+                fd = self._keep(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd))
+            except FileNotFoundError:
+                continue  # a sweeper was faster
+            except OSError as error:
+                if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                    raise Unusable(f"{path} is not a directory (a symbolic link is not followed here)") from error
+                raise Unusable(f"{path} cannot be opened: {error.strerror}") from error
+            break
+        _check_writable(path, fd)
+        if os.fstat(fd).st_dev != os.fstat(self.root_fd).st_dev:
+            raise Unusable(
+                f"{path} lies on another file system than {self.root}; "
+                "files are published by renaming, so all of it must lie on one"
+            )
+        return fd
+
+    def _keep(self, fd: int) -> int:
+        self._open.append(fd)
+        return fd
+
+    def _own_staging(self) -> int:
+        """A staging directory of this process alone, locked before anyone could take it for stale."""
+        path = self.root / "staging" / self.owner
+        while True:
+            fd = self._enter(self.owner, self._staging_fd, path.parent)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError as error:
+                raise Unusable(f"{path} cannot be locked: {error.strerror}") from error
+            try:
+                there = os.stat(self.owner, dir_fd=self._staging_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # a sweeper was faster than the lock
+            if os.path.samestat(there, os.fstat(fd)):
+                return fd
+
+    def close(self) -> None:
+        """Close everything. What is still staged is left, and without its lock from now on."""
+        if self.own_fd >= 0:
+            try:
+                os.rmdir(self.owner, dir_fd=self._staging_fd)
+            except OSError as error:
+                log.warning("staged files are left for the sweeper", error=error.strerror)
+        while self._open:
+            os.close(self._open.pop())
+        self.root_fd = self.own_fd = self.partial_fd = self.trash_fd = self._staging_fd = self._files_fd = -1
+        self._shard_fds.clear()
+
+    def shard_fd(self, key: str) -> int:
+        """The directory that holds, or would hold, the published file."""
+        return self._shard_fds[shard_of(key)]
+
+    def publish(self, key: str) -> None:
+        """Give a staged file its final name; FileExistsError rather than replace another."""
+        syscalls.rename_new(key, key, old_dir_fd=self.own_fd, new_dir_fd=self.shard_fd(key))
+
+    def now(self) -> float:
+        """The file system's own clock, in seconds, which the times of files can be compared with."""
+        os.utime(self.own_fd)
+        return os.fstat(self.own_fd).st_ctime
+
+    # --- looking over everything
+
+    def left_by_the_dead(self, suffix: str) -> Iterator[tuple[str, int]]:
+        """Files in the root that are named by an owner who is dead: name, and a descriptor for as long as it is met."""
+        with listing(self.root_fd) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(suffix) and _is_file(entry)]
+        for name in names:
+            owner = name.removesuffix(suffix)
+            if owner == self.owner or not is_key(owner) or self._lives(owner):
+                continue
+            with suppress(FileNotFoundError):
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.root_fd)
+                try:
+                    yield name, fd
+                finally:
+                    os.close(fd)
+
+    def _lives(self, owner: str) -> bool:
+        try:
+            with self._dead(owner):
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def found_in(self, shard: str, before: float, left: Collection[str]) -> list[Found]:
+        """The published files of one shard; those not changed since `before` are settled."""
+        found = []
+        for name in self._entries(shard, files=True):
+            try:
+                state = os.stat(name, dir_fd=self._shard_fds[shard], follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # deleted since it was listed
+            found.append(Found(name, state.st_size, state.st_ctime <= before, name in left))
+        return found
+
+    def partials(self) -> list[tuple[str, int]]:
+        """Key and fence of every partial file."""
+        with listing(self.partial_fd) as entries:
+            return [name for entry in entries if _is_file(entry) and (name := partial_of(entry.name)) is not None]
+
+    def found_partials(self, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
+        """Those of the partial files that are still there; the ones not changed since `before` are settled."""
+        found = []
+        for key, fence in names:
+            try:
+                state = os.stat(partial_name(key, fence), dir_fd=self.partial_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # published or removed since it was listed
+            found.append(FoundPartial(key, fence, state.st_size, state.st_ctime <= before))
+        return found
+
+    def strays(self) -> list[str]:
+        """Names that are none of ours: foreign ones, and what is not of the kind that the name stands for."""
+        found = [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
+        for directory, fd, is_ours in (
+            ("files", self._files_fd, lambda entry: entry.name in self._shard_fds),
+            ("staging", self._staging_fd, lambda entry: is_key(entry.name) and entry.is_dir(follow_symlinks=False)),
+            ("partial", self.partial_fd, lambda entry: partial_of(entry.name) is not None and _is_file(entry)),
+            ("trash", self.trash_fd, is_ours_aside),
+        ):
+            with listing(fd) as entries:
+                found += [f"{directory}/{entry.name}" for entry in entries if not is_ours(entry)]
+        return found
+
+    def _entries(self, shard: str, *, files: bool) -> list[str]:
+        """The names in one shard that are published files, or those that are not."""
+        with listing(self._shard_fds[shard]) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if files == (is_key(entry.name) and shard_of(entry.name) == shard and _is_file(entry))
+            ]
+
+    def holds_file(self, key: str) -> bool:
+        """Whether a regular file lies under the key."""
+        if not is_key(key):
+            return False
+        shard_fd = self.shard_fd(key)
+        try:
+            return stat.S_ISREG(os.stat(key, dir_fd=shard_fd, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            require(shard_fd)
+            return False
+
+    def is_aside(self, key: str) -> bool:
+        """Whether a published file was set aside."""
+        return os.access(key, os.F_OK, dir_fd=self.trash_fd, follow_symlinks=False)
+
+    @contextmanager
+    def alone_at(self, work: Work) -> Iterator[bool]:
+        """Whether no other process does this work now; if so, none will until this ends."""
+        # Not for writing: a lock is held for long, and keeps no file system from being made read-only.
+        flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(f"{work}.lock", flags, 0o600, dir_fd=self.root_fd)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    # --- what is removed, and when
+
+    def remove(self, key: str) -> None:
+        """Remove a published file; an absent one is passed over."""
+        if is_key(key):
+            with suppress(FileNotFoundError, IsADirectoryError):
+                os.unlink(key, dir_fd=self.shard_fd(key))
+
+    def remove_partial(self, name: str) -> None:
+        """Remove a partial file; an absent one is passed over."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.partial_fd)
+
+    def remove_stale(self) -> int:
+        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells."""
+        with listing(self._staging_fd) as entries:
+            owners = [entry.name for entry in entries if entry.name != self.owner]
+        return sum(map(self._remove_stale, owners))
+
+    def _remove_stale(self, owner: str) -> int:
+        removed = 0
+        try:
+            if not is_key(owner):
+                raise NotADirectoryError(owner)
+            with self._dead(owner) as fd:
+                for name in os.listdir(fd):
+                    os.unlink(name, dir_fd=fd)
+                    removed += 1
+                os.rmdir(owner, dir_fd=self._staging_fd)
+        except NotADirectoryError:
+            log.warning("something foreign lies in staging", name=owner)
+        except (BlockingIOError, FileNotFoundError):
+            pass  # its owner lives; or another sweeper is at it
+        except OSError as error:
+            log.warning("stale staging could not be removed", owner=owner, error=error.strerror)
+        if removed:
+            log.info("removed stale staging", owner=owner, files=removed)
+        return removed
+
+    @contextmanager
+    def _dead(self, owner: str) -> Iterator[int]:
+        """The staging directory of an owner that is dead, which nobody else looks at meanwhile; else OSError."""
+        fd = os.open(owner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._staging_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
+    """What lies in the directory. Opened anew: listings of one descriptor share its position."""
+    require(directory)
+    fd = os.open(".", _DIRECTORY, dir_fd=directory)
+    try:
+        with os.scandir(fd) as entries:
+            yield entries
+    finally:
+        os.close(fd)
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_file(follow_symlinks=False)
+
+
+def is_ours_aside(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry of the trash is a file of ours, under the name that it had."""
+    return (is_key(entry.name) or partial_of(entry.name) is not None) and _is_file(entry)
+
+
+def require(directory: int) -> None:
+    """Raise FileNotFoundError if the directory itself was removed: that it looks empty says nothing about files."""
+    if os.fstat(directory).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _check_writable(path: Path, fd: int) -> None:
+    if not os.access(".", os.R_OK | os.W_OK | os.X_OK, dir_fd=fd):
+        raise Unusable(f"{path} cannot be written by this user")
+
+
+def _make_root(root: Path) -> None:
+    """Make the root and its missing parents, each with a durable name."""
+    missing: list[Path] = []
+    while not os.path.lexists(root):
+        missing.append(root)
+        root = root.parent
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            continue  # another process prepares the same store
+        log.info("made directory", path=str(directory))
+        fd = os.open(directory.parent, _DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""Uploads: admitted, ingested, committed in groups, and recorded."""

@@ -1,0 +1,359 @@
+"""The write path of one request: stage, count, digest, hand over to publish."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+
+from app.cancellation import run_to_completion
+from app.errors import (
+    DigestMismatch,
+    Internal,
+    NoFile,
+    OutcomeUnknown,
+    RateLimited,
+    StorageFull,
+    TooLarge,
+    TooManyFiles,
+    Unavailable,
+    UploadError,
+)
+from app.model import UNDECLARED, Clock, Digests, Protocol, Upload
+from app.quotas import STEP_BYTES, Granted, Quotas
+from app.storage import Reservation, Storage
+from app.uploads.group_commit import Publisher
+from app.uploads.landing import Incoming
+from app.uploads.records import NewSession
+
+log = structlog.stdlib.get_logger("waybill.ingest")
+
+MAX_FAILED_OF_REQUEST: Final = 10
+"""How many files of a request that failed are put into the history: the last ones, which say why."""
+MAX_FAILED_OF_SESSION: Final = 1000
+"""How many failed uploads a session's history has; the next are in the log alone until older ones are forgotten."""
+_SMALL_BYTES: Final = 64 * 1024
+_FILES_A_TURN: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class IngestLimits:
+    """What one request, and all of them together, may ask for."""
+
+    file_bytes: int
+    files: int
+    requests_at_once: int
+    requests_at_once_of_session: int | None = None
+
+
+@dataclass(slots=True)
+class Visitor:
+    """Who sends: a session's id, and the session itself as long as the database does not have it."""
+
+    session_id: str
+    arrival: NewSession | None = None
+
+
+class Ingest:
+    """Receive files, request by request."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        publisher: Publisher,
+        *,
+        limits: IngestLimits,
+        quotas: Quotas | None = None,
+        now_us: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.limits = limits
+        self.quotas = quotas
+        self._storage = storage
+        self._publisher = publisher
+        self.metrics = publisher.metrics
+        self._now_us = now_us
+        self._new_id = new_id
+        self._live: dict[object, str | None] = {}
+        self._live_of: Counter[str] = Counter()
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.metrics.live_uploads.read = lambda: len(self._live)
+
+    def request(
+        self, *, visitor: Visitor, protocol: Protocol, declared: int | None = None, claim: str | None = None
+    ) -> "Ingestion":
+        """Receive the files of one request; leaving without `publish` leaves nothing visible.
+
+        `declared` is the length of the body, when it is known: that much space is set
+        aside, so that a disk that is too small refuses the request before its body. With a
+        `claim` they land once, see `IdempotencyKeys`.
+
+        Entering it raises:
+            StorageFull: the declared bytes do not fit above the floor of free space.
+            RateLimited: the session has too many requests under way.
+            QuotaExceeded: the session's quota does not hold it.
+            Unavailable: the service stops, the database is away, or too many requests are under way.
+        """
+        return Ingestion(self, visitor, protocol, declared, claim)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take nothing new; wait for what is under way, but no longer than the grace."""
+        self._closing = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("uploads are still under way at the end of the grace", uploads=len(self._live))
+
+    def check(self) -> None:
+        """Raise Unavailable while nothing that was received could be recorded."""
+        self._publisher.check()
+
+    def sessions_in_use(self) -> set[str]:
+        """The sessions for which something is under way, however long that takes."""
+        return {session_id for session_id in self._live.values() if session_id is not None}
+
+    # What follows is for Landing, and for whoever else receives bytes.
+
+    def under_way(self, session_id: str) -> int:
+        """How many requests of a session are under way, as far as they are counted."""
+        return self._live_of[session_id]
+
+    def admit(self, landing: object, declared: int | None) -> Reservation:
+        if self._closing:
+            raise Unavailable("the service is stopping", retry_after=5)
+        if len(self._live) >= self.limits.requests_at_once:
+            raise Unavailable("too many uploads are under way")
+        self._publisher.check()
+        reservation = self._storage.reserve(declared or 0)  # below the floor not even an empty file is taken
+        self._live[landing] = None
+        self._idle.clear()
+        return reservation
+
+    def count(self, landing: object, session_id: str) -> None:
+        """It is this session's; raises RateLimited when that has too many under way, Unavailable while it is locked."""
+        self._publisher.check(session_id)
+        most = self.limits.requests_at_once_of_session
+        if most is not None:
+            if self._live_of[session_id] >= most:
+                raise RateLimited(most)
+            self._live_of[session_id] += 1
+        self._live[landing] = session_id
+
+    def dismiss(self, landing: object) -> None:
+        session_id = self._live.pop(landing, None)
+        if session_id is not None and session_id in self._live_of:  # as far as they are counted
+            self._live_of[session_id] -= 1
+            if not self._live_of[session_id]:
+                del self._live_of[session_id]
+        if not self._live:
+            self._idle.set()
+
+    def begin(self, landing: "Ingestion", filename: str, content_type: str) -> Incoming:
+        upload_id = self._new_id()
+        return Incoming(
+            id=upload_id,
+            session_id=landing.visitor.session_id,
+            filename=filename,
+            content_type=content_type,
+            protocol=landing.protocol,
+            created_at=self._now_us(),
+            staged=self._storage.stage(upload_id, landing.reservation),
+        )
+
+    async def land(self, landing: "Ingestion", files: list[Incoming]) -> list[Upload]:
+        allowances = () if landing.granted is None else (landing.granted.id,)
+        with _arriving(landing.visitor, self._now_us()) as arrival:
+            return await self._publisher.land(files, arrival, allowances=allowances, claim=landing.claim)
+
+    async def record_failure(self, landing: "Ingestion", files: list[Incoming], error: UploadError) -> None:
+        """Put the failure into the history; the client is told in any case, also when that is not possible."""
+        try:
+            self._storage.reserve(0).release()  # what nobody needs must not grow on a disk that is full
+            if landing.visitor.arrival is None:
+                failed = await self._publisher.count_failed(landing.visitor.session_id)
+                if failed >= MAX_FAILED_OF_SESSION:
+                    log.info("failed uploads not recorded", session_id=landing.visitor.session_id, recorded=failed)
+                    return
+            with _arriving(landing.visitor, self._now_us()) as arrival:
+                await self._publisher.record([file.failed(error) for file in files[-MAX_FAILED_OF_REQUEST:]], arrival)
+        except StorageFull:
+            log.warning("failed uploads not recorded: the disk is full", code=error.code)
+        except OutcomeUnknown:
+            log.warning("a failed upload comes into the history when the database is back", code=error.code)
+        except Exception as problem:
+            log.error("a failed upload is not in the history", code=error.code, reason=repr(problem))
+
+
+@contextmanager
+def _arriving(visitor: Visitor, now_us: int) -> Iterator[NewSession | None]:
+    """A new session rides along, seen now; afterwards the database has it, unless it certainly does not.
+
+    While that is open the client gets its token all the same: if the session proves not to
+    be there the token opens nothing, and if it is there nobody else could ever open it.
+    """
+    try:
+        yield visitor.arrival.seen(now_us) if visitor.arrival else None
+    except OutcomeUnknown:
+        visitor.arrival = None
+        raise
+    visitor.arrival = None
+
+
+class Ingestion:
+    """The files of one request on their way in. Enter it, feed it, `publish` it, leave it."""
+
+    def __init__(
+        self, ingest: Ingest, visitor: Visitor, protocol: Protocol, declared: int | None, claim: str | None
+    ) -> None:
+        self.visitor = visitor
+        self.protocol = protocol
+        self.claim = claim
+        self.reservation: Reservation | None = None
+        self.granted: Granted | None = None
+        self._ingest = ingest
+        self._received = ingest.metrics.received[protocol]
+        self._began = ingest.metrics.stopwatch()
+        self._declared = declared
+        self._files: list[Incoming] = []
+        self._before = 0  # bytes of the files before the current one
+        self._current: Incoming | None = None
+        self._expected = UNDECLARED
+        self._sha512: Any = None
+        self._handed_over = False
+
+    async def __aenter__(self) -> Self:
+        self.reservation = self._ingest.admit(self, self._declared)
+        try:
+            self._ingest.count(self, self.visitor.session_id)
+            if self._ingest.quotas is not None:
+                self.granted = self._ingest.quotas.request(self.visitor.session_id)
+                # How much of a form is file is not known before it comes.
+                await self.granted.need(1, 0 if self.protocol is Protocol.FORM else self._declared or 0)
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._handed_over:  # a hang-up, a refusal and a cancellation all pass here
+                await run_to_completion(self._abort(error))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.granted is not None and not self._handed_over:
+            self.granted.give_back()
+        if self.reservation is not None:
+            self.reservation.release()
+        self._ingest.dismiss(self)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a file is begun and not ended."""
+        return self._current is not None
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many bytes each file has so far, in their order."""
+        return [file.staged.size for file in self._files]
+
+    async def begin_file(self, filename: str, content_type: str, *, digests: Digests = UNDECLARED) -> None:
+        """Begin the next file. Its bytes must have the `digests`.
+
+        Raises:
+            TooManyFiles: the request holds more files than are accepted.
+        """
+        if len(self._files) >= self._ingest.limits.files:
+            raise TooManyFiles(len(self._files) + 1, self._ingest.limits.files)
+        if len(self._files) % _FILES_A_TURN == _FILES_A_TURN - 1:
+            await asyncio.sleep(0)  # a block of the body can hold a thousand small files; others have their turn
+        self._current = self._ingest.begin(self, filename, content_type)
+        self._expected = digests
+        self._sha512 = None if digests.sha512 is None else hashlib.sha512()
+        self._files.append(self._current)
+
+    async def write(self, block: bytes | memoryview) -> None:
+        """Take the next bytes of the file that was begun; raises TooLarge, StorageFull, Unavailable."""
+        assert self._current is not None
+        staged = self._current.staged
+        self._received.add(len(block))
+        size = staged.size + len(block)
+        if size > self._ingest.limits.file_bytes:
+            raise TooLarge(size, self._ingest.limits.file_bytes)
+        if self.granted is not None:
+            await self.granted.need(len(self._files), self._before + size, more=self._yet_to_come(self._before + size))
+        if self._sha512 is not None:
+            self._sha512.update(block)
+        await staged.write(block)
+
+    def _yet_to_come(self, size: int) -> int:
+        """Bytes that are asked for in advance. Not for a small form: what is around its files would count as well."""
+        if self._declared is None:
+            return STEP_BYTES
+        return max(0, self._declared - size) if self._declared > _SMALL_BYTES else 0
+
+    async def end_file(self) -> None:
+        """The file that was begun is whole; raises DigestMismatch when it is not what was declared."""
+        assert self._current is not None
+        staged, self._current = self._current.staged, None
+        if self.granted is not None:  # a file without bytes was not asked for yet
+            await self.granted.need(len(self._files), self._before + staged.size)
+        self._before += staged.size
+        await staged.finish()
+        sha256, sha512 = self._expected
+        if sha256 is not None and staged.sha256 != sha256:
+            raise DigestMismatch(sha256, staged.sha256)
+        if sha512 is not None and self._sha512 is not None and self._sha512.hexdigest() != sha512:
+            raise DigestMismatch(sha512, self._sha512.hexdigest(), "sha-512")
+
+    async def publish(self) -> list[Upload]:
+        """Make all files visible, whole and durable, and return their records; or none of them.
+
+        Raises:
+            NoFile: the request held no file.
+            UploadError: see Publisher.land.
+        """
+        assert self._current is None
+        if not self._files:
+            raise NoFile
+        metrics = self._ingest.metrics
+        metrics.stages["receive"].observe(metrics.stopwatch() - self._began)
+        # From here on they are the publisher's: it goes on when we are cancelled, and after an
+        # unknown outcome it settles what became of them. A record of ours could contradict its own.
+        self._handed_over = True
+        try:
+            return await self._ingest.land(self, self._files)
+        except OutcomeUnknown:
+            raise
+        except UploadError:
+            self._handed_over = False
+            raise
+
+    async def _abort(self, error: BaseException | None) -> None:
+        for file in self._files:
+            try:
+                await file.staged.abort()
+            except Exception:
+                log.exception("a staged file stays until this process ends", upload=file.id)
+        if self._files and error is not None:
+            await self._ingest.record_failure(self, self._files, _told(error))
+
+
+def _told(error: BaseException) -> UploadError:
+    """The refusal by which a failure is known to the client and to history."""
+    if isinstance(error, UploadError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return Unavailable("the service stopped before the upload was complete")
+    return Internal()

@@ -1,0 +1,392 @@
+"""Every sentence said to the database, one function each.
+
+Functions that only ask take `Queryable`: the database, or a transaction in it. Functions that say
+several things which belong together take the `Transaction` of one transaction. What several statements
+say is repeatable: saying it twice, after an answer got lost, leaves what saying it once leaves.
+"""
+
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import pydantic
+import pydantic_core
+import structlog
+
+from app.db.driver import Row
+from app.db.queryable import Queryable, Transaction
+from app.model import HistoryQuery, Page, Position, Protocol, Session, Timestamp, Upload
+
+_log = structlog.get_logger(__name__)
+
+DELETED_AGAIN_US: Final = 86_400_000_000
+"""How long a deletion can be repeated with success."""
+# Beyond everything that a column can hold, so that a row with an impossible time or size is still
+# found, and counted as broken, where nobody asks about times and sizes.
+_LEAST: Final = -(2**63)
+_MOST: Final = 2**63 - 1
+_ROWS_AT_ONCE: Final = 1000
+"""Rows in one statement: no one takes long, nor holds the event loop."""
+LAST_ID: Final = "\U0010ffff"
+_IN_SEVERAL_REQUESTS: Final = {Protocol.TUS, Protocol.RESUMABLE}
+_LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
+_NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
+
+
+class NewSession(NamedTuple):
+    """A session and the hash of the first token that opens it."""
+
+    session: Session
+    token_hash: str
+
+    def seen(self, now_us: int) -> "NewSession":
+        """The same, seen now: the upload that it comes with may have taken longer than it would have lived."""
+        session = self.session
+        age_us = session.expires_at - session.last_seen_at
+        if (now_us - session.last_seen_at) * 30 < age_us:
+            return self
+        return self._replace(session=session.model_copy(update={"last_seen_at": now_us, "expires_at": now_us + age_us}))
+
+
+class Seen(NamedTuple):
+    """A live session was seen, and lives until then."""
+
+    id: str
+    last_seen_us: int
+    expires_at_us: int
+
+
+class StoredRecord(NamedTuple):
+    """What storage must hold for a completed upload."""
+
+    id: str
+    size: int
+    sha256: str
+
+
+class Scrub(NamedTuple):
+    """How far a pass over all stored files is, or how it ended.
+
+    `files` uploads were looked at, up to `after_id`, and `found` of them turned out damaged.
+    `whole_at_us` is when a pass last came to its end without being `stopped`.
+    """
+
+    began_at_us: int
+    after_id: str = ""
+    files: int = 0
+    found: int = 0
+    ended_at_us: int | None = None
+    stopped: str | None = None
+    whole_at_us: int | None = None
+
+
+class SessionRecord(Session):
+    """A session as an operator sees it, live or not."""
+
+    ended_at: Timestamp | None
+    merged_into: str | None
+
+
+# Uploads.
+
+
+async def insert_uploads(db: Queryable, uploads: Sequence[Upload]) -> None:
+    """Record uploads; those that are recorded already stay as they are, but for those still on their way in.
+
+    Many take several statements, and so a transaction. An upload whose session has joined another one meanwhile is
+    recorded for that one.
+    """
+    # By session, in which order PostgreSQL locks them: two that lock in the same order never deadlock.
+    uploads = sorted(uploads, key=attrgetter("session_id"))
+    slices = [uploads[at : at + _ROWS_AT_ONCE] for at in range(0, len(uploads), _ROWS_AT_ONCE)]
+    batches = [_json([upload.as_row() for upload in some]) for some in slices]
+    if len({upload.protocol in _IN_SEVERAL_REQUESTS for upload in uploads}) > 1:
+        # Of some there is a record, of others not: their sums would be locked in two rounds.
+        for rows in batches:
+            await db.many("lock_uploads", rows=rows)
+    for rows in batches:
+        await db.run("insert_uploads", rows=rows)
+
+
+async def try_recording(db: Queryable) -> None:
+    """Return when a row of an upload could be written now: nobody holds the table, and the database takes writes."""
+    await db.run("try_recording")
+
+
+async def list_uploads(
+    db: Queryable, session_id: str, query: HistoryQuery, *, after: Position | None, page_size: int
+) -> Page:
+    """One page of a session's uploads, from behind `after` or from the start."""
+    bounds = _newest_first(query, after) if query.order == "newest" else _oldest_first(query, after)
+    name, wanted = _LISTS[query.order], _filters(query)
+    if query.filename_pattern is not None:
+        name, wanted = _NAMED_LISTS[query.order], {**wanted, "pattern": query.filename_pattern}
+    rows = await db.many(name, session_id=session_id, page_size=page_size + 1, **bounds, **wanted)
+    more, rows = len(rows) > page_size, rows[:page_size]
+    uploads = list(_readable(rows))
+    # The end comes from the rows: a broken one is left out, but must not end the listing early.
+    end = Position(rows[-1]["created_at_us"], rows[-1]["id"]) if more else None
+    return Page(uploads, end, skipped=len(rows) - len(uploads))
+
+
+async def count_uploads(db: Queryable, session_id: str, query: HistoryQuery) -> int:
+    """How many rows `list_uploads` goes through over all pages, broken ones included."""
+    row = await db.one(
+        "count_uploads",
+        session_id=session_id,
+        from_us=_or(query.from_us, _LEAST),
+        until_us=_until(query),
+        pattern=query.filename_pattern,
+        **_filters(query),
+    )
+    return int(row["uploads"]) if row else 0
+
+
+async def list_these(db: Queryable, upload_ids: Collection[str]) -> dict[str, Upload]:
+    """Those of these uploads that are recorded, by their ids, over all sessions. Broken rows are left out."""
+    rows = await db.many("list_uploads_by_id", ids=_json(list(upload_ids)))
+    return {upload.id: upload for upload in _readable(rows)}
+
+
+async def find_span(db: Queryable, session_id: str) -> tuple[int, int] | None:
+    """When a session's first upload and its last one were created; None if it has none."""
+    row = await db.one("find_upload_span", session_id=session_id)
+    return (row["first_us"], row["last_us"]) if row and row["first_us"] is not None else None
+
+
+async def delete_upload(db: Queryable, session_id: str, upload_id: str, now_us: int) -> bool:
+    """An upload that was completed, damaged or not, becomes a deleted one; False if the session has no such.
+
+    One that was deleted within `DELETED_AGAIN_US` stays so, and that is no different: whoever deleted it may not have
+    learnt of it.
+    """
+    row = await db.one(
+        "delete_upload",
+        session_id=session_id,
+        upload_id=upload_id,
+        now_us=now_us,
+        deleted_since_us=now_us - DELETED_AGAIN_US,
+    )
+    return row is not None
+
+
+async def statuses_of(db: Queryable, ids: Sequence[str]) -> dict[str, str]:
+    """The status of each of these uploads, over all sessions; those not recorded are not in it."""
+    return {row["id"]: row["status"] for row in await db.many("list_statuses", ids=_json(ids))}
+
+
+async def list_stored(db: Queryable, after_id: str, page_size: int) -> list[StoredRecord]:
+    """What storage must hold, over all sessions, by id from behind `after_id`; all from behind the empty id."""
+    rows = await db.many("list_stored", after_id=after_id, page_size=page_size)
+    return [StoredRecord(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
+
+
+async def list_damaged(db: Queryable, after_id: str, page_size: int) -> list[StoredRecord]:
+    """What storage should hold and was found not to, in the same manner."""
+    rows = await db.many("list_damaged", after_id=after_id, page_size=page_size)
+    return [StoredRecord(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
+
+
+async def count_damaged(db: Queryable) -> int:
+    """How many uploads storage should hold and was found not to, over all sessions."""
+    row = await db.one("count_damaged")
+    return int(row["uploads"]) if row else 0
+
+
+async def count_stored(db: Queryable) -> int:
+    """How many uploads storage must hold, over all sessions."""
+    row = await db.one("count_stored")
+    return int(row["uploads"]) if row else 0
+
+
+async def delete_uploads(db: Queryable, ids: Sequence[str], now_us: int) -> list[str]:
+    """The bytes of completed uploads are gone, as was asked for; the ids of those that were completed until now."""
+    return [row["id"] for row in await db.many("delete_uploads", ids=_json(ids), now_us=now_us)]
+
+
+async def fail_uploads(db: Queryable, ids: Sequence[str], code: str, detail: str) -> list[str]:
+    """Completed uploads turn out not to be there; the ids of those that were completed until now."""
+    return [row["id"] for row in await db.many("fail_uploads", ids=_json(ids), code=code, detail=detail)]
+
+
+async def repair_uploads(db: Queryable, ids: Sequence[str]) -> list[str]:
+    """Uploads that were found damaged turn out to be whole; the ids of those that were damaged until now."""
+    return [row["id"] for row in await db.many("repair_uploads", ids=_json(ids))]
+
+
+async def find_scrub(db: Queryable) -> Scrub | None:
+    """How far the reading again of stored files is; None if it never began."""
+    row = await db.one("find_scrub")
+    return Scrub(**row) if row else None
+
+
+async def save_scrub(db: Queryable, scrub: Scrub) -> None:
+    """So far it is now."""
+    await db.run("save_scrub", **scrub._asdict())
+
+
+# Sessions.
+
+
+async def insert_sessions(transaction: Transaction, arrivals: Sequence[NewSession]) -> None:
+    """Record new sessions with their first tokens; those that are recorded already stay as they are."""
+    await transaction.run(
+        "insert_sessions",
+        rows=_json(
+            [
+                {
+                    "id": session.id,
+                    "created_at_us": session.created_at,
+                    "last_seen_us": session.last_seen_at,
+                    "expires_at_us": session.expires_at,
+                }
+                for session, _ in arrivals
+            ]
+        ),
+    )
+    await transaction.run(
+        "insert_tokens",
+        rows=_json(
+            [
+                {"token_hash": token_hash, "session_id": session.id, "created_at_us": session.created_at}
+                for session, token_hash in arrivals
+            ]
+        ),
+    )
+
+
+async def find_session(db: Queryable, session_id: str) -> SessionRecord | None:
+    """A session, live or not, for an operator."""
+    row = await db.one("find_session", session_id=session_id)
+    return _session_record(row) if row else None
+
+
+async def are_one(db: Queryable, session_id: str, other_id: str) -> bool:
+    """Whether two sessions are one by now: one joined the other, or both the same third one."""
+    found = [await find_session(db, each) or each for each in (session_id, other_id)]
+    here, there = [each if isinstance(each, str) else each.merged_into or each.id for each in found]
+    return here == there
+
+
+async def list_sessions(db: Queryable, limit: int) -> list[SessionRecord]:
+    """The sessions that were seen last, live or not, for an operator."""
+    return [_session_record(row) for row in await db.many("list_sessions", limit=limit)]
+
+
+async def touch_sessions(db: Queryable, seen: Iterable[Seen]) -> None:
+    """Live sessions, or those that they joined, were seen; a time never goes back, in whatever order news comes."""
+    latest: dict[str, Seen] = {}
+    for each in seen:
+        known = latest.get(each.id, each)
+        latest[each.id] = Seen(
+            each.id, max(known.last_seen_us, each.last_seen_us), max(known.expires_at_us, each.expires_at_us)
+        )
+    # By id, so that two batches rarely lock the same rows in opposite order.
+    await db.run("touch_sessions", rows=_json([latest[each]._asdict() for each in sorted(latest)]))
+
+
+async def lock_sessions(transaction: Transaction, first_id: str, second_id: str, now_us: int) -> None:
+    """Two sessions, if they are live, neither end nor join another until the transaction ends."""
+    await transaction.many("lock_live_sessions", first_id=first_id, second_id=second_id, now_us=now_us)
+
+
+async def expire_sessions(transaction: Transaction, now_us: int, page_size: int) -> int:
+    """Some of the sessions whose time is over end; how many. Their records stay."""
+    return len(await transaction.many("expire_sessions", now_us=now_us, page_size=page_size))
+
+
+async def forget_failed(db: Queryable, created_before_us: int, page_size: int) -> int:
+    """Records of what failed or expired and never was complete, begun before then, go; how many, a page at most."""
+    return len(await db.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
+
+
+async def end_unused_sessions(db: Queryable, seen_before_us: int, now_us: int, page_size: int) -> AsyncIterator[int]:
+    """Live sessions that were not seen since then and never uploaded end, page by page; how many."""
+    async for after_id, until_id in _session_pages(db, page_size):
+        ended = await db.many(
+            "end_unused_sessions", after_id=after_id, until_id=until_id, seen_before_us=seen_before_us, now_us=now_us
+        )
+        yield len(ended)
+
+
+async def forget_empty_sessions(db: Queryable, ended_before_us: int, page_size: int) -> AsyncIterator[int]:
+    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many."""
+    async for after_id, until_id in _session_pages(db, page_size):
+        gone = await db.many(
+            "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
+        )
+        yield len(gone)
+
+
+async def _session_pages(db: Queryable, page_size: int) -> AsyncIterator[tuple[str, str]]:
+    """All sessions in the order of their ids, in ranges of so many: behind the first id, up to the second."""
+    after_id = ""
+    while after_id != LAST_ID:
+        row = await db.one("find_session_page", after_id=after_id, page_size=page_size)
+        until_id = row["until_id"] if row is not None else LAST_ID
+        yield after_id, until_id
+        after_id = until_id
+
+
+def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
+    before = Position(_MOST, LAST_ID) if query.to_us is None else Position(query.to_us, "")
+    if after is not None:
+        before = min(before, after)
+    return {"before_us": before.created_at_us, "before_id": before.id, "from_us": _or(query.from_us, _LEAST)}
+
+
+def _oldest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
+    start = Position(_or(query.from_us, _LEAST), "")
+    if after is not None:
+        start = max(start, after)
+    return {"after_us": start.created_at_us, "after_id": start.id, "until_us": _until(query)}
+
+
+def _until(query: HistoryQuery) -> int:
+    return _MOST if query.to_us is None else query.to_us - 1
+
+
+def _filters(query: HistoryQuery) -> dict[str, Any]:
+    return {
+        "min_size": _or(query.min_size, _LEAST),
+        "max_size": _or(query.max_size, _MOST),
+        "statuses": _json([status.value for status in query.statuses]) if query.statuses else None,
+        "protocol": query.protocol.value if query.protocol else None,
+        "sha256": query.sha256,
+    }
+
+
+def _or(asked: int | None, otherwise: int) -> int:
+    return otherwise if asked is None else asked
+
+
+def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
+    """The uploads that rows stand for. A row that breaks the model is left out, and logged by its id."""
+    for row in rows:
+        try:
+            yield Upload.from_row(row)
+        except pydantic.ValidationError:
+            _log.warning("upload_record_broken", upload_id=row["id"])
+
+
+def session_in(row: Row) -> Session:
+    """The session that a row stands for."""
+    return Session(**_session_fields(row))
+
+
+def _session_fields(row: Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "created_at": row["created_at_us"],
+        "last_seen_at": row["last_seen_us"],
+        "expires_at": row["expires_at_us"],
+    }
+
+
+def _session_record(row: Row) -> SessionRecord:
+    return SessionRecord(**_session_fields(row), ended_at=row["ended_at_us"], merged_into=row["merged_into_id"])
+
+
+def _json(value: object) -> str:
+    """As a batch travels: one parameter, whatever its length."""
+    return pydantic_core.to_json(value).decode()

@@ -1,0 +1,237 @@
+"""Bytes out: whole or in ranges, under conditions, and never in a form that a browser runs."""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from app.db.queryable import Transaction
+from app.errors import Gone, NotFound, PreconditionFailed, Unavailable
+from app.maintenance import trash
+from app.model import Status, Upload, is_upload_id
+from app.protocols.headers import attachment, byte_ranges, digest_field, etag, http_date, matches, parse_http_date
+from app.storage import NotStored, StoredFile
+from app.uploads import records as upload_records
+from app.web.services import Services
+from app.web.session import caller_of
+
+log = structlog.stdlib.get_logger("waybill.web")
+
+_BLOCK_BYTES: Final = 256 * 1024
+_LARGE_BLOCK_BYTES: Final = 1024 * 1024
+"""Measured: 0.64 CPU seconds a GiB with the small block, 0.40 with this one."""
+_LARGE_BLOCKS: Final = 32
+"""So many downloads may have large ones, since each keeps up to two in memory while its client is slow."""
+_BYTES: Final = "application/octet-stream"
+_INERT: Final = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-store",
+}
+_MEDIA_TYPE = re.compile(r'([a-z]+)/([a-z0-9.+_-]+)(?:[ \t]*;[ \t]*charset="?([a-z0-9_-]+)"?)?[ \t]*(?:;.*)?')
+_HARMLESS_FAMILIES: Final = frozenset({"image", "audio", "video"})
+_HARMLESS: Final = frozenset({"application/pdf", "application/zip", "text/plain", "text/csv"})
+_Part = tuple[bytes, int, int]
+"""What goes before, and the range of the file: start, and stop exclusive."""
+
+
+async def download(request: Request[Services]) -> Response:
+    """GET, HEAD /api/ingestion/files/{id}: the bytes, or the ranges of them that are asked for."""
+    upload = await _completed(request)
+    assert upload.sha256 is not None
+    assert upload.completed_at is not None
+    tag = etag(upload.sha256)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": tag,
+        "Last-Modified": http_date(upload.completed_at),
+        "Repr-Digest": digest_field(upload.sha256),
+        "Content-Disposition": attachment(upload.filename),
+        **_INERT,
+    }
+    if _not_modified(request, tag, upload.completed_at):
+        return Response(status_code=304, headers=headers)
+    ranges = None
+    if request.method == "GET" and _ranges_count(request, tag, upload):  # RFC 9110 §14.2: a Range is for GET alone
+        ranges = byte_ranges(request.headers.get("range"), upload.size)
+    stored = await _open(request, upload)
+    if ranges is None:
+        headers["Content-Length"] = str(upload.size)
+        return _FileAnswer(stored, [(b"", 0, upload.size)], 200, headers, _media_type(upload))
+    if len(ranges) == 1:
+        start, stop = ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{upload.size}"
+        headers["Content-Length"] = str(stop - start)
+        return _FileAnswer(stored, [(b"", start, stop)], 206, headers, _media_type(upload))
+    boundary = upload.sha256[:32]
+    parts = [
+        (
+            f"\r\n--{boundary}\r\nContent-Type: {_media_type(upload)}\r\n"
+            f"Content-Range: bytes {start}-{stop - 1}/{upload.size}\r\n\r\n".encode("ascii"),
+            start,
+            stop,
+        )
+        for start, stop in ranges
+    ]
+    end = f"\r\n--{boundary}--\r\n".encode("ascii")
+    headers["Content-Length"] = str(sum(len(head) + stop - start for head, start, stop in parts) + len(end))
+    return _FileAnswer(stored, parts, 206, headers, f"multipart/byteranges; boundary={boundary}", end)
+
+
+async def delete(request: Request[Services]) -> Response:
+    """DELETE /api/ingestion/files/{id}: the bytes go, the record stays. Asked again within a day it is the same."""
+    upload_id = request.path_params["id"]
+    if not is_upload_id(upload_id):
+        raise NotFound
+    token, sessions, now_us = caller_of(request).living().token, request.state["sessions"], request.state["now_us"]
+
+    async def run(transaction: Transaction) -> bool:
+        session = await sessions.opened(transaction, token)
+        return await upload_records.delete_upload(transaction, session.id, upload_id, now_us())
+
+    # The record first: once that is committed the file is nobody's, and a crash before its
+    # removal leaves it to the sweeper. The other order could lose bytes that a row promises.
+    if not await request.state["db"].transaction_that_frees(run):
+        raise NotFound
+    await request.state["storage"].remove([upload_id])  # also when it was deleted before: that answer may be lost
+    return Response(status_code=204)
+
+
+async def _completed(request: Request[Services]) -> Upload:
+    """The caller's upload, if its file is whole as far as is known; raises Gone if it was found not to be."""
+    upload = await _kept(request)
+    if upload.error is not None and await trash.find_again(request.state["storage"], request.state["db"], [upload]):
+        upload = await _kept(request)
+    if upload.error is not None:
+        raise Gone(f"{upload.error.detail}; nothing of it is sent")
+    return upload
+
+
+async def _kept(request: Request[Services]) -> Upload:
+    """The caller's upload that was completed. Foreign, absent and deleted ones are all the same to it."""
+    upload_id = request.path_params["id"]
+    if not is_upload_id(upload_id):
+        raise NotFound
+    upload = await request.state["lookup"].find(caller_of(request).session.id, upload_id)
+    if upload is None or not (upload.status is Status.COMPLETED or upload.damaged):
+        raise NotFound
+    return upload
+
+
+async def _open(request: Request[Services], upload: Upload) -> StoredFile:
+    """What is stored, if it is what the record says. Damage is an error, never a 200."""
+    try:
+        stored = await request.state["storage"].open(upload.id)
+    except NotStored:
+        await _completed(request)  # it may have been deleted meanwhile
+        log.error("a file is missing from the store", upload=upload.id)
+        raise Unavailable("the file cannot be read now") from None
+    if stored.size != upload.size:
+        await stored.close()
+        log.error("a file has changed in the store", upload=upload.id, size=stored.size, recorded=upload.size)
+        raise Unavailable("the file cannot be read now")
+    return stored
+
+
+def _not_modified(request: Request[Any], tag: str, changed_at_us: int) -> bool:
+    """Whether the client has the file already (RFC 9110 §13.2.2); raises PreconditionFailed."""
+    headers = request.headers
+    changed_at = changed_at_us // 1_000_000
+    if wanted := headers.getlist("if-match"):
+        if not matches(", ".join(wanted), tag, weak=False):
+            raise PreconditionFailed
+    elif (since := parse_http_date(headers.get("if-unmodified-since", ""))) is not None and changed_at > since:
+        raise PreconditionFailed
+    if known := headers.getlist("if-none-match"):
+        return matches(", ".join(known), tag, weak=True)
+    since = parse_http_date(headers.get("if-modified-since", ""))
+    return since is not None and changed_at <= since
+
+
+def _ranges_count(request: Request[Any], tag: str, upload: Upload) -> bool:
+    """Whether Range is to be heard: If-Range must name exactly this file."""
+    condition = request.headers.get("if-range")
+    if condition is None:
+        return True
+    if condition.startswith(('"', "W/")):
+        return matches(condition, tag, weak=False)
+    assert upload.completed_at is not None
+    return condition == http_date(upload.completed_at)
+
+
+def _media_type(upload: Upload) -> str:
+    """The type the client gave, if no browser could ever run it; else bytes."""
+    match = _MEDIA_TYPE.fullmatch((upload.content_type or _BYTES).lower())
+    if match is None:
+        return _BYTES  # among others a list of types: browsers take the last
+    family, kind, charset = match.groups()
+    drawn = family in _HARMLESS_FAMILIES and "svg" not in kind and "xml" not in kind
+    if not drawn and f"{family}/{kind}" not in _HARMLESS:
+        return _BYTES
+    return f"{family}/{kind}" + (f"; charset={charset}" if charset else "")
+
+
+class _FileAnswer(Response):
+    """Sends the parts of a stored file, each behind its head, then `end`; the file is closed however this ends."""
+
+    large_blocks = _LARGE_BLOCKS  # not lent out, in this process
+
+    def __init__(
+        self,
+        stored: StoredFile,
+        parts: Sequence[_Part],
+        status_code: int,
+        headers: Mapping[str, str],
+        media_type: str,
+        end: bytes = b"",
+    ) -> None:
+        # Not as Starlette's media_type, which would say of a text that it is UTF-8.
+        super().__init__(None, status_code, {**headers, "Content-Type": media_type})
+        self._stored = stored
+        self._parts = parts
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listening: asyncio.Task[None] | None = None
+        block_bytes = _BLOCK_BYTES
+        if self._stored.size > _LARGE_BLOCK_BYTES and _FileAnswer.large_blocks:
+            _FileAnswer.large_blocks -= 1
+            block_bytes = _LARGE_BLOCK_BYTES
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for head, start, stop in self._parts if scope["method"] != "HEAD" else ():
+                if head:
+                    await send(_body(head))
+                while start < stop:
+                    block = await self._stored.read(start, min(block_bytes, stop - start))
+                    if not block:
+                        raise Unavailable("the file became shorter while it was read")
+                    await send(_body(block))
+                    start += len(block)
+                    if start < stop and listening is None:
+                        listening = asyncio.create_task(_hang_up(receive))
+                    if listening is not None and listening.done():
+                        return  # the server would go on taking blocks for a client that has gone
+            await send(_body(self._end, more=False))
+        finally:
+            if block_bytes == _LARGE_BLOCK_BYTES:
+                _FileAnswer.large_blocks += 1
+            if listening is not None:
+                listening.cancel()
+            await self._stored.close()
+
+
+def _body(block: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": block, "more_body": more}
+
+
+async def _hang_up(receive: Receive) -> None:
+    """Return when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        continue

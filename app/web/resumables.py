@@ -1,0 +1,297 @@
+"""Many requests, one file: tus and HTTP's own resumable uploads, by one driver.
+
+A protocol turns headers into an intent, and what came of it into headers. What happens between
+the two is the same for both.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.config import Settings
+from app.errors import InProgress, MethodNotAllowed, NotFound, RateLimited, TooLarge, TooSlow, Unavailable, UploadError
+from app.model import Protocol, Resource
+from app.protocols import ietf, tus
+from app.protocols.detect import codec_for, detect
+from app.protocols.headers import UNNAMED
+from app.protocols.intents import Answer, Append, Ask, Codec, Concatenate, Create, Intent, Limits, State
+from app.web import ratelimit, uploads
+from app.web.base_path import here, record_json
+from app.web.body import Body
+from app.web.exchange import exchange_of
+from app.web.services import Services
+from app.web.session import caller_of
+
+INTERIM: Final = "waybill.interim"
+"""The scope's extension that sends an interim response, given its status and headers; not every server has it."""
+
+_HERE: Final = "OPTIONS, POST, PUT"
+_AT_RESOURCE: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
+
+
+async def post(request: Request[Services]) -> Response:
+    """POST /api/ingestion/uploads: a form, a file, or the beginning of one; the headers say which."""
+    if (method := tus.method("POST", request.headers)) != "POST":
+        raise MethodNotAllowed(method, _HERE)
+    protocol = detect("POST", request.headers)
+    return await (uploads.post(request) if protocol is None else _begin(request, protocol))
+
+
+async def put(request: Request[Services]) -> Response:
+    """PUT /api/ingestion/uploads/{filename}: a file, or the beginning of one."""
+    protocol = detect("PUT", request.headers)
+    return await (uploads.put_file(request) if protocol is None else _begin(request, protocol))
+
+
+async def resource(request: Request[Services]) -> Response:
+    """GET, HEAD, PATCH, DELETE /api/ingestion/uploads/{key}: ask how far it is, go on, give up.
+
+    Where a PATCH or a DELETE would not get through, a POST with X-HTTP-Method-Override stands for it.
+    """
+    method = tus.method(request.method, request.headers)
+    if method == "POST":
+        raise MethodNotAllowed(method, _AT_RESOURCE)
+    try:
+        return await _at_resource(request, method, _opener)
+    except NotFound:
+        # For a tus client that is the end of its upload, so it does not rest on what was recognised a second ago.
+        opener = _opener(request)
+        if opener is None or not await request.state["resumes"].belongs(request.path_params["key"], opener):
+            raise
+        return await _at_resource(request, method, lambda request: None)
+
+
+async def _at_resource(
+    request: Request[Services], method: str, opener_of: Callable[[Request[Services]], str | None]
+) -> Response:
+    protocol = detect(method, request.headers)
+    if protocol is None:
+        with _refusing_as(_codec(request, Protocol.RESUMABLE, method)):
+            found = await request.state["resumes"].find(request.path_params["key"], opener_of(request))
+        protocol = found.protocol
+    codec = _codec(request, protocol, method)
+    with _refusing_as(codec):
+        intent, opener = codec.read(), opener_of(request)
+        if isinstance(intent, Append):
+            return await _append(request, codec, intent, opener)
+        if isinstance(intent, Ask):
+            return await _ask(request, codec, intent, opener)
+        return await _cancel(request, codec, intent, opener)
+
+
+async def options(request: Request[Services]) -> Response:
+    """OPTIONS /api/ingestion/uploads, and below: what is spoken here, and its limits."""
+    answer = await uploads.options(request)
+    answer.headers.update(offers(request.state["settings"]))
+    if "key" in request.path_params:
+        answer.headers["Allow"] = _AT_RESOURCE
+    return answer
+
+
+def offers(settings: Settings) -> dict[str, str]:
+    """The headers that say what is spoken, and its limits."""
+    limits = _limits(settings)
+    return dict((*tus.options(limits), *ietf.options(limits)))
+
+
+async def _begin(request: Request[Services], protocol: Protocol) -> Response:
+    ratelimit.tell(request)
+    codec = _codec(request, protocol, request.method)
+    with _refusing_as(codec):
+        intent = codec.read()
+        if isinstance(intent, Concatenate):
+            return await _concatenate(request, codec, intent)
+        assert isinstance(intent, Create)
+        if request.method == "PUT":
+            intent = replace(intent, filename=uploads.filename_of(request))
+        if _is_ordinary(request, codec, intent):
+            return await _receive_whole(request, codec, intent)
+        return await _create(request, codec, intent, protocol)
+
+
+def _is_ordinary(request: Request[Services], codec: Codec, intent: Create) -> bool:
+    """Whether the file comes whole, from a client that would not learn in time where it could go on."""
+    length_is_checked = intent.length is None or "content-length" in request.headers
+    return intent.ends is True and length_is_checked and not intent.checks and not codec.accepts_interim
+
+
+async def _receive_whole(request: Request[Services], codec: Codec, intent: Create) -> Response:
+    """An ordinary upload, with the protocol's words on its answer."""
+    upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, digests=intent.digests)
+    where, now_us = here(request, upload.links["self"] or ""), request.state["now_us"]()
+    state = State(where, upload.size, upload.size, completed=True, at_us=now_us, record=where, sha256=upload.sha256)
+    exchange_of(request.scope).notes["uploads"] = [upload.id]
+    return _response(codec.answer(intent, state), record_json(request, upload), "application/json")
+
+
+async def _create(request: Request[Services], codec: Codec, intent: Create, protocol: Protocol) -> Response:
+    body = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
+    made, key = await request.state["resumes"].create(
+        caller_of(request).visitor(),
+        protocol=protocol,
+        filename=intent.filename or UNNAMED,
+        content_type=intent.content_type,
+        length=intent.length,
+        metadata=intent.metadata,
+        concat=intent.concat,
+        is_part=intent.is_part,
+        digests=intent.digests,
+    )
+    # Whatever becomes of the body, the client can go on from here.
+    with _refusing_as(codec, location=_url_of(request, key)):
+        if body is not None and body.declared != 0:
+            _send_interim(request, codec.interim(_state(request, made, key)))
+            made = await _receive(request, codec, intent, body, key, None)  # who made it may append
+    return _answer(request, codec, intent, made, key)
+
+
+async def _concatenate(request: Request[Services], codec: Codec, intent: Concatenate) -> Response:
+    made, key = await request.state["resumes"].concatenate(
+        caller_of(request).visitor(),
+        keys=intent.keys,
+        filename=intent.filename or UNNAMED,
+        content_type=intent.content_type,
+        metadata=intent.metadata,
+        concat=intent.concat,
+        digests=intent.digests,
+    )
+    return _answer(request, codec, intent, made, key)
+
+
+async def _append(request: Request[Services], codec: Codec, intent: Append, opener: str | None) -> Response:
+    if caller_of(request).recognised is not None:
+        ratelimit.tell(request)
+    key = request.path_params["key"]
+    grown = await _receive(request, codec, intent, uploads.body_of(request, intent.checks), key, opener)
+    return _answer(request, codec, intent, grown, key)
+
+
+async def _receive(
+    request: Request[Services], codec: Codec, intent: Create | Append, body: Body, key: str, opener: str | None
+) -> Resource:
+    """Add the body to the resource, which is completed if that was its end.
+
+    What arrives of a body that breaks off stays, unless it has a checksum that nobody can compare now.
+    """
+    resumes = request.state["resumes"]
+    offset = intent.offset if isinstance(intent, Append) else 0
+    appending = resumes.append(
+        key,
+        opener,
+        offset=offset,
+        declared=body.declared,
+        length=intent.length,
+        checked=bool(intent.checks),
+        digests=intent.digests,
+    )
+    try:
+        async with appending:
+            with body:
+                told = offset
+                async for block in body:
+                    await appending.write(block)
+                    if appending.durable > told:
+                        told = appending.durable
+                        _send_interim(request, codec.progress(told))
+            # Where nobody says what ends the file its length does, and `keep` sees to that.
+            return await (appending.complete() if intent.ends else appending.keep())
+    except (TooSlow, RateLimited) as error:
+        # A 4xx would be the last word for these clients, and what they brought is kept.
+        raise Unavailable(f"{error}; go on from what arrived", retry_after=1) from error
+    except TooLarge as error:
+        if intent.ends is not None:  # a client that tells so, and is wrong, cannot mend it by going on
+            await resumes.fail(key, opener, error)
+        raise
+
+
+async def _ask(request: Request[Services], codec: Codec, intent: Ask, opener: str | None) -> Response:
+    key = request.path_params["key"]
+    try:
+        found = await request.state["resumes"].find(key, opener, newest=True)
+    except InProgress as error:
+        # Clients give an upload up for any 4xx to this question, and this will pass.
+        raise Unavailable(str(error), retry_after=1) from error
+    return _answer(request, codec, intent, found, key)
+
+
+async def _cancel(request: Request[Services], codec: Codec, intent: Intent, opener: str | None) -> Response:
+    key = request.path_params["key"]
+    await request.state["resumes"].cancel(key, opener)
+    gone = State(_url_of(request, key), None, None, completed=False, at_us=request.state["now_us"]())
+    return _response(codec.answer(intent, gone))
+
+
+def _opener(request: Request[Services]) -> str | None:
+    """Whose session the request shows; None for whoever holds the URL, where that is enough."""
+    caller = caller_of(request)
+    if caller.is_nobody and not request.state["settings"].upload_url_needs_session:
+        return None
+    return caller.session.id
+
+
+def _codec(request: Request[Services], protocol: Protocol, method: str) -> Codec:
+    settings = request.state["settings"]
+    offers = settings.interim_responses and INTERIM in request.scope.get("extensions", ())
+    versions = settings.interop_versions if offers else ()
+    return codec_for(protocol, method, request.headers, _limits(settings), versions)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(file_bytes=settings.max_file_size, idle_seconds=int(settings.upload_idle_time.total_seconds()))
+
+
+@contextmanager
+def _refusing_as(codec: Codec, location: str | None = None) -> Iterator[None]:
+    """Let a refusal carry what the protocol says of refusals."""
+    try:
+        yield
+    except UploadError as error:
+        for name, value in codec.refusal(error, location=location):
+            error.headers.setdefault(name, value)
+        raise
+
+
+def _send_interim(request: Request[Any], answer: Answer | None) -> None:
+    if answer is not None:
+        say = request.scope["extensions"][INTERIM]
+        say(answer.status, [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in answer.headers])
+
+
+def _url_of(request: Request[Any], key: str) -> str:
+    return here(request, f"{uploads.UPLOADS}/{key}")
+
+
+def _state(request: Request[Services], found: Resource, key: str) -> State:
+    upload = found.upload if found.completed else None
+    return State(
+        location=_url_of(request, key),
+        offset=None if found.is_final and not found.completed else found.offset,
+        length=found.length,
+        completed=found.completed,
+        at_us=request.state["now_us"](),
+        expires_at_us=None if found.completed else found.expires_at,
+        metadata=found.metadata,
+        concat=found.concat,
+        record=here(request, upload.links["self"] or "") if upload else None,
+        sha256=upload.sha256 if upload else None,
+    )
+
+
+def _answer(request: Request[Services], codec: Codec, intent: Intent, found: Resource, key: str) -> Response:
+    exchange_of(request.scope).notes["uploads"] = [found.upload_id]
+    answer = codec.answer(intent, _state(request, found, key))
+    if not answer.with_record:
+        return _response(answer)
+    assert found.upload is not None  # only parts have no record, and nobody is told of theirs
+    return _response(answer, record_json(request, found.upload), "application/json")
+
+
+def _response(answer: Answer, body: bytes = b"", kind: str | None = None) -> Response:
+    response = Response(body, answer.status, media_type=kind)
+    for name, value in answer.headers:
+        response.headers.append(name, value)
+    return response
