@@ -4,7 +4,7 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/waybill
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app app
 COPY sql sql
 RUN /opt/waybill/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .

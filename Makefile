@@ -20,7 +20,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run ## Start the service on http://127.0.0.1:8000 (settings: README.md)
+run: $(VENV)/.run ## Start the service on http://127.0.0.1:8000 (settings: docs/operations/settings.md)
 	$(BIN)/waybill serve
 
 test: $(VENV)/.test ## Run every test but the slow ones; PYTEST="-k name" picks from them

@@ -1,41 +1,104 @@
-"""Every setting and every problem code stands in the README, and what the pages name is there."""
+"""The pages say what the code says, and what they link to and name is there."""
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from app.config import PREFIX, Settings
+import app
+from app.config import PREFIX, Settings, load
 from app.errors import problem_codes
+from tests.asgi import serving, settings_in
+from tests.support import tables
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "sql" / "README.md"])
+DOCS = sorted(ROOT.glob("docs/**/*.md"))
+GUIDE = [ROOT / "README.md", ROOT / "docs/index.md", *ROOT.glob("docs/api/*.md"), *ROOT.glob("docs/operations/*.md")]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *DOCS, ROOT / "bench/README.md", ROOT / "sql/README.md"]
+)
+of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def words():
-    """The words that stand in the README as code."""
-    spans = re.findall(r"```.*?```|`[^`\n]+`", README.read_text(encoding="utf-8"), re.DOTALL)
-    return set(re.findall(r"\w+", " ".join(spans)))
+def spans(page):
+    """The texts that stand as code in a page's sentences and tables."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
 
 
-def settings():
-    return {PREFIX + name.upper() for name in Settings.model_fields}
+def prose(page):
+    """A page without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_every_setting_stands_in_the_readme():
-    assert settings() - words() == set()
+# --- what is generated
 
 
-def test_every_problem_code_stands_in_the_readme():
-    assert problem_codes().keys() - words() == set()
+@pytest.fixture
+async def generated(tmp_path):
+    async with serving(settings_in(tmp_path)) as service:
+        return tables.tables((await service.client().get("/metrics")).body.decode())
 
 
-def test_the_readme_speaks_of_no_setting_that_is_not_there():
-    assert {word for word in words() if word.startswith(PREFIX)} - settings() - {PREFIX} == set()
+@pytest.mark.parametrize("name", tables.PLACES)
+async def test_a_table_is_as_the_code_has_it(generated, name):
+    page = tables.PLACES[name].relative_to(ROOT)
+    assert tables.shown(name) == generated[name], f"{page} is out of date: run python -m tests.support.tables"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if tables.default(name)])
+def test_a_default_can_be_set_as_the_table_writes_it(name):
+    given = {PREFIX + name.upper(): tables.default(name)}
+    assert getattr(load(given, Path("/nonexistent/.env")), name) == getattr(Settings(), name)
+
+
+# --- settings and problem codes
+
+
+def test_the_guide_speaks_of_no_setting_that_is_not_there():
+    words = {word for page in GUIDE for word in re.findall(rf"{PREFIX}\w+", page.read_text("utf-8"))}
+    assert words - {PREFIX + name.upper() for name in Settings.model_fields} == set()
+
+
+def test_every_problem_code_is_explained():
+    lines = re.findall(r"^\* ((?:`\w+`(?:, )?)+): ", tables.PLACES["problem codes"].read_text("utf-8"), re.MULTILINE)
+    explained = [code for line in lines for code in re.findall(r"\w+", line)]
+    assert sorted(explained) == sorted(problem_codes())
+
+
+# --- links
+
+
+@of_each_page
+def test_the_links_of_a_page_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page)))
+    assert [
+        target for target in targets if not re.match(r"https?://|mailto:", target) and not leads(page, target)
+    ] == []
+
+
+def leads(page, target):
+    path, _, anchor = target.partition("#")
+    at = (page.parent / path).resolve() if path else page
+    return at.exists() and at.is_relative_to(ROOT) and (not anchor or anchor in anchors(at))
+
+
+def anchors(page):
+    """The anchors of a page's headings, as code hosts make them."""
+    found = []
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)]\([^)]*\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
+    return set(found)
+
+
+# --- files, tests and names
+
+
+@of_each_page
 def test_the_files_and_tests_that_a_page_names_are_there(page):
     named = set(
         re.findall(r"`((?:app|bench|deploy|docs|sql|tests)/[\w./-]+\.\w+)(?:::(\w+))?`", page.read_text("utf-8"))
@@ -47,3 +110,50 @@ def test_the_files_and_tests_that_a_page_names_are_there(page):
 
 def _holds(path, test):
     return not test or (path.is_file() and f"def {test}(" in path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_names_of_code_on_a_page_are_there(page):
+    """`publish.Publisher`, `Sessions.opened`, `app.db.pool`: names that begin with a module or a class of ours."""
+    modules, classes, columns = names()
+    gone = []
+    for span in spans(page):
+        first, *rest = span.removesuffix("()").split(".")
+        owners = modules.get(first, []) + classes.get(first, [])
+        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(\(\))?", span) and owners and rest[-1] not in _ENDINGS:
+            in_code = any(has(owner, rest) for owner in owners)
+            if not in_code and span not in columns:
+                gone.append(span)
+    assert gone == []
+
+
+_ENDINGS = {"py", "sql", "md", "db", "lock", "com"}
+
+
+def names():
+    """Modules and public classes of app by their last names, and `table.column` of the database."""
+    modules, classes = {"app": [app]}, {}
+    for found in pkgutil.walk_packages(app.__path__, "app."):
+        if not found.name.endswith("__main__"):
+            modules.setdefault(found.name.rpartition(".")[2], []).append(importlib.import_module(found.name))
+    for module in [module for some in modules.values() for module in some]:
+        for name, kind in vars(module).items():
+            if isinstance(kind, type) and kind.__module__.startswith("app."):
+                classes.setdefault(name, []).append(kind)
+    statements = "\n".join(file.read_text("utf-8") for file in (ROOT / "sql/migrations/sqlite").glob("*.sql"))
+    columns = {".".join(added) for added in re.findall(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", statements)}
+    for table, body in re.findall(r"CREATE TABLE (\w+) \((.*?)^\)", statements, re.DOTALL | re.MULTILINE):
+        columns |= {f"{table}.{column}" for column in re.findall(r"^ +(\w+) ", body, re.MULTILINE)}
+    return modules, classes, columns
+
+
+def has(owner, path):
+    """Whether `owner` has this attribute, or a class of that module has it."""
+    first, *rest = path
+    if hasattr(owner, first):
+        return not rest or has(getattr(owner, first), rest)
+    if first in getattr(owner, "__annotations__", {}):
+        return not rest
+    return isinstance(owner, ModuleType) and any(
+        has(kind, path) for kind in vars(owner).values() if getattr(kind, "__module__", None) == owner.__name__
+    )

@@ -59,37 +59,38 @@ class Settings(BaseSettings):
 
     # What is kept, and where.
     storage_dir: Directory = Field(
-        Path("waybill-data"), description="Directory that holds staged and finished files; made if it is not there."
+        Path("waybill-data"), description="Directory of the stored and the unfinished files; made if it is missing."
     )
     database_url: DatabaseUrl = Field(
         default_factory=lambda given: SecretStr(f"sqlite:///{quote(str(given['storage_dir'] / 'waybill.db'))}"),
-        description="Where records live: sqlite:///path, or postgresql://user:password@host/database, there with "
-        "several hosts or ?ssl=mode if wanted. Default: waybill.db in the storage directory.",
+        description="Database of the records: sqlite:///path, or postgresql://user:password@host/database, which "
+        "may have several hosts and ?ssl=mode. Default: waybill.db in the storage directory.",
     )
     database_schema: SchemaName = Field(
         "",
-        description="PostgreSQL's schema that holds the tables, made if it is not there and the role may. "
-        "Default: where the role's search path leads.",
+        description="PostgreSQL schema of the tables; made if it is missing and the role may make it. "
+        "Default: the first existing one of the role's search path.",
     )
     database_pool_size: Annotated[int, whole_number(2, 1000)] = Field(
-        8, description="Most connections from each worker to PostgreSQL."
+        8, description="Most connections of each worker to PostgreSQL."
     )
     durability: Annotated[Durability, one_of(Durability)] = Field(
-        "full", description="full: what was accepted survives a power cut; fast: it survives the process."
+        "full", description="full: an accepted upload survives a power cut; fast: it survives a crash of the service."
     )
     min_free_space: Size = Field(512 * MiB, description="Space on the disk, in bytes, that uploads leave free.")
     sweep_interval: Duration = Field(
-        timedelta(minutes=10), description="How often what crashes and walk-aways left is looked for."
+        timedelta(minutes=10),
+        description="How often leftovers of crashes and abandoned uploads are cleaned up.",
     )
 
     scrub_rate: Size = Field(
         4 * MiB,
-        description="How much of the stored files is read again and compared, in bytes a second; 0 turns that off.",
+        description="Speed at which stored files are read again and compared, in bytes a second; 0 turns that off.",
     )
 
     retain_failed: Duration = Field(
         timedelta(days=90),
-        description="How long records stay of uploads that failed or expired and never were complete.",
+        description="How long the records of failed and expired uploads that never were complete are kept.",
     )
 
     # What is accepted.
@@ -105,36 +106,37 @@ class Settings(BaseSettings):
         4000, description="Most uploads that each worker receives at the same time."
     )
     max_connections: Annotated[int, whole_number(1, 1_000_000)] = Field(
-        8000, description="Most open connections of each worker; one more is told to come back, and closed."
+        8000, description="Most open connections of each worker; one more gets 503, and is closed."
     )
     session_concurrent_uploads: Annotated[int, whole_number(0, 1_000_000)] = Field(
         0, description="Most uploads that each worker receives from one session at the same time; 0 for any number."
     )
     session_quota: Size = Field(
-        0, description="Most bytes that one session keeps, with those that are on their way; 0 for any number."
+        0, description="Most bytes that one session keeps, uploads under way included; 0 for any number."
     )
     session_quota_uploads: Annotated[int, whole_number(0, 2**53)] = Field(
-        0, description="Most uploads that one session keeps, with those that are on their way; 0 for any number."
+        0, description="Most uploads that one session keeps, uploads under way included; 0 for any number."
     )
     request_timeout: Duration = Field(
         timedelta(days=1), description="How long the body of one request may take to arrive, however fast it is."
     )
     min_upload_rate: Size = Field(KiB, description="Slowest accepted body, in bytes a second; 0 accepts any.")
     upload_idle_time: Duration = Field(
-        timedelta(days=1), description="How long an unfinished resumable upload is kept to which no bytes come."
+        timedelta(days=1), description="How long an unfinished resumable upload is kept while no bytes arrive."
     )
     upload_max_time: Duration = Field(
         default_factory=lambda given: max(given["upload_idle_time"], timedelta(days=7)),
-        description="How long it is kept in all, no less than without bytes. Default: 7d, or as long as that.",
+        description=f"How long an unfinished resumable upload is kept in all, no less than {PREFIX}UPLOAD_IDLE_TIME. "
+        "Default: 7d, or as long as that.",
     )
     interop_versions: Versions = Field(
         (5, 6, 8, 9, 10),
-        description="Interop versions whose clients are told while they send, by a 104, where to resume.",
+        description="Interop versions of HTTP's resumable uploads whose clients get a 104 that says where to resume.",
     )
     interim_responses: YesOrNo = Field(
         True,
-        description="true: a client learns early, by a status 104, where it can resume; false: a proxy in front, such "
-        "as nginx, does not pass that on.",
+        description="true: a client learns early, by a status 104, where it can resume; false: none is sent, for a "
+        "proxy in front, such as nginx, that does not pass it on.",
     )
 
     # Who is believed.
@@ -145,22 +147,22 @@ class Settings(BaseSettings):
     )
     session_max_age: Duration = Field(
         timedelta(days=30),
-        description="How long a session lives that is not used, to a thirtieth. An upload under way is a use.",
+        description="How long an unused session lives, exact to a thirtieth. An upload under way is a use.",
     )
     upload_url_needs_session: YesOrNo = Field(
         False,
-        description="true: the URL of a resumable upload opens it for its own session alone; false: for its holder.",
+        description="true: the URL of a resumable upload needs its own session beside it; false: the URL is enough.",
     )
     secure_cookies: Annotated[SecureCookies, one_of(SecureCookies)] = Field(
-        "auto", description="auto: a cookie is Secure if its request came over HTTPS; always: it is."
+        "auto", description="auto: a cookie is Secure if its request came over HTTPS; always: every cookie is."
     )
     allowed_origins: Origins = Field(
         (), description="Other sites whose pages may use this service, as scheme://host[:port]."
     )
     trusted_proxies: Proxies = Field(
         (),
-        description="Addresses or networks whose X-Forwarded or Forwarded headers are believed; unix for whoever opens "
-        "the socket file, * for everyone's.",
+        description="Addresses or networks whose X-Forwarded or Forwarded headers are believed; unix for clients of "
+        "the socket file, * for all.",
     )
 
     # How it runs.
@@ -178,12 +180,12 @@ class Settings(BaseSettings):
     )
     workers: Annotated[int, whole_number(1, 256)] = Field(1, description="Processes that serve.")
     shutdown_timeout: Duration = Field(
-        timedelta(seconds=30), description="How long requests may take to end once a stop was asked for."
+        timedelta(seconds=30), description="How long requests may take to end after a stop was requested."
     )
     log_format: Annotated[LogFormat, one_of(LogFormat)] = Field(
-        "text", description="A line per event: text for people, or json."
+        "text", description="Format of the log, a line per event: text for people, json for programs."
     )
-    log_level: Annotated[LogLevel, one_of(LogLevel)] = Field("info", description="Least severe event that is logged.")
+    log_level: Annotated[LogLevel, one_of(LogLevel)] = Field("info", description="Least severe level that is logged.")
 
     @field_validator("database_schema")
     @classmethod

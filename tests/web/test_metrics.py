@@ -1,4 +1,4 @@
-"""What Prometheus reads is what happened, and stands in the README."""
+"""What Prometheus reads is what happened."""
 
 import asyncio
 import re
@@ -10,13 +10,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import Unavailable
 from app.maintenance.sweep import Sweeper
-from app.metrics import OUTCOMES, STAGES, SWEPT, Metrics
-from app.model import MAX_TIME_US, Damage, Protocol
+from app.metrics import STAGES, SWEPT, Metrics
+from app.model import MAX_TIME_US
 from app.uploads import records as upload_records
 from tests.asgi import Service, serving, settings_in
 from tests.unreliable import until
 
-README = Path(__file__).parent.parent.parent / "README.md"
 TUS = {"Tus-Resumable": "1.0.0"}
 UPLOADS = "/api/ingestion/uploads"
 
@@ -57,20 +56,6 @@ async def families(service: Service) -> dict[str, tuple[str, str, tuple[str, ...
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = (family.type, family.documentation, tuple(sorted(labels)))
     return found
-
-
-async def test_the_table_in_the_readme_is_what_is_exported(service: Service) -> None:
-    rows = re.findall(r"^\| `(waybill_\w+)` \| (\w+) \| ([^|]*)\| ([^|]*) \|$", README.read_text(), re.MULTILINE)
-    written = {
-        name: (kind, text.strip(), tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels, text in rows
-    }
-    assert len(rows) == len(written)
-    assert written == await families(service)
-
-
-def test_every_value_of_a_label_stands_in_the_readme() -> None:
-    written = set(re.findall(r"`(\w+)`", README.read_text()))
-    assert {*OUTCOMES, *STAGES, *SWEPT, *Protocol, *Damage, "done", "stopped", "failed"} - written == set()
 
 
 async def test_names_are_as_prometheus_has_them(service: Service) -> None:
