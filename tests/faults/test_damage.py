@@ -20,7 +20,7 @@ __all__ = ["service"]
 pytestmark = pytest.mark.slow
 
 QUICKLY = """
-from app import scrub, sweep, verify
+from app.maintenance import scrub, sweep, verify
 scrub.LOOK_SECONDS = 0.05
 scrub.PASS_SECONDS = scrub.AGAIN_SECONDS = 0
 verify._GRACE_SECONDS = -60  # what has just been put there is looked at, too

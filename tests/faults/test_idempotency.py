@@ -28,8 +28,8 @@ QUICK = "import app.idempotency as keys\nkeys.LEASE_SECONDS = 1.0\n"
 HASTY = f"{QUICK}from app.web import body\nbody.PACE_SECONDS = 1.0\n"  # and that soon sees that a client has vanished
 MORTAL = f"""{QUICK}
 import os, signal
-from app import claims
-from app.uploads.ingest import Landing
+from app.idempotency import records as claims
+from app.uploads.ingest import Ingestion
 from app.uploads.group_commit import Publisher
 from app.storage.local import LocalStorage
 
@@ -50,7 +50,7 @@ def mortal(owner, name):
     setattr(owner, name, called)
 
 for owner, name in [
-    (claims, "take"), (Landing, "write"), (LocalStorage, "publish"), (claims, "answer"), (Publisher, "_commit"),
+    (claims, "take"), (Ingestion, "write"), (LocalStorage, "publish"), (claims, "answer"), (Publisher, "_commit"),
 ]:
     mortal(owner, name)
 """
