@@ -114,7 +114,6 @@ def started(directory, path, **settings):
     return [tool("systemd-socket-activate"), f"--listen={path}", *given, *COMMAND, *words]
 
 
-@pytest.mark.slow
 def test_the_service_takes_the_socket_that_systemd_opens(tmp_path):
     path = tmp_path / "waybill.sock"
     process = subprocess.Popen(started(tmp_path, path, trusted_proxies="unix"), cwd=tmp_path, stderr=subprocess.PIPE)
