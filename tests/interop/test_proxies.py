@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -362,3 +362,29 @@ class TestWhatIsThere:
             url = f"http://127.0.0.1:{port}{UPLOADS}/a.bin"
             for _ in range(4):
                 assert httpx.put(url, content=content_of(MIB), trust_env=False, timeout=PATIENCE).status_code == 201
+
+    async def test_a_service_that_went_away_a_moment_ago_is_passed_over(self, behind, tmp_path):
+        """The proxy has asked it whether it answers, and does not know yet that it does not any more."""
+        checked = asyncio.Event()
+
+        async def service(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            checked.set()
+
+        with ExitStack() as proxies:
+            async with answering(service) as leaving:
+                ports = (leaving, behind.service.port)
+                port = proxies.enter_context(running(tmp_path / "proxy", *ports, kind=behind.kind))
+                if not behind.kind.startswith("nginx"):  # which asks nobody
+                    await checked.wait()
+            # Caddy has closed a body by then: who sends one is told 503 until the next check, a second later.
+            outcomes = {"GET": {200}, "PUT": {201, 503} if behind.kind == "caddy" else {201}}
+            for method in ["GET", "GET", "PUT", "PUT"]:
+                path, length = ("/health/live", 0) if method == "GET" else (f"{UPLOADS}/a", 5)
+                async with connected(port) as (reader, writer):
+                    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+                    writer.write(head.encode() + b"hello"[:length])
+                    status, headers = await head_of_answer(reader)
+                    assert status in outcomes[method]
+                    assert status != 503 or headers["retry-after"] == "2"
