@@ -23,7 +23,8 @@ DEPLOY = Path(__file__).parent.parent / "deploy"
 CONFIGURATION = DEPLOY / "nginx.conf"
 PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure
 
-# What Debian's nginx.conf says around a site, where that could change what becomes of an upload or a download.
+# What Debian's nginx.conf says around a site, where that could change what becomes of an upload or a download; its
+# line for gzip_types is a comment there, which operators take away.
 AROUND_A_SITE = """
 worker_processes 1;
 pid {directory}/nginx.pid;
@@ -35,6 +36,7 @@ http {{
     default_type application/octet-stream;
     access_log {directory}/others.log;
     gzip on;
+    gzip_types text/plain;
     client_body_temp_path {directory}/client_body;
     proxy_temp_path {directory}/proxy;
     fastcgi_temp_path {directory}/fastcgi;
