@@ -16,7 +16,7 @@ import pytest
 
 from tests.interop.clients import MIB, Growth
 from tests.interop.test_proxy import wait_for_staged
-from tests.proxy import logged, running, said_of
+from tests.proxy import DEPLOY, logged, running, said_of
 from tests.service import HISTORY, PATIENCE, UPLOADS, Service
 from tests.support.loopback import answering, connected
 from tests.support.tools import tool
@@ -77,6 +77,17 @@ def away():
 
 def content_of(size):
     return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+@pytest.mark.parametrize(
+    "command", [("haproxy", "-c", "-f", "haproxy.cfg"), ("caddy", "validate", "--config", "Caddyfile")], ids=" ".join
+)
+def test_a_file_is_accepted_as_it_is(command, tmp_path):
+    program, *words = command
+    checked = subprocess.run(
+        [tool(program), *words], cwd=DEPLOY, env={"HOME": str(tmp_path)}, capture_output=True, timeout=PATIENCE
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 class TestUploads:
