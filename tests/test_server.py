@@ -365,6 +365,14 @@ class TestInterim:
         head = (PUT + self.DONE + self.version(6) + self.LAST).replace(b"HTTP/1.1", b"HTTP/1.0")
         assert [status for status, _, _ in self.responses(said_to(offering, head, b"hello"))] == [201]
 
+    def test_no_request_gets_more_than_the_five_that_the_client_of_go_takes(self, service):
+        running = service(change="import app.appending; app.appending.CHECKPOINT_SECONDS = 0.0")
+        head = PUT + b"Content-Length: 20971520\r\nUpload-Complete: ?1\r\nExpect: 100-continue\r\n" + self.version(10)
+        responses = self.responses(said_to(running, head + self.LAST, bytes(20 * 1024 * 1024)))
+        assert [status for status, _, _ in responses] == [104, 100, 104, 104, 104, 201]
+        offsets = [int(headers["upload-offset"]) for _, headers, _ in responses[2:5]]
+        assert 8 * offsets[0] <= offsets[1] <= offsets[2] // 8
+
     def test_it_can_be_turned_off(self, service):
         running = service(interim_responses="false")
         [(status, headers, _)] = self.responses(

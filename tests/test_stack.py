@@ -16,7 +16,6 @@ import sys
 import sysconfig
 import threading
 import tomllib
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -31,7 +30,8 @@ from packaging.version import Version
 
 from app.config import load
 from app.errors import Unavailable
-from tests.proxy import CONFIGURATION, localised, proxy
+from tests.proxy import CONFIGURATION, DEPLOY, localised, proxy
+from tests.support.loopback import answering, connected
 from tests.support.tools import search_path, tool
 
 __all__ = ["proxy"]  # a fixture is used by its name alone
@@ -82,6 +82,13 @@ def directives(name):
     return [
         shlex.split(rest) for rest in re.findall(rf"^\s*{name}\s+([^;{{]*);", CONFIGURATION.read_text(), re.MULTILINE)
     ]
+
+
+def statements(file):
+    """What a file of nginx says, a statement or the beginning of a block at a time, without comments."""
+    text = re.sub(r"(^|\s)#.*$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = re.findall(r"((?:'[^']*'|\"[^\"]*\"|\(\?[^\s]*|[^;{}'\"])+)[;{]", text)
+    return [" ".join(part.split()) for part in parts]
 
 
 def seconds(text):
@@ -231,6 +238,21 @@ class TestProxy:
         )
         assert (checked.returncode, checked.stderr) == (0, "")
 
+    def test_the_file_for_a_host_says_the_same(self):
+        """But for where things are, and what Debian's main file says around it."""
+        here, there = statements(CONFIGURATION), statements(DEPLOY / "nginx-site.conf")
+        places = {"listen", "server", "server_name", "access_log", "error_log"}
+        of_the_host = {"gzip off"}
+        begin = next(at for at, statement in enumerate(here) if statement.startswith("map "))
+        end = next(at for at, statement in enumerate(here) if statement.startswith("upstream "))
+        around = {"server_tokens off", *(s for s in here[begin:end] if s.split()[0].endswith("_temp_path"))}
+
+        def alike(found):
+            return [s for s in found if s.split()[0] not in places and s not in around | of_the_host]
+
+        assert alike(here[begin:]) == alike(there)
+        assert "gzip off" in there
+
     def test_nothing_is_kept_on_its_disk_and_no_size_is_too_large_for_it(self):
         assert directives("proxy_request_buffering") == [["off"]]
         assert directives("proxy_max_temp_file_size") == [["0"]]
@@ -314,36 +336,6 @@ class TestProxy:
             "detail": str(away),
             "code": away.code,
         }
-
-
-@asynccontextmanager
-async def answering(service):
-    """A server on loopback that gives each connection to `service`; its port."""
-
-    async def one(reader, writer):
-        async with closing(writer):
-            await service(reader, writer)
-
-    server = await asyncio.start_server(one, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-@asynccontextmanager
-async def connected(port):
-    async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with closing(writer):
-            yield reader, writer
-
-
-@asynccontextmanager
-async def closing(writer):
-    try:
-        yield
-    finally:
-        writer.close()
-        await asyncio.gather(writer.wait_closed(), return_exceptions=True)  # the other side may have left first
 
 
 class TestImage:

@@ -29,6 +29,12 @@ from app.web.session import caller_of
 INTERIM: Final = "waybill.interim"
 """The scope's extension that sends an interim response, given its status and headers; not every server has it."""
 
+_MOST_REPORTS: Final = 3
+"""Most offsets that one request is sent while its body comes. Go's HTTP client, and Caddy by it, fails a request at the
+sixth interim response: 100, the offer to resume and these are five."""
+_REPORTS_APART: Final = 8
+"""So many times as much as at one report must have come before the next."""
+
 _HERE: Final = "OPTIONS, POST, PUT"
 _AT_RESOURCE: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
 
@@ -191,12 +197,12 @@ async def _receive(
     try:
         async with appending:
             with body:
-                told = offset
+                reports, due = 0, 1
                 async for block in body:
                     await appending.write(block)
-                    if appending.durable > told:
-                        told = appending.durable
-                        _send_interim(request, codec.progress(told))
+                    if reports < _MOST_REPORTS and appending.durable - offset >= due:
+                        reports, due = reports + 1, (appending.durable - offset) * _REPORTS_APART
+                        _send_interim(request, codec.progress(appending.durable))
             # Where nobody says what ends the file its length does, and `keep` sees to that.
             return await (appending.complete() if intent.ends else appending.keep())
     except (TooSlow, RateLimited) as error:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PACKAGES: Final = {
     "bash": "bash",
     "btrfs": "btrfs-progs",
+    "caddy": "caddy",
     "cc": "gcc libc6-dev",
     "chromium": "chromium",
     "cmp": "diffutils",
@@ -33,6 +34,7 @@ PACKAGES: Final = {
     "fusermount3": "fuse3",
     "git": "git",
     "grep": "grep",
+    "haproxy": "haproxy",
     "head": "coreutils",
     "losetup": "mount",
     "make": "make",
@@ -48,6 +50,8 @@ PACKAGES: Final = {
     "sed": "sed",
     "setpriv": "util-linux",
     "strace": "strace",
+    "systemd-analyze": "systemd",
+    "systemd-socket-activate": "systemd",
     "umount": "mount",
     "unshare": "util-linux",
 }

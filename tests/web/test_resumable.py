@@ -120,15 +120,16 @@ async def test_who_offers_is_told_early_where_it_could_go_on(service: Service, v
     assert (done.status, done.json()["filename"], done.json()["sha256"]) == (201, "c.txt", sha256(b"hello"))
 
 
-@pytest.mark.parametrize(("version", "told"), [("10", ["3", "5"]), ("6", []), (None, [])])
+@pytest.mark.parametrize(("version", "told"), [("10", ["3", "24"]), ("6", []), (None, [])])
 async def test_who_knows_of_it_is_told_what_is_durable_while_it_sends(
     service: Service, monkeypatch: pytest.MonkeyPatch, version: str | None, told: list[str]
 ) -> None:
     monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
     client = service.client()
-    made = await client.post(UPLOADS, headers={**MORE, "Upload-Length": "6"})
-    answer = await append(client, made["location"], 0, [b"hel", b"lo"], {**MORE, **speaking(version)})
-    assert answer["upload-offset"] == "5"
+    made = await client.post(UPLOADS, headers={**MORE, "Upload-Length": "30"})
+    blocks = [b"hel", b"lo", bytes(19), b"!"]  # reported is what came first, and then what is eight times as much
+    answer = await append(client, made["location"], 0, blocks, {**MORE, **speaking(version)})
+    assert answer["upload-offset"] == "25"
     assert [headers["upload-offset"] for _, headers in answer.interim] == told
     assert not any("location" in headers for _, headers in answer.interim)
 
