@@ -157,3 +157,28 @@ def has(owner, path):
     return isinstance(owner, ModuleType) and any(
         has(kind, path) for kind in vars(owner).values() if getattr(kind, "__module__", None) == owner.__name__
     )
+
+
+# --- the tree and the decisions
+
+
+def test_the_architecture_page_shows_the_floors():
+    test = (ROOT / "tests/test_layers.py").read_text("utf-8")
+    rule = re.search(r'^FLOORS = """(.+?)"""', test, re.DOTALL | re.MULTILINE)
+    assert rule[1] in (ROOT / "docs/development/architecture.md").read_text("utf-8")
+
+
+def test_the_architecture_page_names_every_package_and_loose_module():
+    words = set(re.findall(r"\w+", " ".join(spans(ROOT / "docs/development/architecture.md"))))
+    assert {module.name for module in pkgutil.iter_modules(app.__path__)} - words == set()
+
+
+def test_every_decision_has_a_number_a_status_and_a_line_in_the_index():
+    pages = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
+    assert [int(page.name[:4]) for page in pages] == [*range(1, len(pages) + 1)]
+    index = (ROOT / "docs/decisions/index.md").read_text("utf-8")
+    for page in pages:
+        title, _, status, _ = page.read_text("utf-8").split("\n", 3)
+        found = re.fullmatch(r"Status: (accepted|superseded by \d{4}), (\d{4}-\d{2}-\d{2})", status)
+        assert found, f"{page.name} has no status and date"
+        assert f"| {int(page.name[:4])} | [{title[2:]}]({page.name}) | {found[1]} | {found[2]} |\n" in index
