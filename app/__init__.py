@@ -1,1 +1,1 @@
-"""Waybill: uploads that land whole or not at all, and a history of them."""
+"""Waybill: uploads that are kept complete or not at all, and a history of them."""

@@ -1,4 +1,4 @@
-"""python -m app is the command waybill."""
+"""The command waybill, run as `python -m app`."""
 
 from app.cli import main
 

@@ -1,4 +1,4 @@
-"""Waiting for work that must not be left half-way."""
+"""Cancellation: running work to completion although the caller is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | None = None) -> T:
-    """Await `work` to its end, whatever happens to the caller meanwhile.
+    """Run `work` to completion, whatever happens to the caller meanwhile.
 
     A cancellation is remembered and raised once `work` has ended: a thread that still uses
     a file, or a transaction that is about to commit, is never abandoned. The caller of a
@@ -22,7 +22,7 @@ async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | 
     except asyncio.CancelledError as error:
         cancelled = error
     except BaseException:
-        del told  # it holds the error, whose traceback holds this: a circle, and all that the caller has in hand
+        del told  # a reference cycle (future → error → traceback → frame) would keep alive whatever the caller holds
         raise
     if hasten is not None and not running.done():
         hasten()
@@ -38,7 +38,7 @@ async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | 
 
 
 async def _tell(work: Awaitable[T], told: "asyncio.Future[T]") -> None:
-    """Do the work and tell how it ended, one turn of a busy loop before a task would; nobody else is told."""
+    """Await the work and set its outcome on `told`, one iteration of the event loop before the task's own callbacks."""
     try:
         result = await work
         if not told.done():

@@ -1,4 +1,4 @@
-"""What must be true before the service starts; the same for `waybill serve` and `waybill check`."""
+"""Checks that must pass before the service starts; the same for `waybill serve` and `waybill check`."""
 
 import resource
 from collections.abc import Awaitable, Callable
@@ -12,13 +12,13 @@ from app.main import open_database, open_storage
 from app.secret_key import read_key
 
 _FORMS_AT_ONCE: Final = 4
-"""How many of the largest forms, with nothing else, use up the files that may be open."""
+"""The number of the largest forms that, with nothing else, use up the files that may be open."""
 
 
 class Check(NamedTuple):
-    """One check's name, whether it passed, and what was found; `away` if it may pass later as things are set up.
+    """One check's name, whether it passed, and what was found; `away` if waiting may make it pass.
 
-    One that `warns` has passed, and found what somebody should look at.
+    A check that `warns` has passed, and found something that an operator should look at.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Check(NamedTuple):
 
 
 async def run(settings: Settings) -> list[Check]:
-    """Every check's result; a failing one does not keep the others from being tried."""
+    """Run every check and return the results; a failing check does not keep the others from being run."""
     warnings: list[Check] = []
     return [
         await _check("storage", lambda: _storage(settings)),
@@ -50,7 +50,7 @@ async def _check(name: str, check: Callable[[], Awaitable[str]]) -> Check:
 
 
 async def _open_files(settings: Settings) -> str:
-    """Whether the largest form fits: a file that is no small one stays open until all of its form have come."""
+    """Check that the largest form fits: each of its files, unless small, stays open until all have arrived."""
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
         return "any number may be open"
@@ -82,7 +82,7 @@ async def _keys(settings: Settings) -> str:
     if settings.secret_keys:
         return f"{len(settings.secret_keys)} configured"
     path = settings.storage_dir / "secret.key"
-    # Not made here: beside a running service, whose file is gone, it would be another key than the one in use.
+    # No key is made here: a running service whose file is gone would go on using another one.
     return f"one, in {path}" if read_key(path) else f"none yet; the start makes one, in {path}"
 
 
@@ -96,7 +96,7 @@ async def _database(settings: Settings, warnings: list[Check]) -> str:
             wanted = f"{settings.workers} workers with up to {each} connections each"
             found = f"{wanted}, and the database lets {places} in: requests will wait for one another"
             warnings.append(Check("database connections", True, False, found, warns=True))
-    except Unavailable as error:  # made for clients, whom the address does not concern
+    except Unavailable as error:  # its text is for clients and leaves out the address
         raise Unavailable(f"{_address(settings.database_url.get_secret_value())}: {error}") from error
     finally:
         await db.close()
@@ -104,6 +104,6 @@ async def _database(settings: Settings, warnings: list[Check]) -> str:
 
 
 def _address(url: str) -> str:
-    """Where the database is, without who asks and by which password."""
+    """The database's address, without user and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

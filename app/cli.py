@@ -1,7 +1,7 @@
 """The command waybill: serve, check, migrate, sweep, verify, backup, restore, history.
 
 Results go to standard output, errors and progress to standard error. Exit status: 0 done,
-1 something is not as it should be, 2 wrong usage, 69 something that is needed is away: the
+1 a problem was found, 2 wrong usage, 69 something that is needed is unavailable: the
 database, the store, the address to listen on; 74 the results could not be written; 78 the
 configuration is not usable.
 
@@ -37,7 +37,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 
 
 def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
-    """Run an async command; its number is the exit status, and no refusal leaves a traceback."""
+    """Wrap an async command: its return value is the exit status, and no refusal leaves a traceback."""
 
     @wraps(work)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
@@ -47,7 +47,7 @@ def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
 
 
 def _status_of(work: Coroutine[Any, Any, int]) -> int:
-    """Do the work; its number is the status, unless it is refused, which is told in one line."""
+    """Run the work and return its exit status; a refusal is printed in one line."""
     import asyncio
 
     try:
@@ -58,7 +58,7 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     except UploadError as error:
         click.echo(f"{error.title}: {error}", err=True)
         return EX_UNAVAILABLE
-    except OSError as error:  # what is written besides the store: a backup, or where it is restored
+    except OSError as error:  # from writing outside the store: a backup, or the target of a restore
         click.echo(f"{error.filename or 'a file'}: {error.strerror}", err=True)
         return EX_IOERR
 
@@ -74,7 +74,7 @@ def _settings() -> "Settings":
 
 @asynccontextmanager
 async def _stores(*, migrated: bool = True) -> "AsyncIterator[tuple[Storage, Db]]":
-    """Storage and database; with `migrated` the tables must be there, or it raises Unusable."""
+    """Open storage and database; with `migrated`, raise Unusable unless the tables exist."""
     from app.db import migrate
     from app.main import stores
 
@@ -85,7 +85,7 @@ async def _stores(*, migrated: bool = True) -> "AsyncIterator[tuple[Storage, Db]
 
 
 class _Commands(click.Group):
-    """Commands whose results are printed when they have ended, all at once."""
+    """Commands whose results are printed all at once, when they have ended."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         output = io.StringIO()
@@ -98,14 +98,14 @@ class _Commands(click.Group):
 
 
 def _written(text: str) -> bool:
-    """Print the text; False, and why, if it cannot be. Whoever reads no further wants no reason."""
+    """Print the text; False if that fails. The reason is printed too, unless the reader has closed the pipe."""
     if not text or sys.stdout is None:
         return True
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # What is left in its buffer would be tried again, and told again, at the interpreter's end.
+        # The interpreter would try to flush the rest of the buffer at its end, and report the failure again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != errno.EPIPE:
             click.echo(f"standard output: {error.strerror}", err=True)
@@ -137,7 +137,7 @@ def serve() -> None:
         click.echo(str(error), err=True)
         sys.exit(EX_CONFIG)
     logs.configure(settings.log_format, settings.log_level)
-    # What a migration waits for may take hours, and the first process of a container has no handler of its own.
+    # A migration may wait for hours, and the first process of a container ignores signals by default.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if status := _status_of(_prepare(settings)):
         sys.exit(status)
@@ -146,7 +146,7 @@ def serve() -> None:
 
 
 async def _prepare(settings: "Settings") -> int:
-    """Check everything and bring the schema up to date: here, where a signal is heard while a migration waits."""
+    """Check everything and bring the schema up to date, here, where signals are handled while a migration waits."""
     from app import checks
     from app.db import migrate
     from app.ids import now_us
@@ -170,7 +170,7 @@ async def _prepare(settings: "Settings") -> int:
 
 
 def _status(failed: "list[Check]") -> int:
-    """The status that failed checks amount to: whether waiting could help, or only an operator."""
+    """The exit status of failed checks: 69 if waiting could help, 78 if only an operator can."""
     return EX_UNAVAILABLE if all(check.away for check in failed) else EX_CONFIG
 
 
@@ -215,7 +215,7 @@ async def migrate_(as_json: bool) -> int:
 @_as_json
 @_command
 async def sweep(as_json: bool) -> int:
-    """Remove what crashes and walk-aways left, once, as the service does on a schedule."""
+    """Remove leftovers of crashes and abandoned uploads, once, as the service does on a schedule."""
     from app.db import migrate
     from app.ids import now_us
     from app.main import receiving
@@ -238,7 +238,7 @@ async def sweep(as_json: bool) -> int:
 @_as_json
 @_command
 async def verify_(as_json: bool) -> int:
-    """Digest every stored file and compare it with its record, and the other way round; mend what is whole again."""
+    """Compare every stored file with its record, and the other way round; repair records of files that are intact."""
     from app.maintenance.verify import verify
     from app.model import Damage
     from app.uploads import records as upload_records
@@ -382,7 +382,7 @@ async def _uploads(db: "Db", session_id: str, limit: int, as_json: bool) -> int:
 
 
 def _shown(name: str) -> str:
-    """The name, such that it can neither end the line nor move the terminal's cursor."""
+    """The name, escaped so that it can neither end the line nor move the terminal's cursor."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
 
 

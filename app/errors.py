@@ -1,4 +1,4 @@
-"""Every refusal, one class each. `code` and `status` are API and never change once released."""
+"""Refusals, one class each. `code` and `status` are API and never change once released."""
 
 from typing import ClassVar, Final
 
@@ -68,7 +68,7 @@ class DigestMismatch(UploadError):
 
 
 class UncheckedDigest(BadRequest):
-    """A digest was declared that cannot be checked: it is refused and not ignored (RFC 9530 §5)."""
+    """A declared digest cannot be checked, and is refused rather than ignored (RFC 9530 §5)."""
 
     def __init__(self, field: str) -> None:
         super().__init__(f"{field} names neither a sha-256 nor a sha-512 digest, and no other is checked here")
@@ -76,7 +76,7 @@ class UncheckedDigest(BadRequest):
 
 
 class ChunkDigestMismatch(DigestMismatch):
-    """It is that of one request of several: none of its bytes counts, and the upload can go on."""
+    """The bytes of one request of several have another digest: none of them counts, and the upload can go on."""
 
 
 class IncompleteBody(UploadError):
@@ -89,7 +89,7 @@ class IncompleteBody(UploadError):
 
 
 class InconsistentUploadLength(UploadError):
-    """An upload has one length, however often and in whatever way it is told."""
+    """Two declarations of an upload's length differ."""
 
     code, status, title = "inconsistent_upload_length", 400, "The request tells another length than the upload has"
     registered = f"{_REGISTRY}inconsistent-upload-length"
@@ -149,7 +149,7 @@ class TooSlow(UploadError):
 
 
 class TookTooLong(TooSlow):
-    """However fast it comes."""
+    """The body did not arrive within the time limit, whatever its rate."""
 
     def __init__(self, seconds: float) -> None:
         UploadError.__init__(self, f"the body had not arrived after {seconds:.0f} seconds")
@@ -204,7 +204,7 @@ class PreconditionFailed(UploadError):
 
 
 class _OverLimit(UploadError):
-    """A number that was passed and the one that is allowed; both stand in the problem document."""
+    """A number is above its limit; both stand in the problem document."""
 
     unit: ClassVar[str] = "bytes"
     of: ClassVar[str]
@@ -230,7 +230,7 @@ class TooManyFiles(_OverLimit):
 
 
 class QuotaExceeded(UploadError):
-    """The session keeps as much as it may, uploads that are under way included."""
+    """The session's quota is used up, uploads that are under way included."""
 
     code, status, title = "quota_exceeded", 413, "The session's quota does not hold this upload"
 
@@ -298,7 +298,7 @@ class Unavailable(UploadError):
 
 
 class Locked(Unavailable):
-    """Somebody's transaction holds what this one needs, for longer than this one waits; nothing of it was done."""
+    """Another transaction holds a lock for longer than this one waits; nothing of it was done."""
 
     def __init__(self) -> None:
         super().__init__("somebody else is changing the same records now")
@@ -307,8 +307,8 @@ class Locked(Unavailable):
 class OutcomeUnknown(Unavailable):
     """The files are durable; whether their rows are could not be learnt in time.
 
-    It is settled when the database answers again, or whoever locked the session lets go: the uploads
-    stand in the history, as completed if they were recorded after all, else as failed.
+    The outcome is settled when the database answers again, or the session's lock is released: the
+    uploads stand in the history, as completed if they were recorded after all, else as failed.
     """
 
     def __init__(self) -> None:
@@ -327,7 +327,7 @@ class Unusable(Exception):
 
 
 def root_reason(error: BaseException) -> str:
-    """What lies behind an error, in the words and under the code of whatever was first: for logs, not for clients."""
+    """The text and code of the first cause of an error: for logs, not for clients."""
     while error.__cause__ is not None:
         error = error.__cause__
     code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None)
@@ -335,7 +335,7 @@ def root_reason(error: BaseException) -> str:
 
 
 def problem_codes() -> dict[str, type[UploadError]]:
-    """Every code the service can answer with, and its class; the first of them that has it."""
+    """Every code the service can answer with, and the first class that has it."""
     found: dict[str, type[UploadError]] = {}
     pending = [UploadError]
     while pending:

@@ -16,9 +16,9 @@ from app.config import LogFormat, LogLevel
 
 STDERR: Final = 2
 MAX_WAITING: Final = 10_000
-"""So many lines wait for a reader; what comes then is lost, and counted."""
+"""How many lines may wait for a reader; further ones are lost, and counted."""
 MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
-"""The same for their length in all: whoever sends long requests must not fill the memory with what is said of them."""
+"""How many bytes of lines may wait: clients that send long requests must not fill the memory with log lines."""
 MAX_FIELD_CHARACTERS: Final = 1024
 """A longer value is cut: a path or a name may be as long as a client likes."""
 _MAX_TRACEBACK_CHARACTERS: Final = 16 * 1024
@@ -40,20 +40,20 @@ _NEEDS_QUOTES: Final = frozenset(" \t\r\n=\"'")
 class _Lines:
     """Lines on their way to standard error, written by a thread of its own.
 
-    Whoever logs never waits for whoever reads: a full pipe, a stopped terminal or a closed one costs
+    Logging never waits for a reader: a full pipe, a stopped terminal or a closed one costs
     lines, never a request. The thread calls the system and not `sys.stderr`, whose lock it would
     still hold, stuck on a full pipe, when the interpreter wants to end.
     """
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
-        self._bytes = 0  # of the lines that wait
+        self._bytes = 0  # bytes of the lines that wait
         self._counting = threading.Lock()
         self._lost = self._told = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to write, if that has not begun yet."""
+        """Start the thread, if it is not running yet."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="waybill-logs", daemon=True)
             self._thread.start()
@@ -68,7 +68,7 @@ class _Lines:
         self._waiting.put(line)
 
     def flush(self) -> None:
-        """Nothing: the libraries call this after every line, and would wait."""
+        """Do nothing: the libraries call this after every line, and would wait."""
 
     def wait(self, seconds: float) -> None:
         """Return when what was written before this call has been read, or after `seconds`."""
@@ -113,19 +113,19 @@ def _write_all(text: str) -> None:
         while left:
             left = left[os.write(STDERR, left) :]
     except OSError:
-        return  # nobody reads any more, and there is nowhere else to say so
+        return  # nobody reads any more, and there is nowhere else to report it
 
 
 _LINES: Final = _Lines()
 
 
 def flush(seconds: float = _LAST_SECONDS) -> None:
-    """Give whoever reads the log up to `seconds` to take what was logged until now."""
+    """Wait up to `seconds` for the log's reader to take all lines logged until now."""
     _LINES.wait(seconds)
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
-    """Send every log line of this process where and how the settings say."""
+    """Configure all logging of this process: its format and its level."""
     _LINES.start()
     stream: Any = _LINES
     renderer: Processor
@@ -149,13 +149,13 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
-    # These print every argument, or every request, and know nothing of secrets.
+    # These log every argument, or every request, without hiding secrets.
     for name in ("databases", "aiosqlite", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 
 
 def _bounded(logger: Any, method: str, event: EventDict) -> EventDict:
-    """The event with every value cut to a length that a line can have."""
+    """Cut every value of the event to `MAX_FIELD_CHARACTERS`."""
     for name, value in event.items():
         if isinstance(value, str):
             if len(value) > MAX_FIELD_CHARACTERS:
@@ -170,7 +170,7 @@ def _bounded(logger: Any, method: str, event: EventDict) -> EventDict:
 
 
 def _cut(text: str, most: int) -> str:
-    """The beginning and the end of a text that is too long: a path begins and a traceback ends with what matters."""
+    """Shorten a text to its beginning and its end: a path begins and a traceback ends with what matters."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}… ({len(text) - most} characters left out) …{text[-most // 2 :]}"
@@ -179,8 +179,8 @@ def _cut(text: str, most: int) -> str:
 class _Text:
     """A line for people: time, level, event, fields. A traceback follows its event, indented.
 
-    Whatever a client may have sent stands in it, so nothing that could end the line, move the
-    cursor or colour it goes out as it came.
+    A line may hold text from clients, so characters that could end the line, move the cursor or
+    colour it are escaped.
     """
 
     def __init__(self, *, colours: bool) -> None:

@@ -45,8 +45,8 @@ from app.web.session import SessionMiddleware
 log = structlog.stdlib.get_logger("waybill")
 
 _MICROSECOND = timedelta(microseconds=1)
-_CLEANING_SECONDS = 5.0  # the server has waited for the requests and ended the rest: they have this long to clean up
-_LETTING_GO_SECONDS = 2.0  # before that, to write down how far resumable uploads have come
+_CLEANING_SECONDS = 5.0  # for requests to clean up, once the server has cut them off
+_LETTING_GO_SECONDS = 2.0  # before that, for resumable uploads to commit their offsets
 
 
 def open_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
@@ -67,9 +67,9 @@ def open_database(settings: Settings) -> Db:
 
 
 def _make_file(path: Path) -> None:
-    """Make the database's file for this user alone; SQLite would let everyone read it, and its logs like it.
+    """Create the database's file for this user alone; SQLite would let everyone read it, and its log.
 
-    Only a file that was not there is opened: to close one that is in use would end its locks.
+    An existing file is never opened: closing one that is in use would end its locks.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,10 +82,10 @@ def _make_file(path: Path) -> None:
 
 @asynccontextmanager
 async def stores(settings: Settings, metrics: Metrics | None = None) -> AsyncIterator[tuple[Storage, Db]]:
-    """Storage and database, open and fit for use; closed in the end, the database last.
+    """Open storage and database and check their fitness; on exit both are closed, the database last.
 
     Raises:
-        Unusable: one of them is not, and why.
+        Unusable: one of them is not fit; the text says why.
     """
     async with AsyncExitStack() as stack:
         db = open_database(settings)
@@ -98,7 +98,7 @@ async def stores(settings: Settings, metrics: Metrics | None = None) -> AsyncIte
 
 
 class Receiving(NamedTuple):
-    """What takes files in, and what looks after those that were left."""
+    """The upload paths, and the background work that cleans up after them."""
 
     quotas: Quotas | None
     ingest: Ingest
@@ -110,7 +110,7 @@ class Receiving(NamedTuple):
 async def receiving(
     settings: Settings, storage: Storage, db: Db, metrics: Metrics | None = None
 ) -> AsyncIterator[Receiving]:
-    """The ways in, open; in the end what is under way has some seconds to come to its own."""
+    """Open the upload paths; on exit, uploads in flight get a few seconds to finish."""
 
     @cache
     def signer() -> Signer:  # the sweep of a command needs none
@@ -174,10 +174,10 @@ async def _quotas(settings: Settings, db: Db) -> AsyncIterator[Quotas | None]:
 
 @asynccontextmanager
 async def services(settings: Settings, worker_slots: WorkerSlots | None = None) -> AsyncIterator[Services]:
-    """Everything that handlers need, opened in order and closed in the opposite one.
+    """Open everything that handlers need, in order; closed in the opposite order.
 
-    What is opened goes on one stack, so a start that fails half-way closes what it opened.
-    `seats` is where this process counts, if it is one of several.
+    All of it is on one exit stack, so a start that fails half-way closes what it opened.
+    `worker_slots` are the metrics of all workers, if this process is one of several.
     """
     metrics = Metrics(worker_slots, stopwatch=time.perf_counter)
     async with AsyncExitStack() as stack:
@@ -229,7 +229,7 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
 
 
 async def _stop(tasks: "list[asyncio.Task[None]]") -> None:
-    """Stop background work, all of it at once: each may have to wait for what it asked of the database."""
+    """Stop all background tasks at once: each may have to wait for the database."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -246,7 +246,7 @@ async def _last_seen(sessions: Sessions) -> None:
 
 
 class _Application(Starlette):
-    """Starlette with our middleware alone: ExchangeMiddleware answers for whatever goes wrong beneath it."""
+    """Starlette with our middleware alone: ExchangeMiddleware answers for every error beneath it."""
 
     def build_middleware_stack(self) -> ASGIApp:
         app: ASGIApp = self.router
@@ -256,7 +256,7 @@ class _Application(Starlette):
 
 
 def build(settings: Settings, worker_slots: WorkerSlots | None = None) -> Starlette:
-    """The service. Nothing is opened before its lifespan starts."""
+    """Build the application. Nothing is opened before its lifespan starts."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Services]:
@@ -280,5 +280,5 @@ def build(settings: Settings, worker_slots: WorkerSlots | None = None) -> Starle
             ),
         ],
     )
-    app.router.redirect_slashes = False  # the redirect would lead wherever the client's own Host says
+    app.router.redirect_slashes = False  # the redirect would lead to whatever Host the client sends
     return app

@@ -1,4 +1,4 @@
-"""What the service speaks of: uploads, sessions, pages; and the rules a record must keep.
+"""The model: uploads, sessions and pages of history, and the rules a record must keep.
 
 Times are integers inside, microseconds since 1970-01-01 UTC, and RFC 3339 text outside.
 Sizes are bytes. Digests are SHA-256, lower-case hex.
@@ -34,7 +34,7 @@ LOST: Final = "lost"
 DAMAGED: Final = "damaged"
 
 Clock = Callable[[], int]
-"""Gives the present moment in microseconds since 1970-01-01 UTC."""
+"""Returns the present moment in microseconds since 1970-01-01 UTC."""
 
 _FOUND: Final = {
     "missing": "the stored file is missing",
@@ -60,7 +60,7 @@ class Status(StrEnum):
 
 
 class Damage(StrEnum):
-    """How a stored file can differ from its record. One that is withheld may well be what it should be."""
+    """The ways in which a stored file can differ from its record. A withheld one may well be intact."""
 
     MISSING = "missing"
     REPLACED = "replaced"
@@ -71,7 +71,7 @@ class Damage(StrEnum):
 
     @property
     def failure(self) -> "Failure":
-        """What the record then says."""
+        """The failure that the record of a damaged upload states."""
         return Failure(code=LOST if self is Damage.MISSING else DAMAGED, detail=_FOUND[self])
 
 
@@ -82,7 +82,7 @@ class Protocol(StrEnum):
     RESUMABLE = "resumable"
 
 
-# To look one up is a tenth of what it costs to ask the enum, for every record of every page.
+# A dictionary look-up costs a tenth of calling the enum, for every record of every page.
 _STATUSES: Final = {status.value: status for status in Status}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
 
@@ -95,7 +95,7 @@ def rfc3339(time_us: int) -> str:
 
 @lru_cache(maxsize=1024)
 def _rfc3339_seconds(seconds: int) -> str:
-    # What is asked for together lies close together: records of one page, the two times of one upload.
+    # Cached, because times that are rendered together are close: records of one page, the two times of an upload.
     return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -137,7 +137,7 @@ Text = Annotated[str, AfterValidator(_sendable)]
 
 
 class Failure(BaseModel):
-    """Why an upload is not there: a problem code and a sentence for people."""
+    """The reason why an upload failed: a problem code and a sentence for people."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -146,7 +146,7 @@ class Failure(BaseModel):
 
 
 class Links(TypedDict):
-    """Where a record and its bytes are found; `content` is null unless the bytes are there."""
+    """The paths of a record and its bytes; `content` is null unless the bytes are there."""
 
     self: str
     content: str | None
@@ -181,7 +181,7 @@ class Upload(BaseModel):
 
     @property
     def damaged(self) -> bool:
-        """Whether it was complete, and its stored file was found to be gone or not what was received."""
+        """Whether the upload was completed, and its stored file was found to be missing or altered."""
         return self.completed_at is not None and self.error is not None and self.error.code in {LOST, DAMAGED}
 
     @model_validator(mode="after")
@@ -196,7 +196,7 @@ class Upload(BaseModel):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Upload":
-        """The record that a row of `uploads` stands for.
+        """Make the record of a row of `uploads`.
 
         Raises:
             pydantic.ValidationError: the row breaks the model.
@@ -209,7 +209,7 @@ class Upload(BaseModel):
             content_type=row["content_type"],
             size=row["size_bytes"],
             sha256=row["sha256"],
-            status=_STATUSES.get(row["status"], row["status"]),  # what is none is for the model to refuse
+            status=_STATUSES.get(row["status"], row["status"]),  # the model refuses an unknown one
             protocol=_PROTOCOLS.get(row["protocol"], row["protocol"]),
             created_at=row["created_at_us"],
             completed_at=row["completed_at_us"],
@@ -262,11 +262,11 @@ class Digests(NamedTuple):
     sha512: str | None = None
 
     def agrees_with(self, other: "Digests") -> bool:
-        """Whether the same bytes can have both."""
+        """Whether the same bytes can have the digests of both."""
         return all(one == another for one, another in zip(self, other, strict=True) if None not in (one, another))
 
     def joined_with(self, other: "Digests") -> "Digests":
-        """What is declared by either; the two must agree."""
+        """The digests that are declared by either; the two must agree."""
         return Digests(self.sha256 or other.sha256, self.sha512 or other.sha512)
 
 
@@ -274,9 +274,9 @@ UNDECLARED: Final = Digests()
 
 
 class Holder(NamedTuple):
-    """The one request that may go on with an upload: its number, and an id that no other request ever has.
+    """The holder of an upload's writer lock: its fencing token, and an id that no other request ever has.
 
-    The number alone does not tell: a fail-over that loses the last commits lets it be drawn
+    The token alone does not identify it: a fail-over that loses the last commits lets it be drawn
     twice. A holder without an id belongs to an older version of this service.
     """
 
@@ -286,11 +286,11 @@ class Holder(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """An upload that comes in several requests, as the database knows it. Times are microseconds.
+    """A resumable upload, as the database knows it. Times are microseconds.
 
     `offset` bytes are durable, in the file that `upload_id` and `file_fence` name, and have
     the running digest `digest_state`. `metadata` and `concat` are the headers as they came.
-    A part only serves those that are made of parts; `parts` are the key hashes of these.
+    A part only serves concatenations; `parts` are the key hashes of the parts of a concatenation.
     """
 
     key_hash: str
@@ -308,22 +308,22 @@ class Resource:
     is_part: bool
     parts: tuple[str, ...] | None
     digests: Digests
-    """What the whole file must have."""
+    """The digests that the complete file must have."""
     file_fence: int
     fence: int
-    """Counts the requests that wanted it."""
+    """The fencing token of the newest request that wanted the writer lock; every such request increments it."""
     holder: Holder | None
-    """The one of them that may go on with it; `holder_seen_at` is when that was last known to be at work."""
+    """The holder of the writer lock; `holder_seen_at` is when that was last known to be at work."""
     holder_seen_at: int | None
     expires_at: int
     last_expires_at: int
     ended_as: Literal["completed", "cancelled", "expired", "failed"] | None
     upload: Upload | None
-    """The record in history; a part has none."""
+    """The record in the history; a part has none."""
 
     @property
     def whole(self) -> bool:
-        """Whether all its bytes are there."""
+        """Whether the upload is fully received: all its bytes are here."""
         return self.offset == self.length
 
     @property
@@ -332,19 +332,19 @@ class Resource:
 
     @property
     def completed(self) -> bool:
-        """Whether it is an upload like any other, whatever became of its file since."""
+        """Whether the upload was completed (published and recorded), whatever became of its file since."""
         return self.upload is not None and self.upload.completed_at is not None
 
 
 class Position(NamedTuple):
-    """Where a page ends: the sort key of its last row."""
+    """The end of a page of history: the sort key of its last row."""
 
     created_at_us: int
     id: str
 
 
 class HistoryQuery(BaseModel):
-    """Which of a session's uploads are asked for. None means: do not ask about this."""
+    """The filters of a history query. None means: no such filter."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -362,8 +362,8 @@ class HistoryQuery(BaseModel):
     def filename_pattern(self) -> str | None:
         r"""The filter as a LIKE pattern over folded names, with `\` as its escape.
 
-        Without `*` and `?` the text is looked for anywhere in the name; with them it is
-        the whole name's shape. `%` and `_` are ordinary characters.
+        Without `*` and `?` the text is looked for anywhere in the name; with them it must
+        match the whole name. `%` and `_` are ordinary characters.
         """
         if self.filename is None:
             return None
@@ -375,7 +375,7 @@ class HistoryQuery(BaseModel):
 
 
 class Page(NamedTuple):
-    """A slice of history. `end` is None when there is nothing behind it; `skipped` counts broken rows."""
+    """A page of history. `end` is None when it is the last one; `skipped` counts broken rows."""
 
     uploads: list[Upload]
     end: Position | None
@@ -383,14 +383,14 @@ class Page(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """So many uploads, and so many bytes in them."""
+    """A number of uploads, and of the bytes in them."""
 
     uploads: int
     size: int
 
 
 class StatusTotal(NamedTuple):
-    """How many uploads of one status there are, and their bytes."""
+    """The number of uploads of one status, and of their bytes."""
 
     status: str
     uploads: int

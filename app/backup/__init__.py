@@ -1,9 +1,9 @@
-"""A backup: the database at one moment, and every file that it names, in a directory that keeps several of them.
+"""Backups: the database at one moment, and every file that it names, in a directory that keeps several snapshots.
 
     the database's moment → its copy → unfinished files → published files → all durable → the snapshot's name
 
 The database comes first: a file is there before its row, and stays until its row says that it is deleted, so what
-is copied after the database holds all that the copy names. What was deleted since is noted, and restored as deleted.
+is copied after the database holds all that the copy names. Uploads deleted since are noted, and restored as deleted.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _AT_ONCE: Final = 500
 
 
 async def back_up(store: Path, db: Db, url: str, backups: Backups, *, now_us: int, keep: int) -> About:
-    """Add a snapshot of the database at `url` and of the store, which are in use; then remove all but the newest."""
+    """Add a snapshot of the database at `url` and of the store, which are in use; remove all but the `keep` newest."""
     backups.require_apart_from(store)
     with backups.open():
         making = _Making(store, backups, About(_name(now_us), rfc3339(now_us), db.dialect))
@@ -55,7 +55,7 @@ def _name(now_us: int) -> str:
 
 
 class _Making:
-    """A snapshot on its way."""
+    """A snapshot that is being made."""
 
     def __init__(self, store: Path, backups: Backups, about: About) -> None:
         self._store, self._backups, self._about = store, backups, about
@@ -86,7 +86,7 @@ class _Making:
         await run_to_completion(asyncio.to_thread(work))
 
     def _copy_unnamed(self, sums: TextIO, database: Path, unfinished: list[UnfinishedFile]) -> None:
-        """The files in the snapshot itself: the database, which is there, unfinished files and the key."""
+        """Copy unfinished files and the key into the snapshot itself, and list them and the database in `sums`."""
         digests = {database.name: digest_of(database)}
         for file in unfinished:
             digest = self._copy_unfinished(file)
@@ -99,11 +99,11 @@ class _Making:
         sums.writelines(f"{digest}  snapshots/{self._about.name}/{path}\n" for path, digest in digests.items())
 
     def _copy_unfinished(self, file: UnfinishedFile) -> str | None:
-        """Copy what had come of an upload by then; None if it has ended meanwhile, and its bytes are gone."""
+        """Copy what had been received of an upload; None if the upload has ended meanwhile, and its bytes are gone."""
         name, shard = partial_name(file.upload_id, file.fence), shard_of(file.upload_id)
         running = digest_state.resumed(file.digest_state, file.offset)
         wanted = None if running is None else running.hexdigest()
-        # Since then it may have been published, or gone on in a copy.
+        # Since the database was copied the file may have been published, or the upload continued in a copy.
         others = sorted((self._store / "partial").glob(f"{file.upload_id}.*"))
         for source in (self._store / "partial" / name, self._store / "files" / shard / file.upload_id, *others):
             with suppress(FileNotFoundError, Torn):
@@ -122,7 +122,7 @@ class _Making:
                 self._missing.append(key)
 
     def _has(self, key: str, size: int, sha256: str) -> bool:
-        """Have a file in the pool, if it can be had: what an earlier snapshot holds is there, and is not read again."""
+        """Copy a file into the pool; False if that is impossible. A file of an earlier snapshot is not read again."""
         path = f"files/{shard_of(key)}/{key}"
         target = self._backups.root / path
         there = target.is_file() and target.stat().st_size == size
@@ -136,7 +136,7 @@ class _Making:
         return False
 
     async def _explain(self, db: Db) -> None:
-        """Of the files that could not be copied, those are deleted whose records say so by now; the others are lost."""
+        """Sort the files that could not be copied: deleted if their records say so by now, lost otherwise."""
         for at in range(0, len(self._missing), _AT_ONCE):
             keys = self._missing[at : at + _AT_ONCE]
             statuses = await upload_records.statuses_of(db, keys)

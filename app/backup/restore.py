@@ -1,4 +1,4 @@
-"""A backup put back: into an empty store and an empty database, and nowhere else.
+"""Restoring a backup: into an empty store and an empty database, and nowhere else.
 
     every file → the key → all durable → the database → what its rows say of files that the backup lacks
 
@@ -33,7 +33,7 @@ _FOREIGN: Final = {"lost+found"}
 
 @dataclass(slots=True)
 class Restored:
-    """What was restored; `lost` are the uploads whose files the backup lacks, or holds damaged."""
+    """The outcome of a restore; `lost` are the uploads whose files the backup lacks, or holds damaged."""
 
     snapshot: str
     files: int = 0
@@ -52,7 +52,7 @@ async def restore(
     """Put the snapshot into the store and the database at `url`, which `open_database` opens once it is there.
 
     Raises:
-        Unusable: one of them is not empty, the snapshot is not whole, or of another kind of database.
+        Unusable: one of them is not empty, the snapshot is incomplete, or of another kind of database.
         Unavailable: the database could not be filled; the store has all its files then.
     """
     about = snapshot.about()
@@ -72,7 +72,7 @@ async def restore(
 
 
 async def _mark(db: Db, restored: Restored, now_us: int) -> None:
-    """Have the rows say what became of the files that the backup lacks."""
+    """Record what became of the uploads whose files the backup lacks."""
     missing = Damage.MISSING.failure
     for at in range(0, max(len(restored.deleted), len(restored.lost)), _AT_ONCE):
         await upload_records.delete_uploads(db, restored.deleted[at : at + _AT_ONCE], now_us)
@@ -90,7 +90,7 @@ def _require_empty(store: Path) -> None:
 
 
 def _copy_all(snapshot: Snapshot, database: Path, store: Path, restored: Restored) -> None:
-    """Copy every file but the database's, which is only read, and make them durable."""
+    """Copy every file but the database's, which is only checked, and make the copies durable."""
     own = f"snapshots/{snapshot.name}/"
     for path, sha256 in snapshot.sums():
         source = snapshot.root / path

@@ -35,12 +35,12 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Torn(Exception):
-    """The bytes are not those that they should be."""
+    """The bytes differ from their digest."""
 
 
 @dataclass(slots=True)
 class About:
-    """What a snapshot holds. `deleted` uploads were so before their files were copied, `lost` ones could not be."""
+    """The contents of a snapshot. Files of `deleted` uploads went before they were copied; `lost` ones were missing."""
 
     name: str
     at: str
@@ -58,7 +58,7 @@ class About:
 
 
 class Snapshot:
-    """One that is whole."""
+    """A complete snapshot."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.name = root, name
@@ -90,10 +90,10 @@ class Backups:
         self.root = root.absolute()
 
     def snapshots(self) -> list[Snapshot]:
-        """Those that are whole, the oldest first.
+        """The complete snapshots, the oldest first.
 
         Raises:
-            Unusable: it is no directory of backups.
+            Unusable: the directory is no directory of backups.
         """
         if not (self.root / _OURS).is_file():
             raise Unusable(f"{self.root} holds no backup of Waybill")
@@ -109,10 +109,10 @@ class Backups:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Make the directory if it is not there, and have it alone; drafts that were broken off are gone then.
+        """Make the directory if need be, lock it against other backups, and remove the drafts of interrupted ones.
 
         Raises:
-            Unusable: it holds something else, or another backup is at it.
+            Unusable: the directory holds something else, or another backup uses it.
         """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -138,14 +138,14 @@ class Backups:
             os.close(fd)
 
     def begin(self, name: str) -> Path:
-        """The directory of a snapshot that is not whole yet."""
+        """Make the directory of a draft: a snapshot that is not complete yet."""
         draft = self.root / "snapshots" / _DRAFT
         draft.mkdir(mode=0o700)
         (draft / "partial").mkdir(mode=0o700)
         return draft
 
     def finish(self, name: str) -> None:
-        """Make everything durable, then give the draft its name."""
+        """Make everything durable, then rename the draft to the snapshot's name."""
         self._flush()
         os.rename(self.root / "snapshots" / _DRAFT, self.root / "snapshots" / name)
         self._flush()
@@ -158,7 +158,7 @@ class Backups:
             os.close(fd)
 
     def prune(self, keep: int) -> list[str]:
-        """Remove all snapshots but the newest, then the files that none of the others names; the snapshots' names."""
+        """Remove all but the `keep` newest snapshots, then files that none of these names; return the removed names."""
         snapshots = self.snapshots()
         gone = snapshots[:-keep]
         for snapshot in gone:
@@ -173,7 +173,7 @@ class Backups:
         return [snapshot.name for snapshot in gone]
 
     def damaged(self) -> list[str]:
-        """Read every file of every snapshot again; the paths of those that are not what they were."""
+        """Read every file of every snapshot again; return the paths of those whose bytes have changed."""
         seen: set[str] = set()
         damaged = []
         for snapshot in self.snapshots():
@@ -199,11 +199,11 @@ def digest_of(path: Path) -> str | None:
 
 
 def copy_file(source: Path, target: Path, *, sha256: str | None, size: int | None = None, mode: int = 0o400) -> str:
-    """Copy a file, or its first `size` bytes, and return the digest; under the target's name lies all of it or nothing.
+    """Copy a file, or its first `size` bytes, and return the digest; the target appears complete or not at all.
 
     Raises:
-        FileNotFoundError: there is none.
-        Torn: it cannot be read, it is shorter, or its digest is another.
+        FileNotFoundError: the source does not exist.
+        Torn: the source cannot be read, is shorter, or has another digest.
         OSError: the target cannot be written.
     """
     try:

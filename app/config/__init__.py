@@ -1,4 +1,4 @@
-"""Settings: read once from the environment, every value understood or refused, all problems told together."""
+"""Settings: read once from the environment, every value understood or refused, all problems reported together."""
 
 import os
 from collections.abc import Mapping
@@ -219,8 +219,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The library's own readers pass over what they do not know, among it a misspelt variable and a broken line
-        # of .env, and they would let a test see the machine it runs on. `load` reads instead.
+        # The library's own readers ignore what they do not know, a misspelt variable or a broken line
+        # of .env among it, and they would let a test see the machine it runs on. `load` reads instead.
         return (init_settings,)
 
 
@@ -229,12 +229,12 @@ _SECRET: Final = {"database_url", "secret_keys"}
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) -> Settings:
-    """The settings that the environment (the process's own, if none is given) and `env_file` ask for.
+    """Read the settings from the environment (the process's own, if none is given) and `env_file`.
 
     The environment wins over the file.
 
     Raises:
-        Unusable: with a line for each variable that is unknown or not understood. No key, no
+        Unusable: a variable is unknown or not understood; the text has a line for each. No key, no
             password and no value of an unknown variable stands in it.
     """
     written, problems = _read(env_file)
@@ -254,7 +254,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) ->
 
 
 def _read(env_file: Path) -> tuple[dict[str, str], list[str]]:
-    """The variables in a file of NAME=value lines, if there is one, and what is wrong with it.
+    """Read the variables in a file of NAME=value lines, if the file exists, and the problems found in it.
 
     Values stand as they are written: a `$` is a character like others.
     """
@@ -286,7 +286,7 @@ def _refusals(error: ValidationError, known: Mapping[str, str]) -> list[str]:
     problems = []
     for fault in error.errors(include_url=False, include_input=False):
         if fault["type"] == "default_factory_not_called":
-            continue  # a default that rests on another setting, which is refused by itself
+            continue  # a default derived from another setting, which is refused by itself
         field = str(fault["loc"][0])
         found = ":" if field in _SECRET else f" is {_shown(known[field])},"
         problems.append(f"{PREFIX}{field.upper()}{found} {fault['ctx']['error']}")

@@ -1,4 +1,4 @@
-"""Reads PostgreSQL's URLs as its own tools write them: one host, a socket's directory, or several to choose from."""
+"""PostgreSQL's URLs, as its own tools write them: one host, a socket's directory, or several hosts to choose from."""
 
 import re
 from typing import Final, NamedTuple
@@ -20,7 +20,7 @@ class MalformedUrl(ValueError):
 
 
 class PostgresqlUrl(NamedTuple):
-    """What a URL says. A host that begins with a slash is the directory of a socket."""
+    """The parts of a URL. A host that begins with a slash is the directory of a socket."""
 
     hosts: tuple[tuple[str, int], ...]
     user: str | None
@@ -28,15 +28,15 @@ class PostgresqlUrl(NamedTuple):
     database: str
     ssl: str | None
     target: str | None
-    """What a server must be to be chosen: read-write or primary; None for any."""
+    """The kind of server to choose: read-write or primary; None for any."""
 
 
 def parse(url: str) -> PostgresqlUrl:
     """Take the URL apart.
 
     Raises:
-        Malformed: it is no URL.
-        ValueError: a part of it would be ignored, or says nothing. The text repeats no part of it.
+        MalformedUrl: the text is no URL.
+        ValueError: a part of the URL would be ignored, or means nothing. The text repeats no part of it.
     """
     match = re.fullmatch(r"postgres(?:ql)?://([^/?]*)(?:/([^?]*))?(?:\?(.*))?", url, re.DOTALL)
     if match is None:
@@ -70,7 +70,7 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _named(netloc: str) -> list[tuple[str, int | None]]:
-    """The hosts before the path, with their ports; one without a name where there are none."""
+    """The hosts before the path, with their ports; a single nameless host where there are none."""
     matches = [_HOST.fullmatch(part) for part in netloc.split(",")]
     if None in matches:
         raise MalformedUrl

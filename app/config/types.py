@@ -1,4 +1,4 @@
-"""How settings are written, and what each text means.
+"""The types of settings: how each is written, and what each text means.
 
 Every type below reads a text, or a value that is already of its kind, and takes nothing that is not written exactly
 so. What a reader raises ends the sentence "WAYBILL_NAME is 'found', …"; for the two secrets it ends "WAYBILL_NAME: …"
@@ -37,8 +37,8 @@ _DURATIONS = {
 }
 _SHORTEST, _LONGEST = timedelta(seconds=1), timedelta(days=36_500)  # a century still fits behind any date
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?=[a-z]){_LABEL}")  # ends in a letter's label: no address
-# Of an app in a web view, or a browser's extension: a scheme of its own, and a name that is no host's.
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?=[a-z]){_LABEL}")  # the last label begins with a letter
+# The origin of an app in a web view, or of a browser extension: a scheme of its own, and no host name.
 _APP_ORIGIN = re.compile(
     r"(?!(?:https?|wss?|ftp|file|data|blob|about|javascript):)[a-z][a-z0-9+.-]*://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?"
 )
@@ -60,7 +60,7 @@ def whole_number(least: int, most: int) -> BeforeValidator:
 
 
 def one_of(words: Any) -> BeforeValidator:
-    """One of the texts of a `Literal`, letter for letter."""
+    """A validator that takes exactly one of the texts of a `Literal`."""
 
     def read(value: object) -> object:
         if value not in get_args(words):
@@ -99,8 +99,8 @@ def _yes_or_no(value: object) -> bool:
 
 
 def _parted(value: object) -> tuple[int | None, str]:
-    """The number and the unit of `10MiB`; no number when it is not written exactly so."""
-    if type(value) is int:  # not bool, which is one too
+    """Split `10MiB` into number and unit; the number is None when the text is not written exactly so."""
+    if type(value) is int:  # not a bool, which is an int, too
         return value, ""
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     return (int(match[1]), match[2]) if match else (None, "")
@@ -153,7 +153,7 @@ def _keys(value: object) -> tuple[str, ...]:
 
 
 def _database_url(value: object) -> str:
-    """A URL of which every part will be used as it is written."""
+    """Check a database URL: every part of it will be used as it is written."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or not text:
         raise ValueError(f"is empty, expected {_SQLITE} or {postgresql_url.EXAMPLE}")
@@ -183,7 +183,7 @@ def _schema_name(value: object) -> str:
 
 
 def _check_sqlite(path: str, *, options: bool) -> None:
-    if options:  # the driver would make them a part of the file's name
+    if options:  # the driver would append them to the file's name
         raise ValueError("has options, expected none with sqlite; a ? in the path is written %3F")
     if path == ":memory:" or path.startswith("file:"):
         raise ValueError(f"names a database that keeps nothing, or a second URL, expected {_SQLITE}")

@@ -1,6 +1,6 @@
-"""Space that is set aside beside an SQLite file, so that on a full disk what frees space can still be recorded.
+"""The ballast: space set aside beside an SQLite file, so that deletions can be recorded on a full disk.
 
-To delete is to write first: the row says so before the file may go. Without a reserve a disk that
+A deletion writes first: the row records it before the file may go. Without ballast a disk that
 is full to the last byte would stay so.
 """
 
@@ -15,7 +15,7 @@ log = structlog.stdlib.get_logger("waybill.db")
 
 RESERVE_BYTES: Final = 1024 * 1024
 _SLICE_BYTES: Final = 128 * 1024
-"""More than one deletion writes, even where the write-ahead log has to be made anew."""
+"""The bytes released at a time: more than one deletion writes, even if the write-ahead log has to be recreated."""
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -27,7 +27,7 @@ class Ballast:
         self.is_whole = False
 
     def fill(self) -> None:
-        """Take as much space as is missing, or as there is."""
+        """Allocate the space that is missing, as far as the disk has it."""
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -38,7 +38,7 @@ class Ballast:
             log.warning("no space can be kept for deletions on a full disk", error=error.strerror)
 
     def give(self) -> bool:
-        """Give back a slice; False when nothing is left."""
+        """Release a slice; False when nothing is left."""
         try:
             size = self._path.stat().st_size
             if not size:
@@ -52,13 +52,13 @@ class Ballast:
 
 
 def _grown(fd: int) -> bool:
-    """Whether the file now takes up all it should; else as many slices of it as there is space for."""
+    """Grow the file to its full size and return True; else by as many slices as the disk has space for, and False."""
     for size in range(os.fstat(fd).st_size + _SLICE_BYTES, RESERVE_BYTES + 1, _SLICE_BYTES):
         try:
             os.posix_fallocate(fd, 0, size)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            os.ftruncate(fd, size - _SLICE_BYTES)  # some file systems take what they can get before they say so
+            os.ftruncate(fd, size - _SLICE_BYTES)  # some file systems allocate a part before they fail
             return False
     return True

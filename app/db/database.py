@@ -1,4 +1,4 @@
-"""The door to the database: named queries, transactions, and nothing that can hang or leak.
+"""Access to the database: named queries, transactions, and nothing that can hang or leak.
 
 Underneath lies `databases`. Two of its habits are not used. Its transactions lose a connection for
 ever when a COMMIT fails or a cancellation meets a BEGIN; and its connections belong to a task, so
@@ -39,7 +39,7 @@ _REFUSED: Final = "the database cannot be used now"
 _HASTE_SECONDS: Final = 2.0
 _WATCH_SECONDS: Final = 2.0
 _REPEAT_SECONDS: Final = 60.0
-"""How long the same trouble with the database is not logged again."""
+"""For this long the same trouble with the database is not logged again."""
 
 # On DEBUG both print the arguments of every statement.
 for _talkative in ("databases", "aiosqlite"):
@@ -47,7 +47,7 @@ for _talkative in ("databases", "aiosqlite"):
 
 
 class _Reading(NamedQueries):
-    """The database, for questions that may take long: they wait for one another, and leave connections to others."""
+    """The database, for slow queries: they take at most half of the connections, and otherwise wait for one another."""
 
     def __init__(self, db: "Db", places: asyncio.Semaphore) -> None:
         self._queries, self._db, self._places = db._queries, db, places
@@ -58,7 +58,7 @@ class _Reading(NamedQueries):
 
 
 class _Hasty(NamedQueries):
-    """The database, for what is worth no long wait."""
+    """The database, for queries that are given up after a short time."""
 
     def __init__(self, db: "Db") -> None:
         self._queries, self._db = db._queries, db
@@ -70,7 +70,7 @@ class _Hasty(NamedQueries):
 
 
 class _Unguarded(NamedQueries):
-    """The database, for the question whether its schema can be used."""
+    """The database, for examining its schema while all other queries are refused."""
 
     def __init__(self, db: "Db") -> None:
         self._queries, self._db = db._queries, db
@@ -83,10 +83,10 @@ class Db(NamedQueries):
     """One database, used from one event loop.
 
     Every call ends within `timeout` seconds, and so does the wait for one of `pool_size`
-    connections. What is asked of `reading` never has more than half of them. When the database
+    connections. Queries of `reading` never have more than half of them. When the database
     is away, busy, frozen or lost in the middle, a call raises Unavailable; when its disk is full,
     StorageFull; what it refuses (a constraint, a mistake in a statement) passes through as the
-    driver's own exception. A cancelled call runs to its end before the cancellation goes on; it
+    driver's own exception. A cancelled call runs to completion before the cancellation goes on; it
     has `timeout` seconds for that, also where it was given longer.
 
     All tables are in `schema`, or where PostgreSQL's search path leads.
@@ -104,15 +104,15 @@ class Db(NamedQueries):
         self._pool = Pool(self._database, self._driver, size=pool_size, timeout=timeout)
         self._timeout = timeout
         self.reading: Queryable = _Reading(self, asyncio.Semaphore(max(1, pool_size // 2)))
-        """For whatever looks at more rows than it gives: a count, a search, a page behind filters."""
+        """For queries that read more rows than they return: a count, a search, a filtered page."""
         self.hasty: Queryable = _Hasty(self)
-        """For what is tried rather than needed: it is given up after two seconds."""
+        """For queries whose failure does no harm: they are given up after two seconds."""
         self.unguarded: Queryable = _Unguarded(self)
-        """For looking at the schema, also while that is refused."""
+        """For examining the schema, also while it is refused."""
         self.refused: str | None = None
-        """Why nothing may be asked of the database now, as long as that is so."""
+        """The reason why all queries are refused at present, if they are."""
         self.explain: Callable[[], Awaitable[str | None]] | None = None
-        """Asked when a statement fails for its own sake: why, if the schema is the reason."""
+        """Called when a statement fails by a mistake: returns the reason if the schema is to blame, else None."""
         self._is_open = self._closing = False
         self._trouble: dict[bool, str] = {}  # of writers, and of readers
         self._logged: dict[str, float] = {}  # when a kind of trouble was logged last
@@ -125,8 +125,8 @@ class Db(NamedQueries):
         """Connect once, to see that the database is there and durable.
 
         Raises:
-            Unusable: it is not fit: it could lose what it acknowledged, or lets nobody in.
-            Unavailable: it cannot be reached now.
+            Unusable: the database could lose what it acknowledged, or refuses the user.
+            Unavailable: the database cannot be reached now.
         """
         await self._database.connect()
         async with AsyncExitStack() as undo:
@@ -144,7 +144,7 @@ class Db(NamedQueries):
             undo.pop_all()
 
     async def close(self) -> None:
-        """Wait for what runs, end it when it takes too long, and close every connection.
+        """Wait for running calls, end those that take too long, and close every connection.
 
         Bounded in time. Calls that come later raise Unavailable.
         """
@@ -153,7 +153,7 @@ class Db(NamedQueries):
             await run_to_completion(self._pool.close())
 
     def slots(self) -> tuple[int, int]:
-        """How many connections could be borrowed now, and how many there are."""
+        """The number of connections that could be borrowed now, and of all."""
         return self._pool.slots()
 
     async def ping(self) -> None:
@@ -168,10 +168,10 @@ class Db(NamedQueries):
                 await self.ping()
 
     async def check(self) -> dict[str, str]:
-        """What the database is and how durable.
+        """Describe the database and its durability.
 
         Raises:
-            Unusable: it could lose what it has acknowledged.
+            Unusable: the database could lose what it has acknowledged.
         """
         return await self._once(self._driver.inspect)
 
@@ -182,16 +182,16 @@ class Db(NamedQueries):
         timeout: float | None = None,
         lock_timeout: float | None = None,
     ) -> T:
-        """Do all of `work` or nothing of it; return what it returned once that is durable.
+        """Do all of `work` or nothing of it; return its result once the transaction is durable.
 
-        `work` may be called more than once, because a unit that lost a race is tried again as a
+        `work` may be called more than once, because a transaction that lost a race is tried again as a
         whole: nothing outside the database may depend on how often. It waits for nothing but the
-        unit, and in the task that calls it. A lock that others hold is waited for as long as there is
-        time, in turns between which no connection is borrowed; with `lock_timeout` for one turn of so
+        transaction, and runs in the task that calls it. A lock that others hold is waited for as long as there is
+        time, in several tries between which no connection is borrowed; with `lock_timeout`, in one try of so
         many seconds.
 
         Raises:
-            Locked: it lasted longer; nothing was done.
+            Locked: the lock was held for longer; nothing was done.
             Unavailable: the outcome is unknown, since the answer to a COMMIT may have been lost.
                 Ask again, or make `work` such that doing it twice is doing it once.
         """
@@ -211,9 +211,9 @@ class Db(NamedQueries):
         return await self._guarded(lambda: self._call(use, timeout=timeout, writes=True, waits=lock_timeout is None))
 
     async def transaction_that_frees(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """The same, for `work` after which something can be removed: a full disk does not keep it from being done.
+        """Do a transaction that lets files be removed, so that a full disk does not prevent it; otherwise as above.
 
-        It uses space that is set aside for that, and sets aside anew what is missing of it.
+        The transaction may use the ballast, which is filled again afterwards.
         """
         if self._driver.lacks_room:
             await self._once(self._driver.keep_room)
@@ -226,9 +226,9 @@ class Db(NamedQueries):
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[SeparateConnection]:
-        """A connection of its own beside the pool's: no transaction, no deadline; a cancellation ends what it does.
+        """Open a connection beside the pool's: no transaction, no deadline; a cancellation ends its statement.
 
-        For what takes long and is in nobody's way. It is closed in the end, and what a session holds is then free.
+        For statements that take long and block nobody. On exit it is closed, which releases what its session holds.
         """
         held = await self._pool.fresh()
         try:
@@ -242,7 +242,7 @@ class Db(NamedQueries):
         return await self._guarded(lambda: self._once(fetch, writes=query.writes))
 
     async def _guarded(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask, unless the schema cannot be used; a statement that fails for that reason is no mistake of ours."""
+        """Ask, unless the schema cannot be used; a statement that fails for that reason raises Unavailable."""
         if self.refused is not None:
             raise Unavailable(_REFUSED)
         try:
@@ -265,7 +265,7 @@ class Db(NamedQueries):
         writes: bool = False,
         queue: asyncio.Semaphore | None = None,
     ) -> T:
-        """One statement, which is a transaction of its own."""
+        """Run one statement as a transaction of its own."""
         use = lambda raw: answered(self._driver, ask(raw))  # noqa: E731
         return await self._call(use, timeout=timeout, writes=writes, queue=queue)
 
@@ -278,7 +278,7 @@ class Db(NamedQueries):
         queue: asyncio.Semaphore | None = None,
         waits: bool = True,
     ) -> T:
-        """`use` a connection, in a task of its own, until it succeeds, fails for good or runs out of time."""
+        """Call `use` with a connection, in a task of its own, until it succeeds, fails for good or runs out of time."""
         if self._closing:
             raise Unavailable("the service is stopping")
         limit = asyncio.timeout(self._timeout if timeout is None else timeout)
@@ -288,17 +288,17 @@ class Db(NamedQueries):
         except Locked:
             raise
         except Unavailable as error:
-            if self._is_open or self._driver.misfit(error.__cause__) is None:  # `open` says the other, and in full
+            if self._is_open or self._driver.misfit(error.__cause__) is None:  # `open` reports a misfit in full
                 self._log_trouble(root_reason(error), writes)
             raise
         finally:
-            del limit, attempts  # they hold the error, whose traceback holds this
+            del limit, attempts  # they hold the error, whose traceback holds this frame
         if self._trouble and (trouble := self._trouble.pop(writes, None)):
             log.info("database usable again", after=trouble, writes=writes)
         return result
 
     def _hasten(self, limit: asyncio.Timeout) -> None:
-        """Nobody waits for the result any more, and a stop waits for the end."""
+        """Bring the deadline nearer: nobody waits for the result any more, and a stop waits for the call to end."""
         latest = asyncio.get_running_loop().time() + self._timeout
         if not limit.expired() and (when := limit.when()) is not None and when > latest:
             limit.reschedule(latest)
@@ -342,16 +342,16 @@ class Db(NamedQueries):
                 raise Unavailable("the database does not answer in time") from TimeoutError(met)
             raise
         finally:
-            del limit  # it holds the task, which holds its error, whose traceback holds this
+            del limit  # it holds the task, which holds its error, whose traceback holds this frame
 
 
 def _understood(url: str) -> tuple[str, str, Driver]:
-    """The URL without its password, what `databases` is told of it, and the driver it asks for.
+    """Take a URL apart: the URL without its password, the URL for `databases`, and the driver.
 
-    The other driver is not imported: it takes memory, and time to start.
+    The other driver is not imported: that would take memory and time.
 
     Raises:
-        Unusable: it names no database that is known here, or sets what would be ignored.
+        Unusable: the URL names no database that is known here, or sets options that would be ignored.
     """
     name = re.sub(r"(?<=//)([^/?]*?):[^/?]*@", r"\1:********@", url)
     try:

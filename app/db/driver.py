@@ -1,4 +1,4 @@
-"""What `Db` needs to know of a database to use it safely: one class per dialect keeps these promises."""
+"""Drivers: the promises that `Db` relies on to use a database safely, kept by one class per dialect."""
 
 from abc import ABC, abstractmethod
 from asyncio import Future
@@ -14,11 +14,11 @@ from app.errors import UploadError
 Row = Mapping[str, Any]
 
 LOCK_SECONDS: Final = 0.1
-"""How long a lock is waited for in one turn: whoever is blocked must not hold up those who share its transaction."""
+"""How long one try waits for a lock: a blocked caller must not hold up those who share its transaction."""
 
 
 class Driver(ABC):
-    """The ways of one database. `raw` is always the driver's own connection below `databases`.
+    """The behaviour of one database. `raw` is always the driver's own connection below `databases`.
 
     Statements go to `raw` and not through `databases`' fetch_all, which compiles each one anew on
     every call, wraps every row twice, and on SQLite visits the connection's thread three times and
@@ -27,9 +27,9 @@ class Driver(ABC):
 
     dialect: ClassVar[Dialect]
     one_writer: ClassVar[bool]
-    """Whether writers exclude each other anyway, so that they had better queue than meet."""
+    """Whether the database has one writer at a time, so that writers queue here instead of colliding."""
     longest_idle: ClassVar[float] = inf
-    """How long, in seconds, a connection may be idle before it is better opened anew."""
+    """How long, in seconds, a connection may be idle before it is replaced by a new one."""
 
     @abstractmethod
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
@@ -41,9 +41,9 @@ class Driver(ABC):
 
     @abstractmethod
     async def look(self, raw: Any) -> bool:
-        """Make the connection durable, as far as that is ours, and see what it is fit for: True when it takes writes.
+        """Make the connection durable, as far as we can, and check its fitness: True when it takes writes.
 
-        Asked of every new connection, and of each one that is in use again after a while.
+        Called for every new connection, and for each one that is used again after a while.
 
         Raises:
             Unusable: the database could lose what it acknowledges.
@@ -51,41 +51,41 @@ class Driver(ABC):
         """
 
     def concerns_all(self, error: BaseException) -> bool:
-        """Whether idle connections would meet what one met that had to be given up."""
+        """Whether the error that made one connection unusable would affect idle connections, too."""
         return False
 
     def is_crowded(self, error: BaseException | None) -> bool:
-        """Whether no further connection is let in, though those that are open serve on."""
+        """Whether the server refuses further connections, while the open ones go on working."""
         return False
 
     @abstractmethod
     async def inspect(self, raw: Any) -> dict[str, str]:
-        """What the database is and how durable, by name.
+        """Describe the database and its durability, by name.
 
         Raises:
-            Unusable: it could never be used as it is.
+            Unusable: the database could never be used as it is set up.
         """
 
     @property
     def doubts(self) -> bool:
-        """Whether something that looks committed may not be durable, so that nothing may build on it."""
+        """Whether a commit that looks done may not be durable, so that nothing may rely on it."""
         return False
 
     async def settle(self, raw: Any) -> None:
-        """Make it durable, or raise what speaks against it."""
+        """Make doubtful commits durable, or raise the reason why that fails."""
         return
 
     @property
     def lacks_room(self) -> bool:
-        """Whether space that should be set aside, for a disk that is full, is not."""
+        """Whether the ballast is not full."""
         return False
 
     async def keep_room(self, raw: Any) -> None:
-        """Set it aside, where that is ours to do."""
+        """Fill the ballast, for databases that have one."""
         return
 
     def make_room(self) -> bool:
-        """Give some of it back; False when there is none. It may wait for the disk."""
+        """Release a slice of the ballast; False when nothing is left. May wait for the disk."""
         return False
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Driver(ABC):
 
     @abstractmethod
     async def begin(self, raw: Any, timeout: float | None, lock_timeout: float | None = None) -> None:
-        """Start a transaction that may write; in seconds, how long it may take and wait for a lock if not as usual."""
+        """Start a transaction that may write; the timeouts, in seconds, replace the usual ones."""
 
     async def lift_limits(self, raw: Any) -> None:
         """Let statements on this connection take as long as they need."""
@@ -108,17 +108,17 @@ class Driver(ABC):
 
     @abstractmethod
     async def recover(self, raw: Any, error: Exception) -> bool:
-        """Undo what `error` left unfinished; whether the connection is as good as new."""
+        """Undo what `error` left unfinished; return whether the connection is as good as new."""
 
     @abstractmethod
     def is_open(self, raw: Any) -> bool:
-        """Whether the connection lives, as far as can be told without asking the database."""
+        """Whether the connection is open, as far as is known without asking the database."""
 
     @abstractmethod
     async def abandon(self, raw: Any) -> "Future[Any] | None":
-        """Give the connection up at once, whatever it is doing; never waits.
+        """Abandon the connection at once, whatever it is doing; never waits.
 
-        The future, if there is one, is done when the connection holds nothing any more.
+        The future, if there is one, is done when the connection has released everything.
         """
 
     @abstractmethod
@@ -127,7 +127,7 @@ class Driver(ABC):
 
     @abstractmethod
     def refusal(self, error: Exception) -> UploadError | None:
-        """The refusal that a failure of the database amounts to; None for a mistake of ours."""
+        """Translate an error of the database into a refusal; None for a mistake of ours."""
 
     @abstractmethod
     def is_conflict(self, error: BaseException | None) -> bool:
@@ -135,4 +135,4 @@ class Driver(ABC):
 
     @abstractmethod
     def misfit(self, error: BaseException | None) -> str | None:
-        """Why the database can never be used as it is set up, if that is what `error` says."""
+        """The reason why the database can never be used as it is set up, if `error` says so."""

@@ -1,4 +1,4 @@
-"""A copy of the whole database, taken while it is in use, and put into one that is empty.
+"""Dumps: a copy of the whole database, taken while it is in use, and loaded into an empty one.
 
 async with copies.reader(url, db) as reader:      # sees the database as it is at this moment, until it is left
     await reader.copy(to=path)                    # exactly that
@@ -24,33 +24,33 @@ from app.errors import Unavailable, Unusable
 
 
 class Reader(ABC):
-    """One moment of the database, as long as it is entered."""
+    """The database as it was at one moment, visible while the reader is entered."""
 
     def __init__(self, aside: SeparateConnection) -> None:
         self.connection = aside
 
     @abstractmethod
     async def copy(self, to: Path) -> None:
-        """Write all of it into a new file; that the file is durable is for the caller to see to."""
+        """Write the whole database into a new file, which the caller makes durable."""
 
 
 @asynccontextmanager
 async def reader(db: Db, url: str) -> AsyncIterator[Reader]:
-    """See the database as it is at this moment."""
+    """Open a reader that sees the database as it is at this moment."""
     async with db.aside() as aside:
         is_file = db.dialect == "sqlite"
         await aside.execute("BEGIN" if is_file else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        await aside.one("has_migrations")  # the moment is that of the first question
+        await aside.one("has_migrations")  # the first query fixes the moment
         yield _SqliteReader(aside) if is_file else _PostgresqlReader(aside, url)
 
 
 def filename(dialect: str) -> str:
-    """The name of the copy of such a database."""
+    """The file name of the copy of a database of this dialect."""
     return "waybill.db" if dialect == "sqlite" else "waybill.dump"
 
 
 async def require_empty(url: str, schema: str | None, copy: Path) -> None:
-    """Raise Unusable unless the copy can be put into the database at `url`: of its kind, and with nothing in it."""
+    """Raise Unusable unless the copy fits the database at `url`: of the same kind, and empty."""
     is_file = url.startswith("sqlite:")
     if is_file != (copy.name == filename("sqlite")):
         raise Unusable(f"{copy.name} is the copy of another kind of database than WAYBILL_DATABASE_URL names")
@@ -61,11 +61,11 @@ async def require_empty(url: str, schema: str | None, copy: Path) -> None:
 
 
 async def put(url: str, schema: str | None, copy: Path) -> None:
-    """Make an empty database what the copy is; durable when this returns.
+    """Load the copy into an empty database; durable when this returns.
 
     Raises:
-        Unusable: it is not empty, or of another kind, or a program is missing.
-        Unavailable: the copy could not be put in; nothing of it is there.
+        Unusable: the database is not empty, or of another kind, or a program is missing.
+        Unavailable: the copy could not be loaded; nothing of it is there.
     """
     await require_empty(url, schema, copy)
     if url.startswith("sqlite:"):
@@ -87,7 +87,7 @@ class _SqliteReader(Reader):
 
 
 def _check_file(copied: sqlite3.Connection) -> None:
-    copied.execute("PRAGMA journal_mode = DELETE")  # the file is all there is of it
+    copied.execute("PRAGMA journal_mode = DELETE")  # the copy is this one file, without a log
     [[found]] = copied.execute("PRAGMA quick_check(1)").fetchall()
     if found != "ok":
         raise Unavailable(f"the copy of the database is not sound: {found}")
@@ -120,7 +120,7 @@ def _put_file(path: Path, copy: Path) -> None:
         os.close(directory)
 
 
-# PostgreSQL: its own programs do it. What they need to connect they find in their environment, where no list of
+# PostgreSQL's own programs copy it. They find the connection's parameters in their environment, where no list of
 # processes shows a password.
 
 
@@ -141,7 +141,7 @@ class _PostgresqlReader(Reader):
             "pg_dump", self._url, "--format=custom", f"--snapshot={moment}", f"--schema={schema}",
             "--no-owner", "--no-privileges", "--no-password", f"--file={to}",
         )  # fmt: skip
-        await _run("pg_restore", self._url, "--list", str(to))  # it can be read
+        await _run("pg_restore", self._url, "--list", str(to))  # check that the dump can be read
 
 
 async def _require_no_tables(url: str, schema: str | None, copy: Path) -> None:
@@ -169,7 +169,7 @@ async def _require_no_tables(url: str, schema: str | None, copy: Path) -> None:
 
 
 async def _put_dump(url: str, copy: Path) -> None:
-    # The schema is there, but for one of our own in a new database.
+    # The dump must not create the schema: it exists, except our own one in a new database.
     wanted = [line for line in await _contents(url, copy) if line.split()[3:4] != ["SCHEMA"]]
     with NamedTemporaryFile("w", encoding="utf-8", suffix=".list") as chosen:
         chosen.write("\n".join(wanted))
@@ -195,11 +195,11 @@ async def _check_version(program: str, server: int) -> None:
 
 
 async def _run(program: str, url: str, *arguments: str) -> bytes:
-    """What the program prints.
+    """Run a program of PostgreSQL's and return its output.
 
     Raises:
-        Unusable: it is not installed.
-        Unavailable: it failed, and why.
+        Unusable: the program is not installed.
+        Unavailable: the program failed; the text says why.
     """
     found = shutil.which(program)
     if found is None:
@@ -230,7 +230,7 @@ _SSL_MODES: Final[dict[str, dict[str, str]]] = {
 
 
 def _environment(url: str) -> dict[str, str]:
-    """How PostgreSQL's own programs find the database that a URL of ours names."""
+    """The environment by which PostgreSQL's own programs find the database of a URL."""
     told = postgresql_url.parse(url)
     environment = {
         "PGHOST": ",".join(host for host, _ in told.hosts),

@@ -1,9 +1,9 @@
-"""Brings a database's tables to what the code needs: forward only, and beside whoever uses them meanwhile.
+"""Migrations: bring a database's schema to what the code needs, forward only, while others use it.
 
-On PostgreSQL a statement that changes a table needs it for itself for a moment. While somebody reads for long, a dump
-for instance, it would wait for them, and everybody else would wait behind it. So each file gives way after a second and
-is tried again. A file of nothing but indexes holds nobody up: they are built beside the work, as drafts, for as long as
-it takes, and get their names in the short transaction that records the file.
+On PostgreSQL a statement that changes a table locks it exclusively for a moment. Behind a long read, a dump
+for instance, it would wait, and everybody else would wait behind it. So each file gives way after a second and
+is tried again. A file of nothing but indexes blocks nobody: they are built concurrently, as drafts, for as long as
+it takes, and are renamed in the short transaction that records the file.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from app.errors import Unusable, UploadError
 log = structlog.stdlib.get_logger("waybill.db")
 
 _TIMEOUT: Final = 600.0  # seconds for one file
-_LOCK_SECONDS: Final = 1.0  # for which others wait behind us
-_CONFLICTS: Final = {"55P03", "40P01"}  # a lock was not to be had in that time; two waited for each other
-_TURN_SECONDS: Final = 0.1  # until whoever migrates now may be done with a file
+_LOCK_SECONDS: Final = 1.0  # a statement waits for a lock, and others behind it
+_CONFLICTS: Final = {"55P03", "40P01"}  # lock timeout; deadlock
+_TURN_SECONDS: Final = 0.1  # until another process that migrates may be done with a file
 _PAUSE_SECONDS: Final = 4.0  # after a try for which others waited up to a second
 _LONG_PAUSE_SECONDS: Final = 40.0
 
@@ -42,9 +42,9 @@ class Pending(NamedTuple):
 
 
 async def pending(db: Db) -> Pending:
-    """What is still to be applied; changes nothing.
+    """Find the migrations that are still to be applied; changes nothing.
 
-    A database that has had more migrations than this code knows is not behind: old code survives a new schema, unless
+    A database that has more migrations than this code knows is not behind: old code survives a new schema, unless
     a migration says that it needs newer code.
 
     Raises:
@@ -56,7 +56,7 @@ async def pending(db: Db) -> Pending:
         applied = await _applied(db.unguarded)
     except UploadError:
         raise
-    except Exception:  # it may not even be read
+    except Exception:  # the role may not even read it
         await examine(db.unguarded, known, {migration.number for migration in known}, db.schema)
         raise
     found = _sorted(db.dialect, applied)
@@ -65,16 +65,16 @@ async def pending(db: Db) -> Pending:
     except Unusable:
         if await _applied(db.unguarded) == applied:
             raise
-        return await pending(db)  # another process has migrated between the two looks
+        return await pending(db)  # another process has migrated between the two queries
     return found
 
 
 async def migrate(db: Db, *, now_us: int, indexes: bool = True) -> list[str]:
-    """Apply what is pending; return the names of the files that were applied here.
+    """Apply the pending migrations; return the names of the files that were applied here.
 
-    A new database gets everything at once. Without `indexes` those files stay that only build indexes on tables that
-    are in use: see `keep_building`. Any number of processes may do this at once: each file is applied by one of them. A
-    process that dies half-way leaves its file unapplied.
+    A new database gets everything at once. Without `indexes`, files that only build indexes on tables that
+    are in use are left to `keep_building`. Any number of processes may do this at once: each file is applied by one
+    of them. A process that dies half-way leaves its file unapplied.
 
     Raises:
         Unusable: a file was edited after it was applied, this code is too old, or a file cannot be applied.
@@ -118,8 +118,8 @@ async def keep_building(db: Db, *, now_us: Callable[[], int]) -> None:
 async def build_indexes(db: Db, *, now_us: int) -> list[str]:
     """Build the indexes that are missing beside whoever uses their tables, and record their files.
 
-    A draft takes as long as the longest transaction that is open. One whose building was broken off is dropped and
-    begun again, one that is whole is used. While another process builds nothing is done.
+    A draft takes as long as the longest open transaction. One whose building was interrupted is dropped and
+    begun again, a valid one is used. While another process builds, nothing is done.
     """
     built: list[str] = []
     async with db.aside() as aside:
@@ -136,11 +136,11 @@ async def build_indexes(db: Db, *, now_us: int) -> list[str]:
 
 
 async def _draft(aside: SeparateConnection, migration: Migration, index: Index) -> str | None:
-    """Build the index under another name; return the statement that is left to do, None when nothing is."""
+    """Build the index under a draft name; return the statement that remains to be run, or None."""
     if index.on is None:
         return f"DROP INDEX {index.name}"
     if Index(index.name, None) not in (migration.indexes or []) and await _is_whole(aside, index.name):
-        return None  # somebody has made it by hand
+        return None  # an operator has built it by hand
     draft = f"{index.name}_draft"
     if (whole := await _is_whole(aside, draft)) is False:
         await _execute(aside, migration, f"DROP INDEX CONCURRENTLY {draft}")
@@ -150,15 +150,15 @@ async def _draft(aside: SeparateConnection, migration: Migration, index: Index) 
 
 
 async def _is_whole(db: Queryable, name: str) -> bool | None:
-    """Whether the building of the index has ended; None when there is no such index."""
+    """Whether the index is valid (completely built); None when there is no such index."""
     found = await db.one("find_index", name=name)
     return None if found is None else bool(found["whole"])
 
 
 async def _apply(db: Db, files: list[tuple[Migration, list[str]]], now_us: int) -> bool:
-    """Do the files' statements and record them, in one transaction; False when another process has done so.
+    """Run the files' statements and record them, in one transaction; False when another process has done so.
 
-    It gives way to whoever uses a table for more than a second, and tries again.
+    A table that others use for more than a second makes it give way, and try again.
     """
     first = files[0][0]
 
@@ -223,18 +223,18 @@ def _sorted(dialect: Dialect, applied: dict[int, tuple[str, str]]) -> Pending:
         if migration.number in applied and applied[migration.number][1] != _checksum(migration):
             raise Unusable(f"the migration {migration.name} has been edited after it was applied")
     due = [migration for migration in known if migration.number not in applied]
-    # SQLite's readers are in nobody's way, and it can build nothing beside a writer.
+    # SQLite's readers block nobody, and no index can be built beside a writer.
     optional = [migration for migration in due if dialect == "postgresql" and migration.indexes is not None]
     return Pending([migration for migration in due if migration not in optional], optional)
 
 
 def _is_conflict(error: UploadError) -> bool:
-    """Whether nothing is wrong but that others were there first."""
+    """Whether the failure is only a conflict with others, so that another try may succeed."""
     return getattr(error.__cause__, "sqlstate", None) in _CONFLICTS
 
 
 class _Pauses:
-    """Waits between tries, ever longer, and says why, ever more rarely: it may take as long as a dump does."""
+    """Pauses between tries, ever longer, logged ever more rarely: a dump may be in the way for hours."""
 
     def __init__(self, event: str, *, first: float, longest: float, **fields: str) -> None:
         self._event, self._fields, self._tries = event, fields, 0

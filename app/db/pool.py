@@ -1,7 +1,7 @@
-"""The connections to a database: a few that are held open, each known to be fit for use when it is lent.
+"""The connection pool: a few connections that are held open, each known to be fit for use when it is lent.
 
 `databases` ties a connection to the task that asks for it, so that each request would open one. Here every
-call borrows one, and what one connection learns counts for all of them.
+call borrows one, and a failure that one connection meets is taken into account for all.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from app.errors import Unavailable, Unusable, UploadError
 T = TypeVar("T")
 
 _FRESH_SECONDS: Final = 1.0
-"""How long a connection is believed to be as it was found; then it is looked at again before it is lent."""
+"""How long a connection counts as fit after a check; then it is checked again before it is lent."""
 _REFUSED_SECONDS: Final = 1.0
-"""How long a new connection is believed to be no better than the last one, before another is opened."""
+"""After a new connection was refused, no other is opened for this long."""
 _LOOK_SHARE: Final = 0.4
-"""The part of the time of a call that the look at an open connection may take: another can be opened in the rest."""
+"""The share of a call's time that checking an open connection may take: another can be opened in the rest."""
 _PARTING_SECONDS: Final = 1.0
 """How long a connection may take to close in good order."""
 
 
 class _Held:
-    """One open connection, and what is known of it."""
+    """One open connection and its state."""
 
     __slots__ = ("connection", "looked_at", "raw", "returned_at", "writable")
 
@@ -44,8 +44,8 @@ class _Held:
 class Pool:
     """At most `size` connections, each lent to one caller at a time.
 
-    A connection that was found unfit, silent or lost is not lent again. Where its sisters would meet
-    the same, those that are idle go with it: that costs one caller time, and not one after the other.
+    A connection that was found unfit, silent or lost is not lent again. Where others would meet
+    the same error, the idle ones are dropped with it: that delays one caller, instead of each in succession.
     """
 
     def __init__(self, database: Database, driver: Driver, *, size: int, timeout: float) -> None:
@@ -57,27 +57,27 @@ class Pool:
         """Where writers queue before they borrow."""
         self._open: set[_Held] = set()
         self._idle: list[_Held] = []  # the one used last is the last
-        self._parting: set[asyncio.Future[Any]] = set()  # connections that were given up and still hold something
-        self._waiting: deque[asyncio.Future[_Held | None]] = deque()  # callers for whom there is no place
+        self._parting: set[asyncio.Future[Any]] = set()  # abandoned connections that still hold something
+        self._waiting: deque[asyncio.Future[_Held | None]] = deque()  # callers that wait for a connection
         self._crowded_until = self._read_only_until = self._unfit_until = 0.0
         self._unfit: Unavailable | None = None
 
     def slots(self) -> tuple[int, int]:
-        """How many connections could be borrowed now, and how many there are."""
+        """The number of connections that could be borrowed now, and of all."""
         return self._size - self._taken, self._size
 
     async def lend(
         self, use: Callable[[Any], Awaitable[T]], *, writes: bool = False, queue: asyncio.Semaphore | None = None
     ) -> T:
-        """Lend a connection for one `use`, to who queues for it in `queue` when its turn has come.
+        """Lend a connection for one `use`, after waiting in `queue`.
 
-        It comes back only when it is known to be as good as new. After a cancellation, which in
-        here is the deadline, nothing is known and nothing may be waited for: it is given up.
+        The connection returns to the pool only when it is as good as new. After a cancellation, which in
+        here is the deadline, nothing is known and nothing may be waited for: it is abandoned.
 
         Raises:
             Unavailable: no connection can be had, or none that is fit.
         """
-        # Who queues does so before it borrows, so that no connection is held by one who only waits.
+        # A caller queues before it borrows, so that no connection is held by one that only waits.
         async with queue or nullcontext():
             await self._slots.acquire()
             self._taken += 1
@@ -102,7 +102,7 @@ class Pool:
                     gone = await self._drop(held)
                     if gone is None:
                         self._release()
-                    else:  # the slot is free again when the connection holds nothing any more
+                    else:  # the slot becomes free when the connection has released everything
                         gone.add_done_callback(lambda _: self._release())
                 else:
                     if held is not None:
@@ -110,7 +110,7 @@ class Pool:
                     self._release()
 
     async def close(self) -> None:
-        """Wait for what runs, end it when it takes too long, and close every connection; in bounded time."""
+        """Wait for running calls, end those that take too long, and close every connection; in bounded time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout + _PARTING_SECONDS):
                 for _ in range(self._size):
@@ -126,15 +126,15 @@ class Pool:
 
     async def _recovered(self, held: _Held, error: Exception) -> bool:
         sound = False
-        with suppress(Exception):  # what cannot be undone here is undone by giving the connection up
+        with suppress(Exception):  # if undoing fails, abandoning the connection undoes it
             sound = await self._driver.recover(held.raw, error)
         if not sound and self._driver.concerns_all(error):
             await self._drop_idle()
         return sound
 
     async def _borrow(self, writes: bool) -> _Held:
-        """The connection used last, of those that are of use, or a new one."""
-        if self._idle:  # the usual case, without a step more
+        """Take the most recently used connection that is fit, or open a new one."""
+        if self._idle:  # the usual case, which does not wait
             last = self._idle[-1]
             if _now() - last.looked_at < _FRESH_SECONDS and last.writable and self._driver.is_open(last.raw):
                 return self._idle.pop()
@@ -148,13 +148,13 @@ class Pool:
             try:
                 return await self._new(writes)
             except Unavailable as error:
-                # Where others have taken the last places, ours come back sooner than theirs go.
+                # Where other processes have taken the server's last slots, ours are returned sooner than theirs close.
                 if not (self._open and self._driver.is_crowded(error.__cause__)):
                     raise
                 self._crowded_until = _now() + _REFUSED_SECONDS
 
     async def _used_last(self) -> _Held | None:
-        """Take the idle connection that was used last and still lives; drop those that are dead, or idle for long."""
+        """Take the most recently used idle connection that is open; drop those that are dead, or idle for too long."""
         oldest = _now() - self._driver.longest_idle
         while self._idle and self._idle[0].returned_at < oldest:
             await self._drop(self._idle.pop(0))
@@ -166,7 +166,7 @@ class Pool:
         return None
 
     async def _next_returned(self) -> _Held | None:
-        """The next connection of ours that is free, or None when it is time to try to open one again."""
+        """Wait for the next connection to be returned; None when it is time to try to open one again."""
         freed: asyncio.Future[_Held | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(freed)
         try:
@@ -181,7 +181,7 @@ class Pool:
         return freed.result() if freed.done() else None
 
     async def _is_of_use(self, held: _Held, writes: bool) -> bool:
-        """Whether this connection, which was open already, serves the use; if not it is gone."""
+        """Check that this open connection is fit for the use; if not, drop it and return False."""
         serves = False
         try:
             if _now() - held.looked_at >= _FRESH_SECONDS:
@@ -189,14 +189,14 @@ class Pool:
                     await self._look(held)
             serves = held.writable or not writes
         except (TimeoutError, Unavailable):
-            await self._drop_idle()  # they would meet the same; a new one will tell what is wrong
+            await self._drop_idle()  # they would meet the same error; a new connection will show what is wrong
         finally:
             if not serves:
                 await self._drop(held)
         return serves
 
     async def _new(self, writes: bool) -> _Held:
-        """Open a connection that serves the use.
+        """Open a connection that is fit for the use.
 
         Raises:
             Unavailable: it cannot be opened, or is not fit.
@@ -208,7 +208,7 @@ class Pool:
         held = await self.fresh()
         self._open.add(held)
         if held.writable:
-            # Those that only read may belong to a server that has fallen behind.
+            # Connections that only read may belong to a standby that has fallen behind.
             for other in [each for each in self._idle if not each.writable]:
                 self._idle.remove(other)
                 await self._drop(other)
@@ -224,7 +224,7 @@ class Pool:
         Raises:
             Unavailable: it cannot be opened, or is not fit.
         """
-        # Made by hand: database.connection() belongs to the task that asks for it.
+        # Made by hand: database.connection() would tie it to the task that asks for it.
         connection = Connection(self._database, self._database._backend)
         await answered(self._driver, self._driver.connect(connection))
         held, fit = _Held(connection), False
@@ -240,16 +240,16 @@ class Pool:
         return held
 
     def _remember(self, text: str, cause: BaseException | None) -> None:
-        """Keep why a connection that lives is not fit, in new errors: those that were raised hold their callers."""
+        """Keep the reason why an open connection is not fit, as new errors: raised ones hold their callers' frames."""
         if cause is None or isinstance(cause, Unusable):
             self._unfit, self._unfit_until = Unavailable(text), _now() + _REFUSED_SECONDS
             self._unfit.__cause__ = cause and Unusable(str(cause))
 
     async def _look(self, held: _Held) -> None:
-        """See whether the connection is alive and fit.
+        """Check that the connection is alive and fit.
 
         Raises:
-            Unavailable: it is not; where it is alive, Unusable stands behind it and says why.
+            Unavailable: it is not; if it is alive, the cause is an Unusable that says why.
         """
         began = _now()
         try:
@@ -268,7 +268,7 @@ class Pool:
         self._slots.release()
 
     def _wake(self, held: _Held | None) -> bool:
-        """Give a connection, or the chance to open one, to whoever has waited longest; False when nobody does."""
+        """Hand a connection, or permission to open one, to the caller that has waited longest; False if none waits."""
         while self._waiting:
             freed = self._waiting.popleft()
             if not freed.done():
@@ -277,7 +277,7 @@ class Pool:
         return False
 
     async def _drop(self, held: _Held) -> asyncio.Future[Any] | None:
-        """Give a connection up, which never waits; the future is done when it holds nothing any more."""
+        """Abandon a connection without waiting; the future is done when it has released everything."""
         self._open.discard(held)
         gone = await self._driver.abandon(held.raw)
         if gone is not None:
@@ -292,7 +292,7 @@ class Pool:
             await self._drop(self._idle.pop())
 
     async def part(self, held: _Held) -> None:
-        """Close a connection that is idle."""
+        """Close an idle connection in good order."""
         with suppress(Exception):  # a connection that cannot be closed in good order is gone already
             await self._driver.close(held.raw)
 
@@ -306,5 +306,5 @@ def _read_only() -> Unavailable:
 
 
 def _root(error: Exception) -> Exception:
-    """What the database itself said, if the error is a refusal made of that."""
+    """The database's own error, if `error` is a refusal made of it."""
     return error.__cause__ if isinstance(error, UploadError) and isinstance(error.__cause__, Exception) else error

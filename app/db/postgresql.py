@@ -1,4 +1,4 @@
-"""PostgreSQL: a server that may be away, slow, frozen, or lose a connection at any statement."""
+"""The driver of PostgreSQL: a server that may be away, slow, frozen, or lose a connection at any statement."""
 
 import re
 import socket
@@ -16,8 +16,8 @@ from app.db.postgresql_hosts import Hosts, tls_fault
 from app.db.queries import Query
 from app.errors import Locked, StorageFull, Unavailable, Unusable, UploadError
 
-# A transaction that does not wait for the disk can be asked for by a role or a database; what we say on the
-# connection outranks that. The server's own switches cannot be set from here.
+# A role or a database may be set up not to wait for the disk at a commit; what we set on the
+# connection outranks that. The server's own settings cannot be changed from here.
 _LOOK: Final = """
 SELECT current_setting('fsync') AS fsync,
        current_setting('full_page_writes') AS full_page_writes,
@@ -52,15 +52,15 @@ _MUST_BE_ON: Final = ("fsync", "full_page_writes")
 _DISK_FULL: Final = "53100"
 _TOO_MANY: Final = "53300"
 _READ_ONLY: Final = "25006"
-_CANCELLED: Final = "57014"  # a statement took too long: that says nothing of other connections
+_CANCELLED: Final = "57014"  # a statement took too long, which does not concern other connections
 _CONFLICTS: Final = {"40001", "40P01"}  # serialization failure, deadlock
 _LOCKED: Final = "55P03"
-_STATEMENT_LOST: Final = {"26000", "42P05"}  # one that was prepared is not there, or one is that was not
-_OUTAGES: Final = {"25P03", "25P04", _READ_ONLY, *_STATEMENT_LOST}  # time ran out, in two ways; it only reads
+_STATEMENT_LOST: Final = {"26000", "42P05"}  # a prepared statement is missing, or exists unexpectedly
+_OUTAGES: Final = {"25P03", "25P04", _READ_ONLY, *_STATEMENT_LOST}  # two timeouts of a session; a read-only server
 _OUTAGE_CLASSES: Final = {"08", "40", "53", "57", "58"}  # connection, rollback, resources, operator, system
-_LOST_CLASSES: Final = {"08", "25", "57"}  # connection, state of the transaction, operator: the connection is done for
+_LOST_CLASSES: Final = {"08", "25", "57"}  # connection, state of the transaction, operator: the connection is lost
 _MISFIT_CLASSES: Final = {"28", "3D"}  # no such user, or a wrong password; no such database
-_PROTOCOL: Final = "08P01"  # PgBouncer's for whatever it refuses
+_PROTOCOL: Final = "08P01"  # PgBouncer's code for any refusal
 _POOLERS_NO: Final = re.compile(r"no such (database|user)|auth|startup parameter|SSL required")
 _POOLED: Final = (
     "what stands before PostgreSQL changes the session between transactions, so settings and prepared statements are "
@@ -72,7 +72,7 @@ _LOST: Final = ("connection is closed", "pool is closing", "pool is closed", "re
 class PostgresqlDriver(Driver):
     dialect = "postgresql"
     one_writer = False
-    longest_idle = 300.0  # what stands between forgets a silent connection, some of it after that long
+    longest_idle = 300.0  # firewalls forget a silent connection, some of them after this long
 
     def __init__(self, url: PostgresqlUrl) -> None:
         self._url = url
@@ -93,7 +93,7 @@ class PostgresqlDriver(Driver):
         }
 
     async def _connect(self, *_: Any, loop: Any, connection_class: Any, record_class: Any, **__: Any) -> Any:
-        """What asyncpg's pool opens; the rest of what `databases` made of a URL is none of ours."""
+        """Open a connection for asyncpg's pool; the arguments that `databases` derives from the URL are ignored."""
         return await self._hosts.connect(loop=loop, connection_class=connection_class, record_class=record_class)
 
     async def connect(self, connection: Connection) -> None:
@@ -105,7 +105,7 @@ class PostgresqlDriver(Driver):
         for setting in _MUST_BE_ON:
             if found[setting] != "on":
                 raise Unusable(f"PostgreSQL's {setting} is {found[setting]}: what it acknowledges could be lost")
-        if found["is_standby"]:  # it may have fallen behind, so not even reading from it is right
+        if found["is_standby"]:  # a standby may have fallen behind, so not even reading from it is right
             raise Unavailable("the database is a standby")
         return not found["reads_only"]
 
@@ -135,13 +135,13 @@ class PostgresqlDriver(Driver):
         await raw.execute("; ".join(f"SET {name} = 0" for name in _limits(0)))
 
     async def commit(self, raw: asyncpg.Connection) -> None:
-        # After a failed statement this would roll back and say so in a word that is no error; `Transaction`
-        # sees to it that it does not come to that.
+        # After a failed statement a COMMIT would roll back without an error; `Transaction`
+        # never commits then.
         await raw.execute("COMMIT")
 
     async def recover(self, raw: asyncpg.Connection, error: Exception) -> bool:
         if self.refusal(error) is not None and not isinstance(error, asyncpg.PostgresError):
-            return False  # nobody knows what the server is doing; what it has said itself it is done with
+            return False  # nobody knows what the server is doing; only after an error of its own it has finished
         if _state(error)[:2] in _LOST_CLASSES:
             return False
         if raw.is_in_transaction():
@@ -151,12 +151,12 @@ class PostgresqlDriver(Driver):
     def is_open(self, raw: asyncpg.Connection) -> bool:
         try:
             return not raw.is_closed()
-        except asyncpg.InterfaceError:  # it died, and asyncpg's pool has noticed before us
+        except asyncpg.InterfaceError:  # the connection died, and asyncpg's pool has noticed before us
             return False
 
     async def abandon(self, raw: asyncpg.Connection) -> "Future[Any] | None":
         with suppress(asyncpg.InterfaceError):  # as above
-            raw.terminate()  # also gives the place in asyncpg's own pool back
+            raw.terminate()  # also releases its slot in asyncpg's own pool
         return None
 
     async def close(self, raw: asyncpg.Connection) -> None:
@@ -186,7 +186,7 @@ class PostgresqlDriver(Driver):
                     return Unavailable("the database cannot be used now")
             case asyncpg.InterfaceError() if str(error).endswith(_LOST):
                 return Unavailable("the connection to the database is lost")
-            case asyncpg.InternalClientError():  # a server's last words on an idle connection confuse asyncpg
+            case asyncpg.InternalClientError():  # asyncpg misreads a server's last message on an idle connection
                 return Unavailable("the connection to the database is lost")
             case OSError():  # a TimeoutError is one, too
                 return Unavailable("the database does not answer")
@@ -212,12 +212,12 @@ class PostgresqlDriver(Driver):
 
 
 def _state(error: BaseException | None) -> str:
-    """The SQLSTATE, or nothing."""
+    """The SQLSTATE of an error, or an empty text."""
     return getattr(error, "sqlstate", None) or ""
 
 
 def _expect_answers(raw: asyncpg.Connection, seconds: float) -> None:
-    """Have the kernel end the connection when the other side's does not answer for so long, also while it is idle."""
+    """Have the kernel end the connection when the peer acknowledges nothing for so long, also while it is idle."""
     link: socket.socket = raw._transport.get_extra_info("socket")
     if link.family not in {socket.AF_INET, socket.AF_INET6}:
         return
@@ -233,7 +233,7 @@ def _expect_answers(raw: asyncpg.Connection, seconds: float) -> None:
 
 
 def _limits(timeout: float) -> dict[str, str]:
-    """What the server holds a transaction of so many seconds to, even when we are gone."""
+    """The server's own limits for a transaction of so many seconds, which hold even when this process is gone."""
     return {
         "lock_timeout": _milliseconds(min(LOCK_SECONDS, timeout * 0.6)),
         "statement_timeout": _milliseconds(timeout * 0.8),

@@ -1,4 +1,4 @@
-"""Opens connections to PostgreSQL: to the one of several hosts that is fit, with all set that a session needs."""
+"""The hosts of a PostgreSQL URL: connections to the one that is fit, with a session's settings."""
 
 import asyncio
 import ssl
@@ -16,9 +16,9 @@ _ROUNDS: Final = 8
 
 
 class Hosts:
-    """The hosts of a URL. The one that was fit last is asked first, and each has its part of the time.
+    """The hosts of a URL. The one that was fit last is tried first, and each gets its share of the time.
 
-    So one that is silent keeps nobody from the others.
+    So a silent host does not keep callers from the others.
     """
 
     def __init__(self, url: PostgresqlUrl, *, timeout: float, settings: Mapping[str, str]) -> None:
@@ -27,9 +27,9 @@ class Hosts:
         self._latest = 0
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
-        """A connection to a host that is fit, with the settings.
+        """Connect to a host that is fit, with the session's settings.
 
-        They are set by statements: what stands between, such as PgBouncer, refuses a start that brings them along.
+        The settings are set by statements: a pooler, such as PgBouncer, refuses them among the startup parameters.
         """
         failure: Exception | None = None
         async with asyncio.timeout(self._timeout):
@@ -67,11 +67,11 @@ class Hosts:
         return raw
 
     async def gives_sessions(self, raw: asyncpg.Connection) -> bool:
-        """Whether each connection has one session of the server for as long as it is open, whatever stands between.
+        """Whether each connection keeps one session of the server for as long as it is open, also through a pooler.
 
-        Where the session has another number than the connection was told, something does. Then two connections must
-        never meet in one session, nor see another one after a transaction: asked for several times, and while the
-        other one is in a transaction, since others may use the same pool.
+        Where the session has another process id than the connection was given, there is a pooler. Then two
+        connections must never share one session, nor get another one after a transaction. That is checked several
+        times, while the other one is in a transaction, since others may use the same pool.
         """
         if (first := await _session(raw)) == raw.get_server_pid():
             return True
@@ -92,14 +92,14 @@ class Hosts:
 
 
 async def _session(raw: asyncpg.Connection) -> int:
-    """The process that serves a transaction of this connection; the connection's own number may be a pooler's."""
+    """The id of the process that serves this connection's transaction; the connection's own may be a pooler's."""
     async with raw.transaction():
         found: int = await raw.fetchval("SELECT pg_backend_pid()")
     return found
 
 
 def tls_fault(error: BaseException | None) -> str | None:
-    """What is wrong with TLS, if that is what `error` says."""
+    """The problem with TLS, if `error` is one."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

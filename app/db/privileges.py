@@ -1,4 +1,4 @@
-"""Says beforehand what the database's role may not do, and which tables are somebody else's."""
+"""Privileges: missing grants of the database's role, and tables of other owners, found before a migration."""
 
 import json
 import re
@@ -14,10 +14,10 @@ _ELSEWHERE: Final = "set WAYBILL_DATABASE_SCHEMA to a schema of Waybill's own"
 
 
 async def examine(db: Queryable, known: Iterable[Migration], applied: Collection[int], schema: str | None) -> None:
-    """Look whether those of the `known` migrations that are needed can be applied, and the tables be used.
+    """Check that the needed ones of the `known` migrations can be applied, and the tables be used.
 
     Raises:
-        Unusable: they cannot; what is to be granted, or renamed, by whom.
+        Unusable: they cannot; the text says what is to be granted, or renamed, and by whom.
     """
     had = [migration for migration in known if migration.number in applied]
     needed = [migration for migration in known if migration.number not in applied and migration.indexes is None]
@@ -86,7 +86,7 @@ def _created(migrations: Iterable[Migration]) -> list[str]:
 
 
 def _changed(migration: Migration) -> set[str]:
-    """The tables that only their owner can change so."""
+    """The tables that a migration changes in a way that only their owner may."""
     pattern = re.compile(r"(?:ALTER|DROP) TABLE (\w+)|(?:CREATE|DROP) [^;]*?\bON (\w+)")
     return {
         table

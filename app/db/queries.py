@@ -1,4 +1,4 @@
-"""Reads the folder `sql/`: every query once, with its header checked, in the words of one database.
+"""The queries and migrations of the folder `sql/`: each read once, its header checked, for one dialect.
 
 The rules of that folder stand in `sql/README.md`; a file that breaks one is refused here, when the
 service starts, and not when the query is first asked.
@@ -46,10 +46,10 @@ class Query:
     writes: bool
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """`given`, with None for the optional parameters that are left out.
+        """Complete `given` with None for the optional parameters that are left out.
 
         Raises:
-            TypeError: a parameter is missing, None without being optional, or not known.
+            TypeError: a parameter is missing, None without being optional, or unknown.
         """
         if given.keys() != self.params:
             missing, unknown = self.params - self.optional - given.keys(), given.keys() - self.params
@@ -64,7 +64,7 @@ class Query:
 
 
 class Index(NamedTuple):
-    """What a migration does with an index: it is made on `on`, or, where that is None, it goes."""
+    """An index that a migration creates on the table `on`, or drops where that is None."""
 
     name: str
     on: str | None
@@ -99,7 +99,7 @@ def oldest_code(name: str) -> int:
 
 
 def folder() -> Path:
-    """Where `sql/` is: inside the package when it was installed from a wheel, else beside it."""
+    """The path of `sql/`: inside the package when it was installed from a wheel, else beside it."""
     package = Path(__file__).parents[1]
     inside = package / "sql"
     return inside if inside.is_dir() else package.parent / "sql"

@@ -1,4 +1,4 @@
-"""Asking a database by the names of its queries, in one transaction, or aside."""
+"""Queryables: whatever runs named queries, be it a database, one transaction, or a separate connection."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Mapping
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Queryable(Protocol):
-    """Whoever can be asked a named query: the database itself, or one transaction in it."""
+    """An object that runs named queries: the database itself, or one transaction in it."""
 
     async def one(self, name: str, /, **params: Any) -> Row | None: ...
 
@@ -25,7 +25,7 @@ class Queryable(Protocol):
 
 
 class NamedQueries(ABC):
-    """Asks by name; subclasses say how a query is asked."""
+    """Runs queries by name; subclasses define how."""
 
     _queries: Mapping[str, queries.Query]
 
@@ -42,7 +42,7 @@ class NamedQueries(ABC):
         return await self._rows(name, "many", params)
 
     async def run(self, name: str, /, **params: Any) -> None:
-        """Do what a query of kind :run says."""
+        """Run a query of kind :run."""
         await self._rows(name, "run", params)
 
     async def _rows(self, name: str, kind: queries.Kind, params: dict[str, Any]) -> list[Row]:
@@ -55,7 +55,7 @@ class NamedQueries(ABC):
 class Transaction(NamedQueries):
     """One transaction. It ends with the function that it was given to.
 
-    After a statement has failed nothing of the unit is kept, whether or not the function
+    After a statement has failed nothing of the transaction is kept, whether or not the function
     lets the error pass: PostgreSQL could not go on, so neither does SQLite.
     """
 
@@ -83,7 +83,7 @@ class Transaction(NamedQueries):
 
 
 class SeparateConnection(NamedQueries):
-    """One connection, on which each statement is a transaction of its own, or as PostgreSQL says none at all."""
+    """One connection in autocommit mode: each statement is a transaction of its own."""
 
     def __init__(self, driver: Driver, raw: Any, known: Mapping[str, queries.Query]) -> None:
         self._driver, self.raw, self._queries = driver, raw, known
@@ -97,7 +97,7 @@ class SeparateConnection(NamedQueries):
 
 
 async def answered(driver: Driver, answer: Awaitable[T]) -> T:
-    """The answer, or the refusal that its failure amounts to."""
+    """Await the answer; an error of the database is raised as the refusal that it amounts to."""
     try:
         return await answer
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Keeps this code from a schema that it cannot use, also when it becomes so while the service runs."""
+"""The schema watch: keeps this code from a schema that it cannot use, also one that changes while the service runs."""
 
 import asyncio
 from contextlib import suppress
@@ -16,9 +16,9 @@ _WATCH_SECONDS: Final = 5.0
 
 
 class SchemaWatch:
-    """The schema, looked at every few seconds and whenever a statement is refused for its own sake.
+    """The schema, examined every few seconds and whenever a statement fails by a mistake.
 
-    While this code cannot use it, nothing is asked of the database: uploads are refused, and what runs in the
+    While this code cannot use it, every query is refused: so are uploads, and what runs in the
     background neither reads what it would misunderstand nor changes anything.
     """
 
@@ -27,10 +27,10 @@ class SchemaWatch:
         db.explain = self.look
 
     async def look(self) -> str | None:
-        """Look at the schema; return why this code cannot use it, None if it can.
+        """Examine the schema; return why this code cannot use it, None if it can.
 
         Raises:
-            UploadError: the database does not say so now.
+            UploadError: the database cannot answer now.
         """
         reason = None
         try:
@@ -49,5 +49,5 @@ class SchemaWatch:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            with suppress(UploadError):  # it is away, and others say so
+            with suppress(UploadError):  # the database is away, which others report
                 await self.look()

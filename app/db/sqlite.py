@@ -1,4 +1,4 @@
-"""SQLite: one file, many readers, one writer."""
+"""The driver of SQLite: one file, many readers, one writer."""
 
 import asyncio
 import sqlite3
@@ -29,16 +29,16 @@ _OUTAGES: Final = {
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CORRUPT,  # what such a file did with a COMMIT nobody knows
+    sqlite3.SQLITE_CORRUPT,  # with a corrupt file, the outcome of a COMMIT is unknown
     sqlite3.SQLITE_NOTADB,
 }
 _CONFLICTS: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _MISFITS: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
-_LOST: Final = {"Connection closed", "no active connection"}  # aiosqlite's words for one that was given up
+_LOST: Final = {"Connection closed", "no active connection"}  # aiosqlite's words for an abandoned connection
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that is durable from its first statement, and knows when what it commits would not last."""
+    """A connection that is durable from its first statement, and refuses commits that would not last."""
 
     def __init__(self, files: Files, path: str, *args: Any, **kwargs: Any) -> None:
         self._files = files
@@ -58,7 +58,7 @@ class _Connection(sqlite3.Connection):
             self.execute("SELECT 1 FROM sqlite_schema").close()  # opens the log
             files.opened(self, path)
         except (sqlite3.Error, Unusable, Moved) as error:
-            with suppress(sqlite3.Error):  # it may not even have been opened
+            with suppress(sqlite3.Error):  # the connection may not even have been opened
                 self.close()
             raise _NotOpened(error) from error
 
@@ -68,7 +68,7 @@ class _Connection(sqlite3.Connection):
     def close(self) -> None:
         self._files.closing(self)
         with suppress(sqlite3.Error):
-            # An interrupt that met no statement would meet what the last connection does with the log.
+            # A pending interrupt that met no statement would interrupt the last connection's checkpoint of the log.
             super().execute("SELECT 1").close()
         super().close()
 
@@ -77,14 +77,14 @@ class _Connection(sqlite3.Connection):
         self._files.check()
 
     def check_changes(self) -> None:
-        """Raise Moved when one has gone there since this was asked last."""
+        """Raise Moved when a commit has gone there since the last check."""
         if self.total_changes != self._checked_changes and not self.in_transaction:
             self.check()
             self._checked_changes = self.total_changes
 
 
 class _Cursor(sqlite3.Cursor):
-    """A cursor whose rows, all of them, are the answer to a statement that has been carried out and will last."""
+    """A cursor that fetches all rows of a statement, once that is complete and its changes will last."""
 
     connection: _Connection
 
@@ -95,7 +95,7 @@ class _Cursor(sqlite3.Cursor):
 
 
 class _NotOpened(Exception):
-    """No connection came about, for that reason. The thread that was to serve it is about to end."""
+    """The connection could not be opened, for the given reason. The thread that was to serve it is about to end."""
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
@@ -113,21 +113,21 @@ class SqliteDriver(Driver):
 
     def options(self, *, schema: str | None, pool_size: int, timeout: float) -> dict[str, Any]:
         # SQLite sleeps in its thread while another process writes, and nothing wakes it. Short
-        # sleeps, with `Db` trying again until its own deadline, keep it at hand.
+        # sleeps, with `Db` trying again until its own deadline, keep it responsive.
         return {"factory": partial(_Connection, self._files), "timeout": min(timeout / 4, 1.0)}
 
     async def connect(self, connection: Connection) -> None:
         try:
             await super().connect(connection)
         except _NotOpened as error:
-            # aiosqlite leaves the thread to itself; it must not outlive an event loop that ends next.
+            # aiosqlite does not join its thread, which must not outlive an event loop that ends next.
             await asyncio.to_thread(error.thread.join)
             raise error.reason from None
 
     async def look(self, raw: Any) -> bool:
         await raw._execute(
             raw._conn.check
-        )  # in its thread, so that closing, which removes files, comes before or after
+        )  # in the connection's thread, so that closing, which removes files, comes before or after
         return True
 
     def concerns_all(self, error: BaseException) -> bool:
@@ -163,8 +163,8 @@ class SqliteDriver(Driver):
         except sqlite3.OperationalError as error:
             if query.writes or not str(error).startswith("Could not decode"):
                 raise
-            # SQLite keeps text that is no UTF-8 when somebody puts it there. One such row must not
-            # hide the others; as surrogates it comes to the model, which refuses that row alone.
+            # SQLite keeps text that is no UTF-8 if an operator stores it. One such row must not
+            # hide the others; as surrogates it reaches the model, which refuses that row alone.
             raw.text_factory = _lenient
             try:
                 rows = list(await raw.execute_fetchall(query.statement, arguments))
@@ -184,11 +184,11 @@ class SqliteDriver(Driver):
         await raw.execute_fetchall("BEGIN IMMEDIATE")
 
     async def commit(self, raw: aiosqlite.Connection) -> None:
-        # Not raw.commit(), which says nothing when SQLite has already rolled back by itself.
+        # Not raw.commit(), which raises no error when SQLite has already rolled back by itself.
         await raw.execute_fetchall("COMMIT")
 
     async def recover(self, raw: aiosqlite.Connection, error: Exception) -> bool:
-        await raw.rollback()  # in the connection's thread; nothing when there is no transaction
+        await raw.rollback()  # runs in the connection's thread; does nothing without a transaction
         return self.refusal(error) is None or self.is_conflict(error) or _code(error) == sqlite3.SQLITE_FULL
 
     @property
@@ -196,13 +196,13 @@ class SqliteDriver(Driver):
         return self._doubts
 
     async def settle(self, raw: aiosqlite.Connection) -> None:
-        """Bring everything from the log into the database's file, and begin the log anew.
+        """Checkpoint the whole log into the database's file, and restart the log.
 
         A commit whose flush failed lies in the log, whole: once that was opened again it looks like
         any other, to repeat it changes nothing and flushes nothing, and behind a part of the log that
         never reached the disk later commits would be lost with it. Nor can another flush be believed.
         """
-        self._doubts = False  # another connection may be given up meanwhile
+        self._doubts = False  # another connection may be abandoned meanwhile
         try:
             [[busy, _, _]] = await raw.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
             if busy:
@@ -212,10 +212,10 @@ class SqliteDriver(Driver):
             raise
 
     def is_open(self, raw: aiosqlite.Connection) -> bool:
-        return True  # there is nobody at the other end who could hang up
+        return True  # there is no server that could hang up
 
     async def abandon(self, raw: aiosqlite.Connection) -> "Future[Any] | None":
-        self._doubts = True  # whatever it was doing, nobody learns how its last flush ended
+        self._doubts = True  # the outcome of its last flush will never be known
         await raw.interrupt()  # what runs ends soon; closing, its thread's last act, then rolls back
         return raw.stop()
 
@@ -242,7 +242,7 @@ class SqliteDriver(Driver):
 
 
 def _code(error: BaseException | None) -> int | None:
-    """SQLite's primary result code; the extended ones have it in their low byte."""
+    """SQLite's primary result code, which is the low byte of the extended ones."""
     return (
         error.sqlite_errorcode & 0xFF
         if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode")
@@ -251,7 +251,7 @@ def _code(error: BaseException | None) -> int | None:
 
 
 def _busy() -> sqlite3.Error:
-    """What SQLite raises for a statement, and only tells in the row of a checkpoint."""
+    """SQLite's error for a busy database; a checkpoint only returns it as a row."""
     error = sqlite3.OperationalError("the log is in use")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY
     return error

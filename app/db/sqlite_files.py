@@ -1,4 +1,4 @@
-"""The files of an SQLite database, and whether what lies at their paths is what is open."""
+"""The files of an SQLite database: whether those at their paths are the ones that are open."""
 
 import os
 import sqlite3
@@ -11,15 +11,15 @@ _LOST: Final = "the write-ahead log of the database was removed while it was ope
 
 
 class Moved(Exception):
-    """What this process commits would be gone at the next start, since that would open other files."""
+    """The database's files were moved: the next start would open others, without this process's commits."""
 
 
 class Files:
     """The files that the connections of this process have open: the database, its log, and its index with the locks.
 
-    SQLite goes on with what it has opened when somebody puts other files in their place, or takes some
-    away, and says nothing. While a connection is open nobody removes the log but by mistake: SQLite
-    does so itself, when the last connection of all processes closes. Every method is called in a
+    SQLite silently goes on with its open files when others are put in their place, or some are removed.
+    While a connection is open, the log is removed only by mistake: SQLite removes it
+    itself, when the last connection of all processes closes. Every method is called in a
     connection's own thread.
     """
 
@@ -31,7 +31,7 @@ class Files:
         self._log_is_lost = False
 
     def opening(self) -> None:
-        """Raise Moved instead of opening, and so making, a database or a log beside those that are open."""
+        """Raise Moved instead of opening, and so creating, a database or a log beside those that are open."""
         with self._lock:
             others = set(self._connections)
         found = self._identities()
@@ -40,14 +40,14 @@ class Files:
                 raise Moved(_LOST)
             if self._known and found[0] != self._known[0]:
                 raise Moved(_MOVED)
-            if not others.isdisjoint(self._connections):  # of those that have been closed the log may be gone
+            if not others.isdisjoint(self._connections):  # the log may go once all of its connections are closed
                 self._compare(found)
 
     def opened(self, connection: sqlite3.Connection, path: str) -> None:
-        """Take note of a connection that has read, so that its files stay until it closes.
+        """Register a connection that has read, so that its files stay until it closes.
 
         Raises:
-            Moved: they are others than those of the connections before.
+            Moved: its files differ from those of the connections before.
         """
         with self._lock:
             if not self._paths:
@@ -64,20 +64,20 @@ class Files:
             self._connections.add(connection)
 
     def closing(self, connection: sqlite3.Connection) -> None:
-        """Take note that a connection is about to close; with the last one the log may go."""
+        """Unregister a connection that is about to close; with the last one the log may go."""
         with self._lock:
             self._connections.discard(connection)
 
     def check(self) -> None:
-        """Raise Moved when the files are not those that the connection has open in whose thread this is called."""
+        """Raise Moved when the files differ from those that the connection of the calling thread has open."""
         self._compare(self._identities())
 
     def _compare(self, found: list[tuple[int, int] | None]) -> None:
         if found != self._known:
             if found[0] != self._known[0]:
                 raise Moved(_MOVED)
-            # Connections that opened another log now would not see what stands in the lost one. When all that
-            # have that one are closed, SQLite has brought its contents into the database's file.
+            # Connections that opened another log now would miss the contents of the lost one. When all that
+            # have that one open are closed, SQLite has brought its contents into the database's file.
             self._log_is_lost = True
             raise Moved(_LOST)
 
@@ -88,6 +88,6 @@ class Files:
 def _identity(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
-    except OSError:  # at the next start it could not be opened either
+    except OSError:  # the next start could not open the file either
         return None
     return found.st_dev, found.st_ino

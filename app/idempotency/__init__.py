@@ -1,9 +1,9 @@
-"""A request that may be sent twice lands once: what its Idempotency-Key stands for.
+"""Idempotency keys: a request that is sent twice lands once.
 
-A claim on the key is made before the body is read. The transaction that records the uploads
-records under the claim what landed, so both are there or neither is. A claim is renewed as
-long as its request is at work; whoever dies leaves one that runs out and can be passed over,
-and whoever was passed over commits nothing.
+A claim on the key is acquired before the body is read. The transaction that records the uploads
+records them under the claim too, so both are there or neither is. A claim is renewed as long
+as its request is at work; a process that dies leaves claims that expire and can be acquired by
+others, and a request whose claim was lost commits nothing.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from app.model import Clock, Upload
 log = structlog.stdlib.get_logger("waybill.once")
 
 LEASE_SECONDS: Final = 15.0
-"""So long the key of a request whose process died is not free."""
+"""A key whose process died becomes free after this long."""
 
 
 class IdempotencyKeys:
@@ -38,7 +38,7 @@ class IdempotencyKeys:
         self._live: set[str] = set()
 
     async def begin(self, session_id: str, key: str, asked: KeyedRequest) -> "Claim | list[Upload]":
-        """A claim on the session's key, to be entered at once; or what landed under the key before.
+        """Acquire a claim on the session's key, to be entered at once; or return the uploads that landed under it.
 
         Raises:
             IdempotencyMismatch: the key stands for another request than this one.
@@ -46,7 +46,7 @@ class IdempotencyKeys:
             Unavailable: the database is away.
         """
         key_hash = hashed(key)
-        for _ in range(2):  # who had the key may let go of it between the two questions
+        for _ in range(2):  # the claim may be released between the two queries
             now_us = self._now_us()
             found = await records.find(self._db, session_id, key_hash, now_us)
             if found is not None:
@@ -81,13 +81,13 @@ class IdempotencyKeys:
     def _until(self, now_us: int) -> int:
         return now_us + int(LEASE_SECONDS * 1_000_000)
 
-    # What follows is for Claim.
+    # Called by Claim.
 
     def hold(self, claim_id: str) -> None:
         self._live.add(claim_id)
 
     async def let_go(self, claim_id: str, error: BaseException | None) -> None:
-        """A request that failed leaves its key to the next one, unless nobody knows yet whether it failed."""
+        """Release the key of a request that failed, unless it is not known yet whether it failed."""
         self._live.discard(claim_id)
         if error is None or isinstance(error, OutcomeUnknown):
             return
@@ -98,7 +98,7 @@ class IdempotencyKeys:
 
 
 class Claim:
-    """One request's hold on its key; what lands with its `id` lands once. Enter it, land, leave it."""
+    """One request's claim on its key; uploads that land with its `id` land once. Enter it, land, leave it."""
 
     def __init__(self, once: IdempotencyKeys, claim_id: str) -> None:
         self.id = claim_id
@@ -115,5 +115,5 @@ class Claim:
 
 
 def hashed(key: str) -> str:
-    """As the database has it."""
+    """The hash of a key, which is all that the database stores of it."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -1,8 +1,7 @@
-"""What is said to the database of requests that carry an Idempotency-Key, one function each.
+"""Statements about Idempotency-Keys and their claims, one function each.
 
-A *claim* is one request's hold on a key of its session, until it is answered or comes to
-nothing. As in `records`: saying something twice, after an answer got lost, leaves what saying
-it once leaves.
+A *claim* is one request's hold on a key of its session, until the request is answered or
+fails. Every statement can be repeated after a lost answer, with the same result.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from app.model import Protocol, Upload
 
 
 class KeyedRequest(NamedTuple):
-    """What a request says of its body before the body comes; None is what it does not say.
+    """The properties of a body that its request declares in the headers; None for those that it does not.
 
     `boundary` is the length of a form's boundary, which stands in the body as often as there
     are files and fields, and once more. `sha256` is not compared while a request is at work.
@@ -40,14 +39,14 @@ class KeyedRequest(NamedTuple):
 
 
 class KeyClaim(NamedTuple):
-    """Who has a key: the request that asked so, and what landed, if it is answered."""
+    """The claim on a key: the request that has it, and the uploads that landed, if it is answered."""
 
     asked: KeyedRequest
     uploads: list[Upload] | None
 
 
 async def find(db: Queryable, session_id: str, key_hash: str, now_us: int) -> KeyClaim | None:
-    """Who has a session's key; None if it is free."""
+    """Find the claim on a session's key; None if the key is free."""
     row = await db.one("find_idempotency_key", session_id=session_id, key_hash=key_hash, now_us=now_us)
     return _claim(row) if row else None
 
@@ -55,7 +54,7 @@ async def find(db: Queryable, session_id: str, key_hash: str, now_us: int) -> Ke
 async def take(
     db: Queryable, session_id: str, key_hash: str, claim_id: str, asked: KeyedRequest, *, now_us: int, until_us: int
 ) -> bool:
-    """The claim has the key from now on, until then if nobody renews it; False if somebody else has it."""
+    """Acquire the key for a claim, until `until_us` unless renewed; False if another claim has it."""
     row = await db.one(
         "take_idempotency_key",
         session_id=session_id,
@@ -73,19 +72,19 @@ async def take(
 
 
 async def renew(db: Queryable, claim_ids: Collection[str], until_us: int) -> None:
-    """These hold their keys until then, as far as they hold them still."""
+    """Renew the claims until `until_us`, as far as they still hold their keys."""
     await db.run("renew_idempotency_keys", claim_ids=_json(list(claim_ids)), expires_at_us=until_us)
 
 
 async def free(db: Queryable, claim_id: str) -> None:
-    """It came to nothing: its key is free again. One that is answered stays so."""
+    """Release the key of a claim whose request failed. An answered claim stays."""
     await db.run("free_idempotency_key", claim_id=claim_id)
 
 
 async def answer(transaction: Transaction, landed: Mapping[str, Sequence[Upload]], until_us: int) -> set[str]:
-    """What landed under these claims is remembered until then; those whose keys others have taken, if there are any.
+    """Record what landed under these claims, until `until_us`; return the claims that were lost.
 
-    Of a transaction in which there are some, nothing may be committed.
+    If any were lost, nothing of the transaction may be committed.
     """
     rows = [
         {"claim_id": claim_id, "answer": _json([upload.as_row() for upload in uploads])}
@@ -96,7 +95,7 @@ async def answer(transaction: Transaction, landed: Mapping[str, Sequence[Upload]
 
 
 async def forget(db: Queryable, until_us: int, page_size: int) -> int:
-    """So many at most go of those that have meant nothing since then; how many."""
+    """Delete claims that expired before `until_us`, a page at most; return how many."""
     return len(await db.many("delete_old_idempotency_keys", until_us=until_us, page_size=page_size))
 
 
@@ -107,7 +106,7 @@ def _claim(row: Row) -> KeyClaim:
     if row["answer"] is None:
         return KeyClaim(asked, None)
     uploads = [Upload.from_row(upload) for upload in pydantic_core.from_json(row["answer"])]
-    if asked.protocol is Protocol.RAW:  # the body was the file: by now all is known of it
+    if asked.protocol is Protocol.RAW:  # the body was the file: the record has all of these
         asked = asked._replace(length=uploads[0].size, sha256=uploads[0].sha256)
     return KeyClaim(asked, uploads)
 

@@ -1,1 +1,1 @@
-"""Maintenance: what keeps files and records in agreement, with nobody waiting for it."""
+"""Maintenance: background work that keeps files and records in agreement."""

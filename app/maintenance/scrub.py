@@ -1,4 +1,4 @@
-"""The slow reading again of everything that is stored: damage is found before somebody asks for the file."""
+"""The scrub: all stored files are slowly read again, so that damage is found before somebody asks for the file."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from app.uploads.records import Scrub, StoredRecord
 log = structlog.stdlib.get_logger("waybill.scrub")
 
 LOOK_SECONDS: Final = 60.0
-"""So long after the start the scrub begins, and so often who may scrub, and whether a pass is due, is looked at."""
+"""The scrub begins this long after the start, and this often checks whether it is its process's task and is due."""
 PASS_SECONDS: Final = 86_400
-"""No pass begins sooner after the one before: less than this a small store need not be read again."""
+"""The least time from one pass to the next: even a small store need not be read more often."""
 AGAIN_SECONDS: Final = 3600
-"""So long after one that was stopped the next begins; by then the right directory may be mounted."""
+"""After a stopped pass, the next one begins this much later; by then the right directory may be mounted."""
 FILE_COST: Final = 256 * 1024
-"""What a file costs beside its bytes, in bytes: a disk seeks, and the processor is busy, whatever its length."""
+"""The cost of a file beside its bytes, in bytes: for seeking and processing, whatever its length."""
 _AT_ONCE: Final = 500
 _JUDGE_SECONDS: Final = 60.0
 _NAMES: Final = 20
@@ -36,9 +36,9 @@ _NAMES: Final = 20
 class Scrubber:
     """Goes over all stored files, again and again, at `rate` bytes a second.
 
-    One process of all that use the store does. How far it is stands in the database, so a
+    One process of all that use the store scrubs. Its progress is in the database, so a
     restart goes on there. Damaged uploads are marked, and from then on answer 410; none of
-    their bytes is touched. Those that are whole again are mended.
+    their bytes is touched. Records of files that are intact again are repaired.
     """
 
     def __init__(self, storage: Storage, db: Db, *, rate: int, now_us: Clock, metrics: Metrics | None = None) -> None:
@@ -49,9 +49,9 @@ class Scrubber:
         self._now_us = now_us
 
     async def run(self) -> None:
-        """Scrub until cancelled; what fails is tried again."""
+        """Scrub until cancelled; a pass that fails is tried again."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)  # also at first: a start has enough to do
+            await asyncio.sleep(LOOK_SECONDS)  # also before the first pass: a start is busy enough
             try:
                 with self._storage.alone_at("scrub") as alone:
                     while alone:
@@ -65,7 +65,7 @@ class Scrubber:
                 self._metrics.scrubs["failed"].add()
 
     async def once(self) -> Scrub:
-        """Go on with the pass under way, or begin one if it is due; how it ended, or the one before did."""
+        """Continue the pass under way, or begin one if it is due; return its outcome, or that of the one before."""
         scrub = await upload_records.find_scrub(self._db)
         await self._show(scrub)
         now_us = self._now_us()
@@ -79,7 +79,7 @@ class Scrubber:
         return scrub
 
     async def _pass(self, scrub: Scrub) -> Scrub:
-        """A pass from where it is to its end."""
+        """Run a pass to completion, from its saved progress."""
         count = await upload_records.count_stored(self._db)
         self._metrics.scrub_progress.read = lambda: min(1.0, scrub.files / max(1, count))
         async for _, damage in look_again(self._storage, self._db, self._read):
@@ -108,10 +108,10 @@ class Scrubber:
         return scrub._replace(ended_at_us=now_us, whole_at_us=now_us)
 
     async def _examine(self, rows: list[StoredRecord], before: int) -> tuple[list[StoredRecord], dict[str, Damage]]:
-        """As many of the rows as a minute allows, and which of them are damaged; `before` them so many were looked at.
+        """Read as many of the rows as a minute allows; return them and the damaged ones. `before` were read earlier.
 
-        They are judged together, so that of many that are damaged for one reason none is marked. While
-        most of what was looked at may have such a reason, more is looked at, until there are too many
+        They are judged together, so that none is marked when many are damaged for one reason. While
+        most of the files read so far may have such a reason, more are read, until there are too many
         or the others are in the majority. A file that could not be read is read again after the others.
         """
         clock = asyncio.get_running_loop().time
@@ -138,7 +138,7 @@ class Scrubber:
         await self._pace(count)
 
     async def _too_much(self, scrub: Scrub, doubtful: int) -> str | None:
-        """Why what was found cannot be believed: the wrong directory, database or user may be in use."""
+        """The reason to doubt the findings, if there is one: the wrong directory, database or user may be in use."""
         count, missing = 0, 0
         async for looked_at, these in without_file(self._storage, self._db):
             count += looked_at
@@ -168,7 +168,7 @@ class Scrubber:
         await self._db.transaction(run)
 
     async def _look_for_strangers(self) -> None:
-        """Report what lies in the store and belongs to nobody; only the sweep moves anything."""
+        """Report unknown files in the store, which have no record; only the sweep moves anything."""
         count = 0
         some: list[str] = []
         async for keys in unowned(self._storage, self._db):
@@ -192,17 +192,17 @@ class Scrubber:
 
 
 def doubtful(damaged: Mapping[str, Damage]) -> int:
-    """How many of these are damaged in a way that a wrong directory or user explains as well."""
+    """Count the files whose damage a wrong directory or user would explain as well."""
     return sum(damage in DOUBTFUL for damage in damaged.values())
 
 
 def certain(damaged: Mapping[str, Damage]) -> dict[str, Damage]:
-    """Those of these whose damage is not only that we may not look."""
+    """The files whose damage is certain: more than that this process may not read them."""
     return {upload_id: damage for upload_id, damage in damaged.items() if damage is not Damage.WITHHELD}
 
 
 class _Pace:
-    """Lets no more than `rate` bytes a second pass; time that was not used is not made up for."""
+    """A limit of `rate` bytes a second; unused time is not made up for."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate

@@ -1,4 +1,4 @@
-"""What crashes and walk-aways leave behind: staged files, files without rows, rows without files, old sessions."""
+"""The sweep: cleans up staged files, files without rows, rows without files, and old sessions that are left over."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -24,23 +24,23 @@ from app.uploads import records as upload_records
 log = structlog.stdlib.get_logger("waybill.sweep")
 
 GRACE_SECONDS: Final = 3600.0
-"""A file younger than this may still get its row: its batch may be under way, or waiting for the database."""
+"""A file younger than this may still get its row: its commit group may be under way, or waiting for the database."""
 KEEP_ASIDE_SECONDS: Final = 7 * 86_400.0
 RETAIN_FAILED_SECONDS: Final = 90 * 86_400.0
 EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that never uploaded ends a day after its last use, and is forgotten a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
-"""A claim that ran out so long ago is nobody's: who holds it has only been slow, if nobody else wanted the key."""
+"""How long an expired claim is kept: its request may just be slow, and keep the key if no other wanted it."""
 _AT_ONCE: Final = 500
 _PAGE_SECONDS: Final = 60.0
-"""A page may take longer than a request waits: nobody waits for it, and on a slow disk it must end all the same."""
-_PAUSE_SECONDS: Final = 0.01  # between slices: looking over everything is never in a hurry
+"""The time limit of a page, longer than a request's: nobody waits for it, and it must end even on a slow disk."""
+_PAUSE_SECONDS: Final = 0.01  # between slices: a full walk is never in a hurry
 
 
 async def without_file(storage: Storage, db: Db) -> AsyncIterator[tuple[int, list[str]]]:
-    """The completed uploads that have no file, in slices, each after how many were looked at.
+    """Find completed uploads that have no file, in slices, each with the number of uploads that were checked.
 
-    A file that was set aside is put back by this.
+    Files that were set aside are put back by this.
     """
     after_id = ""
     while stored := await upload_records.list_stored(db, after_id, _AT_ONCE):
@@ -51,7 +51,7 @@ async def without_file(storage: Storage, db: Db) -> AsyncIterator[tuple[int, lis
 
 @dataclass(slots=True)
 class Swept:
-    """What one sweep found and did. `stopped` says why it left files or rows alone."""
+    """The findings and actions of one sweep. `stopped` says why it left files or rows alone."""
 
     staged_removed: int = 0
     files: int = 0
@@ -76,9 +76,9 @@ class Swept:
 class Sweeper:
     """Sweep once, or every so often.
 
-    `grace_seconds` is for files that may still get their row. `resumables` sweeps uploads that
-    come in several requests, which live for `idle_seconds` without bytes. `retain_failed_seconds` is
-    how long records of what never was complete stay.
+    `grace_seconds` is for files that may still get their row. `resumables` sweeps resumable uploads,
+    which live for `idle_seconds` without bytes. `retain_failed_seconds` is how long records of
+    uploads that never were completed stay.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Sweeper:
     async def run(self, interval_seconds: float) -> None:
         """Sweep at the start and then at every interval, until cancelled. A sweep that fails is tried at the next.
 
-        The store is tested each time but the first, when it has just been: one that had a
-        fault is trusted again when it passes, also when nobody asks whether it is ready.
+        The store is tested each time but the first, when it has just been: after a fault it is
+        trusted again when it passes, even if nobody calls the readiness check.
         """
         while True:
             if not await self._attempt(self.once(), "the sweep could not be finished"):
@@ -126,7 +126,7 @@ class Sweeper:
         return False
 
     async def once(self) -> Swept:
-        """Sweep staging, keys, files, rows and sessions, if nobody else is at it."""
+        """Sweep staging, keys, files, rows and sessions, unless another process is sweeping."""
         swept = Swept()
         with self._storage.alone_at("sweep") as alone:
             if alone:
@@ -156,7 +156,7 @@ class Sweeper:
             counter.add(getattr(swept, what))
 
     async def _sweep_keys(self) -> int:
-        """Forget the Idempotency-Keys that mean nothing any more."""
+        """Delete expired Idempotency-Keys."""
         forgotten, until_us = 0, self._now_us() - KEY_GRACE_US
         while found := await key_records.forget(self._db, until_us, _AT_ONCE):
             forgotten += found
@@ -164,7 +164,7 @@ class Sweeper:
         return forgotten
 
     async def _sweep_sessions(self) -> int:
-        """End sessions whose time is over; forget tokens, codes, sums, empty sessions and failed uploads, in pages."""
+        """End expired sessions; delete tokens, codes, totals, empty sessions and failed uploads, in pages."""
         now_us = self._now_us()
         await self._moves.finish()
         ended = await self._pages(lambda transaction: upload_records.expire_sessions(transaction, now_us, _AT_ONCE))
@@ -183,7 +183,7 @@ class Sweeper:
         return ended
 
     async def _pages(self, work: Callable[[Transaction], Awaitable[int]]) -> int:
-        """Do page after page, each in a transaction of its own, until one is not full; how much was done in all."""
+        """Run `work` page by page, each in a transaction of its own, until a page is not full; return the sum."""
         done = 0
         while page := await self._db.transaction(work, timeout=_PAGE_SECONDS):
             done += page
@@ -193,7 +193,7 @@ class Sweeper:
         return done
 
     async def _look_over_trash(self, swept: Swept) -> trash.LookedOver:
-        """Put back what had been set aside and is named by a record."""
+        """Put back files that had been set aside and are named by a record."""
         found = await trash.look_over(
             self._storage,
             self._db,
@@ -207,7 +207,7 @@ class Sweeper:
         """Finish deletions that a crash interrupted; set aside files that no row knows, or whose row keeps nothing.
 
         Files that were set aside lately count with those found now: a wrong database must not
-        have its way little by little.
+        empty the store little by little.
         """
         unknown: list[str] = []
         explained = 0
@@ -231,17 +231,17 @@ class Sweeper:
             swept.stopped = f"{contradicting} of {of} files have no record; is this their database?"
             log.error("files are left alone", reason=swept.stopped)
             return
-        # Asked again: looking over everything took its time.
+        # Asked again: walking the store has taken its time.
         known = await upload_records.statuses_of(self._db, unknown)
         unknown = [key for key in unknown if key not in known]
         await self._storage.set_aside(unknown)
         swept.files_set_aside += len(unknown)
 
     async def _never_completed(self, statuses: Mapping[str, str]) -> list[str]:
-        """Those of these uploads that have ended without ever being complete: of their files nothing is kept.
+        """The uploads among these that ended without ever being completed: their files are not kept.
 
-        A process that died, or a disk that failed, may have left one. What was complete and
-        was found damaged keeps its file: it may be whole again.
+        A process that died, or a disk that failed, may have left such a file. An upload that was
+        completed and found damaged keeps its file: it may be intact again.
         """
         ended = [key for key, status in statuses.items() if status in {Status.FAILED, Status.EXPIRED}]
         if not ended:
@@ -265,7 +265,7 @@ class Sweeper:
             async def run(transaction: Transaction, ids: Sequence[str] = ids) -> list[str]:
                 return await upload_records.fail_uploads(transaction, ids, missing.code, missing.detail)
 
-            failed = await self._db.transaction(run)  # not those that were deleted meanwhile
+            failed = await self._db.transaction(run)  # without those that were deleted meanwhile
             if failed:
                 log.error("uploads are lost: their files are missing", uploads=failed)
             swept.records_lost += len(failed)

@@ -1,4 +1,4 @@
-"""What was set aside, compared with the database: put back for who names it, removed when it was nobody's."""
+"""The trash, compared with the database: files are put back if a record names them, removed if none ever did."""
 
 from collections.abc import Collection
 from typing import Final, NamedTuple
@@ -20,7 +20,7 @@ _NAMING: Final = {Status.COMPLETED, Status.PROCESSING, Status.UPLOADING}
 
 
 class LookedOver(NamedTuple):
-    """What a look over the trash found and did.
+    """The findings and actions of one look over the trash.
 
     `unknown` published files have no record, and no crash explains that; `unneeded` files may go.
     """
@@ -32,13 +32,13 @@ class LookedOver(NamedTuple):
 
 
 async def look_over(storage: Storage, db: Db, *, keep_seconds: float, keep_partials_seconds: float) -> LookedOver:
-    """Put back every file that a record names, and tell which of the others may go.
+    """Put back every file that a record names, and find out which of the others may be removed.
 
     A published file may go when its record says that it was deleted or refused, or when it
     has no record and the process that published it died before there could be one. One that
-    has no record for another reason was known to another database: it stays until somebody
-    decides. A partial file may go when its upload has ended, goes on in another file, or is
-    not known and would have expired.
+    has no record for another reason was known to another database: it stays until an operator
+    decides. An unfinished file may go when its upload has ended, goes on in another file, or is
+    unknown and would have expired.
     """
     found = LookedOver()
     files = await storage.aside()
@@ -68,7 +68,7 @@ async def _look_at_published(storage: Storage, db: Db, files: list[Aside], keep_
     put_back = await storage.put_back([key for key, status in statuses.items() if status in _NAMING])
     try:
         repaired = await find_again(storage, db, failed.values())
-    except UploadError as error:  # a full disk, above all: what makes room must go on
+    except UploadError as error:  # a full disk, above all: removals, which make room, must go on
         log.warning("lost uploads whose files were found again are repaired later", reason=str(error))
         repaired = []
     unknown = 0
@@ -88,7 +88,7 @@ async def _look_at_published(storage: Storage, db: Db, files: list[Aside], keep_
 
 
 def _means_bytes(failed: Upload) -> bool:
-    """Whether bytes of a failed upload may be missed: it was not refused, but lost or damaged."""
+    """Whether the bytes of a failed upload may still be wanted: it was not refused, but lost or damaged."""
     return failed.error is not None and failed.error.code in {LOST, DAMAGED}
 
 
@@ -104,7 +104,7 @@ async def find_again(storage: Storage, db: Db, uploads: Collection[Upload]) -> l
     try:
         repaired = await upload_records.repair_uploads(db, whole)
     except BaseException:
-        await storage.set_aside(whole)  # where the next attempt finds them
+        await storage.set_aside(whole)  # the next attempt finds them there
         raise
     log.warning("lost uploads are repaired: their files had been set aside", uploads=repaired)
     return repaired

@@ -1,7 +1,6 @@
-"""Every stored file against its record, and every record against its file: is what is kept what was sent?
+"""Verification: every stored file is compared with its record, and every record with its file.
 
-The comparison is made here, for whoever asks at once (`waybill verify`) and for whoever goes over
-everything slowly (`scrub.py`).
+The comparison serves both `waybill verify`, which is fast, and the scrub (`scrub.py`), which is slow.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -25,7 +24,7 @@ _AT_ONCE: Final = 500
 DOUBTFUL: Final = {Damage.MISSING, Damage.REPLACED, Damage.UNREADABLE, Damage.WITHHELD}
 """The kinds of damage that a wrong directory, a wrong user or a broken connection to the disk shows as well."""
 _READ: Final = {None, Damage.RESIZED, Damage.ALTERED}
-_GRACE_SECONDS: Final = 60.0  # a batch may be between its files and its rows
+_GRACE_SECONDS: Final = 60.0  # a commit group may be between its files and its rows
 # After a crash between the two, the file of a resumable upload has a record that is not complete yet; the next sweep
 # completes it.
 _OWNING: Final = {Status.COMPLETED, Status.UPLOADING, Status.PROCESSING}
@@ -33,9 +32,9 @@ _OWNING: Final = {Status.COMPLETED, Status.UPLOADING, Status.PROCESSING}
 
 @dataclass(slots=True)
 class Verified:
-    """What was read, and by id what is not as it should be; by kind of damage, what is damaged.
+    """The result of a verification: what was read and, by id, every mismatch; damaged uploads by kind of damage.
 
-    `recounted` are sessions: what they have had been counted wrong, and is right now.
+    `recounted` are sessions whose totals were wrong, and have been corrected.
     """
 
     files: int = 0
@@ -57,7 +56,7 @@ class Verified:
 
     @property
     def doubt(self) -> str | None:
-        """Why this may be the wrong database, directory or user, rather than damage."""
+        """The reason to suspect a wrong database, directory or user, rather than damage."""
         not_had = sum(len(getattr(self, damage)) for damage in DOUBTFUL)
         records_, files = self.files + not_had, self.files + len(self.without_record)
         if too_many(not_had, records_):
@@ -73,11 +72,11 @@ class Verified:
 
 
 async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lambda: None) -> Verified:
-    """Read and digest every upload that was completed; then look for files that no such upload owns.
+    """Read and digest every completed upload; then look for files that no completed upload owns.
 
-    `on_file` is called after each upload. What is damaged is told and not marked: that is
-    for the scrub, which looks at the whole before it believes in damage. What was marked and
-    is whole is mended. Uploads that are deleted meanwhile are no damage.
+    `on_file` is called after each upload. Damage is reported and not marked: that is for
+    the scrub, which considers all of the store before it marks anything. Marked records whose files are
+    intact are repaired. Uploads that are deleted meanwhile are no damage.
     """
     found = Verified()
 
@@ -108,10 +107,10 @@ async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lamb
 
 
 async def examine(storage: Storage, row: StoredRecord, pace: Pace | None = None) -> Damage | None:
-    """How the stored file differs from its record, if it does.
+    """Compare a stored file with its record; return how it differs, None if it does not.
 
-    Nothing is said against a file that was looked at once: a second reading tells a fault of
-    the disk from one on the way to us.
+    A file that differs is read twice: the second reading tells a fault of the disk from one in
+    transmission.
     """
     return await _difference(storage, row, pace) and await _difference(storage, row, pace)
 
@@ -133,13 +132,13 @@ async def _difference(storage: Storage, row: StoredRecord, pace: Pace | None) ->
 
 
 async def still_completed(db: Queryable, ids: Collection[str]) -> list[str]:
-    """Those of these uploads that nobody has deleted meanwhile, or marked."""
+    """The uploads among these that have been neither deleted nor marked meanwhile."""
     statuses = await upload_records.statuses_of(db, list(ids)) if ids else {}
     return [upload_id for upload_id in ids if statuses.get(upload_id) == Status.COMPLETED]
 
 
 async def look_again(storage: Storage, db: Db, pace: Pace) -> AsyncIterator[tuple[StoredRecord, Damage | None]]:
-    """The uploads that were found damaged, each with what is still wrong with its file; one that is whole is mended."""
+    """Examine damaged uploads again; yield each with the damage that remains. Records of intact files are repaired."""
     async for rows in pages(upload_records.list_damaged, db):
         for row in rows:
             damage = await examine(storage, row, pace)
@@ -149,12 +148,12 @@ async def look_again(storage: Storage, db: Db, pace: Pace) -> AsyncIterator[tupl
             else:
                 upload = (await upload_records.list_these(db, [row.id])).get(row.id)
                 marked = upload is not None and upload.damaged
-            if marked:  # else it was deleted meanwhile
+            if marked:  # else the upload was deleted meanwhile
                 yield row, damage
 
 
 async def unowned(storage: Storage, db: Db) -> AsyncIterator[list[str]]:
-    """Files that no record owns, in slices. To move or remove them is for the sweep."""
+    """Find files that no record owns, in slices. Only the sweep moves or removes them."""
     async for files in storage.walk(_GRACE_SECONDS):
         keys = [file.key for file in files if file.settled]
         statuses = await upload_records.statuses_of(db, keys)
@@ -168,7 +167,7 @@ async def unowned(storage: Storage, db: Db) -> AsyncIterator[list[str]]:
 async def pages(
     of: Callable[[Queryable, str, int], Awaitable[list[StoredRecord]]], db: Queryable, after_id: str = ""
 ) -> AsyncIterator[list[StoredRecord]]:
-    """What a listing by id has behind `after_id`, page by page."""
+    """Iterate over a listing by id from behind `after_id`, page by page."""
     while rows := await of(db, after_id, _AT_ONCE):
         yield rows
         after_id = rows[-1].id

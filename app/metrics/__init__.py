@@ -1,7 +1,7 @@
-"""What the service counts and times, and the one list of it.
+"""Metrics: what the service counts and times, and the one list of them.
 
 Counting must cost next to nothing, since every upload does it and few ask: a counter is a number in
-memory that one process changes, and whoever asks adds up those of all processes. Labels have few
+memory that one process changes, and a scrape adds up those of all processes. Labels have few
 values, all known beforehand.
 """
 
@@ -72,14 +72,14 @@ class Histogram:
 
 
 class Gauge:
-    """How much there is now, as `read` says; of several processes, together. It is 0 until somebody reads it."""
+    """How much there is now, as `read` returns it, summed over all processes; 0 until it is first refreshed."""
 
     __slots__ = ("_at", "_cells", "read")
 
     def __init__(self, cells: Cells, at: int) -> None:
         self._cells, self._at = cells, at
         self.read: Callable[[], float] = lambda: 0.0
-        cells[at] = 0.0  # whoever had this seat before is gone, and so is what it had
+        cells[at] = 0.0  # the process that had this slot before is gone, and so is what it held
 
     def refresh(self) -> None:
         self._cells[self._at] = self.read()
@@ -94,7 +94,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One name, and the figures under it."""
+    """One metric's name, help and labels, with its series."""
 
     name: str
     kind: Kind
@@ -105,7 +105,7 @@ class Family:
 
     @property
     def cells(self) -> int:
-        """How many cells each series has."""
+        """The number of cells of each series."""
         return len(self.bounds) + 2 if self.kind == "histogram" else 1
 
 
@@ -117,7 +117,7 @@ class Reading(NamedTuple):
 
 
 class Metrics:
-    """What one process counts. `stopwatch` tells seconds."""
+    """The metrics of one process. `stopwatch` returns seconds."""
 
     def __init__(
         self, worker_slots: WorkerSlots | None = None, *, stopwatch: Callable[[], float] = time.perf_counter
@@ -215,16 +215,16 @@ class Metrics:
         self.refresh()
 
     def ended(self, protocol: Protocol, outcome: Outcome) -> None:
-        """An upload has come to its end."""
+        """Count an upload that has ended."""
         self._ended[protocol, outcome].add()
 
     def refresh(self) -> None:
-        """Say anew how much there is now."""
+        """Read all gauges of this process anew."""
         for gauge in self._gauges:
             gauge.refresh()
 
     async def watch(self) -> None:
-        """See how late the event loop is, and say how much there is for whichever worker is asked. Until cancelled."""
+        """Measure the event loop's lag, and refresh the gauges for whichever worker is scraped. Until cancelled."""
         while True:
             began = self.stopwatch()
             await asyncio.sleep(_TICK_SECONDS)
@@ -232,7 +232,7 @@ class Metrics:
             self.refresh()
 
     def read(self) -> list[Reading]:
-        """What all processes counted, and how much there is of what is still there: a process that died has nothing."""
+        """Sum the metrics of all processes. Counts of a process that died remain; its gauges count as nothing."""
         self.refresh()
         worker_slots = list(self._seats.all())
         living = [worker_slot for worker_slot in worker_slots if worker_slot.taken]

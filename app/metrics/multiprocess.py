@@ -1,4 +1,4 @@
-"""Memory in which all worker processes of one service count, each in a seat of its own."""
+"""Shared memory for the metrics of all worker processes of one service, each in a slot of its own."""
 
 import fcntl
 import mmap
@@ -9,12 +9,12 @@ from typing import Any, Final, NamedTuple, Protocol
 
 SEAT_CELLS: Final = 512
 _SEATS: Final = 512
-"""More than there can be workers; what is not used is never touched, and takes no memory."""
+"""The number of slots, more than there can be workers; unused ones are never touched, and take no memory."""
 _CELL_BYTES: Final = 8
 
 
 class Cells(Protocol):
-    """Numbers, in a list or in shared memory."""
+    """An array of numbers, in a list or in shared memory."""
 
     def __len__(self) -> int: ...
 
@@ -24,24 +24,24 @@ class Cells(Protocol):
 
 
 class WorkerSlot(NamedTuple):
-    """What one process counted. Nobody sits there any more if it is not `taken`."""
+    """The cells of one process; if the slot is not `taken`, of one that has ended."""
 
     cells: Cells
     taken: bool
 
 
 class WorkerSlots(Protocol):
-    """Where a process counts, and where the figures of all are read."""
+    """The slots in which processes count, and from which the metrics of all are read."""
 
     def take(self) -> Cells:
-        """The cells of this process, from now on; each is a number that this process alone changes."""
+        """Take a slot and return its cells, numbers that from now on this process alone changes."""
 
     def all(self) -> Iterator[WorkerSlot]:
-        """Every seat that was ever taken, this process's among them."""
+        """Every slot that was ever taken, this process's among them."""
 
 
 class OwnSlot:
-    """For a process that serves alone."""
+    """The slot of a process that serves alone."""
 
     def __init__(self) -> None:
         self._cells = [0.0] * SEAT_CELLS
@@ -54,10 +54,10 @@ class OwnSlot:
 
 
 class SharedWorkerSlots:
-    """For several: made by their parent, handed to each with the arguments of its process.
+    """The slots of several workers: made by their parent, handed to each with the arguments of its process.
 
-    A seat is held by a lock on a byte of the memory's file, which the kernel lets go when
-    its process ends, however it ends. Who takes the seat next goes on counting where the
+    A slot is held by a lock on a byte of the memory's file, which the kernel releases when
+    its process ends, however it ends. The next process in the slot goes on counting where the
     last one stopped: nothing that was counted vanishes, and nothing is counted twice.
     """
 
@@ -65,7 +65,7 @@ class SharedWorkerSlots:
         if file is None:
             file = os.memfd_create("waybill-metrics")
             os.ftruncate(file, _SEATS * SEAT_CELLS * _CELL_BYTES)
-        self._file = file  # open for life: the locks end when this process closes it
+        self._file = file  # never closed: that would end the locks
         self._cells = memoryview(mmap.mmap(file, 0)).cast("d")
         self._own: int | None = None
 
@@ -74,7 +74,7 @@ class SharedWorkerSlots:
 
     def take(self) -> Cells:
         assert self._own is None
-        # One that somebody is just asking about looks held; then the next does as well.
+        # A slot that another process is just testing looks held; then the next one will do.
         self._own = next(number for number in range(_SEATS) if self._lock(number, fcntl.LOCK_EX))
         cells = self._seat(self._own)
         cells[0] = 1.0
@@ -98,7 +98,7 @@ class SharedWorkerSlots:
     def _lock(self, number: int, kind: int) -> bool:
         try:
             fcntl.lockf(self._file, kind | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):  # POSIX lets a system say either
+        except (BlockingIOError, PermissionError):  # POSIX allows either error
             return False
         return True
 
