@@ -31,7 +31,7 @@ from packaging.version import Version
 
 from app.config import load
 from app.errors import Unavailable
-from tests.proxy import CONFIGURATION, localised, proxy
+from tests.support.proxy import CONFIGURATION, localised, proxy
 from tests.support.tools import search_path, tool
 
 __all__ = ["proxy"]  # a fixture is used by its name alone
