@@ -11,9 +11,9 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from tests.postgres import Postgres
 from tests.support.memory import quick_directory
-from tests.tally import TORTURE, show, tally
+from tests.support.postgres import Postgres
+from tests.support.tally import TORTURE, show, tally
 
 __all__ = ["tally"]
 

@@ -17,8 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service
-from tests.strategies import filenames, form
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service
+from tests.support.strategies import filenames, form
 
 TUS = {"Tus-Resumable": "1.0.0"}
 FILES = "/api/ingestion/files"

@@ -22,8 +22,8 @@ from app.db.queries import Migration, migrations
 from app.ids import new_id
 from app.main import build
 from app.maintenance import verify
-from tests.service import HISTORY, PATIENCE, UPLOADS, environment
 from tests.support.logging_apart import logging_apart
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, environment
 
 NO_STORE = "waybill-data/files/00"
 

@@ -11,8 +11,8 @@ import pytest
 import app
 from app.config import PREFIX, Settings, load
 from app.errors import problem_codes
-from tests.asgi import serving, settings_in
 from tests.support import tables
+from tests.support.asgi import serving, settings_in
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(ROOT.glob("docs/**/*.md"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import environment, service
+from tests.support.service import environment, service
 from tests.support.tools import needs, tool
 
 __all__ = ["service"]

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from app.config import load
-from tests.asgi import serving
+from tests.support.asgi import serving
 from tests.test_cli import apart, refusal, run, upload
 
 __all__ = ["apart"]

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import logs
-from tests.service import COMMAND, HISTORY, PATIENCE, ROOT, UPLOADS, Service, environment
 from tests.support.logging_apart import logging_apart
+from tests.support.service import COMMAND, HISTORY, PATIENCE, ROOT, UPLOADS, Service, environment
 
 TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (debug|info|warning|error|critical) +")
 HOSTILE = [

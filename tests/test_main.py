@@ -16,8 +16,8 @@ from app.ids import new_code, new_id, now_us
 from app.main import build, open_database, services
 from app.model import is_upload_id
 from app.secret_key import secret_keys
-from tests.asgi import serving
-from tests.service import PATIENCE
+from tests.support.asgi import serving
+from tests.support.service import PATIENCE
 
 
 def settings_in(directory, **others):

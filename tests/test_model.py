@@ -25,7 +25,7 @@ from app.model import (
     microseconds,
     rfc3339,
 )
-from tests.strategies import filenames
+from tests.support.strategies import filenames
 
 KEYS = [
     "id", "filename", "content_type", "size", "sha256", "status", "protocol", "created_at", "completed_at", "error",

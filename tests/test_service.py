@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app.errors import Unusable
-from tests.asgi import Service, serving, settings_in
-from tests.strategies import form
+from tests.support.asgi import Service, serving, settings_in
+from tests.support.strategies import form
 
 UPLOADS = "/api/ingestion/uploads"
 HISTORY = "/api/ingestion/history"

@@ -30,8 +30,8 @@ from packaging.version import Version
 
 from app.config import load
 from app.errors import Unavailable
-from tests.proxy import CONFIGURATION, DEPLOY, localised, proxy
 from tests.support.loopback import answering, connected
+from tests.support.proxy import CONFIGURATION, DEPLOY, localised, proxy
 from tests.support.tools import search_path, tool
 
 __all__ = ["proxy"]  # a fixture is used by its name alone

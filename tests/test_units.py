@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from app.config import Settings, load
-from tests.proxy import DEPLOY, PATIENCE
-from tests.service import COMMAND, UPLOADS, environment
+from tests.support.proxy import DEPLOY, PATIENCE
+from tests.support.service import COMMAND, UPLOADS, environment
 from tests.support.tools import tool
 
 NO_ENV_FILE = Path("/nonexistent/.env")

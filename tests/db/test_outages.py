@@ -10,7 +10,7 @@ from app.db.migrate import migrate
 from app.errors import Unavailable, Unusable
 from app.uploads import records as upload_records
 from tests.contracts.records import everything, upload
-from tests.postgres import Postgres
+from tests.support.postgres import Postgres
 
 TIMEOUT = 1.0
 

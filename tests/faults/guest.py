@@ -15,8 +15,8 @@ import httpx
 import psutil
 
 from tests.hostile.wire import Said, answers, rest
-from tests.sender import TUS
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service
+from tests.support.sender import TUS
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service
 
 KIB, MIB = 1024, 1024 * 1024
 WAYS = ("form", "raw", "tus")

@@ -21,9 +21,9 @@ from app.maintenance import sweep, verify
 from app.model import HistoryQuery, Status
 from app.resumables import expiration
 from app.uploads import records as upload_records
-from tests.sender import BROKEN, Resumable, Sender, Tus
-from tests.service import HISTORY, UPLOADS, Answer, Cut, Service, ask
-from tests.tally import Row, Tally
+from tests.support.sender import BROKEN, Resumable, Sender, Tus
+from tests.support.service import HISTORY, UPLOADS, Answer, Cut, Service, ask
+from tests.support.tally import Row, Tally
 
 PROTOCOLS = ("form", "raw", "tus", "resumable")
 RESUMABLE = {"tus": Tus, "resumable": Resumable}

@@ -6,7 +6,7 @@ from contextlib import suppress
 from random import Random
 
 from tests.faults.ledger import PROTOCOLS, SIZES, Address, Headers, Ledger, name_of, new_session, nothing_is_left
-from tests.service import Cut, Service
+from tests.support.service import Cut, Service
 
 CLIENTS = 2  # by each protocol
 MOST = {"form": 12, "raw": 12, "tus": 4, "resumable": 4}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres import program
-from tests.service import COMMAND, HISTORY, PATIENCE, UPLOADS, Service, environment, service
+from tests.support.postgres import program
+from tests.support.service import COMMAND, HISTORY, PATIENCE, UPLOADS, Service, environment, service
 
 __all__ = ["service"]
 

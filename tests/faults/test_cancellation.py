@@ -1,7 +1,7 @@
 """F26. An append is cancelled wherever it waits, once and twice: it is gone on with, and nothing that it held is lost.
 
-The store, the database and uploads in one request are cancelled everywhere in tests/storage/test_cancellation.py,
-tests/db/test_db.py and tests/properties/test_p03_atomic_files.py.
+The store, the database and uploads in one request are cancelled everywhere in tests/storage/local/test_cancellation.py,
+tests/db/test_database.py and tests/properties/test_p03_atomic_files.py.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from itertools import count
 import pytest
 from structlog.testing import capture_logs
 
-from tests.resumables import World, sha
-from tests.service import PATIENCE
-from tests.storage.stores import local
+from tests.support.resumables import World, sha
+from tests.support.service import PATIENCE
+from tests.support.stores import local
 
 pytestmark = pytest.mark.slow
 

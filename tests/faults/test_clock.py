@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.test_resumable_workers import SENT, Race, Stalled, Upload
 from tests.interop.clients import MIB, everything, have_landed, source
-from tests.service import PATIENCE, UPLOADS, service
-from tests.tally import TORTURE
+from tests.support.service import PATIENCE, UPLOADS, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service", "source"]
 

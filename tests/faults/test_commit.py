@@ -16,10 +16,10 @@ import pytest
 
 from tests.faults.test_database_outage import all_slots_are_free
 from tests.interop.clients import everything
-from tests.load import form, raw, tus
-from tests.postgres import Postgres
-from tests.service import PATIENCE, service
-from tests.tally import TORTURE
+from tests.support.load import form, raw, tus
+from tests.support.postgres import Postgres
+from tests.support.service import PATIENCE, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service"]
 

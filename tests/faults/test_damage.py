@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.service import PATIENCE, UPLOADS, changed, environment, service
+from tests.support.service import PATIENCE, UPLOADS, changed, environment, service
 
 __all__ = ["service"]
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests.faults.test_database_outage import serves_again, write
-from tests.partition import Partition
-from tests.postgres import Postgres
-from tests.service import HISTORY, PATIENCE, ask, service
+from tests.support.partition import Partition
+from tests.support.postgres import Postgres
+from tests.support.service import HISTORY, PATIENCE, ask, service
 
 __all__ = ["service"]
 

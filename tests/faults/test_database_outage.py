@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 
 from tests.faults.test_workers import figures
-from tests.postgres import Postgres
-from tests.service import HISTORY, PATIENCE, UPLOADS, ask, service
+from tests.support.postgres import Postgres
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, ask, service
 
 __all__ = ["service"]
 

@@ -7,11 +7,11 @@ from contextlib import closing, suppress
 import pytest
 
 from tests.faults.guest import CHUNK, FORM, KIB, MIB, WAYS, Baseline, Guest, Halfway, content_of, figures, is_success
-from tests.sender import TUS
-from tests.service import UPLOADS, Service
-from tests.storage.stores import mounted, needs_root, tmpfs
+from tests.support.sender import TUS
+from tests.support.service import UPLOADS, Service
+from tests.support.stores import mounted, needs_root, tmpfs
+from tests.support.tally import TORTURE
 from tests.support.tools import tool
-from tests.tally import TORTURE
 
 pytestmark = [pytest.mark.slow, needs_root]
 

@@ -10,8 +10,8 @@ from app.db.database import Db
 from app.errors import Unavailable
 from app.uploads import records as upload_records
 from tests.contracts.records import upload
-from tests.postgres import Postgres
-from tests.service import UPLOADS, service
+from tests.support.postgres import Postgres
+from tests.support.service import UPLOADS, service
 from tests.test_cli import apart, refusal, run
 
 __all__ = ["apart", "service"]

@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 
 from tests.hostile.wire import CRLF, END, FORM, Visitor, cases, named, part, rest
-from tests.sender import TUS
-from tests.service import UPLOADS, Service
+from tests.support.sender import TUS
+from tests.support.service import UPLOADS, Service
 
 CHANGE = """
 import app.web.body

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from tests.cutting_proxy import CuttingProxy
 from tests.interop.clients import everything
-from tests.postgres import Postgres
-from tests.service import UPLOADS, Cut, ask, service
-from tests.tally import TORTURE
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.postgres import Postgres
+from tests.support.service import UPLOADS, Cut, ask, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service"]
 

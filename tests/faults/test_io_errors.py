@@ -11,11 +11,11 @@ import pytest
 
 from tests.faults.guest import CHUNK, KIB, MIB, WAYS, Baseline, Guest, Halfway, content_of, eventually, is_success
 from tests.faults.tracing import NAMED_THREADS, traced
-from tests.sender import TUS
-from tests.service import HISTORY, UPLOADS, Service
-from tests.storage.stores import needs_root, remount, thin_disk, tmpfs
+from tests.support.sender import TUS
+from tests.support.service import HISTORY, UPLOADS, Service
+from tests.support.stores import needs_root, remount, thin_disk, tmpfs
+from tests.support.tally import TORTURE
 from tests.support.tools import needs
-from tests.tally import TORTURE
 
 pytestmark = [pytest.mark.slow, needs("strace")]
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.service import HISTORY, UPLOADS, Cut, ask, service
+from tests.support.service import HISTORY, UPLOADS, Cut, ask, service
 from tests.support.tools import tool
 
 __all__ = ["service"]

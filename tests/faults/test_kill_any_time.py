@@ -7,8 +7,8 @@ import pytest
 
 from tests.faults.ledger import Ledger
 from tests.faults.storm import Storm
-from tests.service import seed, service
-from tests.tally import TORTURE
+from tests.support.service import seed, service
+from tests.support.tally import TORTURE
 
 __all__ = ["seed", "service"]
 

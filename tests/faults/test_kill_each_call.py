@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.ledger import Address, Ledger, name_of, new_session, nothing_is_left
-from tests.service import Cut, service
+from tests.support.service import Cut, service
+from tests.support.tally import TORTURE
 from tests.support.tools import needs, tool
-from tests.tally import TORTURE
 
 __all__ = ["service"]
 

@@ -8,7 +8,6 @@ from urllib.parse import quote, urlsplit
 import psutil
 import pytest
 
-from tests.cutting_proxy import reset
 from tests.faults.ledger import (
     PROTOCOLS,
     RESUMABLE,
@@ -22,9 +21,10 @@ from tests.faults.ledger import (
     new_session,
     nothing_is_left,
 )
-from tests.sender import Tus
-from tests.service import UPLOADS, Cut, service
-from tests.tally import TORTURE
+from tests.support.cutting_proxy import reset
+from tests.support.sender import Tus
+from tests.support.service import UPLOADS, Cut, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.service import UPLOADS, service
+from tests.support.service import UPLOADS, service
 
 __all__ = ["service"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from app.sessions import totals_records
 from app.sessions.merge import SessionMerges
-from tests.asgi import Client, Service, serving, settings_in
-from tests.sender import Tus
+from tests.support.asgi import Client, Service, serving, settings_in
+from tests.support.sender import Tus
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
 

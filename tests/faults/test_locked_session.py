@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from tests.service import UPLOADS, ask, service
+from tests.support.service import UPLOADS, ask, service
 
 __all__ = ["service"]
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.service import UPLOADS, Service, service
+from tests.support.service import UPLOADS, Service, service
 
 __all__ = ["service"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import UPLOADS, ask, service
+from tests.support.service import UPLOADS, ask, service
 
 __all__ = ["service"]
 

@@ -21,10 +21,10 @@ from tests.faults.guest import (
     is_success,
 )
 from tests.faults.tracing import NAMED_THREADS, traced
-from tests.sender import TUS
-from tests.service import HISTORY, UPLOADS, Service
+from tests.support.sender import TUS
+from tests.support.service import HISTORY, UPLOADS, Service
+from tests.support.tally import TORTURE
 from tests.support.tools import needs, tool
-from tests.tally import TORTURE
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from tests.faults.test_commit import CONTENT, outcome
 from tests.faults.test_database_outage import POOL, all_slots_are_free, outage
 from tests.faults.test_resumable_workers import SENT, Stalled, Upload
 from tests.interop.clients import MIB, everything, source
-from tests.load import raw
-from tests.partition import Partition
-from tests.service import service
+from tests.support.load import raw
+from tests.support.partition import Partition
+from tests.support.service import service
 
 __all__ = ["service", "source"]
 

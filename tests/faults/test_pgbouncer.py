@@ -7,9 +7,9 @@ import pytest
 
 from app.db.database import Db
 from app.errors import Unusable
-from tests.postgres import Postgres, program
-from tests.service import HISTORY, UPLOADS, ask, service
 from tests.support.pgbouncer import PgBouncer
+from tests.support.postgres import Postgres, program
+from tests.support.service import HISTORY, UPLOADS, ask, service
 from tests.test_cli import apart, refusal, run
 
 __all__ = ["apart", "service"]

@@ -23,13 +23,13 @@ from app.uploads import records as upload_records
 from tests.faults.disk import Disk, mounted
 from tests.faults.ledger import PROTOCOLS, RESUMABLE, Ledger, content_of, name_of, new_session, settings_of
 from tests.faults.storm import Storm
-from tests.postgres import Postgres
-from tests.sender import Sender
-from tests.service import Service
-from tests.storage.stores import cut_power, needs_root
 from tests.support.memory import quick_directory
+from tests.support.postgres import Postgres
+from tests.support.sender import Sender
+from tests.support.service import Service
+from tests.support.stores import cut_power, needs_root
+from tests.support.tally import TORTURE
 from tests.support.tools import tool
-from tests.tally import TORTURE
 
 pytestmark = [pytest.mark.slow, needs_root]
 

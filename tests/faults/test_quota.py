@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.service import PATIENCE, UPLOADS, Cut, ask, service
+from tests.support.service import PATIENCE, UPLOADS, Cut, ask, service
 
 __all__ = ["service"]
 

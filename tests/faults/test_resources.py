@@ -16,8 +16,8 @@ import pytest
 
 from tests.faults.guest import KIB, MIB, Baseline, Guest, Halfway, content_of, eventually
 from tests.interop.clients import everything
-from tests.service import PATIENCE, UPLOADS, Cut, Service, ask, service
-from tests.tally import TORTURE
+from tests.support.service import PATIENCE, UPLOADS, Cut, Service, ask, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service"]
 

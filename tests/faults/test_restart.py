@@ -9,10 +9,10 @@ import pytest
 
 from tests.faults.test_shutdown import staged, stalled_upload
 from tests.faults.test_workers import one_client_each
-from tests.load import Load
-from tests.proxy import proxy
-from tests.service import PATIENCE, UPLOADS, service
-from tests.tally import TORTURE
+from tests.support.load import Load
+from tests.support.proxy import proxy
+from tests.support.service import PATIENCE, UPLOADS, service
+from tests.support.tally import TORTURE
 
 __all__ = ["proxy", "service"]
 

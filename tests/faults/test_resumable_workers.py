@@ -12,8 +12,8 @@ import pytest
 
 from tests.faults.test_workers import one_client_each
 from tests.interop.clients import MIB, Growth, everything, have_landed, source
-from tests.sender import Tus
-from tests.service import PATIENCE, UPLOADS, Service
+from tests.support.sender import Tus
+from tests.support.service import PATIENCE, UPLOADS, Service
 
 __all__ = ["source"]
 

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from app.db.queries import migrations
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service, service
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service, service
 
 __all__ = ["service"]
 

@@ -8,7 +8,7 @@ import httpx
 import itsdangerous
 import pytest
 
-from tests.service import HISTORY, UPLOADS, service
+from tests.support.service import HISTORY, UPLOADS, service
 
 __all__ = ["service"]
 

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
-from tests.load import Load
-from tests.postgres import Postgres
-from tests.service import HISTORY, PATIENCE, UPLOADS, Cut, ask, service
-from tests.tally import TORTURE
+from tests.support.load import Load
+from tests.support.postgres import Postgres
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Cut, ask, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service"]
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.service import PATIENCE, changed, environment, service
+from tests.support.service import PATIENCE, changed, environment, service
 
 __all__ = ["service"]
 

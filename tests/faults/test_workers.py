@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service, service
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service, service
 
 __all__ = ["service"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE, Service
+from tests.support.service import PATIENCE, Service
 from tests.support.tools import tool
 
 NAMED_THREADS = """

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from tests.hostile.wire import Visitor
-from tests.service import Service
+from tests.support.service import Service
 
 LIMITS = {
     "max_file_size": 2_000_000,

@@ -4,7 +4,7 @@ import re
 from random import Random
 
 from tests.hostile.wire import END, FORM, Visitor, named, part
-from tests.service import HISTORY, UPLOADS
+from tests.support.service import HISTORY, UPLOADS
 
 PLACE = b"########"
 """Stands for the number of the case wherever bytes of a file come, so that what was stored names its request."""

@@ -17,7 +17,7 @@ from tests.hostile import damage
 from tests.hostile.damage import ACCIDENTS, RESOURCE, cut_up, damaged, good_requests, good_sequels, was_sent
 from tests.hostile.damage import SEQUENCES as BEGINNINGS
 from tests.hostile.wire import Visitor
-from tests.service import PATIENCE, UPLOADS
+from tests.support.service import PATIENCE, UPLOADS
 
 CHANGE = """
 import app.web.exchange

@@ -1,6 +1,6 @@
 """Forms that break off, flood, or mean two things to two readers.
 
-What a form is stands in tests/protocols/test_form.py, at every split. Here: what the service answers to what is
+What a form is stands in tests/protocols/test_multipart.py, at every split. Here: what the service answers to what is
 none, through a socket, and that nothing of it is stored.
 
 Row 4.2.13 and the first half of 4.2.20 are decided otherwise by the contract: a POST of any other type is a file.

@@ -1,7 +1,7 @@
 """Requests that are none, that two readers could read differently, or that want to cost much.
 
-What is malformed for every parser stands in tests/test_server.py, with what never ends and who is slow. Here: what
-becomes of the upload that such bytes pretend to be, what is behind them, and what passes.
+What is malformed for every parser stands in tests/server/test_connection.py, with what never ends and who is slow.
+Here: what becomes of the upload that such bytes pretend to be, what is behind them, and what passes.
 """
 
 from contextlib import suppress
@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from tests.hostile.wire import answers, cases, one_by_one, rest
-from tests.service import HISTORY, UPLOADS
+from tests.support.service import HISTORY, UPLOADS
 
 CHUNKED = b"Transfer-Encoding: chunked"
 SMUGGLED = f"PUT {UPLOADS}/smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()

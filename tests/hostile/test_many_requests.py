@@ -20,7 +20,7 @@ import psutil
 
 from tests.hostile.damage import PLACE, RESOURCE, SEQUENCES, cut_up, damaged, good_requests, good_sequels, was_sent
 from tests.hostile.wire import Visitor
-from tests.service import PATIENCE, UPLOADS
+from tests.support.service import PATIENCE, UPLOADS
 
 COUNT = int(os.environ.get("FUZZ_REQUESTS", "600"))
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))

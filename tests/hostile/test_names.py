@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote_to_bytes
 import pytest
 
 from tests.hostile.wire import END, Visitor, cases, named, part
-from tests.service import UPLOADS
+from tests.support.service import UPLOADS
 
 LONG = "é" * 127 + "x"
 

@@ -8,7 +8,7 @@ Idempotency-Key yet.
 import pytest
 
 from tests.hostile.wire import Visitor, cases
-from tests.service import HISTORY, UPLOADS
+from tests.support.service import HISTORY, UPLOADS
 
 TUS = "Tus-Resumable: 1.0.0"
 CHUNK = "Content-Type: application/offset+octet-stream"

@@ -1,8 +1,8 @@
 """Sessions that are forged, stolen in part, doubled, or used by the pages of others; and what comes back of a file.
 
-Rows 4.5 and 4.6. Expiry, rotation of keys and skewed clocks need a clock of one's own: tests/test_sessions.py. By the
-contract the cookie is `waybill_session`, and of two the valid one counts; only two valid ones are refused. Webhooks and
-quotas do not exist yet.
+Rows 4.5 and 4.6. Expiry, rotation of keys and skewed clocks need a clock of one's own: tests/sessions/test_sessions.py.
+By the contract the cookie is `waybill_session`, and of two the valid one counts; only two valid ones are refused.
+Webhooks and quotas do not exist yet.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import pytest
 
 from tests.hostile.wire import END, Visitor, cases, named, part, rest
-from tests.service import HISTORY, UPLOADS
+from tests.support.service import HISTORY, UPLOADS
 
 SESSION = "/api/session"
 

@@ -1,6 +1,6 @@
 """Who sends just enough not to be silent: a body is held to a rate, whatever it comes as.
 
-Row 4.1.19. Slow heads, silence and slow readers stand in tests/test_server.py.
+Row 4.1.19. Slow heads, silence and slow readers stand in tests/server/test_connection.py.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from tests.hostile.wire import FORM, answers, cases, named, part
-from tests.service import UPLOADS
+from tests.support.service import UPLOADS
 
 CHANGE = """
 import app.web.body

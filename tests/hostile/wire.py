@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service
 
 CRLF = b"\r\n"
 BOUNDARY = b"B"

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tests.interop.clients import HERE, Piece, node_modules
-from tests.service import PATIENCE
+from tests.support.service import PATIENCE
 from tests.support.tools import search_path, tool
 
 PAGE = b'<!doctype html><meta charset="utf-8"><title>Uploads</title><script src="/page.js"></script>'

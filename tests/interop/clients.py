@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import HISTORY, PATIENCE, Service
+from tests.support.service import HISTORY, PATIENCE, Service
 from tests.support.tools import tool
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from tests.interop.clients import source
-from tests.service import Service
+from tests.support.service import Service
 
 __all__ = ["source"]
 

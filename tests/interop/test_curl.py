@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.web.routes import routes
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service
 from tests.support.tools import needs, tool
 
 pytestmark = needs("curl")

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.interop.clients import MIB, Growth, everything, have_landed
-from tests.service import PATIENCE, UPLOADS
+from tests.support.service import PATIENCE, UPLOADS
 from tests.support.tools import needs, tool
 
 pytestmark = needs("curl")

@@ -13,11 +13,11 @@ import pytest
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
 
-from tests.cutting_proxy import FATES, CuttingProxy
 from tests.interop.clients import MIB, Job, all_done, have_landed, in_threads
 from tests.interop.test_python_clients import WithWholeAddress
-from tests.service import UPLOADS, Service
-from tests.tally import TORTURE
+from tests.support.cutting_proxy import FATES, CuttingProxy
+from tests.support.service import UPLOADS, Service
+from tests.support.tally import TORTURE
 
 pytestmark = pytest.mark.slow
 

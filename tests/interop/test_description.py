@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.service import service
+from tests.support.service import service
 
 __all__ = ["service"]
 

@@ -16,9 +16,9 @@ import pytest
 
 from tests.interop.clients import MIB, Growth
 from tests.interop.test_proxy import wait_for_staged
-from tests.proxy import DEPLOY, logged, running, said_of
-from tests.service import HISTORY, PATIENCE, UPLOADS, Service
 from tests.support.loopback import answering, connected
+from tests.support.proxy import DEPLOY, logged, running, said_of
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service
 from tests.support.tools import tool
 
 PROGRAMS = {"nginx": "nginx", "nginx-site": "nginx", "caddy": "caddy", "haproxy": "haproxy"}

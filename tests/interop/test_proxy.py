@@ -10,8 +10,8 @@ import time
 import httpx
 import pytest
 
-from tests.proxy import proxy
-from tests.service import HISTORY, PATIENCE, UPLOADS, service
+from tests.support.proxy import proxy
+from tests.support.service import HISTORY, PATIENCE, UPLOADS, service
 from tests.support.tools import tool
 
 __all__ = ["proxy", "service"]

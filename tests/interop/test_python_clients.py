@@ -14,7 +14,7 @@ from tusclient.exceptions import TusUploadFailed
 from tusclient.request import TusRequest
 
 from tests.interop.clients import MIB, everything, have_landed
-from tests.service import PATIENCE, UPLOADS, service
+from tests.support.service import PATIENCE, UPLOADS, service
 
 __all__ = ["service"]
 

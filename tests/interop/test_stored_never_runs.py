@@ -17,7 +17,7 @@ import pytest
 
 from tests.interop.browser import Browser
 from tests.interop.clients import HERE
-from tests.service import PATIENCE, service
+from tests.support.service import PATIENCE, service
 
 __all__ = ["service"]
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.cutting_proxy import CuttingProxy
 from tests.interop.clients import MIB, Job, TusJs, all_done, everything, have_landed
-from tests.service import UPLOADS, service
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.service import UPLOADS, service
 
 __all__ = ["service"]
 

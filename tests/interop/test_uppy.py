@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.cutting_proxy import CuttingProxy
 from tests.interop.browser import UPPY, Browser, Site, bundle
 from tests.interop.clients import MIB
-from tests.service import UPLOADS, service
-from tests.tally import TORTURE
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.service import UPLOADS, service
+from tests.support.tally import TORTURE
 
 __all__ = ["service"]
 

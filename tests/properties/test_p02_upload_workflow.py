@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.asgi import Answer, Client, Service, serving, settings_in
-from tests.strategies import chunkings, filenames, form
+from tests.support.asgi import Answer, Client, Service, serving, settings_in
+from tests.support.strategies import chunkings, filenames, form
 
 UPLOADS = "/api/ingestion/uploads"
 HISTORY = "/api/ingestion/history"

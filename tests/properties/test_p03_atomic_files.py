@@ -30,8 +30,8 @@ from app.storage import NotStored, local
 from app.storage.local import LocalStorage, aio, block_writer, free_space, layout, staged, syscalls
 from app.storage.memory import MemoryStorage
 from tests.contracts.storage import content_of
-from tests.strategies import chunkings
 from tests.support.memory import quick_directory
+from tests.support.strategies import chunkings
 
 # As large files are made of blocks of a mebibyte, so here of a page, and the tree has few branches: every way that a
 # file can take is then a short one.

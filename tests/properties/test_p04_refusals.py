@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.asgi import Answer, Client, Service, serving, settings_in
-from tests.strategies import BOUNDARY, chunkings, form
 from tests.support import tables
+from tests.support.asgi import Answer, Client, Service, serving, settings_in
+from tests.support.strategies import BOUNDARY, chunkings, form
 
 ABSENT = "0193a1f0-0000-7000-8000-000000000000"
 INNER = "/srv/waybill/secret.db"

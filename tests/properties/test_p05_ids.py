@@ -19,9 +19,9 @@ from app.model import Protocol
 from app.storage.memory import MemoryStorage
 from app.uploads.group_commit import Publisher
 from app.uploads.ingest import Ingest, IngestLimits, Visitor
-from tests.asgi import Client, Service, serving, settings_in
-from tests.strategies import filenames, form
-from tests.unreliable import Database, opened, ticking
+from tests.support.asgi import Client, Service, serving, settings_in
+from tests.support.strategies import filenames, form
+from tests.support.unreliable import Database, opened, ticking
 
 HISTORY = "/api/ingestion/history"
 V7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
-from tests.strategies import chunkings, form
+from tests.support.asgi import Answer, Client, HangUp, Service, serving, settings_in
+from tests.support.strategies import chunkings, form
 
 UPLOADS = "/api/ingestion/uploads"
 HISTORY = "/api/ingestion/history"

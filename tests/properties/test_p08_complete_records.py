@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from app import ids
 from app.model import HistoryQuery, Status
 from app.uploads import records as upload_records
-from tests.asgi import Client, Service, serving, settings_in
-from tests.strategies import chunkings, filenames, form
+from tests.support.asgi import Client, Service, serving, settings_in
+from tests.support.strategies import chunkings, filenames, form
 
 UPLOADS = "/api/ingestion/uploads"
 LIMIT = 300

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.model import Status
-from tests.asgi import Client, Service, serving, settings_in
+from tests.support.asgi import Client, Service, serving, settings_in
 
 HISTORY = "/api/ingestion/history"
 FILES = "/api/ingestion/files"

@@ -13,8 +13,8 @@ from app.maintenance.verify import verify
 from app.model import HistoryQuery
 from app.sessions import SEEN_EVERY_US
 from app.uploads import records as upload_records
-from tests.asgi import Client, Service, serving, settings_in
-from tests.unreliable import Time, sweep_alone
+from tests.support.asgi import Client, Service, serving, settings_in
+from tests.support.unreliable import Time, sweep_alone
 
 HISTORY = "/api/ingestion/history"
 HOUR = 3600

@@ -14,7 +14,7 @@ from app.db.database import Db
 from app.db.migrate import migrate
 from app.model import MAX_SIZE, MAX_TIME_US, Failure, HistoryQuery, Protocol, Status, Upload
 from app.uploads import records as upload_records
-from tests.strategies import filenames
+from tests.support.strategies import filenames
 
 sendable = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 times = st.integers(0, MAX_TIME_US)

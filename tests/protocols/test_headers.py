@@ -29,7 +29,7 @@ from app.protocols.headers import (
     searched_name,
     whole_range,
 )
-from tests.strategies import filenames
+from tests.support.strategies import filenames
 
 LATIN_1 = st.text(st.characters(codec="latin-1"), max_size=60)
 

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.postgres import Postgres, nobody
+from tests.support.postgres import Postgres, nobody
 from tests.support.tools import tool
 
 _PATIENCE = 60.0  # seconds; a bound for a machine under load, not a measure

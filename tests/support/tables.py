@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from app import config
 from app.config import types
 from app.errors import problem_codes
-from tests.asgi import serving, settings_in
+from tests.support.asgi import serving, settings_in
 
 ROOT: Final = Path(__file__).parents[2]
 PLACES: Final = {

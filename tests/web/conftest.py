@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.asgi import Service, serving, settings_in
-from tests.postgres import Postgres
+from tests.support.asgi import Service, serving, settings_in
 from tests.support.memory import quick_directory
+from tests.support.postgres import Postgres
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgresql"])

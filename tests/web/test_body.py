@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from app.web import body as module
-from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
-from tests.strategies import form
+from tests.support.asgi import Answer, Client, HangUp, Service, serving, settings_in
+from tests.support.strategies import form
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,8 +13,8 @@ from app.storage.memory import MemoryStorage
 from app.uploads import ingest
 from app.uploads import records as upload_records
 from app.uploads.records import NewSession
-from tests.asgi import Client, Service, serving, settings_in
-from tests.unreliable import opened
+from tests.support.asgi import Client, Service, serving, settings_in
+from tests.support.unreliable import opened
 from tests.web.test_uploads import UPLOADS, listed, send_form
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from app import resumables
 from app.resumables import concatenation
-from tests.asgi import Answer, Client, Service, serving, settings_in
-from tests.unreliable import until
+from tests.support.asgi import Answer, Client, Service, serving, settings_in
+from tests.support.unreliable import until
 from tests.web.test_tus import CHUNK, TUS, UPLOADS, listed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

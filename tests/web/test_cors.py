@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.asgi import Answer, Service, serving, settings_in
+from tests.support.asgi import Answer, Service, serving, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.asgi import Answer, Client, Service
+from tests.support.asgi import Answer, Client, Service
 from tests.web.test_tus import CHUNK, CONTENT, TUS, UPLOADS, create, head, listed, patch
 from tests.web.test_uploads import digest_field
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from structlog.testing import capture_logs
 
 from app.errors import UploadError
-from tests.asgi import Client, Service
+from tests.support.asgi import Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

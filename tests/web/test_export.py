@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import Unavailable
 from app.uploads import records as upload_records
-from tests.asgi import Client, Service
+from tests.support.asgi import Client, Service
 from tests.web.test_history import some_upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

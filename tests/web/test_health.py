@@ -12,7 +12,7 @@ import pytest
 from app.errors import StorageFull, Unavailable, Unusable
 from app.uploads import records as upload_records
 from app.uploads.records import Scrub
-from tests.asgi import Service
+from tests.support.asgi import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -19,7 +19,7 @@ from app.model import Failure, Protocol, Status, Upload
 from app.protocols.headers import searched_name
 from app.signing import Signer
 from app.uploads import records as upload_records
-from tests.asgi import SECRET_KEY, Client, Service
+from tests.support.asgi import SECRET_KEY, Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

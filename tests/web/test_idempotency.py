@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
-from tests.strategies import form
+from tests.support.asgi import Answer, Client, HangUp, Service, serving, settings_in
+from tests.support.strategies import form
 from tests.web.test_metrics import changed, figures
 from tests.web.test_uploads import HISTORY, UPLOADS, digest_field, listed
 

@@ -12,8 +12,8 @@ from app.idempotency import records as key_records
 from app.ids import now_us
 from app.maintenance.sweep import Sweeper
 from app.uploads import records as upload_records
-from tests.asgi import Answer, Client, Service, serving, settings_in
-from tests.unreliable import sweep_alone, until
+from tests.support.asgi import Answer, Client, Service, serving, settings_in
+from tests.support.unreliable import sweep_alone, until
 
 HISTORY = "/api/ingestion/history"
 SESSION = "/api/session"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.errors import Unavailable
-from tests.asgi import Answer, Client, Service
+from tests.support.asgi import Answer, Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,8 +13,8 @@ from app.maintenance.sweep import Sweeper
 from app.metrics import STAGES, SWEPT, Metrics
 from app.model import MAX_TIME_US
 from app.uploads import records as upload_records
-from tests.asgi import Service, serving, settings_in
-from tests.unreliable import until
+from tests.support.asgi import Service, serving, settings_in
+from tests.support.unreliable import until
 
 TUS = {"Tus-Resumable": "1.0.0"}
 UPLOADS = "/api/ingestion/uploads"

@@ -14,7 +14,7 @@ from app.errors import problem_codes
 from app.model import Upload
 from app.web.openapi.words import EXAMPLE
 from app.web.routes import routes
-from tests.asgi import Answer, Service, serving, settings_in
+from tests.support.asgi import Answer, Service, serving, settings_in
 
 UPLOADS = "/api/ingestion/uploads"
 HISTORY = "/api/ingestion/history"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.asgi import Service
+from tests.support.asgi import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.asgi import Client, Service, serving, settings_in
+from tests.support.asgi import Client, Service, serving, settings_in
 
 SESSION, HISTORY, UPLOADS = "/api/session", "/api/ingestion/history", "/api/ingestion/uploads"
 TUS = {"Tus-Resumable": "1.0.0"}

@@ -13,9 +13,9 @@ from app.model import MAX_TIME_US
 from app.sessions import totals_records
 from app.signing import Signer
 from app.uploads import records as upload_records
-from tests.asgi import SECRET_KEY, Answer, Client, Service, serving, settings_in
 from tests.contracts.records import upload
-from tests.unreliable import until
+from tests.support.asgi import SECRET_KEY, Answer, Client, Service, serving, settings_in
+from tests.support.unreliable import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

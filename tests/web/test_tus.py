@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from app.errors import Unavailable
-from tests.asgi import Answer, Client, HangUp, Service, serving, settings_in
+from tests.support.asgi import Answer, Client, HangUp, Service, serving, settings_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.model import is_upload_id
-from tests.asgi import Answer, Client, Service, serving, settings_in
-from tests.strategies import BOUNDARY, form
+from tests.support.asgi import Answer, Client, Service, serving, settings_in
+from tests.support.strategies import BOUNDARY, form
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -1,0 +1,208 @@
+"""Of all requests that want the same upload the newest has its turn, whoever does not let go."""
+
+import asyncio
+
+import pytest
+
+from app.errors import OffsetMismatch, Unavailable
+from app.resumables import Preempted
+from tests.support.resumables import Writer, pair, sha, worker, world
+from tests.support.unreliable import Gate, coming, until
+
+__all__ = ["pair", "worker", "world"]
+
+
+class TestNewest:
+    async def test_a_question_ends_the_writer_and_tells_all_that_had_come(self, pair):
+        first, second = pair
+        key = await first.create(9)
+        async with Writer(first, key, 0, b"abc", b"def") as writer:
+            assert await second.offset(key) == 6
+            with pytest.raises(Preempted):
+                await writer.task
+            assert not writer.task.cancelled()
+        assert (await second.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
+
+    async def test_in_the_same_process_the_writer_is_told_at_once(self, worker, monkeypatch):
+        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        key = await worker.create(9)
+        async with Writer(worker, key, 0, b"abc"):
+            assert await worker.offset(key) == 3
+
+    async def test_a_writer_that_has_all_bytes_and_waits_for_the_end_of_its_body_is_ended_too(self, pair, monkeypatch):
+        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
+        first, second = pair
+        key = await first.create(9)
+        async with Writer(first, key, 0, b"abcdef", b"ghi") as writer:
+            assert (
+                await second.resumes.find(key, "mine")
+            ).offset == 6  # the last ones are committed with the completion
+            found = await second.resumes.find(key, "mine", newest=True)
+            assert (found.completed, found.upload.sha256) == (True, sha(b"abcdefghi"))
+            with pytest.raises(Preempted):
+                await writer.task
+
+    async def test_an_append_ends_the_writer_before_it(self, pair):
+        first, second = pair
+        key = await first.create(9)
+        async with Writer(first, key, 0, b"abc") as writer:
+            with pytest.raises(OffsetMismatch):
+                await second.append(key, 0, b"abc")
+            with pytest.raises(Preempted):
+                await writer.task
+        async with Writer(second, key, 3, b"def"):
+            assert (await first.append(key, await first.offset(key), b"ghi")).upload.sha256 == sha(b"abcdefghi")
+
+    async def test_a_cancellation_ends_the_writer(self, pair):
+        first, second = pair
+        key = await first.create(9)
+        async with Writer(first, key, 0, b"abc") as writer:
+            await second.resumes.cancel(key, "mine")
+            with pytest.raises(Preempted):
+                await writer.task
+        assert await first.statuses() == [(3, "failed")]
+        assert await first.partials() == []
+
+    async def test_of_a_request_with_a_checksum_nothing_counts_when_it_is_ended(self, pair):
+        first, second = pair
+        key = await first.create(9)
+        async with Writer(first, key, 0, b"abc", checked=True):
+            assert await second.offset(key) == 0
+        assert (await second.append(key, 0, b"abcdefghi")).upload.sha256 == sha(b"abcdefghi")
+
+    async def test_many_at_once_leave_one_that_went_on(self, pair):
+        key = await pair[0].create(100)
+        asked = [pair[n % 2].append(key, 0, bytes([n])) for n in range(12)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        kept = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+        assert {type(outcome).__name__ for outcome in outcomes} <= {
+            "Resource", "InProgress", "Preempted", "OffsetMismatch", "Unavailable"
+        }  # fmt: skip
+        assert await pair[0].offset(key) == len(kept) <= 1
+
+    async def test_who_is_told_to_stop_in_the_middle_of_a_write_ends_that_first(self, worker, monkeypatch):
+        key = await worker.create(9)
+        writing, go_on = asyncio.Event(), asyncio.Event()
+        async with Writer(worker, key, 0, b"abc") as writer:
+            [partial] = worker.storage.staged
+            write = partial.write
+
+            async def slow(block):
+                writing.set()
+                await go_on.wait()
+                await write(block)
+
+            monkeypatch.setattr(partial, "write", slow)
+            writer.more.put_nowait(b"def")
+            await coming(writing)
+            question = asyncio.create_task(worker.offset(key))
+            await until(lambda: worker.resumes._writer_locks._live[sha(key.encode())].reason is not None)
+            go_on.set()
+            assert await question == 6
+            with pytest.raises(Preempted):
+                await writer.task
+
+    async def test_a_real_cancellation_is_not_mistaken_for_a_newer_request(self, worker):
+        key = await worker.create(9)
+        async with Writer(worker, key, 0, b"abc") as writer:
+            writer.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writer.task
+            assert writer.task.cancelled()
+        assert await worker.offset(key) == 3
+
+
+class TestFrozen:
+    """A process that holds an upload, was stopped, and goes on later as if nothing had happened."""
+
+    @pytest.fixture
+    async def frozen(self, world, monkeypatch):
+        monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
+        worker = await world.worker()
+        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        return worker
+
+    async def test_a_question_is_answered_from_what_is_committed(self, frozen, worker):
+        key = await frozen.create(9)
+        await frozen.append(key, 0, b"abc")
+        async with Writer(frozen, key, 3, b"xyz") as writer:
+            assert await worker.offset(key) == 3
+            writer.more.put_nowait(None)
+            with pytest.raises(Preempted):
+                await writer.task
+        assert await worker.offset(key) == 3
+
+    @pytest.mark.parametrize("asked_first", [True, False])
+    async def test_an_append_goes_on_in_a_copy(self, frozen, worker, asked_first):
+        key = await frozen.create(9)
+        await frozen.append(key, 0, b"abc")
+        async with Writer(frozen, key, 3, b"xyz") as writer:
+            if asked_first:
+                assert await worker.offset(key) == 3
+            kept = await worker.append(key, 3, b"de")
+            assert kept.file_fence > 0
+            writer.more.put_nowait(b"zyx")
+            writer.more.put_nowait(None)
+            with pytest.raises(Preempted):
+                await writer.task
+        assert (kept.file_fence, 5) in await worker.partials()
+        done = await worker.append(key, 5, b"fghi")
+        assert await worker.content(done.upload_id) == b"abcdefghi"
+        assert done.upload.sha256 == sha(b"abcdefghi")
+        worker.resumes._expiry._grace_seconds = 0
+        await worker.resumes.sweep()
+        assert await worker.partials() == []
+
+    async def test_who_was_stopped_before_it_opened_the_file_cuts_off_nothing_that_was_acknowledged(
+        self, world, frozen, worker, monkeypatch
+    ):
+        stopped, real = Gate(), world.storage.partial
+
+        async def partial(*arguments, **more):
+            if not stopped.reached.is_set():
+                await stopped.pass_through()
+            return await real(*arguments, **more)
+
+        key = await frozen.create(9)
+        await frozen.append(key, 0, b"abc")
+        monkeypatch.setattr(world.storage, "partial", partial)
+        stopped.close()
+        old = asyncio.create_task(frozen.append(key, 3, b"xyz"))
+        await coming(stopped.reached)
+        assert (await worker.append(key, 3, b"def")).offset == 6
+        stopped.open()
+        with pytest.raises(Preempted):
+            await old
+        assert (await worker.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
+
+    async def test_that_it_goes_on_in_a_copy_may_be_noted_without_anybody_being_told(self, frozen, worker):
+        key = await frozen.create(9)
+        await frozen.append(key, 0, b"abc")
+        async with Writer(frozen, key, 3, b"xyz"):
+            worker.db.fails = [None, None, "lost"]  # claimed, passed on, moved
+            with pytest.raises(Unavailable):
+                await worker.append(key, 3, b"def")
+            assert (await worker.append(key, 3, b"defghi")).upload.sha256 == sha(b"abcdefghi")
+
+    async def test_what_it_completes_later_does_not_count(self, frozen, worker):
+        key = await frozen.create(6)
+        async with Writer(frozen, key, 0, b"xyzxy") as writer:
+            assert (await worker.append(key, 0, b"abc")).offset == 3
+            writer.more.put_nowait(b"z")
+            writer.more.put_nowait(None)
+            with pytest.raises(Preempted):
+                await writer.task
+        assert await worker.statuses() == [(3, "uploading")]
+        assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
+
+    async def test_what_was_cancelled_meanwhile_is_gone(self, frozen, worker):
+        key = await frozen.create(6)
+        async with Writer(frozen, key, 0, b"abc") as writer:
+            await worker.resumes.cancel(key, "mine")
+            writer.more.put_nowait(b"def")
+            writer.more.put_nowait(None)
+            with pytest.raises(Preempted):
+                await writer.task
+        assert await worker.statuses() == [(0, "failed")]
+        assert await worker.storage.contents() == {}
+        assert await worker.partials() == []
