@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from multiprocessing import reduction
 from typing import Any, Final, NamedTuple, Protocol
 
-SEAT_CELLS: Final = 512
-_SEATS: Final = 512
+SLOT_CELLS: Final = 512
+_SLOTS: Final = 512
 """The number of slots, more than there can be workers; unused ones are never touched, and take no memory."""
 _CELL_BYTES: Final = 8
 
@@ -44,7 +44,7 @@ class OwnSlot:
     """The slot of a process that serves alone."""
 
     def __init__(self) -> None:
-        self._cells = [0.0] * SEAT_CELLS
+        self._cells = [0.0] * SLOT_CELLS
 
     def take(self) -> Cells:
         return self._cells
@@ -64,7 +64,7 @@ class SharedWorkerSlots:
     def __init__(self, file: int | None = None) -> None:
         if file is None:
             file = os.memfd_create("waybill-metrics")
-            os.ftruncate(file, _SEATS * SEAT_CELLS * _CELL_BYTES)
+            os.ftruncate(file, _SLOTS * SLOT_CELLS * _CELL_BYTES)
         self._file = file  # never closed: that would end the locks
         self._cells = memoryview(mmap.mmap(file, 0)).cast("d")
         self._own: int | None = None
@@ -75,19 +75,19 @@ class SharedWorkerSlots:
     def take(self) -> Cells:
         assert self._own is None
         # A slot that another process is just testing looks held; then the next one will do.
-        self._own = next(number for number in range(_SEATS) if self._lock(number, fcntl.LOCK_EX))
-        cells = self._seat(self._own)
+        self._own = next(number for number in range(_SLOTS) if self._lock(number, fcntl.LOCK_EX))
+        cells = self._slot_cells(self._own)
         cells[0] = 1.0
         return cells[1:]
 
     def all(self) -> Iterator[WorkerSlot]:
-        for number in range(_SEATS):
-            cells = self._seat(number)
+        for number in range(_SLOTS):
+            cells = self._slot_cells(number)
             if cells[0]:
                 yield WorkerSlot(cells[1:], number == self._own or self._is_held(number))
 
-    def _seat(self, number: int) -> "memoryview[float]":
-        return self._cells[number * SEAT_CELLS : (number + 1) * SEAT_CELLS]
+    def _slot_cells(self, number: int) -> "memoryview[float]":
+        return self._cells[number * SLOT_CELLS : (number + 1) * SLOT_CELLS]
 
     def _is_held(self, number: int) -> bool:
         if not self._lock(number, fcntl.LOCK_SH):

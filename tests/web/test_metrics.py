@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import Unavailable
 from app.maintenance.sweep import Sweeper
-from app.metrics import STAGES, SWEPT, Metrics
+from app.metrics import Metrics
+from app.metrics.families import STAGES, SWEPT
 from app.model import MAX_TIME_US
 from app.uploads import records as upload_records
 from tests.support.asgi import Service, serving, settings_in
