@@ -16,18 +16,18 @@ log = structlog.stdlib.get_logger("waybill")
 
 
 def with_secret_keys(settings: Settings) -> Settings:
-    """Settings in which the keys stand, wherever they come from: read once, for all processes of a service.
+    """Add the secret keys to the settings, wherever they come from: read once, for all processes of a service.
 
     Raises:
-        Unusable: the key in `secret.key` cannot be read, or be made.
+        Unusable: the key in `secret.key` cannot be read or created.
     """
     return settings.model_copy(update={"secret_keys": tuple(SecretStr(key) for key in secret_keys(settings))})
 
 
 def secret_keys(settings: Settings) -> list[str]:
-    """The configured keys, or the one in `secret.key`, which is made on the first start.
+    """The configured keys, or the one in `secret.key`, which is created on the first start.
 
-    Several processes may start at once: whoever links its file first has made the key.
+    Several processes may start at once: the first to link its file determines the key.
     """
     if settings.secret_keys:
         return [key.get_secret_value() for key in settings.secret_keys]
@@ -41,7 +41,7 @@ def secret_keys(settings: Settings) -> list[str]:
 
 
 def read_key(path: Path) -> str | None:
-    """The key in a file; None if there is no file."""
+    """Read the key in a file; None if there is no file."""
     try:
         key = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _make_key(path: Path) -> None:
 
 
 def _make_name_durable(path: Path) -> None:
-    """A key that a power cut took back would have signed sessions that nobody could open any more."""
+    """Make the key's name durable: sessions signed with a key that is lost in a power cut could not be opened."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -1,4 +1,4 @@
-"""Signed text: made for one purpose, checked under every configured key."""
+"""Signatures: text signed for one purpose, checked under every configured key."""
 
 import hashlib
 import hmac
@@ -10,7 +10,7 @@ from itsdangerous.encoding import base64_encode, want_bytes
 
 
 class _Signer(itsdangerous.Signer):
-    """One key for one purpose, made ready once: every request with a session is verified."""
+    """One key for one purpose, derived once, since every request with a session is verified."""
 
     def __init__(self, key: str, salt: str) -> None:
         super().__init__(key, salt=salt, digest_method=hashlib.sha256)
@@ -23,10 +23,10 @@ class _Signer(itsdangerous.Signer):
 
 
 class Signer:
-    """Sign and verify short ASCII text for one purpose.
+    """A signer and verifier of short ASCII text for one purpose.
 
     The first key signs; every key verifies, so keys can be rotated without ending a
-    session. The purpose is part of the key: text signed for one is nothing to another.
+    session. The purpose is part of the key: text signed for one purpose is invalid for another.
     """
 
     def __init__(self, keys: Sequence[str], purpose: str) -> None:
@@ -37,13 +37,13 @@ class Signer:
         return self._signers[0].sign(text).decode("ascii")
 
     def derive(self, text: str) -> str:
-        """A secret of 43 characters that a URL can hold: the same for the same text, if one has the key."""
+        """Derive a secret of 43 characters that a URL can hold: the same for the same text and key."""
         return self._signers[0].get_signature(text).decode("ascii")
 
     def verify(self, signed: str) -> str | None:
-        """The text inside, or None when `signed` is not exactly what a configured key makes of it.
+        """The signed text; None when `signed` is not exactly what a configured key makes of that text.
 
-        The comparison is with the text made anew: base64 decoding forgives junk, so a
+        The comparison is with the text signed anew: base64 decoding ignores junk, so a
         signature that merely decodes to the right bytes would still be an altered one.
         """
         text, dot, _ = signed.rpartition(".")

@@ -1,4 +1,4 @@
-"""Which of the resumable protocols a request speaks, told by its headers."""
+"""Detection of the resumable protocol that a request speaks, by its headers."""
 
 from collections.abc import Collection
 
@@ -10,11 +10,11 @@ from app.protocols.tus import Tus
 
 
 def detect(method: str, headers: Headers) -> Protocol | None:
-    """TUS or RESUMABLE. None: neither; on a resource's URL, whatever the resource was created with.
+    """Detect TUS or RESUMABLE; None for neither, or, on a resource's URL, for that of the resource's creation.
 
-    `method` is what the request means, see `tus.method`. A file that comes whole stays an
-    ordinary upload although Upload-Complete cannot be read, as the draft wants it, and so does
-    a form that comes whole. What is only a part of a file never does.
+    `method` is what the request means, see `tus.method`. A complete file stays an ordinary
+    upload although Upload-Complete cannot be read, as the draft wants it, and so does a complete
+    form. A body that is only a part of a file never does.
     """
     if headers.getlist("tus-resumable"):
         return Protocol.TUS
@@ -26,7 +26,7 @@ def detect(method: str, headers: Headers) -> Protocol | None:
 
 
 def codec_for(protocol: Protocol, method: str, headers: Headers, limits: Limits, versions: Collection[int]) -> Codec:
-    """Who reads and answers a request in `protocol`, TUS or RESUMABLE; `versions` and refusals as in Resumable."""
+    """The codec for a request in `protocol`, TUS or RESUMABLE; `versions` and refusals as in Resumable."""
     if protocol is Protocol.TUS:
         return Tus(method, headers, limits)
     return Resumable(method, headers, limits, versions)
@@ -34,14 +34,14 @@ def codec_for(protocol: Protocol, method: str, headers: Headers, limits: Limits,
 
 def _new(method: str, headers: Headers) -> Protocol | None:
     ends = ietf.boolean(headers, "Upload-Complete")
-    if ends is False or ietf.boolean(headers, "Upload-Incomplete"):  # the latter in the first drafts: ?1 is a part
+    if ends is False or ietf.boolean(headers, "Upload-Incomplete"):  # the latter in the first drafts: ?1 marks a part
         return Protocol.RESUMABLE
     if ends:
         return None if media_type(headers) == "multipart/form-data" else Protocol.RESUMABLE
     if media_type(headers) == ietf.CHUNK:
         return Protocol.RESUMABLE
     if method == "POST" and not headers.getlist("upload-complete"):
-        # A client of tus that lost its Tus-Resumable on the way: its empty body is no file.
+        # A tus client whose Tus-Resumable was removed on the way: its empty body is no file.
         named = ("upload-length", "upload-defer-length", "upload-concat")
         return Protocol.TUS if any(headers.getlist(name) for name in named) else None
     return None

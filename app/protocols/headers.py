@@ -1,4 +1,4 @@
-"""Header grammar: what a header says, or why it cannot be read.
+"""Header grammar: the meaning of a header, or the reason why it cannot be read.
 
 A header value is text as HTTP servers give it: its bytes, decoded as latin-1. Every
 function here takes time linear in what it is given, and refuses or ignores what it does
@@ -42,14 +42,14 @@ _JOINERS = "\u200c\u200d"
 _REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SEPARATOR = re.compile(r"[/\\]")
 _SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
-# What most names look like; they need none of the work below.
+# Most names match this, and need none of the work below.
 _CLEAN = re.compile(rf"(?!\.{{1,2}}\Z)[!-.0-\[\]-~](?:[ -.0-\[\]-~]{{0,{MAX_FILENAME_BYTES - 2}}}[!-.0-\[\]-~])?")
 # No composed character has less than a quarter of its parts' bytes, so NFC makes no name shorter than that.
 _MAX_BYTES_BEFORE_NFC = 4 * MAX_FILENAME_BYTES
 
 
 def safe_filename(raw: str | bytes) -> str:
-    r"""The name a client gave a file, as data for display; never a path.
+    r"""Clean the name a client gave a file, as data for display; never a path.
 
     Strict UTF-8, in NFC, the last path element only (`/` and `\` both separate), without
     bidi and zero-width controls (the joiners U+200C and U+200D stay) and without surrounding
@@ -67,7 +67,7 @@ def safe_filename(raw: str | bytes) -> str:
     if _REFUSED.search(name):
         raise BadFilename("a filename must be well-formed UTF-8 without control characters")
     name = _INVISIBLE.sub("", _SEPARATOR.split(name)[-1]).strip(_SPACES)
-    # Normalised only now, since what was taken out may have kept two characters apart; and only
+    # Normalised only now, since the removed characters may have separated two others; and only
     # when short, since a long run of combining marks takes quadratic time to put in order.
     if len(name.encode()) <= _MAX_BYTES_BEFORE_NFC:
         name = unicodedata.normalize("NFC", name)
@@ -79,7 +79,7 @@ def safe_filename(raw: str | bytes) -> str:
 def searched_name(text: str) -> str:
     """The part of a clean name that a search for `text` looks for: cleaned as `safe_filename` cleans a name.
 
-    What would be nothing then is looked for as it is.
+    A text of which nothing would remain is looked for unchanged.
     """
     shown = _INVISIBLE.sub("", _SEPARATOR.split(text)[-1]).strip(_SPACES)
     return unicodedata.normalize("NFC", shown) or text
@@ -90,7 +90,7 @@ _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 # curl escape no backslash, and a file may be named `notes\`.
 _QUOTED = r'"(?:[^"\\]++|\\(?:(?="\Z)|.))*+"'
 _HEAD = re.compile(rf"{_WORD}(?:/{_WORD})?")
-# What a `filename*` holds, with the four that RFC 8187 wants escaped and clients do not escape.
+# The characters of a `filename*`, with the four that RFC 8187 wants escaped and clients do not escape.
 _ENCODED = r"[!#$%&'()*+.^_`|~0-9A-Za-z-]++"
 _PARAMETER = re.compile(rf"[ \t]*+;[ \t]*+(?:({_WORD})=((?<=\*=){_ENCODED}|{_WORD}|{_QUOTED}))?")
 _ESCAPED = re.compile(r"\\(.)")
@@ -103,7 +103,7 @@ def parameters(value: str) -> tuple[str, dict[str, str]]:
     """A header's leading word and its parameters, as in `attachment; filename="a.txt"`.
 
     The word and the parameters' names are in lower case; the values are as they were sent,
-    in their quotes: who reads them knows how they were escaped.
+    in their quotes: only the reader of a value knows how it was escaped.
 
     Raises:
         BadRequest: the header breaks the grammar of RFC 9110 §5.6.6, or repeats a parameter.
@@ -140,7 +140,7 @@ def extended_value(text: str) -> bytes:
     `(`, `)`, `'` and `*` may stand there as they are: nothing else can be meant by them.
 
     Raises:
-        BadRequest: it is not, or it names another character set.
+        BadRequest: the text is none, or names another character set.
     """
     match = _EXTENDED.fullmatch(text)
     if match is None:
@@ -170,7 +170,7 @@ def attachment(filename: str) -> str:
     """A Content-Disposition that offers a download under `filename`, a clean name.
 
     In ASCII, whatever the name holds. `filename*` carries the name exactly, `filename` is
-    what old clients make of it: `disposition_filename` gives back `filename`.
+    a fallback for old clients: `disposition_filename` returns the name again.
     """
     fallback = _NOT_FOR_THE_FALLBACK.sub("_", filename)
     return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{quote(filename, safe=_ATTRIBUTE_CHARACTERS)}"
@@ -184,9 +184,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def content_type(raw: str | None) -> str:
     """The Content-Type a client gave a file, kept as data.
 
-    It is a label: stored as it was sent, even when it means nothing or names something
-    dangerous, and never trusted for serving. What cannot be a label (nothing, more than 255
-    characters, anything but printable ASCII) becomes `application/octet-stream`.
+    The type is a label: stored as it was sent, even when it means nothing or names something
+    dangerous, and never trusted for serving. A value that cannot be a label (empty, more than
+    255 characters, not printable ASCII) becomes `application/octet-stream`.
     """
     text = "" if raw is None else raw.strip(" \t")
     return text if _PRINTABLE.fullmatch(text) else DEFAULT_CONTENT_TYPE
@@ -217,14 +217,14 @@ def declared_digests(name: str, values: Sequence[str]) -> Digests:
 
     Several fields of the same name are one, joined by commas. As in every structured
     dictionary, the last of two equal keys counts (RFC 9651 §3.2). Other algorithms beside
-    the two that are checked are passed over.
+    the two that are checked are ignored.
 
     Raises:
         UncheckedDigest: neither sha-256 nor sha-512 is among them, so nothing could be checked.
-        BadRequest: it is no structured dictionary, or a digest has another length than its algorithm's.
+        BadRequest: the field is no structured dictionary, or a digest has another length than its algorithm's.
     """
     value = ", ".join(values).strip(" \t")
-    if not value:  # as an empty dictionary is written: not at all
+    if not value:  # an empty dictionary is written as no field
         return UNDECLARED
     if len(value) > _MAX_DIGEST_FIELD_CHARACTERS:
         raise BadRequest(f"a digest field has at most {_MAX_DIGEST_FIELD_CHARACTERS} characters")
@@ -232,7 +232,7 @@ def declared_digests(name: str, values: Sequence[str]) -> Digests:
         fields = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
     except http_sf.StructuredFieldError:
         raise BadRequest("a digest field looks like sha-256=:base64:") from None
-    digests = cast("dict[str, tuple[object, object]]", fields)  # each with its parameters, which mean nothing here
+    digests = cast("dict[str, tuple[object, object]]", fields)  # each with its parameters, which have no meaning here
     found = Digests(_digest(digests, "sha-256", 32), _digest(digests, "sha-512", 64))
     if found == UNDECLARED:
         raise UncheckedDigest(name)
@@ -248,18 +248,18 @@ def _digest(digests: Mapping[str, tuple[object, object]], algorithm: str, size: 
     return digest.hex()
 
 
-_BARE_KEY = re.compile(r"[!#-+\-.-:<-\[\]-~]+")  # what is printed but quotes, commas, semicolons and backslashes
+_BARE_KEY = re.compile(r"[!#-+\-.-:<-\[\]-~]+")  # printable, without quotes, commas, semicolons and backslashes
 
 
 def idempotency_key(value: str) -> str:
     """The key in an Idempotency-Key: a structured string, or the same without its quotes, as many clients send it.
 
     Raises:
-        BadRequest: it is neither, or has no characters or more than 255.
+        BadRequest: the value is neither, or has no characters or more than 255.
     """
     value = value.strip(" \t")
     key: object = value if _BARE_KEY.fullmatch(value) else None
-    if key is None and len(value) <= 2 * _MAX_KEY_CHARACTERS + len('""'):  # where every character is escaped
+    if key is None and len(value) <= 2 * _MAX_KEY_CHARACTERS + len('""'):  # twice as long if every character is escaped
         try:
             key, _ = cast("tuple[object, object]", http_sf.parse(value.encode("latin-1"), tltype="item"))
         except http_sf.StructuredFieldError:
@@ -278,10 +278,10 @@ _CONTENT_RANGE = re.compile(r"bytes[ \t]+0-([0-9]{1,19})/([0-9]{1,19})", re.IGNO
 
 
 def whole_range(value: str) -> int:
-    """The size of the file that a request's Content-Range says its body is, the whole of it.
+    """The size of a file whose request has a Content-Range that covers all of it.
 
     Raises:
-        BadRequest: it says that the body is a fragment, or cannot be read; `0-5/*` and `*/0` do not say whole.
+        BadRequest: the body is a fragment, or the header cannot be read; `0-5/*` and `*/0` do not mean a whole file.
     """
     match = _CONTENT_RANGE.fullmatch(value.strip(" \t"))
     if match is None or int(match[1]) + 1 != int(match[2]):
@@ -293,12 +293,12 @@ _RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 
 
 def byte_ranges(value: str | None, size: int) -> list[tuple[int, int]] | None:
-    """The parts of a file of `size` bytes that a Range header asks for, or None: serve it whole.
+    """The parts of a file of `size` bytes that a Range header asks for; None to serve the whole file.
 
     Each is (start, stop), stop exclusive, never empty, in the order they were asked for; those
-    that lie outside the file are left out. The whole file answers what is not a valid
-    range of bytes, more than five ranges, and ranges that overlap (RFC 9110 §14.2 lets a
-    server ignore any Range), and the end of an empty file (`-5`), which has no other form.
+    that lie outside the file are left out. The whole file is the answer to an invalid range
+    of bytes, to more than five ranges, to overlapping ones (RFC 9110 §14.2 lets a server
+    ignore any Range), and to the end of an empty file (`-5`), which has no other form.
 
     Raises:
         RangeNotSatisfiable: every range lies outside the file.
@@ -346,7 +346,7 @@ def matches(value: str, tag: str, *, weak: bool) -> bool:
     """Whether an If-Match or If-None-Match names `tag`: in its list, or by `*`.
 
     `weak` compares as If-None-Match does: `W/"x"` is `"x"`. Otherwise, as for If-Match and
-    If-Range, a weak tag is nothing. A list that breaks the grammar names nothing.
+    If-Range, a weak tag matches nothing. A list that breaks the grammar names nothing.
     """
     if value.strip(" \t") == "*":
         return True
@@ -372,7 +372,7 @@ def parse_http_date(value: str) -> int | None:
         return None
     try:
         moment = parsedate_to_datetime(value)
-        if moment.tzinfo is None:  # asctime's form says no zone; in HTTP it means UTC
+        if moment.tzinfo is None:  # asctime's form has no zone; in HTTP it means UTC
             moment = moment.replace(tzinfo=UTC)
         return microseconds(moment) // 1_000_000
     except (ValueError, OverflowError):

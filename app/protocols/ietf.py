@@ -1,7 +1,7 @@
-"""Resumable uploads of the HTTP working group (draft-ietf-httpbis-resumable-upload).
+"""Resumable uploads of the HTTP working group (draft-ietf-httpbis-resumable-upload): the codec.
 
 Its drafts differ by an interop version. Where they do, the request's own version decides; a
-request that names none, or one that is not known, is read by the newest rules.
+request that names none, or an unknown one, is read by the newest rules.
 """
 
 from collections.abc import Collection
@@ -45,9 +45,9 @@ from app.protocols.intents import (
 )
 
 VERSIONS: Final = (5, 6, 8, 9, 10)
-"""The interop versions whose rules are known here: drafts 03, 04 to 05, 09 to 11, 12, and 13 on."""
+"""The interop versions that are implemented: of drafts 03, 04 to 05, 09 to 11, 12, and 13 on."""
 CHUNK: Final = "application/partial-upload"
-"""The media type of a body that goes on where another ended."""
+"""The media type of a body that continues an upload."""
 OFFER: Final = 104
 """The status of interim responses: upload resumption supported."""
 
@@ -55,11 +55,11 @@ RESPONSE_HEADERS: Final = (
     "Location", "Repr-Digest", "Upload-Complete", "Upload-Draft-Interop-Version", "Upload-Length", "Upload-Limit",
     "Upload-Offset",
 )  # fmt: skip
-"""What an answer may say: a page of another origin must be allowed to read it (CORS)."""
+"""The headers of an answer that a page of another origin must be allowed to read (CORS)."""
 
 _VERSION_FIELD = "Upload-Draft-Interop-Version"
 _MAX_FIELD_CHARACTERS = 1024
-_MAX_INTEGER = 10**15 - 1  # the largest that a structured field can say
+_MAX_INTEGER = 10**15 - 1  # the largest that a structured field can hold
 _MORE = ("Upload-Complete", "?0")
 _DONE = ("Upload-Complete", "?1")
 _FRESH = ("Cache-Control", "no-store")
@@ -68,19 +68,19 @@ _FOR_GOOD = (BadFilename, CrossOrigin, Forbidden, NoSession, UnsupportedMediaTyp
 
 
 def boolean(headers: Headers, name: str) -> bool | None:
-    """The field's truth value, None when it is absent or says anything else (it is ignored then)."""
+    """The field's truth value; None when the field is absent, or ignored because it holds anything else."""
     value = _item(headers, name)
     return value if isinstance(value, bool) else None
 
 
 def integer(headers: Headers, name: str) -> int | None:
-    """The field's number from 0 on, None when it is absent or says anything else (it is ignored then)."""
+    """The field's number from 0 on; None when the field is absent, or ignored because it holds anything else."""
     value = _item(headers, name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def options(limits: Limits) -> HeaderPairs:
-    """What OPTIONS says of resumable uploads: that there are some, and their limits."""
+    """The headers by which OPTIONS announces resumable uploads and their limits."""
     return [("Upload-Limit", _limit(limits, limits.idle_seconds, "max-age"))]
 
 
@@ -102,13 +102,13 @@ class Resumable:
         self._offered = self._version if self._version in versions else None
 
     def read(self) -> Intent:
-        """What the request asks for.
+        """Read the request's intent.
 
         Raises:
-            BadRequest: a field is missing, or stands where it means nothing; or there is no such method.
+            BadRequest: a field is missing, or meaningless here; or the method is unknown.
             InconsistentUploadLength: Upload-Length and the body's own length differ.
             BadFilename: the file's name cannot be shown.
-            TooLarge: the file is, or the body makes it, longer than it may be.
+            TooLarge: the file is, or the body makes it, longer than allowed.
             UnsupportedMediaType: a form is to come in several requests, or a PATCH brings
                 something else than a chunk.
         """
@@ -127,7 +127,7 @@ class Resumable:
                 raise BadRequest("a resumable upload has POST, PUT, HEAD, GET, PATCH and DELETE, and no other method")
 
     def _ask(self) -> Ask:
-        # Apple's clients, of the older versions, repeat on every request what the first one said of the file.
+        # Apple's clients, of the older versions, repeat on every request how the first one described the file.
         for name in () if self._older else ("Upload-Offset", "Upload-Complete", "Upload-Length"):
             if self._headers.getlist(name):
                 raise BadRequest(f"a request that asks for the offset carries no {name}")
@@ -144,7 +144,7 @@ class Resumable:
         if media_type(self._headers) == "multipart/form-data" and not ends:
             raise UnsupportedMediaType("a form cannot come in several requests; send the file itself")
         length = self._length(0, ends)
-        # tus clients that speak this protocol describe the file in their own way.
+        # tus clients that speak this protocol describe the file by Upload-Metadata.
         described = tus.described(self._headers)
         disposition = single(self._headers, "content-disposition")
         filename = None if disposition is None else grammar.disposition_filename(disposition)
@@ -153,8 +153,8 @@ class Resumable:
         kind = described.content_type
         if media_type(self._headers) not in {"", CHUNK}:
             kind = grammar.content_type(single(self._headers, "content-type"))
-        # The digest of a body that is the whole file holds for both. As the file's it leaves what arrives of a broken
-        # request usable, so it is taken for that.
+        # The digest of a body that is the whole file is both the body's and the file's. Taken as the file's, it keeps
+        # the bytes of a broken request usable.
         digests = declared_of_body(self._headers) if ends else self._digests("Repr-Digest")
         checks = () if ends else checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
         return Create(length, ends, filename, kind, brings_bytes=True, checks=checks, digests=digests)
@@ -169,13 +169,13 @@ class Resumable:
             raise BadRequest("a PATCH needs Upload-Offset")
         ends = boolean(self._headers, "Upload-Complete")
         if self._version == 6 and not self._headers.getlist("upload-complete"):
-            ends = True  # the drafts of this version let the last request go without it
+            ends = True  # the drafts of this version let the last request omit it
         if ends is None:
             raise BadRequest("a PATCH needs Upload-Complete, ?0 or ?1")
         if self._headers.getlist("content-range"):
             raise BadRequest("Upload-Offset says where the body belongs; leave the Content-Range out")
-        # What Apple's clients, of the older versions, send as Content-Digest was said of the first body, which was
-        # the whole file: they repeat it.
+        # Apple's clients, of the older versions, repeat the Content-Digest of the first body, which was
+        # the whole file.
         digests = declared_of_body(self._headers) if self._older else self._digests("Repr-Digest")
         checks = () if self._older else checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
         return Append(offset, self._length(offset, ends), ends, checks, digests)
@@ -211,13 +211,13 @@ class Resumable:
                 if state.length is not None:
                     said.append(("Upload-Length", str(state.length)))
                 return Answer(204, [*said, _FRESH])
-            case Append() if not state.completed or state.record is None:  # what only serves others has no record
+            case Append() if not state.completed or state.record is None:  # a part has no record
                 return Answer(204, said)
             case Create() | Concatenate() if not state.completed:
                 return Answer(201, [*said, ("Location", state.location)])
         if state.sha256 is not None:
             said.append(("Repr-Digest", grammar.digest_field(state.sha256)))
-        # The final answer is the target's own: what came to be is the record. Clients of the older drafts
+        # The final answer is about the target, which is the record. Clients of the older drafts
         # take any Location for the upload's URL.
         said.append(("Location", state.location if self._older or state.record is None else state.record))
         return Answer(201, said, with_record=state.record is not None)
@@ -235,7 +235,7 @@ class Resumable:
         return said
 
     def _is_the_last_word(self, error: UploadError) -> bool:
-        """Whether nothing that the client could still send of this file would change the refusal."""
+        """Whether no further bytes of this file could change the refusal."""
         if isinstance(error, DigestMismatch):
             return not isinstance(error, ChunkDigestMismatch)
         return self._method in _CREATING and isinstance(error, _FOR_GOOD)
@@ -245,13 +245,13 @@ class Resumable:
         return self._offered is not None
 
     def interim(self, state: State) -> Answer | None:
-        """The offer to resume, for clients of a version that is offered; others take it for something else."""
+        """The offer to resume, for clients of an offered version; others would misread it."""
         if self._offered is None:
             return None
         return Answer(OFFER, [*self._echo(), ("Location", state.location), ("Upload-Limit", self._limit_now(state))])
 
     def progress(self, offset: int) -> Answer | None:
-        # It is optional, and the clients of the older versions, in phones that nobody updates, show it to nobody.
+        # It is optional, and the clients of the older versions, in phones that nobody updates, make no use of it.
         if self._offered is None or self._older:
             return None
         return Answer(OFFER, [*self._echo(), ("Upload-Offset", str(offset))])
@@ -269,7 +269,7 @@ class Resumable:
 
 
 def _item(headers: Headers, name: str) -> object:
-    """The field's value without its parameters, None when it is absent or no structured item."""
+    """The field's value without its parameters; None when the field is absent or no structured item."""
     text = single(headers, name)
     if text is None:
         return None
@@ -283,7 +283,7 @@ def _item(headers: Headers, name: str) -> object:
 
 
 def _limit(limits: Limits, seconds_left: int | None, age_key: str) -> str:
-    """An Upload-Limit. It must not be empty, so one without a limit says that any size is enough."""
+    """An Upload-Limit. The field must not be empty, so without a limit it states a minimum size of 0."""
     known = {"max-size": limits.file_bytes, "max-append-size": limits.request_bytes, age_key: seconds_left}
     said = [f"{key}={value}" for key, value in known.items() if value is not None and value <= _MAX_INTEGER]
     return ", ".join(said) or "min-size=0"

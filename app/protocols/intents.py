@@ -1,4 +1,4 @@
-"""What a request of a resumable upload asks for, and what its answer says: the words both protocols share.
+"""Intents of requests for resumable uploads, and the states of their answers: the words both protocols share.
 
 A resource is one upload that comes in several requests, under a URL of its own. Offsets and
 lengths are bytes, times are microseconds since 1970 UTC, digests are as they were sent.
@@ -40,7 +40,7 @@ class _Crc32:
         return self._sum.to_bytes(4, "big")
 
 
-# These find accidents on the way; nobody's safety rests on them.
+# These detect accidental corruption; no security depends on them.
 _HASHERS: Final[dict[str, Callable[[], Hasher]]] = {
     "sha1": lambda: hashlib.sha1(usedforsecurity=False),
     "sha256": hashlib.sha256,
@@ -69,10 +69,10 @@ class Checksum:
         return _HASHERS[self.algorithm]()
 
     def check(self, hasher: Hasher) -> None:
-        """Compare with what arrived.
+        """Compare the digest with that of the bytes that arrived.
 
         Raises:
-            ChecksumMismatch, ChunkDigestMismatch: it is something else.
+            ChecksumMismatch, ChunkDigestMismatch: they differ.
         """
         actual = hasher.digest()
         if actual != self.digest:
@@ -80,7 +80,7 @@ class Checksum:
 
     @classmethod
     def of_chunk(cls, algorithm: str, digest: bytes) -> "Checksum":
-        """As tus has it: a mismatch is 460."""
+        """Make a checksum of tus, whose mismatch is answered by 460."""
         return cls(algorithm, digest, ChecksumMismatch)
 
 
@@ -95,7 +95,7 @@ def refuse_unless_of_nothing(digests: Digests) -> None:
 
 
 def checksums(digests: Digests, mismatch: Callable[[str, str, str], UploadError]) -> tuple[Checksum, ...]:
-    """What a body must have by these digests; `mismatch` makes the refusal of expected, actual and algorithm."""
+    """The checksums of a body with these digests; `mismatch` makes the refusal of expected, actual and algorithm."""
     if digests is UNDECLARED:
         return ()
     return tuple(
@@ -111,12 +111,12 @@ def checksums(digests: Digests, mismatch: Callable[[str, str, str], UploadError]
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Begin an upload. What the request's body holds, if it `brings_bytes`, is the beginning of the file.
+    """Begin an upload. The request's body, if it `brings_bytes`, is the beginning of the file.
 
     `ends` says whether the file ends with this request; None when the length alone tells.
     `filename` is clean, None when the request names none; `metadata` and `concat` are raw.
-    `digests` are what the whole file must have; `checks` what this body must have.
-    A part `is_part`: it serves a later Concatenate and is no upload of its own.
+    `digests` are those that the complete file must have; `checks` those of this body.
+    With `is_part` the upload is a part, which only serves a later Concatenate.
     """
 
     length: int | None
@@ -133,9 +133,9 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Concatenate:
-    """Make an upload of others, its parts, in this order. `keys` are theirs; one may stand there several times.
+    """Make an upload of others, its parts, in the order of their `keys`, in which one may be repeated.
 
-    `digests` are what the whole file must have.
+    `digests` are those that the complete file must have.
     """
 
     keys: tuple[str, ...]
@@ -148,9 +148,9 @@ class Concatenate:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Add the body to what is there up to `offset`.
+    """Append the body at `offset`.
 
-    `length` is the file's, as far as this request tells it; `ends`, `checks` and `digests` as in Create.
+    `length` is the file's, if this request states it; `ends`, `checks` and `digests` as in Create.
     """
 
     offset: int
@@ -162,12 +162,12 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Say how far the upload is."""
+    """Report the upload's offset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Forget the upload."""
+    """End the upload and discard its bytes."""
 
 
 Intent = Create | Concatenate | Append | Ask | Cancel
@@ -175,7 +175,7 @@ Intent = Create | Concatenate | Append | Ask | Cancel
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is true of a resource when its answer is made, at `at_us`.
+    """The state of a resource when its answer is made, at `at_us`.
 
     `location` is its URL. `offset` is None while parts are still awaited. `record` is the URL
     of the upload's record, `sha256` the digest of the finished file; both None if there is none.
@@ -196,7 +196,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is allowed: bytes of a file, bytes of one request, seconds a new resource lives. None is no limit."""
+    """The limits: bytes of a file, bytes of one request, seconds a new resource lives. None is no limit."""
 
     file_bytes: int = MAX_SIZE
     request_bytes: int | None = None
@@ -207,7 +207,7 @@ HeaderPairs = list[tuple[str, str]]
 
 
 class Answer(NamedTuple):
-    """A status and headers; `with_record` when the upload's record is the body, otherwise there is none."""
+    """A status and headers; `with_record` when the upload's record is the body, otherwise there is no body."""
 
     status: int
     headers: HeaderPairs
@@ -215,39 +215,39 @@ class Answer(NamedTuple):
 
 
 class Codec(Protocol):
-    """One request and its answer, in one protocol's words."""
+    """A protocol's codec for one request and its answer."""
 
     def read(self) -> Intent:
-        """What the request asks for, by its headers alone. Raises an UploadError for what it may not ask."""
+        """Read the request's intent from its headers alone. Raises an UploadError for one that is not allowed."""
         ...
 
     def answer(self, intent: Intent, state: State) -> Answer:
-        """The answer to an intent that was met; `state` is what it led to."""
+        """The answer to an intent that was carried out; `state` is the result."""
         ...
 
     def refusal(self, error: UploadError, *, location: str | None = None) -> HeaderPairs:
-        """The headers that a refusal carries beside its own; `location` when a resource was made all the same."""
+        """The headers that a refusal carries beside its own; `location` when a resource was created nevertheless."""
         ...
 
     @property
     def accepts_interim(self) -> bool:
-        """Whether this client learns where a new resource is before its body has come, by `interim`."""
+        """Whether this client accepts an `interim` response with a new resource's URL before its body has arrived."""
         ...
 
     def interim(self, state: State) -> Answer | None:
-        """The interim response that tells where a new resource is, None if this client waits for none."""
+        """The interim response with a new resource's URL; None if this client accepts none."""
         ...
 
     def progress(self, offset: int) -> Answer | None:
-        """The interim response that tells what is durable, None if this client waits for none."""
+        """The interim response that reports the durable offset; None if this client accepts none."""
         ...
 
 
 def single(headers: Headers, name: str) -> str | None:
-    """A header that may stand only once, since two could mean two things to two readers; None when it is absent.
+    """The value of a header that must not be repeated, since two readers could take two values; None if absent.
 
     Raises:
-        BadRequest: it stands there several times.
+        BadRequest: the header is repeated.
     """
     values = headers.getlist(name)
     if len(values) > 1:
@@ -256,7 +256,7 @@ def single(headers: Headers, name: str) -> str | None:
 
 
 def declared_of_body(headers: Headers) -> Digests:
-    """What the body must have when it is the whole file, so that both fields are about the same bytes.
+    """The digests of a body that is the whole file, so that both fields are about the same bytes.
 
     Raises:
         UncheckedDigest, BadRequest: see `declared_digests`; or the two do not agree.
@@ -280,7 +280,7 @@ def whole_number(name: str, text: str) -> int:
     """A header's number, in digits alone.
 
     Raises:
-        BadRequest: it is something else, or above 2**63 - 1.
+        BadRequest: the text is something else, or above 2**63 - 1.
     """
     if _WHOLE.fullmatch(text) is None or int(text) > MAX_SIZE:
         raise BadRequest(f"{name} must be a whole number, at most {MAX_SIZE}")

@@ -1,7 +1,7 @@
 """Form bodies, `multipart/form-data`, as events.
 
-What is a form is decided here as RFC 7578 has it, and as browsers, curl and other clients make
-of it. All else is refused; nothing is read leniently, since two readers could read it differently.
+Accepted are forms as RFC 7578 defines them, and as browsers, curl and other clients write
+them. All else is refused; nothing is read leniently, since two readers could read it differently.
 """
 
 import base64
@@ -43,7 +43,7 @@ _IDENTITY_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 class PartBegin(NamedTuple):
     """A part begins: a file under its clean name, or a plain field when `filename` is None.
 
-    `digests` are what its own headers say that its bytes have.
+    `digests` are those that its own headers declare.
     """
 
     filename: str | None
@@ -53,7 +53,7 @@ class PartBegin(NamedTuple):
 
 
 class PartData(NamedTuple):
-    """The next bytes of the part; never none. They may be a view of the block that was fed."""
+    """The next bytes of the part, at least one. They may be a view of the block that was fed."""
 
     data: bytes | memoryview
 
@@ -66,14 +66,14 @@ Event = PartBegin | PartData | PartEnd
 
 
 class FormDecoder:
-    """Turn the body of one form into events.
+    """A decoder that turns the body of one form into events.
 
     Each part gives a PartBegin, any number of PartData and a PartEnd. Where the body was cut
-    into blocks changes nothing but where PartData is cut. A block of a part is handed on
+    into blocks only changes where PartData is cut. A block of a part is handed on
     without being copied while no boundary is near. A part with `filename=""`, a browser's
     empty field, is a file (`unnamed`) if it holds a byte, and a plain field if not.
 
-    A refusal ends the form: what was fed cannot be continued.
+    A refusal ends the form: no more can be fed.
     """
 
     def __init__(self, content_type: str, *, max_parts: int = 1000, max_field_bytes: int = 1 << 20) -> None:
@@ -82,14 +82,14 @@ class FormDecoder:
         `max_parts` counts fields and files; `max_field_bytes` bounds each plain field.
 
         Raises:
-            UnsupportedMediaType: it is not `multipart/form-data`.
-            MalformedForm: it has no boundary of 1 to 70 characters as RFC 2046 wants it.
+            UnsupportedMediaType: the type is not `multipart/form-data`.
+            MalformedForm: the type has no boundary of 1 to 70 characters as RFC 2046 wants it.
         """
         self._delimiter = b"\r\n--" + _boundary(content_type)
         self._max_parts = max_parts
         self._max_field_bytes = max_field_bytes
         self._place: Literal["preamble", "boundary", "head", "start", "content", "epilogue", "refused"] = "preamble"
-        self._kept = b""  # what was fed and cannot be understood without what follows
+        self._kept = b""  # fed bytes that cannot be decoded without the next ones
         self._parts = 0
         self._part: _Part | None = None
         self._part_bytes = 0
@@ -97,11 +97,11 @@ class FormDecoder:
 
     @property
     def boundary_bytes(self) -> int:
-        """How long the boundary is, as the header has it."""
+        """The length of the boundary in the header."""
         return len(self._delimiter) - len(b"\r\n--")
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events in the next block of the body. Take them all before the next block.
+        """Yield the events in the next block of the body. Take them all before feeding the next block.
 
         Raises:
             MalformedForm: the body is not a form.
@@ -109,7 +109,7 @@ class FormDecoder:
             TooManyFiles: there are more parts than allowed.
             RequestTooLarge: a plain field is larger than allowed.
         """
-        place, self._place = self._place, "refused"  # unless all goes well
+        place, self._place = self._place, "refused"  # until all has gone well
         if self._kept:
             data = self._kept + data
         at = 0
@@ -179,7 +179,7 @@ class FormDecoder:
                 place = "boundary"
             elif place == "epilogue":
                 self._epilogue_bytes += len(data) - at
-                if self._epilogue_bytes > MAX_EPILOGUE_BYTES:  # a second form, to whoever reads on
+                if self._epilogue_bytes > MAX_EPILOGUE_BYTES:  # other readers could find a second form in it
                     raise MalformedForm(f"more than {MAX_EPILOGUE_BYTES} bytes stand behind the closing boundary")
                 at = len(data)
                 break
@@ -189,7 +189,7 @@ class FormDecoder:
         self._place = place
 
     def finish(self) -> None:
-        """The body has ended.
+        """End the body.
 
         Raises:
             MalformedForm: its closing boundary was not seen.
@@ -198,7 +198,7 @@ class FormDecoder:
             raise MalformedForm("the body ends before its closing boundary")
 
     def _behind_preamble(self, seen: bytes) -> int:
-        """Where the first boundary ends; -1 while that has yet to come. It may stand at the very start."""
+        """The end of the first boundary, which may be at the very start; -1 while it has yet to come."""
         first = self._delimiter[2:]
         at = 0 if seen.startswith(first) else seen.find(self._delimiter, 0, MAX_PREAMBLE_BYTES + len(first)) + 2
         if at == 1:
@@ -208,7 +208,7 @@ class FormDecoder:
         return at + len(first)
 
     def _undecided(self, data: bytes, at: int) -> int:
-        """Where what may be the beginning of a delimiter stands at the end of `data`."""
+        """The position, at the end of `data`, of what may be the beginning of a delimiter."""
         start = data.rfind(b"\r", max(at, len(data) - len(self._delimiter) + 1))
         return start if start >= 0 and self._delimiter.startswith(data[start:]) else len(data)
 
@@ -217,14 +217,14 @@ _END: Final = PartEnd()
 
 
 def _part_of(data: bytes, start: int, stop: int) -> bytes | memoryview:
-    """These bytes, without a copy if they are most of the block: a view keeps all of it in memory."""
+    """The bytes from `start` to `stop`; a copy unless they are most of the block, which a view keeps in memory."""
     if stop - start == len(data):
         return data
     return memoryview(data)[start:stop] if stop - start > len(data) // 2 else data[start:stop]
 
 
 class _Part:
-    """A part's headers, understood."""
+    """A part, as its headers describe it."""
 
     __slots__ = ("content_type", "digests", "filename", "length", "name")
 
@@ -253,7 +253,7 @@ class _Part:
 
 
 def _known_headers(head: bytes) -> dict[bytes, str]:
-    """The headers of a part that mean something here; names in lower case, values as latin-1 text."""
+    """The headers of a part that are used here; names in lower case, values as latin-1 text."""
     lines = head.split(b"\r\n")
     if len(lines) > MAX_PART_HEADERS:
         raise MalformedForm(f"a part has more than {MAX_PART_HEADERS} headers")
@@ -271,7 +271,7 @@ def _known_headers(head: bytes) -> dict[bytes, str]:
 
 
 def _digests(known: dict[bytes, str]) -> Digests:
-    """What a part's own fields declare of its bytes; both are about the same ones."""
+    """The digests that a part's own fields declare; both are about the same bytes."""
     declared = UNDECLARED
     for name in _DIGESTS:
         if name in known:
@@ -288,7 +288,7 @@ def _filename(found: dict[str, str]) -> str | None:
     if "filename*" in found:
         # RFC 7578 §4.2 forbids it, and two readers could see two names. But .NET's HttpClient always sends both,
         # the plain one as an encoded word when it is not ASCII, and Apache's one with question marks; so it may
-        # stay where it says the same.
+        # stay where both names agree.
         name = extended_value(found["filename*"])
         if plain not in (name, b"=?utf-8?B?" + base64.b64encode(name) + b"?=") and not _stands_in(plain, name):
             raise BadRequest("filename* is not for forms, unless filename says the same")
@@ -299,7 +299,7 @@ def _filename(found: dict[str, str]) -> str | None:
 
 
 def _stands_in(plain: bytes | None, name: bytes) -> bool:
-    """Whether `plain` is `name` with `?` or `_` for what is not ASCII: for its characters, UTF-16 units or bytes."""
+    """Whether `plain` is `name` with `?` or `_` for what is not ASCII: for each character, UTF-16 unit or byte."""
     try:
         text = name.decode()
     except UnicodeDecodeError:
@@ -314,9 +314,9 @@ def _stands_in(plain: bytes | None, name: bytes) -> bool:
 
 
 def _form_value(text: str) -> bytes:
-    r"""The bytes of a name or a filename, as the clients that are in use write it.
+    r"""Decode a name or a filename to bytes, as the clients in use encode it.
 
-    * Browsers, and what follows the HTML standard (curl since 7.81, undici, urllib3 2): `"` is
+    * Browsers, and clients that follow the HTML standard (curl since 7.81, undici, urllib3 2): `"` is
       `%22`, and nothing else is escaped; a `%22` in the name itself looks the same, so it
       comes out as `"`. CR and LF are `%0D` and `%0A`, which stay: they could only be refused.
     * Older curl, Go, Apache's client: `\"` is `"` and `\\` is `\`. No browser sends `\"`

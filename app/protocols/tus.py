@@ -1,6 +1,6 @@
-"""tus 1.0.0: what a request asks for, and how its answer is worded.
+"""tus 1.0.0: the codec of its requests and answers.
 
-Every extension but checksum-trailer, since no trailer of a request reaches the application.
+All extensions are supported but checksum-trailer, since no trailer of a request reaches the application.
 A broken header is refused, never skipped.
 """
 
@@ -54,7 +54,7 @@ EXTENSIONS: Final = (
     "concatenation-unfinished",
 )
 CHUNK: Final = "application/offset+octet-stream"
-"""The media type of a body that belongs to the file."""
+"""The media type of a body of file bytes."""
 MAX_METADATA_CHARACTERS: Final = 8192
 MAX_CONCAT_CHARACTERS: Final = 48 * 1024
 MAX_PARTS: Final = 500
@@ -64,7 +64,7 @@ RESPONSE_HEADERS: Final = (
     "Tus-Version", "Upload-Concat", "Upload-Defer-Length", "Upload-Expires", "Upload-Length", "Upload-Metadata",
     "Upload-Offset",
 )  # fmt: skip
-"""What an answer may say: a page of another origin must be allowed to read it (CORS)."""
+"""The headers of an answer that a page of another origin must be allowed to read (CORS)."""
 
 _OURS = ("Tus-Resumable", VERSION)
 _FRESH = ("Cache-Control", "no-store")
@@ -73,13 +73,13 @@ _PAIR = re.compile(r"[ \t]*+([!-+\--~]++)(?: ++([A-Za-z0-9+/]*+={0,2}))?[ \t]*+(
 
 
 def method(sent: str, headers: Headers) -> str:
-    """The method a request means: a POST may stand for a PATCH or a DELETE that something on the way would stop."""
+    """The method a request means: a POST may stand for a PATCH or a DELETE that a proxy would block."""
     override = single(headers, "x-http-method-override") if sent == "POST" else None
     return override if override in {"PATCH", "DELETE"} else sent
 
 
 def options(limits: Limits) -> HeaderPairs:
-    """What OPTIONS says of tus."""
+    """The headers by which OPTIONS announces tus."""
     offered = [
         _OURS,
         ("Tus-Version", VERSION),
@@ -100,14 +100,14 @@ class Tus:
         self._limits = limits
 
     def read(self) -> Intent:
-        """What the request asks for.
+        """Read the request's intent.
 
         Raises:
-            UnsupportedVersion: Tus-Resumable is absent or names another version. Whoever only
-                asks is answered all the same.
-            BadRequest: a header is missing, malformed or contradicts another; or tus has no such method.
+            UnsupportedVersion: Tus-Resumable is absent or names another version. OPTIONS is
+            answered nevertheless.
+            BadRequest: a header is missing, malformed or contradicts another; or the method is unknown to tus.
             BadFilename: the metadata name the file in a way that cannot be shown.
-            TooLarge: the file is, or the body makes it, longer than it may be.
+            TooLarge: the file is, or the body makes it, longer than allowed.
             UnsupportedMediaType: the body of a PATCH is not declared as a chunk.
             Forbidden: a concatenation brings bytes of its own.
         """
@@ -174,7 +174,7 @@ class Tus:
         urls = [url for url in listed.split(" ") if url]
         if not 1 <= len(urls) <= MAX_PARTS:
             raise BadRequest(f"a concatenation has 1 to {MAX_PARTS} parts")
-        # Their last elements alone: what stands before depends on the way a client came, through which proxies.
+        # Their last path elements alone: what stands before depends on the proxies between client and service.
         parts = [_PART.fullmatch(url) for url in urls]
         keys = tuple(part.group(1) for part in parts if part is not None)
         if len(keys) < len(parts):
@@ -209,7 +209,7 @@ class Tus:
             raise TooLarge(length, self._limits.file_bytes)
 
     def _refuse_overrun(self, offset: int, length: int | None) -> None:
-        """Refuse a body that alone tells that it goes past the end of the file, or past any file's."""
+        """Refuse a body whose own length takes it past the end of the file, or past the limit for any file."""
         end = offset + (self._content_length() or 0)
         most = self._limits.file_bytes if length is None else length
         if end > most:
@@ -219,7 +219,7 @@ class Tus:
         return grammar.declared_digests(field, self._headers.getlist(field))
 
     def _checks(self) -> tuple[Checksum, ...]:
-        """What the body of this request must have, in tus' own words and in HTTP's."""
+        """The checksums of this request's body, by tus' own header and by HTTP's."""
         checks = checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
         own = self._checksum()
         return checks if own is None else (own, *checks)
@@ -258,11 +258,11 @@ class Tus:
         return Answer(status, said)
 
     def refusal(self, error: UploadError, *, location: str | None = None) -> HeaderPairs:
-        # Without the last, a cache may keep a 404 or 410 by its own judgement.
+        # Without the last, a cache may keep a 404 or 410 by its own heuristics.
         said = [_OURS, _FRESH]
         if location is not None:
             said.append(("Location", location))
-        if isinstance(error, OffsetMismatch):  # the client need not ask where to go on
+        if isinstance(error, OffsetMismatch):  # saves the client a request for the offset
             said.append(("Upload-Offset", str(error.expected)))
         return said
 
@@ -278,7 +278,7 @@ class Tus:
 
 
 class Described(NamedTuple):
-    """The metadata as they came, and in them the file's name, as bytes, and its clean Content-Type."""
+    """The raw metadata, and from them the file's name, as bytes, and its clean Content-Type."""
 
     metadata: str | None
     name: bytes | None
@@ -286,7 +286,7 @@ class Described(NamedTuple):
 
 
 def described(headers: Headers) -> Described:
-    """What a request's Upload-Metadata says of the file, by the keys that clients have agreed on.
+    """Read name and type of the file from a request's Upload-Metadata, by the keys that clients have agreed on.
 
     Raises:
         BadRequest: see `metadata`.
@@ -303,7 +303,7 @@ def metadata(raw: str) -> dict[str, bytes]:
     """The pairs of an Upload-Metadata: `filename d29ybGQ=,private`. An empty one has none.
 
     Raises:
-        BadRequest: it is over 8 KiB, breaks the grammar, or names a key twice.
+        BadRequest: the header is over 8 KiB, breaks the grammar, or names a key twice.
     """
     if len(raw) > MAX_METADATA_CHARACTERS:
         raise BadRequest(f"Upload-Metadata has at most {MAX_METADATA_CHARACTERS} characters")
@@ -329,11 +329,11 @@ def _decoded(text: str) -> bytes | None:
 
 
 def _shape(state: State) -> HeaderPairs:
-    """What HEAD says of an upload beside its offset, the client's own words as they came."""
+    """The headers of a HEAD answer beside the offset: the client's own declarations, unchanged."""
     said = []
     if state.length is not None:
         said.append(("Upload-Length", str(state.length)))
-    elif state.offset is not None:  # what waits for its parts gets its length by itself, not from the client
+    elif state.offset is not None:  # a concatenation gets its length from its parts, not from the client
         said.append(("Upload-Defer-Length", "1"))
     if state.metadata is not None:
         said.append(("Upload-Metadata", state.metadata))
@@ -343,7 +343,7 @@ def _shape(state: State) -> HeaderPairs:
 
 
 def _finished(state: State) -> HeaderPairs:
-    """Where the file of a finished upload went; tus has no bodies in which to say so."""
+    """The headers that lead to the file of a finished upload; tus has no bodies to name it in."""
     said = []
     if state.record is not None:
         said.append(("Link", f'<{state.record}>; rel="describedby"'))

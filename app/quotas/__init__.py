@@ -1,9 +1,9 @@
-"""Quotas: how much a session may keep. Granted before the bytes come, settled by the transaction that records them.
+"""Quotas: how much a session may keep. Granted before the bytes arrive, settled by the transaction that records them.
 
-    asked → granted, in the database → received → recorded and given back, in one transaction
+    requested → granted, in the database → received → recorded and released, in one transaction
 
 The database counts (`sql/migrations`, `session_totals`), so every process sees the same sum, and no
-two uploads get the last place. What a crash leaves granted is free again when nobody renews it.
+two uploads get the same last byte. Grants that a crash leaves behind expire, since nobody renews them.
 """
 
 import asyncio
@@ -30,35 +30,35 @@ _LEASE_US: Final = int(LEASE_SECONDS * 1_000_000)
 _AT_ONCE: Final = 256
 _REMEMBERED: Final = 10_000
 _SEARCH_SECONDS: Final = 1.0
-"""How long a group may be delayed by looking for those of it that are locked."""
+"""How long a group may be delayed by the search for its locked sessions."""
 STEP_BYTES: Final = 8 * 1024 * 1024
-"""An upload whose length nobody knows is granted this much more at a time."""
+"""An upload of unknown length is granted this much more at a time."""
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """Somebody wants to have `wanted` in all, and `more` bytes beyond, as far as they are left."""
+    """A request for a grant of `wanted` in all, and up to `more` bytes beyond, as far as they are left."""
 
     id: str
     session_id: str
     had: Amount | None
-    """What it has already; None when only the database knows."""
+    """The amount that is granted already; None when only the database knows."""
     wanted: Amount
     more: int
     until_us: int | None
-    """How long it is granted; None as long as this process receives it."""
+    """The end of the grant; None for as long as this process receives the upload."""
     instead_of: Sequence[str]
     answer: "asyncio.Future[Amount]"
 
 
 class _Group(NamedTuple):
-    """What one transaction answers: who asked, and by their ids, the sessions of what was returned."""
+    """The work of one transaction: requests, and grants to release, by their ids, with their sessions."""
 
     asked: list[_Asked]
     returned: dict[str, str]
 
     def split(self, sessions: Collection[str]) -> "tuple[_Group, _Group]":
-        """What is of these sessions, and the rest."""
+        """Split the group into the work for these sessions and the rest."""
         parts = _Group([], {}), _Group([], {})
         for each in self.asked:
             parts[each.session_id not in sessions].asked.append(each)
@@ -72,9 +72,9 @@ class _Group(NamedTuple):
 
 
 class Quotas:
-    """The quotas of all sessions, as one process asks for them; None is no limit.
+    """The quotas of all sessions, for one process; None is no limit.
 
-    While one transaction runs those who ask gather for the next one. `run` it as long as it is used.
+    While one transaction runs, further requests gather for the next one. `run` it as long as it is used.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Quotas:
         self._left: OrderedDict[str, tuple[int | None, int | None]] = OrderedDict()
 
     def request(self, session_id: str) -> "Granted":
-        """What one request may have; nothing so far."""
+        """Make the grant of one request, which is empty at first."""
         return Granted(self, session_id, self._new_id())
 
     async def grant(
@@ -107,9 +107,9 @@ class Quotas:
         until_us: int | None = None,
         instead_of: Sequence[str] = (),
     ) -> Amount:
-        """Grant so much in all, and `more` bytes beyond as far as they are left; what others have counts towards it.
+        """Grant so much in all, and up to `more` bytes beyond; what the grants `instead_of` hold counts towards it.
 
-        Without `until_us` it is granted until it is given back, or this process ends.
+        Without `until_us` the grant lasts until it is released, or this process ends.
 
         Raises:
             QuotaExceeded: the session has not so much left; nothing is changed.
@@ -122,10 +122,10 @@ class Quotas:
         return await answer
 
     async def grant_to(self, resource: Resource, size: int, *, more: int = 0, is_new: bool = False) -> int:
-        """Grant so much in all to an upload that comes in several requests; how much it has then. Raises: see `grant`.
+        """Grant so much in all to a resumable upload; return the bytes it then has. Raises: see `grant`.
 
-        What it is made of counts towards it; a part is no upload of its own. One that `is_new` keeps it only
-        if the transaction that records it says so.
+        The parts of a concatenation count towards it; a part is no upload of its own. An upload that `is_new`
+        keeps its grant only if the transaction that records it adopts the grant.
         """
         granted = await self.grant(
             resource.key_hash,
@@ -139,16 +139,16 @@ class Quotas:
         return granted.size
 
     def give_back(self, allowance_id: str, session_id: str) -> None:
-        """What was granted is not needed any more. It is free soon; nobody has to wait for that."""
+        """Release a grant, soon and without waiting for it."""
         self._returned[allowance_id] = session_id
         self._attend()
 
     def left(self, session_id: str) -> tuple[int | None, int | None]:
-        """How many uploads and bytes the session had left when it was last looked at; None for what nobody knows."""
+        """The uploads and bytes that the session had left when last seen; None for those that are not known."""
         return self._left.get(session_id, (None, None))
 
     async def run(self) -> None:
-        """Renew what is granted here, and take back what nobody renews. Until cancelled."""
+        """Renew this process's grants, and expire those that nobody renews. Runs until cancelled."""
         while True:
             await asyncio.sleep(LEASE_SECONDS / 4)
             try:
@@ -164,7 +164,7 @@ class Quotas:
                 self._attend()
 
     async def close(self) -> None:
-        """Give back what is granted here. Nothing may be under way any more."""
+        """Release this process's grants. No upload may be under way any more."""
         if answering := {*self._locked.values(), *filter(None, (self._answering,))}:
             await asyncio.wait(answering)
         try:
@@ -184,14 +184,14 @@ class Quotas:
                 self._returned = later.returned
                 asked = [each for each in asked if not each.answer.done()]  # others were cancelled
                 if not (asked or now.returned):
-                    break  # who is left waits for a lock
+                    break  # the remaining requests wait for a lock
                 if not await self._attend_to(_Group(asked, now.returned)):
-                    break  # `run`, or who asks next, tries again
+                    break  # `run`, or the next request, tries again
         finally:
             self._answering = None
 
     async def _attend_to(self, group: _Group, search_until: float | None = None) -> bool:
-        """Answer a group; False if the database cannot. A session that somebody holds locked leaves it: by halves."""
+        """Answer a group; False if the database is away. The group is bisected until locked sessions have left it."""
         now = asyncio.get_running_loop().time()
         search_until = now + _SEARCH_SECONDS if search_until is None else search_until
         try:
@@ -225,14 +225,14 @@ class Quotas:
         answers = await self._db.transaction(run, lock_timeout=lock_timeout) if group.asked else []
         for each, answer in zip(group.asked, answers, strict=True):
             if each.answer.done():
-                continue  # cancelled meanwhile: who asked gives it back
+                continue  # cancelled meanwhile: the caller releases the grant
             if isinstance(answer, QuotaExceeded):
                 each.answer.set_exception(answer)
             else:
                 each.answer.set_result(answer)
 
     def _wait_for(self, group: _Group) -> None:
-        """Answer a group when what it needs is not locked any more, or refuse it; the others go on."""
+        """Answer a group when the locks that it needs are released, or refuse it; others go on."""
 
         async def run() -> None:
             try:
@@ -252,7 +252,7 @@ class Quotas:
         self._locked |= dict.fromkeys(group.sessions, asyncio.create_task(run(), name="waybill-quotas-locked"))
 
     def _refuse(self, group: _Group, waiting: list[_Asked]) -> None:
-        """Refuse who asked, and who waits for the same answer; what was returned is for the next time."""
+        """Refuse the group's requests and those that wait for the same answer; releases are left to the next group."""
         self._returned = group.returned | self._returned
         for each in group.asked + waiting:
             if not each.answer.done():
@@ -281,7 +281,7 @@ class Quotas:
         return answers
 
     def _answer(self, asked: _Asked, has: Amount, known: dict[str, Amount]) -> tuple[Amount | QuotaExceeded, Amount]:
-        """What is granted, and what the session has then."""
+        """Decide a request; return the grant, or the refusal, and what the session has then."""
         had = known.get(asked.id, Amount(0, 0)) if asked.had is None else asked.had
         others = sum(known[other].size for other in set(asked.instead_of) if other in known)
         uploads, size = max(asked.wanted.uploads, had.uploads), max(asked.wanted.size - others, had.size)
@@ -307,7 +307,7 @@ class Quotas:
 
 
 class Granted:
-    """What one request has been granted. It asks for more as it goes, and gives back what was not recorded."""
+    """The grant of one request, which grows as needed; `give_back` releases what was not recorded."""
 
     def __init__(self, quotas: Quotas, session_id: str, allowance_id: str) -> None:
         self.id = allowance_id
@@ -317,7 +317,7 @@ class Granted:
         self._asked = False
 
     async def need(self, uploads: int, size: int, *, more: int = 0) -> None:
-        """Go on with so much in all; raises QuotaExceeded, Unavailable: see `Quotas.grant`."""
+        """Extend the grant to so much in all; raises QuotaExceeded, Unavailable: see `Quotas.grant`."""
         if uploads > self._has.uploads or size > self._has.size:
             self._asked = True
             self._has = await self._quotas.grant(

@@ -1,8 +1,8 @@
-"""Uploads that come in several requests: create, append, ask, cancel, concatenate.
+"""Resumable uploads, which come in several requests: create, append, ask, cancel, concatenate.
 
-An offset that was told is durable: bytes written → file flushed → row committed → told.
-What is whole is completed as every other upload is (`completion`). Of all requests that
-want the same upload the newest has its turn (`turns`).
+A reported offset is durable: bytes written → file flushed → row committed → reported.
+A fully received upload is completed as every other upload is (`completion`). Of all requests
+for the same upload the newest gets the writer lock (`writer_lock`).
 """
 
 import asyncio
@@ -48,17 +48,17 @@ log = structlog.stdlib.get_logger("waybill.resume")
 
 MAX_PARTS: Final = 1000
 _REPEATED_US: Final = 86_400_000_000
-"""How long a concatenation is answered again to whoever asks for the same."""
+"""How long a repeated request for the same concatenation gets the same upload."""
 
 
 class _KeyTaken(Exception):
-    """Another upload has the key; nothing of the transaction counts."""
+    """Another upload has the key; the transaction is rolled back."""
 
 
 class Resumables:
     """The resumable uploads of one service.
 
-    `idle_us` is how long an unfinished one waits for its next bytes, `cap_us` how long it may
+    `idle_us` is how long an unfinished upload waits for its next bytes, `cap_us` how long it may
     take in all.
     """
 
@@ -122,13 +122,13 @@ class Resumables:
         is_part: bool = False,
         digests: Digests = UNDECLARED,
     ) -> tuple[Resource, str]:
-        """A new upload of which nothing has come yet, and the key that opens it; one of no bytes is completed at once.
+        """Create an upload at offset 0; return it and its key. An upload of length 0 is completed at once.
 
-        Its bytes must have the `digests` in the end. A part only serves `concatenate`.
+        The complete file must have the `digests`. A part only serves `concatenate`.
 
         Raises:
-            TooLarge: `length` is more than is accepted.
-            StorageFull: there is no room for it.
+            TooLarge: `length` is above the limit.
+            StorageFull: there is no space for it.
             QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, or the database is away.
         """
@@ -163,16 +163,16 @@ class Resumables:
         concat: str,
         digests: Digests = UNDECLARED,
     ) -> tuple[Resource, str]:
-        """An upload made of parts, in this order, and the key that opens it. It is complete once all parts are whole.
+        """Create an upload from parts, in this order; return it and its key. It completes once all parts are received.
 
-        If they are, that is waited for a while; then its record says that it is being processed.
-        Whoever asks again for the same within a day, because the answer was lost, gets the same
-        upload; one that has failed or was cancelled is made anew.
+        If they are, completion is waited for a while; then the record says that it is being processed.
+        The same request within a day, sent again because the answer was lost, gets the same
+        upload; one that has failed or was cancelled is created anew.
 
         Raises:
-            NotFound: a part is not there for this visitor.
-            BadRequest: one of them is no part, or there are too many or none.
-            TooLarge: together they are more than is accepted.
+            NotFound: a part does not exist for this visitor.
+            BadRequest: a key is not that of a part, or there are too many or none.
+            TooLarge: together the parts are above the limit.
             QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, or the database is away.
         """
@@ -200,12 +200,12 @@ class Resumables:
                     digests=digests,
                 )
                 if not await self._insert(visitor, before):
-                    continue  # the same request came twice at this moment
+                    continue  # the same request arrived twice at this moment
             await self._assembled(before)
             return await self._again(before), key
 
     async def _concatenated_before(self, what: str, session_id: str | None) -> tuple[str, Resource | None]:
-        """The key of a concatenation of `what`, and the one that has it and can be answered with, if there is one."""
+        """The key of a concatenation of `what`, and the existing upload of that key, if it can be the answer."""
         number = 0
         while True:
             key = self._derive_key(f"{number} {what}")
@@ -218,7 +218,7 @@ class Resumables:
             number += 1
 
     async def _length_of(self, hashes: Sequence[str], session_id: str | None) -> int | None:
-        """The bytes of these parts together; None as long as one has yet to say how long it is.
+        """The bytes of these parts together; None as long as the length of one is unknown.
 
         Raises:
             NotFound, Gone, BadRequest: see `concatenate`.
@@ -241,13 +241,13 @@ class Resumables:
             log.info("an upload is put together later", upload=resource.upload_id, reason=str(error))
 
     async def find(self, key: str, session_id: str | None, *, newest: bool = False) -> Resource:
-        """The upload that the key opens; with `newest` nobody appends to it any more, and what is whole is complete.
+        """Find the upload of a key; with `newest`, preempt its writer first, and complete it if it is fully received.
 
         Raises:
-            NotFound: there is none, or it belongs to another session than the one that is given.
-            Gone: it has ended otherwise than complete.
-            InProgress: an even newer request came.
-            Unavailable: the database is away, or it is just being completed.
+            NotFound: there is none, or it belongs to another session than the given one.
+            Gone: the upload has ended without being completed.
+            InProgress: an even newer request has arrived.
+            Unavailable: the database is away, or the upload is just being completed.
         """
         key_hash = _hash(key)
         if not newest:
@@ -262,9 +262,9 @@ class Resumables:
         return resource
 
     async def belongs(self, key: str, session_id: str) -> bool:
-        """Whether the upload that the key opens is that session's by now.
+        """Whether the upload of the key belongs to that session by now.
 
-        One may have joined the other since the session was recognised, and uploads follow theirs a few at a time.
+        The sessions may have been merged since this one was recognised, and uploads move a few at a time.
         """
         found = await records.find(self._db, _hash(key))
         return found is not None and await upload_records.are_one(self._db, session_id, found.session_id)
@@ -280,19 +280,19 @@ class Resumables:
         checked: bool = False,
         digests: Digests = UNDECLARED,
     ) -> "Appending":
-        """Append from `offset`: enter it, `write`, then `keep`, `complete` or `discard`.
+        """Append from `offset`: enter the result, `write`, then `keep`, `complete` or `discard`.
 
-        `declared` is how much this request brings, `length` how long the whole is, if they
-        are known. What is `checked` counts only once it is kept: leaving otherwise gives it up.
-        `digests` are what the whole must have, beside what was declared before.
+        `declared` is the length of this request's body, `length` that of the file, if they are
+        known. The bytes of a `checked` request count only once they are kept: leaving otherwise discards them.
+        `digests` are those of the complete file, beside those declared before.
 
         Entering it raises:
             NotFound, Gone, InProgress: see `find`.
-            Forbidden: it is made of parts.
-            OffsetMismatch: it stands at another offset.
-            InconsistentUploadLength: it has another length, or more bytes than that.
-            TooLarge: `declared` passes its length, or what is accepted.
-            StorageFull: `declared` does not fit above the floor of free space.
+            Forbidden: the upload is a concatenation.
+            OffsetMismatch: the upload is at another offset.
+            InconsistentUploadLength: the upload has another length, or more bytes than that.
+            TooLarge: `declared` passes the upload's length, or the limit.
+            StorageFull: `declared` does not fit above the minimum of free space.
             QuotaExceeded: the session's quota does not hold it.
             RateLimited: the session has too many requests under way.
             Unavailable: the service stops, the database is away, or too many requests are under way.
@@ -320,14 +320,14 @@ class Resumables:
         )
 
     async def cancel(self, key: str, session_id: str | None) -> None:
-        """End it, and who appends to it. Of a completed one only the key ends: the file stays.
+        """Cancel an upload, and preempt its writer. Of a completed upload only the key ends: the file stays.
 
         Raises: NotFound, Gone, InProgress, Unavailable: see `find`.
         """
         await self._end(key, session_id, Failure(code=Gone.code, detail="the client cancelled the upload"))
 
     async def fail(self, key: str, session_id: str | None, error: UploadError) -> None:
-        """End it for good because of `error`; the same as `cancel` otherwise."""
+        """Fail an upload for good because of `error`; otherwise the same as `cancel`."""
         await self._end(key, session_id, Failure(code=error.code, detail=str(error)))
 
     async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
@@ -335,15 +335,15 @@ class Resumables:
         await self._holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
 
     async def run(self) -> None:
-        """Complete what was left, by this process or by others that died. Runs until cancelled."""
+        """Complete fully received uploads that this process, or one that died, left. Runs until cancelled."""
         await self._recovery.run()
 
     async def sweep(self) -> SweptResumables:
-        """Expire, complete and forget what nobody comes back for."""
+        """Expire abandoned uploads, complete fully received ones, and forget ended ones."""
         return await self._expiry.sweep()
 
     async def close(self, grace_seconds: float) -> None:
-        """Take nothing new; who appends writes down how far it came and leaves. To be called before `Ingest.close`."""
+        """Take nothing new; have all writers commit their offsets and leave. To be called before `Ingest.close`."""
         self._closing = True
         try:
             async with asyncio.timeout(grace_seconds):
@@ -419,7 +419,7 @@ class Resumables:
         )
 
     async def _insert(self, visitor: Visitor, resource: Resource) -> bool:
-        """Record it; False, and nothing of it is, if another has its key."""
+        """Record an upload; False, with nothing recorded, if another one has its key."""
         quotas = self._ingest.quotas
         if quotas is not None:
             await quotas.grant_to(resource, resource.length or 0, is_new=True)
@@ -436,7 +436,7 @@ class Resumables:
         try:
             await self._db.transaction(run)
         except _KeyTaken:
-            return False  # what was granted under that key is the other's
+            return False  # the quota granted under that key is the other upload's
         except BaseException:
             if quotas is not None:
                 quotas.give_back(resource.key_hash, resource.session_id)
@@ -445,7 +445,7 @@ class Resumables:
         return True
 
     async def _refuse_many(self, transaction: Transaction, resource: Resource, parts: Sequence[str]) -> None:
-        """Refuse a concatenation of a session, or of a part, that has too many; raises RateLimited, BadRequest."""
+        """Refuse a concatenation if its session, or one of its parts, has too many; raises RateLimited, BadRequest."""
         if await records.count_waiting(transaction, resource.session_id) > MAX_WAITING_OF_SESSION:
             raise RateLimited(MAX_WAITING_OF_SESSION)
         if await records.count_concatenations(transaction, parts) > MAX_OF_PART:
@@ -456,7 +456,7 @@ class Resumables:
 
 
 def _admitted(session_id: str | None, resource: Resource | None) -> Resource:
-    """The upload, if whoever asks may have it: one of the same session, or of none, who knows the key."""
+    """Return the upload if the caller may access it: by the same session, or without one, by its key alone."""
     if resource is None or session_id not in {None, resource.session_id}:
         raise NotFound
     if resource.ended_as not in {None, "completed"}:

@@ -1,4 +1,4 @@
-"""One request that appends to an upload: stage, count, write down how far it came, let go."""
+"""Appending: one request acquires the writer lock, stages bytes, commits checkpoints, and releases the lock."""
 
 import asyncio
 from dataclasses import replace
@@ -29,15 +29,15 @@ log = structlog.stdlib.get_logger("waybill.appending")
 
 CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 CHECKPOINT_SECONDS: Final = 5.0
-"""A crash takes no more than this of a request; a flush costs next to nothing, the blocks are on the disk already."""
+"""A crash loses no more than this of a request; a flush is cheap, since the blocks are on the disk already."""
 
 
 class Appending:
-    """One request that appends. Enter it, `write`, then `keep`, `complete` or `discard`; leave it.
+    """A request that appends. Enter it, `write`, then `keep`, `complete` or `discard`; leave it.
 
-    A newer request, and the service's end, cancel the task inside; leaving then raises
-    Preempted or Unavailable, and what had arrived is kept. `offset` counts what has come,
-    `durable` what would survive.
+    A newer request, and the service's shutdown, cancel the task inside; leaving then raises
+    Preempted or Unavailable, and the bytes that had arrived are kept. `offset` counts the bytes
+    that have arrived, `durable` those that would survive a crash.
     """
 
     resource: Resource
@@ -92,7 +92,7 @@ class Appending:
         if resource.whole and not resource.is_part and not resource.completed:
             resource = await self._completions.of(resource)
         self.resource = resource
-        if not resource.completed:  # else nothing is appended; who lost the answer gets it again
+        if not resource.completed:  # else nothing is appended; a client that lost the answer gets it again
             self._turn = self._writer_locks.begin(resource)
         self._ingest.count(self, resource.session_id)
         self._check(resource)
@@ -108,12 +108,12 @@ class Appending:
         self._turn.open()
 
     async def _open(self, resource: Resource) -> tuple[Resource, Partial]:
-        """The file of the upload, which we hold; a copy of it if another may still write there.
+        """Open the file of the upload, whose lock we hold; or a copy of it if another may still write there.
 
         Raises:
-            Gone: bytes that had been acknowledged are not there; it has failed.
-            Preempted: we do not hold it any more.
-            Unavailable: it was complete, which the database, older than the files, had yet to learn.
+            Gone: acknowledged bytes are missing; the upload has failed.
+            Preempted: we do not hold the lock any more.
+            Unavailable: the file was published, which the database, older than the files, did not know.
         """
         try:
             return resource, await self._holding.opened(resource, self._reservation)
@@ -153,21 +153,21 @@ class Appending:
         """Take the next bytes.
 
         Raises:
-            TooLarge: they pass the upload's length, or what is accepted.
-            QuotaExceeded: they pass what the session may keep.
+            TooLarge: they pass the upload's length, or the limit.
+            QuotaExceeded: they pass the session's quota.
             StorageFull, Unavailable: they cannot be stored.
         """
         self._ingest.metrics.received[self.resource.protocol].add(len(block))
         if self.offset + len(block) > self._most:
-            self._checked = True  # a body that runs past the end may be another file's: nothing more of it counts
+            self._checked = True  # a body that runs past the end may be another file's: none of it counts
             raise TooLarge(self.offset + len(block), self._most)
         if self._turn is None or self._partial is None:
-            return  # no bytes, for an upload that is completed
+            return  # the upload is completed, and the body empty
         with self._turn.undisturbed():
             await self._require_quota(self.offset + len(block), more=STEP_BYTES)
             await self._partial.write(block)
             self.offset += len(block)
-            # The last byte is committed by who completes the upload: until then others may have to wait for us.
+            # The last byte is committed on completion: until then others may have to wait for us.
             if not self._checked and self.offset < self._most and self._is_due():
                 await self._checkpoint(self._partial)
         if self._turn.reason is not None:
@@ -184,19 +184,19 @@ class Appending:
             await self._holding.commit(resource, resource.holder)
         except Unavailable as error:
             log.warning("how far an upload came is noted later", upload=resource.upload_id, reason=str(error))
-            self._began = None  # it may be noted after all: nothing may be cut off any more
+            self._began = None  # the commit may have succeeded after all: nothing may be cut off any more
         else:
             self.resource, self.durable = resource, resource.offset
             self._began = Mark(resource.offset, resource.digest_state)
         self._checkpointed_at = asyncio.get_running_loop().time()
 
     async def keep(self) -> Resource:
-        """All that came is durable, and committed; when the last byte is there, the upload is completed.
+        """Make all bytes that arrived durable and commit them; after the last byte, complete the upload.
 
         Raises:
-            Preempted: this request was passed over: nothing of it counts but what is `durable`.
-            DigestMismatch: the whole does not have the digest that was declared; the upload has failed.
-            StorageFull, Unavailable: it could not be kept, or not be completed now. Ask for the offset.
+            Preempted: this request has lost the writer lock: only its `durable` bytes count.
+            DigestMismatch: the complete file does not have the declared digest; the upload has failed.
+            StorageFull, Unavailable: the bytes could not be kept, or the upload not completed now. Ask for the offset.
         """
         if self._turn is not None:
             metrics = self._ingest.metrics
@@ -206,10 +206,10 @@ class Appending:
         return self.resource
 
     async def complete(self) -> Resource:
-        """The same, and no more bytes will come: the upload is as long as it is now, and completed.
+        """Keep the bytes and declare them the last: the upload has its present length, and is completed.
 
         Raises:
-            InconsistentUploadLength: it was to have another length; what came is kept.
+            InconsistentUploadLength: another length was declared; the bytes are kept.
         """
         if self._length not in {None, self.offset}:
             kept = await self.keep()
@@ -218,13 +218,13 @@ class Appending:
         return await self.keep()
 
     async def discard(self) -> None:
-        """Nothing of what this request brought counts."""
+        """Discard all bytes of this request."""
         if self._turn is not None:
             self._turn.shut()
             await run_to_completion(self._leave(keep=False))
 
     async def _keep(self, length: int | None) -> None:
-        """Commit what came and let go of it, in that order; or hand it over to be completed."""
+        """Commit the bytes and release the upload, in this order; or hand it over to be completed."""
         assert self._turn is not None
         assert self._partial is not None
         mark = await self._partial.checkpoint()
@@ -239,11 +239,11 @@ class Appending:
             return
         if resource.is_part and resource.whole:
             await self._verify(resource.digests, partial)
-        await partial.detach()  # first: who waits for the row to be free opens the file next
+        await partial.detach()  # first: the next holder of the lock opens the file
         try:
             await self._holding.commit(resource, held_by)
         except Unavailable:
-            if resource.whole:  # which may be noted after all, and its client learn of it, and not come again
+            if resource.whole:  # the commit may have succeeded after all, so the client may not come back
                 self._completions.owe(resource)
             raise
         self.resource, self.durable = resource, resource.offset
@@ -252,7 +252,7 @@ class Appending:
             await self._completions.part_is_whole(resource)
 
     async def _verify(self, digests: Digests, partial: Partial) -> None:
-        """Compare a part that is fully received with what was declared of it; one that differs has failed for good."""
+        """Compare a fully received part with its declared digests; a part that differs has failed for good."""
         try:
             await verify(digests, partial)
         except BaseException as error:
@@ -262,7 +262,7 @@ class Appending:
             raise
 
     def _at(self, mark: Mark) -> Resource:
-        """The upload as it is when everything up to the mark counts."""
+        """The upload as it is once all bytes up to the mark count."""
         upload = self.resource.upload
         return replace(
             self.resource,
@@ -289,7 +289,7 @@ class Appending:
             raise cancelled
 
     async def _leave(self, *, keep: bool) -> None:
-        """Let go of everything. With `keep` what came is committed as far as that is possible."""
+        """Release everything. With `keep`, commit the bytes as far as possible."""
         try:
             if self._partial is not None:
                 await self._settle(self._partial, keep=keep)

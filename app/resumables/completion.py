@@ -1,11 +1,11 @@
-"""What is whole becomes an upload like any other: published, recorded, and once only.
+"""Completion: a fully received upload is published and recorded like any other, exactly once.
 
-    row whole → file published → record completed → row ended
+    row fully received → file published → record completed → row ended
 
-A row is whole when its offset is its length; only then may its file be published, so
-whoever publishes it publishes the same bytes. Each step can be repeated by anybody, after a
-crash too: by the next request that asks, or by the sweep. Who has the file open is at it;
-the others wait for that.
+An upload is fully received when its offset is its length; only then may its file be published,
+so every process publishes the same bytes. Each step can be repeated by any process, after a
+crash too: for the next request that asks, or by the sweep. The process that has the file open
+does the work; the others wait for it.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _USED: Final = Failure(code="gone", detail="the part has become part of what it 
 
 
 class Completions:
-    """Complete uploads, each once at a time in this process."""
+    """Completes uploads, each once at a time in this process."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class Completions:
         self._now_us = now_us
         self._running: dict[str, asyncio.Task[Resource]] = {}
         self.owed: set[str] = set()
-        """The key hashes of what this process could not complete, for a reason that passes; see `recovery`."""
+        """The key hashes of uploads that this process could not complete, for a passing reason; see `recovery`."""
 
     def begin(self, resource: Resource, *, asked: bool = True, dead: Holder | None = None) -> "asyncio.Task[Resource]":
-        """Complete what is whole; put together what has all its parts, and leave alone what waits for some.
+        """Begin to complete an upload; assemble a concatenation that has all its parts, leave one that waits for some.
 
-        Who is at it is left alone, or waited for where that is a matter of seconds, but for the
-        holder that is known to be `dead`. When nobody `asked` there is no need to wait, and
-        nothing is given up for lost: it may be that the store is not the right one.
+        Another process at work on it is left alone, or waited for where that is a matter of seconds,
+        except a holder that is known to be `dead`. When no client `asked`, there is no need to wait, and
+        no upload is given up as lost: the store may be the wrong one.
         """
         running = self._running.get(resource.key_hash)
         if running is not None:
@@ -73,18 +73,18 @@ class Completions:
         return self._start(resource, work(resource, asked=asked, dead=dead))
 
     def owe(self, resource: Resource) -> None:
-        """Complete an upload that is, or may be, fully received as soon as that can be, though nobody asks for it."""
+        """Have an upload that is, or may be, fully received completed as soon as possible, without a request for it."""
         self.owed.add(resource.key_hash)
 
     def is_at(self, key_hash: str) -> bool:
-        """Whether this process is at work on it."""
+        """Whether this process is completing the upload."""
         return key_hash in self._running
 
     async def of(self, resource: Resource, *, asked: bool = True, dead: Holder | None = None) -> Resource:
-        """The same, awaited.
+        """Complete an upload as `begin` does, and wait for it.
 
         Raises:
-            Unavailable: it takes its time; it goes on.
+            Unavailable: completion takes longer, and goes on.
             UploadError: it failed, for now or for good.
         """
         task = self.begin(resource, asked=asked, dead=dead)
@@ -94,11 +94,11 @@ class Completions:
         return task.result()
 
     async def part_is_whole(self, part: Resource) -> None:
-        """Complete what waited for this part only; that is not waited for."""
+        """Begin to complete the concatenations that waited only for this part, without waiting for them."""
         try:
             for waiting in await records.list_waiting(self._db, part):
                 running = self._running.get(waiting.key_hash)
-                if running is not None:  # it may have looked before this part was whole
+                if running is not None:  # it may have looked before this part was fully received
                     running.add_done_callback(functools.partial(self._begin_after, waiting))
                 self.begin(waiting)
         except UploadError as error:
@@ -109,10 +109,10 @@ class Completions:
         self.begin(resource)
 
     async def last_bytes(self, resource: Resource, held_by: Holder, partial: Partial) -> Resource:
-        """Commit the `resource` that has just become whole, and complete it. A cancelled caller does not stop that.
+        """Commit the last bytes of the `resource`, and complete it. A cancelled caller does not stop that.
 
         Raises:
-            Preempted: somebody else holds it now.
+            Preempted: another request holds the writer lock now.
             UploadError: it failed, for now or for good.
         """
         task = self._start(resource, self._commit_and_publish(resource, held_by, partial))
@@ -120,7 +120,7 @@ class Completions:
         return task.result()
 
     async def close(self, grace_seconds: float) -> None:
-        """Wait for what is under way, but no longer than the grace."""
+        """Wait for completions that are under way, but no longer than the grace."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + grace_seconds
         while self._running and clock() < deadline:
@@ -156,10 +156,10 @@ class Completions:
         return await self._publish(resource, partial)
 
     async def _complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
-        """Complete a whole one that somebody left, wherever that was."""
+        """Complete a fully received upload from whatever step it was left at."""
         if resource.completed:
             return await self._conclude(resource, resource.upload)
-        # Asked first: what is published may lie under its old name as well, and is not to be written to any more.
+        # Asked first: a published file may still have its old name as well, and must not be written to any more.
         if not await self._storage.missing([resource.upload_id]):
             return await self._record_published(resource)
         try:
@@ -169,11 +169,11 @@ class Completions:
                 if not asked:
                     raise Unavailable("the file of an upload is missing") from None
                 await self._holding.lose(resource)
-            return await self._record_published(resource)  # in this very moment
+            return await self._record_published(resource)  # just now
         return await self._publish(found, partial) if partial else await self._outcome(resource)
 
     async def _file_left(self, resource: Resource, *, waits: bool) -> tuple[Resource, Partial | None]:
-        """The file, once nobody is at it any more, or a copy if that never happens; None when the other was done."""
+        """Open the file once its writer has left it, or a copy if it never does; None if the writer completed it."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + (_PATIENCE_SECONDS if waits else 0)
         while True:
@@ -198,7 +198,7 @@ class Completions:
         return await self._holding.copied(taken)
 
     async def _assemble(self, resource: Resource, *, asked: bool, dead: Holder | None) -> Resource:
-        """Put its parts together, if they are all there, and complete it."""
+        """Assemble a concatenation, if all its parts are fully received, and complete it."""
         found, partial = await self._concatenations.put_together(resource, asked=asked, dead=dead)
         if partial is not None:
             return await self._publish(found, partial)
@@ -223,7 +223,7 @@ class Completions:
         return await self._conclude(resource, upload)
 
     async def _completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
-        """What somebody else has completed meanwhile; else the error is raised."""
+        """Return the upload if another process has completed it meanwhile; else raise the error."""
         try:
             found = await records.find(self._db, resource.key_hash)
         except UploadError:
@@ -233,10 +233,10 @@ class Completions:
         return found
 
     async def published_before(self, resource: Resource) -> Resource | None:
-        """Complete one that still waits for bytes, as far as the database knows, if its file is published.
+        """Complete an upload whose file is published although, according to the database, bytes are missing.
 
-        After a fail-over that lost the last commits, or with an older database, who was told 201
-        will not come back.
+        After a fail-over that lost the last commits, or with an older database: its client has the
+        201 and will not come back.
         """
         if await self._storage.missing([resource.upload_id]):
             return None
@@ -244,7 +244,7 @@ class Completions:
         return await self._record_published(taken) if held and not taken.completed else taken
 
     async def _record_published(self, resource: Resource) -> Resource:
-        """Record a file that has its key but, after a crash, no record that says so."""
+        """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
@@ -268,7 +268,7 @@ class Completions:
         return await self._conclude(resource, upload)
 
     async def _conclude(self, resource: Resource, upload: Upload | None) -> Resource:
-        """It is published and recorded; now its row says so too, which may be late."""
+        """End the row of an upload that is published and recorded, which may be late."""
 
         async def run(transaction: Transaction) -> Resource | None:
             await records.end(transaction, resource, "completed", remembered_until_us=self._holding.remembered_until)
@@ -284,12 +284,12 @@ class Completions:
             if self._counts_quotas:
                 await self._end_parts(resource)
             return ended or replace(resource, upload=upload, holder=None)
-        # It was cancelled at this very moment, and its record says so: nobody will ever ask for the file.
+        # The upload was cancelled just now, and its record says so: the file will never be needed.
         await self._storage.remove([resource.upload_id])
         raise Gone
 
     async def _end_parts(self, resource: Resource) -> None:
-        """End the parts that nothing else waits for: they count towards a quota as long as their bytes are there."""
+        """End the parts that no other concatenation needs: their bytes count towards a quota as long as they exist."""
         try:
             found = await records.list_these(self._db, resource.parts or ())
             for part in found.values():

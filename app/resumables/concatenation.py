@@ -1,8 +1,9 @@
-"""Parts become one file: by one process at a time, which says every few seconds that it is at work.
+"""Concatenation: one process at a time assembles parts into a file, and reports every few seconds that it works.
 
-That takes as long as they are, and any process may be asked meanwhile, so here the newest
-does not win. Who is at work is left alone, however late in the upload's life that is; who has
-not been seen for a while is taken over from (`recovery`), and commits nothing any more.
+The work takes as long as the parts are, and any process may be asked meanwhile, so here the
+newest request does not win. A process at work is left alone, however late in the upload's life;
+from one that has not been seen for a while the work is taken over (`recovery`), and it commits
+nothing any more.
 """
 
 import asyncio
@@ -25,19 +26,19 @@ from app.storage import Mark, NotStored, Partial, Storage
 MAX_WAITING_OF_SESSION: Final = 100
 """How many concatenations of one session may wait for their parts, or be at work."""
 MAX_OF_PART: Final = 16
-"""How many concatenations may name one part: each copies it."""
+"""How many concatenations may name one part, which each of them copies."""
 MAX_REPEATED_BYTES: Final = 16 * 1024 * 1024
 """How much longer than its parts a concatenation may be that names some of them more than once."""
 SHORT_BYTES: Final = 8 * 1024 * 1024
 """A concatenation of no more than this does not wait for longer ones."""
 SEEN_SECONDS: Final = 3.0
-"""How often a process that puts parts together says that it is at work."""
+"""How often a process that assembles parts reports that it is at work."""
 
 
 def refuse_repetition(parts: Sequence[tuple[str, int]]) -> None:
     """Refuse a concatenation that repeats its parts (key hash and bytes each) for too many bytes; raises BadRequest.
 
-    A request of a few kilobytes could else fill the disk from one part that was sent once.
+    Otherwise a request of a few kilobytes could fill the disk from one part that was sent once.
     """
     repeated = sum(size for _, size in parts) - sum(dict(parts).values())
     if repeated > MAX_REPEATED_BYTES:
@@ -47,7 +48,7 @@ def refuse_repetition(parts: Sequence[tuple[str, int]]) -> None:
 
 
 class Concatenations:
-    """Make the files of uploads that are made of parts."""
+    """Assembles the files of concatenations."""
 
     def __init__(
         self, storage: Storage, db: Db, holding: Holding, *, quotas: Quotas | None, file_bytes: int, now_us: Clock
@@ -63,15 +64,15 @@ class Concatenations:
     async def put_together(
         self, resource: Resource, *, asked: bool, dead: Holder | None
     ) -> tuple[Resource, Partial | None]:
-        """Make its file, open, if all its parts are whole and nobody is at it but the `dead`.
+        """Assemble an upload's file, and return it open, if all parts are received and no live process does so.
 
-        Returns what became of it until now, without a file, if not. When nobody `asked` nothing
-        is given up for lost.
+        Otherwise return the present state of the upload, without a file. The holder `dead` is known
+        to be so. When no client `asked`, no upload is given up as lost.
 
         Raises:
-            Gone, TooLarge, QuotaExceeded, StorageFull: it has failed.
-            Preempted: somebody else has taken it over.
-            Unavailable: it is to be tried again.
+            Gone, TooLarge, QuotaExceeded, StorageFull: the upload has failed.
+            Preempted: another process has taken it over.
+            Unavailable: another try may succeed.
         """
         parts = await self._parts_of(resource)
         if parts is None:
@@ -83,7 +84,7 @@ class Concatenations:
     async def _make_alone(
         self, resource: Resource, *, asked: bool, dead: Holder | None
     ) -> tuple[Resource, Partial | None]:
-        parts = await self._parts_of(resource)  # again: the wait for a place may have been long
+        parts = await self._parts_of(resource)  # again: the wait for a slot may have been long
         if parts is None:
             return resource, None
         taken, held = await self._holding.take(resource, dead)
@@ -99,7 +100,7 @@ class Concatenations:
             raise Unavailable("the file of a part is missing") from None
 
     async def _parts_of(self, resource: Resource) -> list[Resource] | None:
-        """Its parts, in their order, if all of them are whole; raises Gone, and it has failed, if one has ended."""
+        """The upload's parts, in order, if all are fully received; if one has ended, fail the upload and raise Gone."""
         hashes = resource.parts or ()
         found = await records.list_these(self._db, hashes)
         if any(each not in found or found[each].ended_as is not None for each in hashes):
@@ -110,7 +111,7 @@ class Concatenations:
         parts = [found[each] for each in hashes]
         if all(part.whole for part in parts):
             return parts
-        # As long as one of them grows, the others are needed, and so is what they are for.
+        # As long as one part grows, the others are needed, and so is the concatenation.
         latest = max(each.expires_at for each in (resource, *parts))
         await records.renew(self._db, [resource.key_hash, *hashes], latest)
         return None
@@ -146,7 +147,7 @@ class Concatenations:
             await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise
         except Unavailable:
-            await self._holding.release(resource)  # its file stays: that it is whole may be noted after all
+            await self._holding.release(resource)  # its file stays: the commit may have succeeded after all
             raise
         except BaseException:
             await self._holding.release(resource)
@@ -157,9 +158,9 @@ class Concatenations:
     async def _seen_at_work(
         self, resource: Resource, work: Coroutine[Any, Any, tuple[Mark, Partial]]
     ) -> tuple[Mark, Partial]:
-        """Do the work, and say every few seconds that it is being done; raises Preempted if nobody wants it any more.
+        """Do the work, and record every few seconds that it is under way; raises Preempted if the lock is lost.
 
-        A database that cannot be asked does not stop it.
+        A database that is away does not stop the work.
         """
         assert resource.holder is not None
         working = asyncio.create_task(work, name=f"waybill-assemble-{resource.upload_id}")

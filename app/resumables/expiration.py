@@ -1,4 +1,4 @@
-"""Resumable uploads that nobody comes back for, and the files that none of them needs."""
+"""Expiration of abandoned resumable uploads, and removal of the files that none needs."""
 
 from typing import Final, NamedTuple
 
@@ -17,12 +17,12 @@ from app.storage import FoundPartial, Storage
 log = structlog.stdlib.get_logger("waybill.expiry")
 
 GRACE_SECONDS: Final = 3600.0
-"""A partial file that changed since may be one that is just being made."""
+"""An unfinished file that changed within this time may just have been created."""
 _AT_ONCE: Final = 500
 
 
 class SweptResumables(NamedTuple):
-    """What was done about uploads that come in several requests."""
+    """The outcome of sweeping resumable uploads."""
 
     expired: int = 0
     completed: int = 0
@@ -31,7 +31,7 @@ class SweptResumables(NamedTuple):
 
 
 class Expiry:
-    """Looks after the uploads of all processes; one at a time does, see `Storage.alone_at`."""
+    """The sweep of resumable uploads of all processes, by one process at a time, see `Storage.alone_at`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Expiry:
         self._grace_seconds = grace_seconds
 
     async def sweep(self) -> SweptResumables:
-        """Complete those that were left, end those whose time is over, remove files that none needs."""
+        """Complete fully received uploads, expire abandoned ones, remove files that none needs."""
         completed = await self._recovery.once()
         expired = await self._expire()
         removed = await self._remove_files()
@@ -76,7 +76,7 @@ class Expiry:
         return expired
 
     async def _end(self, resource: Resource, now_us: int) -> bool:
-        """It expires, unless something came at this very moment."""
+        """Expire the upload, unless bytes arrived just now."""
 
         async def run(transaction: Transaction) -> bool:
             return await records.end(
@@ -90,10 +90,10 @@ class Expiry:
         return ended
 
     async def _remove_files(self) -> int:
-        """Set aside what was left behind: the files of uploads that have ended or moved to another file.
+        """Set aside files that are left over, of uploads that have ended or moved to another file.
 
-        A file that no row explains is set aside as well, unless there are so many that the
-        database is the wrong one.
+        A file without a row is set aside as well, unless there are so many that the
+        database must be the wrong one.
         """
         total = 0
         unneeded: list[tuple[str, int]] = []
@@ -116,7 +116,7 @@ def _judge(
     file: FoundPartial, of: records.FileOf | None, unneeded: list[tuple[str, int]], unknown: list[tuple[str, int]]
 ) -> None:
     name = file.key, file.fence
-    if of is None or file.fence > of.newest:  # a number that was never given out, as far as this database knows
+    if of is None or file.fence > of.newest:  # a fencing token that this database never gave out
         unknown.append(name)
     elif file.fence != of.fence:
         unneeded.append(name)

@@ -1,4 +1,4 @@
-"""Work that takes long, let in a few at a time and session by session: nobody waits behind one who asks for much."""
+"""Lanes: long work is admitted a few at a time, session by session, so that no session with much work delays others."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 
 class Lane:
-    """So many at once, at most one of a session; those who wait are let in by turns of their sessions."""
+    """A lane admits `places` callers at once, at most one of a session; the sessions that wait take turns."""
 
     def __init__(self, places: int) -> None:
         self._free = places
@@ -16,7 +16,7 @@ class Lane:
 
     @asynccontextmanager
     async def place(self, session_id: str) -> AsyncIterator[None]:
-        """Wait for a place and have it inside the block."""
+        """Wait for a slot and hold it inside the block."""
         await self._enter(session_id)
         try:
             yield
@@ -24,7 +24,7 @@ class Lane:
             self._leave(session_id)
 
     async def _enter(self, session_id: str) -> None:
-        if self._free and session_id not in self._inside:  # then nobody of the session waits either
+        if self._free and session_id not in self._inside:  # then no caller of the session waits either
             self._take(session_id)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -33,7 +33,7 @@ class Lane:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave(session_id)  # it was let in at this very moment
+                self._leave(session_id)  # it was admitted just now
             else:
                 self._forget(session_id, turn)
             raise
@@ -55,7 +55,7 @@ class Lane:
             turn.set_result(None)
 
     def _forget(self, session_id: str, turn: "asyncio.Future[None]") -> None:
-        """Take one out of those who wait; the others of its session come behind the other sessions."""
+        """Remove a waiting caller; the others of its session are queued behind the other sessions."""
         waiting = self._waiting[session_id]
         waiting.remove(turn)
         if waiting:

@@ -1,6 +1,6 @@
-"""What is said to the database of uploads that come in several requests, one function each.
+"""Statements about resumable uploads, one function each.
 
-As in `records`: saying something twice, after an answer got lost, leaves what saying it once leaves.
+Every statement can be repeated after a lost answer, with the same result.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _FOR_GOOD: Final = MAX_TIME_US
 
 
 class FileOf(NamedTuple):
-    """Which partial file holds an upload's bytes: `fence`, or none that is needed any more."""
+    """The unfinished file that holds an upload's bytes: its `fence`, or None if no file is needed any more."""
 
     upload_id: str
     fence: int | None
@@ -35,7 +35,7 @@ class Unfinished(NamedTuple):
 
 
 async def insert(transaction: Transaction, resource: Resource, arrival: NewSession | None) -> bool:
-    """Record a new one, with its record in history and the session that comes with it; False if its key is taken."""
+    """Insert an upload, with its record in history and its new session, if any; False if its key is taken."""
     if arrival is not None:
         await upload_records.insert_sessions(transaction, [arrival])
     if resource.upload is not None:
@@ -63,19 +63,19 @@ async def insert(transaction: Transaction, resource: Resource, arrival: NewSessi
 
 
 async def find(db: Queryable, key_hash: str) -> Resource | None:
-    """One of them, whatever became of it."""
+    """Find an upload, whatever became of it."""
     row = await db.one("find_resumable", key_hash=key_hash)
     return _resource(row) if row else None
 
 
 async def list_these(db: Queryable, key_hashes: Sequence[str]) -> dict[str, Resource]:
-    """Those of these that are there, by their key hashes."""
+    """Find these uploads, as far as they exist, by their key hashes."""
     rows = await db.many("list_resumables", key_hashes=_json(key_hashes))
     return {row["key_hash"]: _resource(row) for row in rows}
 
 
 class UnfinishedFile(NamedTuple):
-    """Where the bytes lie that have come of an upload: `offset` of them, with that running digest."""
+    """The unfinished file of an upload, with `offset` bytes, and their running digest."""
 
     upload_id: str
     fence: int
@@ -84,7 +84,7 @@ class UnfinishedFile(NamedTuple):
 
 
 async def list_unfinished_files(db: Queryable, after_id: str, page_size: int) -> list[UnfinishedFile]:
-    """Those of uploads that have not ended: one page from just behind `after_id`."""
+    """List the files of uploads that have not ended: a page from behind `after_id`."""
     rows = await db.many("list_unfinished_files", after_id=after_id, page_size=page_size)
     return [
         UnfinishedFile(row["upload_id"], row["file_fence"], row["offset_bytes"], row["digest_state"]) for row in rows
@@ -92,7 +92,7 @@ async def list_unfinished_files(db: Queryable, after_id: str, page_size: int) ->
 
 
 async def list_due(db: Queryable, now_us: int, after: Resource | None, page_size: int) -> list[Resource]:
-    """Those that have not ended and whose time is over: one page from just behind `after`."""
+    """List expired uploads that have not ended: a page from behind `after`."""
     after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
     rows = await db.many(
         "list_due_resumables", now_us=now_us, after_us=after_us, after_key=after_key, page_size=page_size
@@ -101,12 +101,12 @@ async def list_due(db: Queryable, now_us: int, after: Resource | None, page_size
 
 
 async def list_left(db: Queryable, after_key: str, page_size: int) -> list[Resource]:
-    """Those that have all their bytes, or are being put together, and have not ended: a page from behind that key."""
+    """List uploads that are fully received, or being assembled, and have not ended: a page from behind `after_key`."""
     return [_resource(row) for row in await db.many("list_left_resumables", after_key=after_key, page_size=page_size)]
 
 
 async def list_unfinished(db: Queryable, until_us: int, after: Unfinished | None, page_size: int) -> list[Unfinished]:
-    """Those that wait for bytes, but for parts, and expire by then: one page from just behind `after`."""
+    """List uploads, not parts, that wait for bytes and expire by `until_us`: a page from behind `after`."""
     after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
     rows = await db.many(
         "list_unfinished_resumables", until_us=until_us, after_us=after_us, after_key=after_key, page_size=page_size
@@ -115,36 +115,36 @@ async def list_unfinished(db: Queryable, until_us: int, after: Unfinished | None
 
 
 async def list_made_of_parts(db: Queryable, after_key: str, until_us: int, page_size: int) -> list[Resource]:
-    """Those that are made of parts, have not ended and would expire by then: one page from behind that key."""
+    """List concatenations that have not ended and would expire by `until_us`: a page from behind `after_key`."""
     rows = await db.many("list_made_of_parts", after_key=after_key, until_us=until_us, page_size=page_size)
     return [_resource(row) for row in rows]
 
 
 async def list_ready(db: Queryable, after_key: str, page_size: int) -> list[tuple[str, bool]]:
-    """Those that nobody puts together yet, from behind that key, and whether none of their parts grows any more."""
+    """List concatenations without a holder, from behind `after_key`, and whether all parts have stopped growing."""
     rows = await db.many("list_ready_resumables", after_key=after_key, page_size=page_size)
     return [(row["key_hash"], bool(row["ready"])) for row in rows]
 
 
 async def count_waiting(transaction: Transaction, session_id: str) -> int:
-    """How many concatenations of a session have not ended."""
+    """Count a session's concatenations that have not ended."""
     row = await transaction.one("count_waiting_concatenations", session_id=session_id)
     return int(row["waiting"]) if row else 0
 
 
 async def count_concatenations(transaction: Transaction, parts: Sequence[str]) -> int:
-    """In how many concatenations, complete ones among them, that of these parts is which is in most."""
+    """Count the concatenations, completed ones included, of each of these parts; return the highest count."""
     row = await transaction.one("count_concatenations", part_key_hashes=_json(parts))
     return int(row["concatenations"]) if row else 0
 
 
 async def list_waiting(db: Queryable, part: Resource) -> list[Resource]:
-    """Those that are made of `part`, among others, and have not ended."""
+    """List the concatenations that include `part` and have not ended."""
     return [_resource(row) for row in await db.many("list_waiting_resumables", key_hash=part.key_hash)]
 
 
 async def list_files(db: Queryable, upload_ids: Sequence[str]) -> dict[str, FileOf]:
-    """Which file holds the bytes of each of these uploads; of those that are not known nothing is said."""
+    """Find the file of each of these uploads; unknown ones are left out."""
     rows = await db.many("list_partials", ids=_json(upload_ids))
     return {
         row["upload_id"]: FileOf(row["upload_id"], row["file_fence"] if row["ended_as"] is None else None, row["fence"])
@@ -153,27 +153,27 @@ async def list_files(db: Queryable, upload_ids: Sequence[str]) -> dict[str, File
 
 
 async def claim(db: Queryable, key_hash: str, *, holder_id: str | None, now_us: int) -> int | None:
-    """The caller's number, as the newest that wants it; with `holder_id` it holds it, if nobody else does."""
+    """Draw a fencing token as the newest request for the lock; with `holder_id`, acquire the lock if it is free."""
     row = await db.one("claim_resumable", key_hash=key_hash, holder_id=holder_id, now_us=now_us)
     return row["fence"] if row else None
 
 
 async def pass_on(db: Queryable, key_hash: str, fence: int, *, holder_id: str | None, now_us: int) -> bool:
-    """Whoever holds it does no longer; the caller does, with `holder_id`. False if it is not the newest any more."""
+    """Preempt the holder; with `holder_id`, acquire the lock. False if the caller is not the newest any more."""
     row = await db.one("pass_resumable", key_hash=key_hash, fence=fence, holder_id=holder_id, now_us=now_us)
     return row is not None
 
 
 async def see(db: Queryable, key_hash: str, held_by: Holder, now_us: int) -> bool:
-    """Its holder is at work; False if it is not the holder any more."""
+    """Record that the holder is at work; False if it has lost the lock."""
     row = await db.one("see_resumable", key_hash=key_hash, held_by=held_by.fence, held_by_id=held_by.id, now_us=now_us)
     return row is not None
 
 
 async def commit(transaction: Transaction, resource: Resource, held_by: Holder) -> bool:
-    """Offset, digest, length, file and expiry are as `resource` says, and it is free if that has no holder.
+    """Commit offset, digest, length, file and expiry of `resource`, and release the lock if it has no holder.
 
-    False, and nothing done, if it is not held by `held_by`.
+    False, with nothing done, if `held_by` does not hold the lock.
     """
     row = await transaction.one(
         "commit_resumable",
@@ -200,12 +200,12 @@ async def commit(transaction: Transaction, resource: Resource, held_by: Holder) 
 
 
 async def release(db: Queryable, key_hash: str, held_by: Holder) -> None:
-    """It is free again, if the caller still held it."""
+    """Release the lock, if the caller still holds it."""
     await db.run("release_resumable", key_hash=key_hash, held_by=held_by.fence, held_by_id=held_by.id)
 
 
 async def lock(transaction: Transaction, seen: Resource) -> bool:
-    """Whether it is as it was seen; if so it stays so until the transaction ends."""
+    """Whether the upload is as it was `seen`; if so, it is locked until the transaction ends."""
     row = await transaction.one(
         "lock_resumable",
         key_hash=seen.key_hash,
@@ -218,7 +218,7 @@ async def lock(transaction: Transaction, seen: Resource) -> bool:
 
 
 async def renew(db: Queryable, key_hashes: Sequence[str], expires_at_us: int) -> None:
-    """These are needed until then, as far as they may live so long."""
+    """Extend the expiry of these uploads to `expires_at_us`, as far as their maximum age allows."""
     await db.run("renew_resumables", key_hashes=_json(key_hashes), expires_at_us=expires_at_us)
 
 
@@ -231,7 +231,7 @@ async def end(
     error: Failure | None = None,
     due_us: int = _FOR_GOOD,
 ) -> bool:
-    """It has ended so, unless it had before or is not due by then; its record, if it was not complete, says why."""
+    """End an upload, unless it has ended or is not due; the record of one that was not completed says why."""
     row = await transaction.one(
         "end_resumable",
         key_hash=resource.key_hash,
@@ -252,7 +252,7 @@ async def end(
 
 
 async def forget_ended(db: Queryable, now_us: int, page_size: int) -> int:
-    """Some of those that ended and need not be remembered any longer go; how many."""
+    """Delete ended uploads whose time to be remembered is over, a page at most; return how many."""
     return len(await db.many("delete_ended_resumables", now_us=now_us, page_size=page_size))
 
 

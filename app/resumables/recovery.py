@@ -1,9 +1,9 @@
-"""Uploads that are fully received and yet not completed: nobody need ask for them, they are completed soon.
+"""Recovery: fully received uploads that were not completed are completed soon, without a request for them.
 
-Each process tries again what it could not complete itself, since the database was away. What
-others left, who died, is looked for by one process of all. Each round goes through all that
-have their bytes, and one page on through those that wait for parts, so none is passed by for
-long, however many others wait.
+Each process tries its own failed completions again, once the database is back. Those of processes
+that died are looked for by one process of all. Each round covers all fully received uploads,
+and the next page of those that wait for parts, so none is delayed for long, however many
+others wait.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ log = structlog.stdlib.get_logger("waybill.recovery")
 
 ROUND_SECONDS: Final = 2.0
 LEFT_SECONDS: Final = 20.0
-"""Who has not been seen at work for so long, by one who looked all the time, does not live."""
+"""A holder that has shown no sign of life for this long, to a process that watched all the time, is dead."""
 _UNSEEN_SECONDS: Final = 60.0
 _UNSEEN_A_SECOND: Final = 20 * 1024 * 1024
-"""An older version of this service does not say that it is at work: so long, and for so many bytes, it is believed."""
+"""Older versions of this service show no sign of life: they are given a minute, and a second for this many bytes."""
 _SWEPT_US: Final = 600_000_000
-"""The same for the sweep, which looks once: by the clocks of two machines."""
+"""The same for the sweep, which looks only once and compares the clocks of two machines."""
 _AT_ONCE: Final = 500
 _WAITING_AT_ONCE: Final = 20
 _MOST_SECONDS: Final = 60.0
 
 
 class SignOfLife(NamedTuple):
-    """What shows that somebody is at work, once it changes."""
+    """The values of a row that change while its holder is at work."""
 
     holder: Holder | None
     holder_seen_at: int | None
@@ -44,7 +44,7 @@ class SignOfLife(NamedTuple):
 
 
 class Recovery:
-    """Completes what was left. `run` does it every other second, `once` now, as the sweep wants it."""
+    """Completes uploads that were left. `run` does so every other second, `once` at once, for the sweep."""
 
     def __init__(self, storage: Storage, db: Db, completions: Completions, *, idle_us: int, now_us: Clock) -> None:
         self._storage = storage
@@ -59,7 +59,7 @@ class Recovery:
         self._tries: dict[str, tuple[int, float]] = {}
 
     async def run(self) -> None:
-        """Complete what is left, until cancelled. What others left is for the first process that runs this."""
+        """Complete uploads that are left, until cancelled. The first process to run this also takes those of others."""
         self._runs = True
         while True:
             try:
@@ -84,7 +84,7 @@ class Recovery:
             log.exception("recovering uploads failed")
 
     async def own(self) -> None:
-        """Try again what this process could not complete."""
+        """Try again to complete the uploads that this process could not."""
         for key_hash in list(self._completions.owed):
             if not self._may_try(key_hash):
                 continue
@@ -98,10 +98,10 @@ class Recovery:
                 await self._complete(found)
 
     async def others(self) -> None:
-        """Complete what is not seen to be worked on, and one page of those whose parts are there."""
+        """Complete uploads whose holders show no sign of life, and a page of concatenations that have their parts."""
         now = asyncio.get_running_loop().time()
         if now - self._looked_at > 3 * ROUND_SECONDS:
-            self._seen.clear()  # it is not known what happened meanwhile
+            self._seen.clear()  # signs of life during the gap are unknown
         self._looked_at = now
         known, self._seen = self._seen, {}
         async for resource in self._left():
@@ -121,12 +121,12 @@ class Recovery:
         self._tries = {key: tried for key, tried in self._tries.items() if key in still or tried[1] > now}
 
     async def once(self) -> int:
-        """Complete what is left, as far as one look tells, and renew what waits for parts; how many were completed."""
+        """Complete uploads that are left, as far as one look shows; return how many. Renew waiting concatenations."""
         completed = 0
         now_us = self._now_us()
         async for resource in self._left():
             at_work = resource.holder is not None and now_us - (resource.holder_seen_at or now_us) < _SWEPT_US
-            if not self._runs and (resource.whole or not at_work):  # else that is done anyway, by who looks longer
+            if not self._runs and (resource.whole or not at_work):  # else `run`, which looks longer, does that anyway
                 completed += await self._complete(resource, resource.holder)
         after_key = ""
         until_us = now_us + self._idle_us // 2  # others need not be renewed yet
@@ -138,8 +138,8 @@ class Recovery:
         return completed + await self._published()
 
     async def _published(self) -> int:
-        """Complete what waits for bytes, as far as the database knows, and is published: the database is older."""
-        completed, until_us = 0, self._now_us() + self._idle_us  # what lies behind that has ended
+        """Complete published uploads that wait for bytes according to the database, which is older than the files."""
+        completed, until_us = 0, self._now_us() + self._idle_us  # later ones have ended
         last: records.Unfinished | None = None
         while page := await records.list_unfinished(self._db, until_us, last, _AT_ONCE):
             missing = set(await self._storage.missing([each.upload_id for each in page]))
@@ -161,7 +161,7 @@ class Recovery:
         return done is not None and done.completed
 
     async def _left(self) -> AsyncIterator[Resource]:
-        """Those that have all their bytes, or are being put together, and that this process is not at work on."""
+        """Iterate over uploads that are fully received, or being assembled, except those that this process works on."""
         after_key = ""
         while page := await records.list_left(self._db, after_key, _AT_ONCE):
             for resource in page:
@@ -190,7 +190,7 @@ class Recovery:
         return completed
 
     def _may_try(self, key_hash: str) -> bool:
-        """What fails is tried again, but less and less often."""
+        """Whether to try this upload now: a failed one is tried again, but less and less often."""
         return asyncio.get_running_loop().time() >= self._tries.get(key_hash, (0, 0.0))[1]
 
 

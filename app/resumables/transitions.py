@@ -1,6 +1,6 @@
-"""An upload's file and row, in the hands of whoever holds it: commit, let go, move, end.
+"""Transitions of a resumable upload's file and row by the holder of its writer lock: commit, release, move, end.
 
-Whatever is committed counts only as long as the row names the holder; see `turns`.
+A commit succeeds only as long as the row names the holder; see `writer_lock`.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
 log = structlog.stdlib.get_logger("waybill.holding")
 
 REMEMBERED_US: Final = 7 * 86_400_000_000
-"""So long an upload that has ended is remembered, for clients that missed the answer."""
+"""How long an ended upload is remembered, for clients that missed the answer."""
 _LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are missing")
 
 
 class Holding:
-    """What a holder can do; `idle_us` is how long an upload waits for its next bytes."""
+    """The transitions that a holder can make; `idle_us` is how long an upload waits for its next bytes."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class Holding:
         self._taken: dict[str, Holder] = {}
 
     async def take(self, resource: Resource, over: Holder | None) -> tuple[Resource, bool]:
-        """Hold an upload that nobody holds, or nobody but `over`: what it is then, and whether the caller holds it.
+        """Acquire the lock of an upload that is free or held by `over`; return the upload and whether that succeeded.
 
-        It is known, too, that nobody is at it who holds it by an earlier call here. The caller
-        is the only one of this process.
+        A lock that is held by an earlier call here counts as free, since the caller is the only one of
+        this process.
         """
         holder_id = self._new_id()
         dead = {over, self._taken.get(resource.key_hash)}
@@ -71,16 +71,16 @@ class Holding:
         return taken, True
 
     def forget(self, resource: Resource) -> None:
-        """It is nobody's any more: it has ended."""
+        """Forget the holder of an upload that has ended."""
         self._taken.pop(resource.key_hash, None)
 
     async def opened(self, resource: Resource, reservation: Reservation | None = None) -> Partial:
-        """Open the file of an upload, in which nothing is cut off that others have acknowledged since it was read.
+        """Open the file of an upload, without cutting off bytes that others acknowledged since its row was read.
 
-        A process may be stopped for long between its turn and this.
+        A process may be suspended for long between acquiring the lock and this.
 
         Raises:
-            Preempted: others have gone on with it.
+            Preempted: others have gone on with the upload.
             NotStored, InUse, Unavailable: see `Storage.partial`.
         """
 
@@ -94,7 +94,7 @@ class Holding:
         )
 
     async def copied(self, resource: Resource) -> tuple[Resource, Partial]:
-        """Move to a file of our own. The old one is left to the sweep: a fail-over may forget that we moved."""
+        """Move the upload to a copy of its file. The old file is left to the sweep: a fail-over may undo the move."""
         assert resource.holder is not None
         new = resource.upload_id, resource.holder.fence
         try:
@@ -105,18 +105,18 @@ class Holding:
         try:
             await self.commit_open(moved, resource.holder, partial)
         except Unavailable:
-            raise  # the copy stays: that it is the upload's file may be noted after all
+            raise  # the copy stays: the commit may have succeeded after all
         except BaseException:
             await self._storage.remove_partials([new])
             raise
         return moved, partial
 
     async def made(self, name: tuple[str, int], parts: list[tuple[str, int, Mark]]) -> tuple[Mark, Partial]:
-        """Make the file of that name from others, for who holds the upload; where it ends, and the file, open.
+        """Assemble the file of that name from others, for the holder of the upload; return its end and the open file.
 
         Raises:
-            NotStored: bytes of the others that had been acknowledged are missing.
-            Unavailable: there is such a file, of a time that the database has lost: the next number will do.
+            NotStored: acknowledged bytes of the others are missing.
+            Unavailable: such a file exists, from a time that the database has lost: the next token will do.
         """
         try:
             mark = await self._storage.assemble(*name, parts)
@@ -135,7 +135,7 @@ class Holding:
             raise
 
     async def commit(self, resource: Resource, held_by: Holder) -> None:
-        """Offset, digest, length, file, holder and expiry are as `resource` says; raises Preempted if not held."""
+        """Commit offset, digest, length, file, holder and expiry of `resource`; raises Preempted if that fails."""
 
         async def run(transaction: Transaction) -> bool:
             return await records.commit(transaction, resource, held_by)
@@ -144,7 +144,7 @@ class Holding:
             raise Preempted
 
     async def release(self, resource: Resource) -> None:
-        """Its holder lets go, having committed what there was. When that cannot be said it is passed over later."""
+        """Release the lock, after everything was committed. If that fails, the holder is preempted later."""
         if resource.holder is not None:
             try:
                 await records.release(self._db, resource.key_hash, resource.holder)
@@ -152,10 +152,10 @@ class Holding:
                 log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
 
     async def fail(self, resource: Resource, failure: Failure) -> None:
-        """It will never be complete, for a reason that lies in what `resource` says of it; its bytes go.
+        """Fail an upload for good, for a reason that lies in the state `resource`; its bytes are removed.
 
         Raises:
-            Preempted: others have gone on with it, and it may be complete yet.
+            Preempted: others have gone on with the upload, which may still be completed.
         """
         if not await self.end(resource, "failed", failure, seen=True):
             raise Preempted
@@ -163,9 +163,9 @@ class Holding:
     async def end(
         self, resource: Resource, ended_as: Literal["failed", "cancelled"], failure: Failure, *, seen: bool = False
     ) -> bool:
-        """Nobody can append to it or ask for it any more. If it was not complete its bytes go.
+        """End an upload: no request finds it any more. If it was not completed, its bytes are removed.
 
-        With `seen` only if it still is as `resource` has it; False if it is not.
+        With `seen`, only if its state still is `resource`; False if not.
         """
 
         async def run(transaction: Transaction) -> tuple[bool, bool]:
@@ -181,25 +181,25 @@ class Holding:
         if never_completed:
             self.count(resource, ended_as)
             await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
-            # A process that died may have published it: its row says now for good that nothing of it is kept.
+            # A process that died may have published the file: the row now says for good that it is not kept.
             if not resource.is_part:
                 discard = self._storage.set_aside if failure is _LOST else self._storage.remove
                 await discard([resource.upload_id])
         return still
 
     async def lose(self, resource: Resource) -> NoReturn:
-        """Bytes that were acknowledged are not there: nobody is told another offset, the upload has failed.
+        """Fail an upload whose acknowledged bytes are missing; its reported offset never goes back.
 
         Raises:
-            Gone: it has.
-            Preempted: others have gone on with it, with other bytes.
+            Gone: always, unless preempted.
+            Preempted: others have gone on with the upload, in another file.
         """
         await self.fail(resource, _LOST)
         log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
         raise Gone
 
     def count(self, resource: Resource, outcome: Outcome) -> None:
-        """It has ended so, and not complete. A part is no upload, and one that was complete was counted then."""
+        """Count an upload that ended without completion. Parts are not counted, nor uploads that were completed."""
         if not resource.is_part and not resource.completed:
             self._metrics.ended(resource.protocol, outcome)
 
@@ -208,29 +208,29 @@ class Holding:
         return self._now_us() + REMEMBERED_US
 
     def expiry(self, resource: Resource) -> int:
-        """When it expires if nothing comes from now on."""
+        """The time at which the upload expires if no more bytes arrive."""
         return min(self._now_us() + self._idle_us, resource.last_expires_at)
 
 
 async def verify(digests: Digests, partial: Partial) -> None:
-    """Compare the bytes of a file with what was declared of them; raises DigestMismatch."""
+    """Compare the bytes of a file with the declared digests; raises DigestMismatch."""
     for algorithm, name, expected in (("sha256", "sha-256", digests.sha256), ("sha512", "sha-512", digests.sha512)):
         if expected is not None and (actual := await partial.digest(algorithm)) != expected:
             raise DigestMismatch(expected, actual, name)
 
 
 def mark_of(resource: Resource) -> Mark:
-    """Where its bytes end, as its row has it, and their digest up to there."""
+    """The end of the upload's bytes according to its row, and their digest up to there."""
     return Mark(resource.offset, resource.digest_state)
 
 
 def _place(resource: Resource) -> tuple[Holder | None, int, int]:
-    """What changes when others go on with an upload."""
+    """The values of a row that change when others go on with the upload."""
     return resource.holder, resource.file_fence, resource.offset
 
 
 def _there(resource: Resource | None) -> Resource:
-    """Of an upload that is being completed: whatever became of it."""
+    """The row of an upload that is being completed, which must exist."""
     if resource is None or resource.ended_as not in {None, "completed"}:
         raise Gone
     return resource

@@ -1,11 +1,11 @@
-"""Whose turn it is: of all requests that want the same upload, the newest has it, in whatever process they are.
+"""The writer lock of an upload: of all requests for it, in whatever process, the newest acquires the lock.
 
-Each draws a number from the upload's row (`fence`). Who appends has its number there as
-`holder`, with a random id of its own beside it, and whatever it commits counts only as long as
-both are so: a fail-over that loses the last commits lets a number be drawn twice. A newer
-request of the same process tells it to stop; those of other processes are noticed by asking
-for the row. Who does not let go in time is passed over: it may go on writing, into a file that
-is nobody's any more, and commits nothing.
+Each request draws a fencing token from the upload's row (`fence`). The holder's token stands
+there as `holder`, with a random id beside it, and a commit succeeds only as long as both match:
+a fail-over that loses the last commits lets a token be drawn twice. A newer request of the same
+process stops the holder directly; those of other processes are noticed by polling the row.
+A holder that does not release the lock in time is preempted: it may go on writing, into a file
+that is no longer the upload's, and commits nothing.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from app.resumables import records
 log = structlog.stdlib.get_logger("waybill.turns")
 
 PATIENCE_SECONDS: Final = 0.8
-"""So long a newer request waits for the one before it to write down what has come, and to let go."""
+"""How long a newer request waits for the holder to commit its offset and release the lock."""
 _POLL_SECONDS: Final = 0.05
 _WATCH_SECONDS: Final = 0.2
 
 
 class Preempted(InProgress):
-    """A newer request has taken the upload over."""
+    """A newer request has acquired the writer lock."""
 
 
 Admitted = Callable[[Resource | None], Resource]
-"""Gives back what it is given, if the caller may have it; else it raises the refusal."""
+"""Returns its argument, if the caller may access it; else it raises the refusal."""
 
 
 class WriterLock:
-    """One request's time as the holder of an upload: from `WriterLocks.begin` to `WriterLocks.leave`."""
+    """The writer lock as held by one request: from `WriterLocks.begin` to `WriterLocks.leave`."""
 
     def __init__(self, resource: Resource, task: "asyncio.Task[object]") -> None:
         assert resource.holder is not None
@@ -52,9 +52,9 @@ class WriterLock:
         self._cancelled = False
 
     def end(self, reason: UploadError) -> None:
-        """Tell the request to stop: at once where it waits for its client, else after what it is just doing.
+        """Stop the request: at once where it waits for its client, else after its current step.
 
-        Its task is cancelled, as by `asyncio.timeout`; `stopped` tells such a cancellation from others.
+        Its task is cancelled, as by `asyncio.timeout`; `stopped` distinguishes such a cancellation from others.
         """
         if self.reason is None and not self.gone.is_set():
             self.reason = reason
@@ -63,16 +63,16 @@ class WriterLock:
                 self._task.cancel()
 
     def open(self) -> None:
-        """From here on the request may be stopped at once."""
+        """Allow the request to be stopped at once from here on."""
         self._undisturbed -= 1
 
     def shut(self) -> None:
-        """From here on it is about to leave anyway, and is let do so."""
+        """Keep the request from being stopped from here on, since it is about to leave anyway."""
         self._undisturbed += 1
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """What is done in here is done to its end; whether `reason` was given meanwhile is for the caller to see."""
+        """Run the block to completion; the caller checks whether a `reason` to stop was given meanwhile."""
         self.shut()
         try:
             yield
@@ -80,7 +80,7 @@ class WriterLock:
             self.open()
 
     def stopped(self, error: BaseException | None) -> UploadError | None:
-        """The refusal that `error` stands for, if it is the cancellation by `end`. To be asked once, in the end."""
+        """The refusal behind `error`, if that is the cancellation by `end`. To be called once, at the end."""
         if not self._cancelled:
             return None
         alone = self._task.uncancel() <= self._cancelling
@@ -88,7 +88,7 @@ class WriterLock:
 
 
 class WriterLocks:
-    """The turns of one process, beside those of others in the same database."""
+    """The writer locks of one process, which shares the database with others."""
 
     def __init__(self, db: Db, *, now_us: Clock, new_id: Callable[[], str]) -> None:
         self._db = db
@@ -98,15 +98,15 @@ class WriterLocks:
         self._watching: asyncio.Task[None] | None = None
 
     async def claim(self, key_hash: str, admitted: Admitted, *, holds: bool) -> Resource:
-        """Be the newest that wants an upload: whoever has it ends, and has written down how far it came.
+        """Acquire the writer lock, preempting its holder, which commits its offset first.
 
-        With `holds` the caller holds it when this returns. There is nothing to hold, and
-        nobody to wait for, when it is completed or has all the bytes it will ever have; and
-        without `holds` the work on one that is made of parts is left alone.
+        Only with `holds` does the caller hold the lock when this returns; else the holder is just preempted.
+        An upload that is completed, or has all the bytes it will ever have, has no lock to acquire; and
+        without `holds`, the assembly of a concatenation is left alone.
 
         Raises:
-            InProgress: an even newer request came.
-            UploadError: what `admitted` raises; nobody was disturbed then.
+            InProgress: an even newer request has arrived.
+            UploadError: raised by `admitted`; no holder was preempted then.
         """
         holder_id = self._new_id() if holds else None
 
@@ -114,7 +114,7 @@ class WriterLocks:
             await records.claim(transaction, key_hash, holder_id=holder_id, now_us=self._now_us())
             return admitted(await records.find(transaction, key_hash))
 
-        # Who only asks, or cancels, is answered on a full disk too.
+        # A query or a cancellation is answered on a full disk, too.
         transaction = self._db.transaction if holds else self._db.transaction_that_frees
         claimed = await transaction(take_number)
         mine = holder_id is not None and claimed.holder is not None and claimed.holder.id == holder_id
@@ -163,26 +163,26 @@ class WriterLocks:
                 await writer_lock.gone.wait()
 
     def begin(self, resource: Resource) -> WriterLock:
-        """The calling task is the holder that `resource` names. It must `leave`."""
+        """Register the calling task as the holder that `resource` names. It must `leave`."""
         task = asyncio.current_task()
         assert task is not None
         writer_lock = WriterLock(resource, task)
         before = self._live.get(writer_lock.key_hash)
         self._live[writer_lock.key_hash] = writer_lock
-        if before is not None:  # of a time that the database has lost: else it would have left
+        if before is not None:  # a holder from a time that the database has lost: else it would have left
             before.end(Preempted())
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch(), name="waybill-turns")
         return writer_lock
 
     def leave(self, writer_lock: WriterLock) -> None:
-        """The turn is over: the row names another holder, or none. Harmless when repeated."""
+        """Unregister a holder, once the row names another one, or none. Harmless when repeated."""
         if self._live.get(writer_lock.key_hash) is writer_lock:
             del self._live[writer_lock.key_hash]
         writer_lock.gone.set()
 
     async def close(self, reason: UploadError) -> None:
-        """End every turn of this process, and wait until they have. Bounded by the caller."""
+        """Stop every holder of this process, and wait until all have left. Bounded by the caller."""
         writer_locks = list(self._live.values())
         for writer_lock in writer_locks:
             writer_lock.end(reason)
@@ -193,7 +193,7 @@ class WriterLocks:
             await asyncio.wait((self._watching,))
 
     async def _watch(self) -> None:
-        """Look, as long as anybody here writes, whether somebody in another process wants its turn."""
+        """Poll, as long as this process has holders, whether another process wants one of their locks."""
         while self._live:
             await asyncio.sleep(_WATCH_SECONDS)
             writer_locks = list(self._live.values())
@@ -214,5 +214,5 @@ class WriterLocks:
 
 
 def _settled(resource: Resource) -> bool:
-    """Whether nobody can or need append any more."""
+    """Whether no more bytes can or need be appended."""
     return resource.completed or (resource.whole and not resource.is_part)

@@ -1,4 +1,4 @@
-"""How the service is run: uvicorn's processes and their end, and the memory allocator beneath them."""
+"""The server: uvicorn's processes, their shutdown, and the memory allocator beneath them."""
 
 import asyncio
 import ctypes
@@ -37,27 +37,27 @@ from app.web.problems import problem
 log = structlog.stdlib.get_logger("waybill.server")
 
 LAST_SECONDS: Final = 10.0
-"""So long a process may take to close what it opened, once its requests have ended or were cut off."""
+"""How long a process may take to close what it opened, once its requests have ended or were cut off."""
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _MMAP_BYTES: Final = 32 * 1024 * 1024
 _TRIM_BYTES: Final = 64 * 1024 * 1024
 _GARBAGE_THRESHOLD: Final = 10_000
-# A thread that publishes a batch takes the interpreter back after each system call, a few times a file. By default it
-# would wait 5 ms each time while the event loop is busy, and everybody's answer with it.
+# A thread that publishes a commit group needs the interpreter again after each system call, a few times a file. By
+# default it would wait 5 ms each time while the event loop is busy, and all of the group's answers with it.
 _SWITCH_SECONDS: Final = 0.0005
 _SPARE_DESCRIPTORS: Final = 48
 _RUNNING: Final = "Uvicorn running on {} (Press CTRL+C to quit)"
-_ADDRESS_CHARACTERS: Final = 45  # the longest IPv6 address; a proxy may pass on anything
+_ADDRESS_CHARACTERS: Final = 45  # the longest IPv6 address; a proxy may forward anything
 
 
 def serve(settings: Settings) -> bool:
-    """Serve until SIGTERM or SIGINT; False when it could not start, the log says why.
+    """Serve until SIGTERM or SIGINT; False if the service could not start, and the log says why.
 
-    The caller has checked that the service can start. It ends within the shutdown timeout and
-    `LAST_SECONDS`, whatever clients, disks and databases do; nothing that was answered with
-    success depends on an orderly end.
+    The caller has checked that the service can start. Shutdown takes no longer than its timeout and
+    `LAST_SECONDS`, whatever clients, disks and databases do; nothing that was acknowledged
+    depends on an orderly shutdown.
     """
     try:
         settings = with_secret_keys(settings)
@@ -66,7 +66,7 @@ def serve(settings: Settings) -> bool:
         return False
     worker_slots = SharedWorkerSlots() if settings.workers > 1 else None
     config = _Config(
-        # Workers get these settings and keys, and not what the environment and secret.key say by then.
+        # Workers get these settings and keys, whatever the environment and secret.key contain by then.
         partial(create, settings, worker_slots),
         factory=True,
         workers=settings.workers,
@@ -81,7 +81,7 @@ def serve(settings: Settings) -> bool:
         proxy_headers=False,  # `Served` reads them
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
-        timeout_worker_healthcheck=2,  # for the second look, see `Workers`: no signal is heard meanwhile
+        timeout_worker_healthcheck=2,  # for the second check, see `Workers`: no signal is handled meanwhile
         reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
     )
     config.most_connections = settings.max_connections
@@ -97,12 +97,12 @@ def serve(settings: Settings) -> bool:
             patience = settings.shutdown_timeout.total_seconds() + LAST_SECONDS + 2.0
             return Workers(config, sockets, patience_seconds=patience).serve()
         server = _Server(config)
-        for number in (*HANDLED_SIGNALS, signal.SIGHUP):  # its terminal may go
-            # uvicorn raises what it caught once more when it has stopped, for whoever had the signal
-            # before. That is this: a stop that was asked for and went well is a success.
+        for number in (*HANDLED_SIGNALS, signal.SIGHUP):  # sent when its terminal closes
+            # When it has stopped, uvicorn raises the signal that it caught again, for the previous
+            # handler. That is this one: an orderly stop on request is a success.
             signal.signal(number, server.handle_exit)
         server.run(sockets)
-    except SystemExit:  # how uvicorn says that it could not start
+    except SystemExit:  # uvicorn's sign that it could not start
         return False
     finally:
         close_sockets(sockets)
@@ -110,7 +110,7 @@ def serve(settings: Settings) -> bool:
 
 
 class _Config(uvicorn.Config):
-    """uvicorn's settings, and ours for a connection. They also begin every worker."""
+    """uvicorn's settings, and ours for a connection. Every worker starts by loading them."""
 
     most_connections: int
     where: str
@@ -119,10 +119,10 @@ class _Config(uvicorn.Config):
         super().configure_logging()
         if multiprocessing.parent_process() is not None:
             for number in HANDLED_SIGNALS:
-                # uvicorn raises what it caught once more when the worker has stopped. By default
-                # that would kill it, with its last log lines.
+                # When the worker has stopped, uvicorn raises the signal that it caught again. By default
+                # that would kill the process, with its last log lines.
                 signal.signal(number, _exit)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal tells the whole family; the parent sees to it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal signals all processes; the parent handles it
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
@@ -132,18 +132,18 @@ def _exit(number: int, frame: FrameType | None) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's server, with a second Ctrl+C that does what uvicorn says of it.
 
-    Who has connected when it stops is still heard; with several workers the others see to that.
+    Clients that have connected when it stops are still served; with several workers, by the others.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            log.info(_RUNNING.format(self.config.where))  # type: ignore[attr-defined]  # it is ours
+            log.info(_RUNNING.format(self.config.where))  # type: ignore[attr-defined]  # an attribute of `_Config`
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         waiting = [found for server in self.servers for listening in server.sockets for found in _accepted(listening)]
         for server in self.servers:
-            server.close()  # at once, for whoever connects from now on until it is done is reset
+            server.close()  # at once, because connections made before it is done are reset
         loop = asyncio.get_running_loop()
         for connection in waiting:
             await loop.connect_accepted_socket(self._connection, connection)
@@ -164,14 +164,14 @@ def _accepted(listening: socket.socket) -> list[socket.socket]:
     found = []
     with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
         same.setblocking(False)
-        with suppress(OSError):  # nobody waits any more, or no more can be taken
+        with suppress(OSError):  # none waits any more, or no more can be accepted
             while True:
                 found.append(same.accept()[0])
     return found
 
 
 def create(settings: Settings, worker_slots: WorkerSlots | None = None) -> ASGIApp:
-    """The application, made in the process that serves it, which is prepared for that."""
+    """Build the application in the process that serves it, and prepare the process."""
     logs.configure(settings.log_format, settings.log_level)
     keep_freed_blocks()
     raise_open_files_limit()
@@ -180,9 +180,9 @@ def create(settings: Settings, worker_slots: WorkerSlots | None = None) -> ASGIA
 
 
 def keep_freed_blocks() -> None:
-    """Let glibc keep the blocks that bodies are read into.
+    """Have glibc keep the blocks that bodies are read into.
 
-    They are up to 256 KiB long. By default glibc maps each anew and gives it back at
+    They are up to 256 KiB long. By default glibc maps each anew and unmaps it at
     once, and the kernel zeroes every page of every body: measured, two thirds of the CPU
     that receiving cost. Other C libraries have no such call and need none.
     """
@@ -193,12 +193,12 @@ def keep_freed_blocks() -> None:
 
 
 def collect_rarely() -> None:
-    """Have Python look for cycles of garbage less often, and never among what the start made.
+    """Have Python collect reference cycles less often, and never among the objects made at the start.
 
-    By default it looks after every 700 new containers, which a few requests make, and now and then
-    at everything that was imported: measured, a sixth of the CPU of a small upload. Requests leave
-    no cycles, refused ones among them, so little waits for it; and to look at many times as many
-    at once would hold the event loop for longer than a request may.
+    By default it collects after every 700 new containers, which a few requests make, and now and then
+    traverses everything that was imported: measured, a sixth of the CPU of a small upload. Requests,
+    refused ones included, leave no cycles, so there is little to collect; and traversing many times
+    as many at once would block the event loop for longer than a request may.
     """
     gc.collect()
     gc.freeze()
@@ -213,14 +213,14 @@ def raise_open_files_limit() -> None:
 
 
 def keep_descriptors_for_files(database_connections: int) -> None:
-    """Take no more connections than can each have a file open, beside what else is and will be: to be called last."""
+    """Accept no more connections than can each have a file open, beside all other descriptors. To be called last."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     others = len(os.listdir("/dev/fd")) + 2 * database_connections + _SPARE_DESCRIPTORS
     Connection.MOST = max(1, (allowed - others) // 2) if allowed != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _end_with_parent() -> None:
-    """Have a worker stop when its parent was killed: it would hold the port for ever, and nobody would restart it."""
+    """Have a worker stop when its parent was killed: it would occupy the port for ever, without supervision."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -235,7 +235,7 @@ def _end_with_parent() -> None:
 
 
 class Served:
-    """The application, and what concerns all of its process: who asks, and how it starts and stops."""
+    """The application with the concerns of its process: the client's address, startup and shutdown."""
 
     def __init__(self, app: ASGIApp, database_connections: int, proxies: Proxies) -> None:
         self._app = app
@@ -255,7 +255,7 @@ class Served:
             await self._cut_off(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Say in one line why a start or a stop failed; the framework would hand its traceback on as text."""
+        """Log in one line why startup or shutdown failed; the framework would pass its traceback on as text."""
 
         async def receive_within_bounds() -> Message:
             message = await receive()
@@ -278,20 +278,20 @@ class Served:
             log.exception("the service did not start or stop in good order")
 
     async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell a client that its request was not waited for any longer: the service stops."""
+        """Answer a request that was cut off because the service stops."""
         exchange: Exchange | None = scope.get("exchange")
         if exchange is None or exchange.status:
-            return  # its answer has begun: uvicorn cuts the connection
+            return  # the answer has begun: uvicorn closes the connection
         refusal = problem(Unavailable("the service is stopping", retry_after=5), exchange.id)
         refusal.headers["X-Request-Id"] = exchange.id
         refusal.headers["Connection"] = "close"
         refusal.headers["X-Content-Type-Options"] = "nosniff"
-        async with asyncio.timeout(1):  # it may not read
+        async with asyncio.timeout(1):  # the client may not read
             await refusal(scope, receive, send)
 
 
 def _end_at_last() -> None:
-    """Have this process end in bounded time from now on, whatever a disk or a database keeps it waiting for."""
+    """End this process after a bounded time from now on, even if it waits for a disk or a database."""
 
     def end() -> None:
         log.critical("stopping takes too long: the process ends as it is", seconds=LAST_SECONDS)

@@ -1,7 +1,7 @@
-"""One connection: what uvicorn's parser lets pass and a server that faces the world must not.
+"""One connection, with the checks that uvicorn's parser lacks and a server on the Internet needs.
 
-Bounds on how long and how large the head of a request may be, and on everything else that is
-not body; one reading of what the request is, or none; and refusals in the service's own words.
+Bounds on time and size of a request's head, and on everything else that is not body; an
+ambiguous request is refused, in the service's own words.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ _VERSIONS: Final = {"1.0", "1.1"}
 _HOST: Final = re.compile(
     rb"(?:\[[0-9A-Za-z:._~!$&'()*+,;=-]++\]|(?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]{0,5})?"
 )
-"""RFC 3986 §3.2.2, but for the comma, which would make it a list to other readers."""
+"""A host as in RFC 3986 §3.2.2, without the comma, which would make it a list to other readers."""
 
 
 class _Refused(Exception):
-    """What the parser let pass; the text is for the client. Raised inside of the parser, which stops."""
+    """A refusal of what the parser accepts; the text is for the client. Raised in a callback, it stops the parser."""
 
 
 class _Body:
-    """A parser's callbacks for the body of one message; what follows that means nothing."""
+    """A parser's callbacks for the body of one message; further bytes are ignored."""
 
     def __init__(self, connection: "Connection") -> None:
         self._connection: Connection | None = connection
@@ -55,10 +55,10 @@ class Connection(HttpToolsProtocol):
 
     A head that is not complete after `HEAD_SECONDS`, or a client that takes nothing of its answer
     for `STALLED_SECONDS`, ends the connection. `HEAD_FIELDS` and `HEAD_BYTES` bound a head, the latter
-    also what comes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
-    What is left of a body of known length goes past the parser when it is more than `STRAIGHT_BYTES`.
+    also the bytes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
+    The rest of a body of known length bypasses the parser when it is more than `STRAIGHT_BYTES`.
     All else is parsed in pieces of `PIECE_BYTES`, and none while the requests of the piece before wait.
-    When the service stops, whoever asks within `LAST_REQUEST_SECONDS` is answered and told that it was the last time.
+    When the service stops, a request that arrives within `LAST_REQUEST_SECONDS` is answered, with Connection: close.
     """
 
     HEAD_SECONDS = 10.0
@@ -68,7 +68,7 @@ class Connection(HttpToolsProtocol):
     STALLED_SECONDS = 300.0
     STRAIGHT_BYTES = 64 * 1024
     PIECE_BYTES = 20 * 1024
-    MOST = sys.maxsize  # lower where descriptors are few: see keep_descriptors_for_files
+    MOST = sys.maxsize  # lowered where descriptors are few: see keep_descriptors_for_files
     LAST_REQUEST_SECONDS = 1
     cycle: Cycle
 
@@ -100,13 +100,13 @@ class Connection(HttpToolsProtocol):
                 timer.cancel()
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True  # uvicorn tells the last request alone, which may still wait
+            self._answering.disconnected = True  # uvicorn notifies only the last request, which may still wait
             self._answering.message_event.set()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it
-        """Keep the connection for the answers when the client says by a FIN that it sends no more.
+        """Keep the connection open for the answers when the client has closed its sending side by a FIN.
 
-        Within a body that is a hang-up, and so it is when nothing was asked: then it ends.
+        Within a body, or without a request to answer, the FIN is a hang-up, and ends the connection.
         """
         waits = self.cycle is not None and not self.cycle.response_complete
         self._client_is_done = self._in_head and waits
@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
         if self._held:
             data, self._held = self._held + data, b""
         while data and not self._refuses_next and not self.transport.is_closing():
-            if self.pipeline:  # a request that waits costs a hundred times its bytes
+            if self.pipeline:  # a waiting request takes a hundred times its bytes
                 self._held = data
                 self.flow.pause_reading()
                 return
@@ -128,7 +128,7 @@ class Connection(HttpToolsProtocol):
                 self._parse(data[: self.PIECE_BYTES])
                 data = data[self.PIECE_BYTES :]
         if self._client_is_done and not self._in_head:
-            self.transport.close()  # what was held back ends within a body
+            self.transport.close()  # the bytes that were held back end within a body
 
     def _parse(self, data: bytes) -> None:
         self._within = True
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
                 self._go_on_without_upgrade(data[stopped.args[0] :])
         if self.transport.is_closing():
             return
-        if self._within:  # all of it belongs to one message
+        if self._within:  # all of them belong to one message
             if self._length is not None and self._length - self._body_bytes > self.STRAIGHT_BYTES:
                 self._straight = self._length - self._body_bytes
             self._other_bytes += len(data) - (self._body_bytes - body_bytes)
@@ -155,9 +155,9 @@ class Connection(HttpToolsProtocol):
             self._late = self.loop.call_later(self.HEAD_SECONDS, self.transport.close)
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Read the body of a request that offers another protocol: the parser takes it for that protocol's bytes.
+        """Read the body of a request that offers an upgrade: the parser would take it for the other protocol's bytes.
 
-        RFC 9110 §7.8 lets a server ignore the offer. Another parser is told of such a body, and of nothing else.
+        RFC 9110 §7.8 lets a server ignore the offer. A second parser is fed such a body, and nothing else.
         """
         self._behind_upgrade = False
         self.parser = httptools.HttpRequestParser(_Body(self))
@@ -166,18 +166,18 @@ class Connection(HttpToolsProtocol):
         self._parse(rest)
 
     def _take_straight(self, data: bytes) -> bytes:
-        """The rest of a long body goes on as it comes; the parser would copy it. What is behind it is returned."""
+        """Pass on the rest of a long body directly, since the parser would copy it; return the bytes behind it."""
         count = min(len(data), self._straight)
         self._straight -= count
         if not self.cycle.response_complete:
             self.cycle.take(data[:count])
         if not self._straight:
-            self.parser = httptools.HttpRequestParser(self)  # the one before still waits for what passed it by
+            self.parser = httptools.HttpRequestParser(self)  # the old one still waits for the bytes that bypassed it
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self.on_message_complete()
         return data[count:]
 
-    # Callbacks of the parser; it takes what they raise for a malformed request.
+    # Callbacks of the parser, to which any exception of theirs means a malformed request.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = self._other_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # what follows the body are trailers, in which nothing is said here
+        if self._in_head:  # behind the body come trailers, which are ignored
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -202,7 +202,7 @@ class Connection(HttpToolsProtocol):
         self._begin()
 
     def _begin(self) -> None:
-        """Hand the request to the application, or put it behind those that were sent before it."""
+        """Hand the request to the application, or queue it behind those that were sent before it."""
         upgrades = self.parser.should_upgrade()
         has_body = bool(self._length) or self._is_chunked
         self._behind_upgrade = upgrades and has_body and self.parser.get_method() != b"CONNECT"
@@ -225,12 +225,12 @@ class Connection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            # Asked for an upgrade the parser stops and takes no second request: the client must not send one.
+            # At an upgrade the parser stops and takes no second request: the client must not send one.
             keep_alive=version != "1.0" and self.parser.should_keep_alive() and not upgrades and not self._stops,
             on_response=self.on_response_complete,
         )
-        if version == "1.1":  # an older client would take it for the answer
-            self.scope["extensions"] = {INTERIM: self.cycle.send_interim}  # type: ignore[dict-item]  # any object will do there
+        if version == "1.1":  # an older client would take an interim response for the answer
+            self.scope["extensions"] = {INTERIM: self.cycle.send_interim}  # type: ignore[dict-item]  # any object does
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -257,7 +257,7 @@ class Connection(HttpToolsProtocol):
                 if _HOST.fullmatch(value) is None:
                     raise _Refused("the request's Host is no name of a host")
             elif name == b"content-length":
-                self._length = int(value)  # one, and a number: the parser has seen to that
+                self._length = int(value)  # a single number: the parser ensures that
             elif name == b"transfer-encoding":
                 transfers += 1
                 if version == "1.0" or transfers > 1 or value.strip().lower() != b"chunked":
@@ -273,19 +273,19 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self._behind_upgrade:
-            return  # so the parser says; the body is to come
+            return  # the parser's end of message; the body is still to come
         self._within = False
         super().on_message_complete()
         self._in_head = True
 
-    # What uvicorn says to the client, and does not do.
+    # uvicorn tells the client that it closes the connection, but does not.
 
     def send_400_response(self, msg: str) -> None:
         if self._answers_others():
             self._refuses_next = True
             return
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.abort()  # a second status line in the middle of an answer could be taken for a part of it
+            self.transport.abort()  # a second status line within an answer could be taken for a part of it
             return
         request_id = new_id()
         log.info("refused before it was a request", request_id=request_id, reason=self._refusal)
@@ -293,7 +293,7 @@ class Connection(HttpToolsProtocol):
         self._answer_at_once(b"400 Bad Request", refusal, request_id)
 
     def _answer_at_once(self, status: bytes, refusal: UploadError, request_id: str) -> None:
-        """Refuse what the application never sees, and hang up."""
+        """Refuse a request that the application never sees, and hang up."""
         answer = problem(refusal, request_id)
         headers = [
             *answer.raw_headers,
@@ -306,11 +306,11 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _answers_others(self) -> bool:
-        """Whether a refusal has to wait for the answers to whole requests before it, and would be taken for theirs."""
+        """Whether complete requests before it have yet to be answered, for whose answer a refusal would be taken."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         if self.cycle.more_body and self.pipeline:
-            self.pipeline.popleft()  # it was to be the next, and what is malformed is its own body
+            self.pipeline.popleft()  # it was to be the next, and the malformed bytes are its own body
             return True
         return not self.cycle.more_body
 
@@ -326,13 +326,13 @@ class Connection(HttpToolsProtocol):
         elif self._held:
             self.loop.call_soon(self.data_received, b"")
 
-    # The service stops.
+    # Shutdown.
 
     def shutdown(self) -> None:
-        """Answer what was asked. On a connection that waits a request may be on its way: it is closed a little later.
+        """Answer pending requests. An idle connection is closed a little later, since a request may be on its way.
 
-        Closed at once it would be reset, and who has just connected, or been told that it could
-        ask again, would have a request that nobody answers.
+        Closed at once, it would be reset, and a client that has just connected, or was promised
+        that the connection stays open, would get no answer to its request.
         """
         self._stops = True
         self.timeout_keep_alive = self.LAST_REQUEST_SECONDS
@@ -344,7 +344,7 @@ class Connection(HttpToolsProtocol):
         elif not self.cycle.response_started:
             self.cycle.keep_alive = False
 
-    # A client that does not read.
+    # Flow control for a client that does not read.
 
     def pause_writing(self) -> None:
         super().pause_writing()

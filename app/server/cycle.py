@@ -1,4 +1,4 @@
-"""One request and its answer, as the server sees them: what uvicorn does, in fewer steps and copies."""
+"""The cycle of one request and its answer: uvicorn's, in fewer steps and copies."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -13,9 +13,9 @@ _CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t\r\n"))
 
 
 class Cycle(RequestResponseCycle):
-    """uvicorn's cycle. A body is handed on in the blocks in which it came, without a copy.
+    """uvicorn's cycle. A body is passed on in the blocks in which it arrived, without a copy.
 
-    All that came is, also when the client has left since: an upload can go on from there.
+    All bytes that arrived are passed on, even after the client has left: an upload can go on from there.
     The head of an answer leaves together with the first of its body.
     """
 
@@ -26,7 +26,7 @@ class Cycle(RequestResponseCycle):
         self._head = b""
 
     def take(self, block: bytes) -> None:
-        """The next block of the body has come."""
+        """Take the next block of the body."""
         self._blocks.append(block)
         self._waiting += len(block)
         if self._waiting > HIGH_WATER_LIMIT:
@@ -41,7 +41,7 @@ class Cycle(RequestResponseCycle):
         self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _INTERIM_PHRASES.get(status, b""), lines))
 
     def _let_go(self) -> None:
-        """End the answer. Through `send_interim` the scope would hold itself until the collector comes."""
+        """End the answer. `send_interim` would keep the scope in a reference cycle."""
         self.scope.pop("extensions", None)
 
     async def receive(self) -> Any:
@@ -49,7 +49,7 @@ class Cycle(RequestResponseCycle):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
         if not self.disconnected and not self.response_complete:
-            if self.more_body:  # else what came next would be read for every question whether the client is there
+            if self.more_body:  # else each check whether the client is still there would read on
                 self.flow.resume_reading()
             await self.message_event.wait()
             self.message_event.clear()

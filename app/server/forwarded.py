@@ -1,7 +1,7 @@
-"""Who asked, by what a trusted proxy says of it: X-Forwarded-For and -Proto, or Forwarded (RFC 7239).
+"""The client's address and scheme, from a trusted proxy's X-Forwarded-For and -Proto, or Forwarded (RFC 7239).
 
-A list grows at its right end, one entry a hop, and whatever a client wrote itself stands at its left.
-So it is read from the right, past the hops that are trusted: the first other one is the client.
+A list grows at its right end, one entry a hop, and a client's own entries are at its left. So the list
+is read from the right, past the trusted hops: the first untrusted one is the client.
 """
 
 import re
@@ -15,7 +15,7 @@ from starlette.types import Scope
 log = structlog.stdlib.get_logger("waybill.server")
 
 UNIX: Final = "unix"
-"""Among the trusted: whoever can open the service's own socket file."""
+"""The entry among trusted proxies for all that can open the service's own socket file."""
 _SCHEMES: Final = {"http", "https"}
 _MAX_CHARACTERS: Final = 4096
 _PAIR: Final = re.compile(
@@ -29,14 +29,14 @@ Address = IPv4Address | IPv6Address
 
 
 class _Hop(NamedTuple):
-    """One entry of a list: the address and the scheme by which somebody asked a proxy; "" for what is not said."""
+    """One entry of a list: address and scheme of a request to a proxy; "" for one that is not stated."""
 
     client: str
     scheme: str
 
 
 class Proxies:
-    """The proxies that are believed: addresses and networks, `*` for all, `unix` for a socket file."""
+    """The trusted proxies: addresses and networks, `*` for all, `unix` for a socket file."""
 
     def __init__(self, trusted: Sequence[str]) -> None:
         self._everyone = "*" in trusted
@@ -46,14 +46,14 @@ class Proxies:
         self._reported: set[str] = set()
 
     def read(self, scope: Scope) -> None:
-        """Put who asked, and by which scheme, into the scope. What cannot be read is passed over, and logged once."""
+        """Put the client's address and scheme into the scope. Unreadable headers are ignored, and logged once."""
         client = scope.get("client")
         if client is not None and client[0].startswith("::ffff:"):  # IPv4 on a socket of both kinds
             client = scope["client"] = (_plain(client[0]), client[1])
         if not self._believes or not (self._unix if client is None else self._trusts(client[0])):
             return
         hops, lists = self._hops(scope["headers"])
-        # How many hops from the right the client is; the first of all when every one is trusted.
+        # The client's position, counted from the right; the leftmost hop when all are trusted.
         at = next((at for at, hop in enumerate(reversed(hops)) if not self._trusts(hop.client)), max(0, len(hops) - 1))
         if hops and hops[-1 - at].client:
             scope["client"] = (hops[-1 - at].client, 0)
@@ -72,14 +72,14 @@ class Proxies:
         return address is not None and any(address in network for network in self._networks)
 
     def _hops(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[list[_Hop], list[str] | None]:
-        """The hops, the last one last; and the schemes by themselves, where they came in a list of their own."""
+        """The hops, the last one last; and the schemes, where they came in a list of their own."""
         named: dict[bytes, list[str]] = {}
         for name, value in headers:
             if name == b"forwarded" or name.startswith(b"x-forwarded-"):
                 named.setdefault(name, []).append(value.decode("latin-1"))
         if not named:
             return [], None
-        # A proxy passes on a Forwarded that its client made up, if it does not know the field.
+        # A proxy that does not know Forwarded passes on one that its client made up.
         if named.keys() == {b"forwarded"}:
             return self._elements(", ".join(named[b"forwarded"])), None
         clients = _listed(named.get(b"x-forwarded-for"))
@@ -98,7 +98,7 @@ class Proxies:
                 text = pair[2]
                 pairs[pair[1].lower()] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text
             client = pairs.get("for", "")
-            hidden = client.lower() == "unknown" or client.startswith("_")  # RFC 7239 §6.3: an address is kept back
+            hidden = client.lower() == "unknown" or client.startswith("_")  # RFC 7239 §6.3: the address is withheld
             found.append(_Hop("" if hidden or not client else self._client(client), pairs.get("proto", "").lower()))
         return found
 
@@ -124,7 +124,7 @@ def _listed(values: list[str] | None) -> list[str]:
 
 
 def _split(value: str, separator: str) -> Iterator[str]:
-    """The parts between separators that do not stand in quotes; empty ones are left out."""
+    """Split at separators outside of quotes; empty parts are left out."""
     begin, quoted, escaped = 0, False, False
     for at, character in enumerate(value[-_MAX_CHARACTERS:] + separator):
         if escaped:
@@ -149,5 +149,5 @@ def _address(host: str) -> Address | None:
 
 
 def _plain(host: str) -> str:
-    """The address as it is usually written; IPv4 that came as a part of IPv6 is IPv4."""
+    """The address in its canonical form; IPv4 that is mapped into IPv6 becomes IPv4."""
     return str(_address(host) or host)

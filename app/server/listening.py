@@ -1,4 +1,4 @@
-"""The sockets that the service listens on: an address, a socket file, or what somebody else has opened for it."""
+"""The listening sockets: bound to an address, to a socket file, or passed on by systemd."""
 
 import errno
 import os
@@ -16,13 +16,13 @@ _SOCKET_FILE_MODE: Final = 0o660
 
 
 def open_sockets(settings: Settings) -> list[socket.socket]:
-    """The bound sockets that the settings name, one or several; the first is the one to be shown.
+    """Open and bind the sockets that the settings name, one or several; the first is the one to be shown.
 
-    The same for any number of workers: a name is bound at each of its addresses, `::` takes IPv4
-    as well, and any other IPv6 address does not.
+    The same sockets serve any number of workers: a name is bound at each of its addresses, `::` takes
+    IPv4 as well, and any other IPv6 address does not.
 
     Raises:
-        Unusable: what is named cannot be listened on, whenever it is tried.
+        Unusable: listening there can never work.
         OSError: the address is in use.
     """
     kind, _, name = (settings.listen or "").partition(":")
@@ -37,7 +37,7 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
 
 
 def shown(listening: socket.socket, host: str) -> str:
-    """Where clients find it, as a URL if it has one."""
+    """The socket's address for clients, as a URL if it has one."""
     if listening.family == socket.AF_UNIX:
         return f"unix:{listening.getsockname()}"
     address, port = listening.getsockname()[:2]
@@ -46,7 +46,7 @@ def shown(listening: socket.socket, host: str) -> str:
 
 
 def close_sockets(sockets: list[socket.socket]) -> None:
-    """Close them, and remove the socket files that were made here and are still ours."""
+    """Close the sockets, and remove the socket files that were made here and are still ours."""
     for listening in sockets:
         listening.close()
     while _MADE:
@@ -69,13 +69,13 @@ def _addresses(host: str, port: int) -> list[socket.socket]:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
                 listening = socket.socket(family, kind, protocol)
-            except OSError:  # a kernel without IPv6, say; what it has is tried
+            except OSError:  # a kernel without IPv6, say; the other addresses are tried
                 continue
             opened.append(listening)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-            if port == 0 and len(opened) > 1:  # whichever was free there
+            if port == 0 and len(opened) > 1:  # the free port that the first one got
                 address = (address[0], opened[0].getsockname()[1], *address[2:])
             try:
                 listening.bind(address)
@@ -141,7 +141,7 @@ def _inherited(number: int) -> socket.socket:
 
 
 def _from_systemd() -> list[socket.socket]:
-    """What systemd has opened for this process (sd_listen_fds)."""
+    """The sockets that systemd has opened for this process (sd_listen_fds)."""
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isascii() or not count.isdigit() or count == "0":
         raise Unusable("systemd has opened no socket for this process: is it started by a .socket unit?")

@@ -1,4 +1,4 @@
-"""The processes that serve: replaced when they die, restarted one after the other, and ended in bounded time."""
+"""The worker processes: replaced when they die, restarted one after the other, and ended in bounded time."""
 
 import time
 from socket import socket
@@ -15,18 +15,18 @@ log = structlog.stdlib.get_logger("waybill.server")
 
 _START_SECONDS: Final = 60.0
 _SILENT_SECONDS: Final = 30.0
-"""A worker that has answered nothing for so long hangs. A machine that swaps may well take some seconds for it."""
+"""A worker that has not answered the health check for so long hangs. A machine that swaps may need some seconds."""
 
 
 class Workers(Multiprocess):
-    """uvicorn's worker processes; `patience_seconds` is how long one may take to end once it was told to.
+    """uvicorn's worker processes; `patience_seconds` is how long one may take to end after its signal.
 
-    SIGHUP replaces them one after the other: the next takes requests before the one before is told
-    to end, and all have the same listening socket, so nobody finds it closed. One worker more than
-    usual lives meanwhile, never two. A replacement that does not start leaves those that serve.
+    SIGHUP replaces them one after the other: a replacement takes requests before the old worker is
+    stopped, and all have the same listening socket, so no client finds it closed. Meanwhile there is
+    one worker more than usual, never two. If a replacement does not start, the old workers stay.
     """
 
-    handle_ttin = handle_ttou = None  # type: ignore[assignment]  # how many there are is a setting
+    handle_ttin = handle_ttou = None  # type: ignore[assignment]  # their number is a setting
 
     def __init__(self, config: Config, sockets: list[socket], *, patience_seconds: float) -> None:
         super().__init__(config, sockets)
@@ -38,7 +38,7 @@ class Workers(Multiprocess):
         self._heard: WeakKeyDictionary[Process, float] = WeakKeyDictionary()
 
     def serve(self) -> bool:
-        """Serve until told to stop; False when the workers could not start."""
+        """Serve until a signal to stop; False when the workers could not start."""
         self.run()
         return all(process.exitcode != STARTUP_FAILURE for process in self.processes)
 
@@ -47,21 +47,21 @@ class Workers(Multiprocess):
         self._old = list(self.processes)
 
     def keep_subprocess_alive(self) -> None:
-        answered = [self._answers(worker) for worker in self.processes]  # all are asked, whatever the first says
+        answered = [self._answers(worker) for worker in self.processes]  # all are asked, whatever the first answers
         if not all(answered):
-            super().keep_subprocess_alive()  # looks again, and replaces it
+            super().keep_subprocess_alive()  # checks again, and replaces a dead worker
         if not self.should_exit.is_set():
             self._restart()
 
     def _answers(self, worker: Process) -> bool:
-        """Whether it lives and has been heard of lately. Nobody waits: what is heard answers the question before."""
+        """Whether the worker lives and has answered lately. Never waits: an answer is to the previous check."""
         now = time.monotonic()
         if worker.ping(timeout=0):
             self._heard[worker] = now
         return worker.process.is_alive() and now - self._heard.setdefault(worker, now) < _SILENT_SECONDS
 
     def _restart(self) -> None:
-        """Take the next step that can be taken without waiting: a signal to stop must be heard between any two."""
+        """Take the next step of a restart without waiting: signals to stop are handled between any two steps."""
         if self._leaving is not None:
             if self._leaving.process.is_alive() and time.monotonic() < self._deadline:
                 return
@@ -76,7 +76,7 @@ class Workers(Multiprocess):
             self._deadline = time.monotonic() + _START_SECONDS
 
     def _receive(self, coming: Process) -> None:
-        """Let the replacement take its place, if it serves by now."""
+        """Have the replacement take the old worker's place, if it serves by now."""
         if coming.is_ready(timeout=0.2):
             self._coming, self._leaving = None, coming
             if self._old:
@@ -92,7 +92,7 @@ class Workers(Multiprocess):
 
     def terminate_all(self) -> None:
         for listening in self.sockets:
-            listening.close()  # while it is open here, clients connect and wait for nobody
+            listening.close()  # while it is open here, clients could connect without being served
         self.processes += [worker for worker in (self._coming, self._leaving) if worker is not None]
         super().terminate_all()
 
@@ -103,7 +103,7 @@ class Workers(Multiprocess):
             self._see_off(worker)
 
     def _see_off(self, worker: Process) -> None:
-        """It was told to end and has had its time."""
+        """Kill a worker that has not ended in time after its signal."""
         if worker.process.is_alive():
             log.error("a worker does not stop and is killed", pid=worker.pid)
             worker.process.kill()

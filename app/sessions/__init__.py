@@ -1,7 +1,7 @@
-"""Signed token ↔ session: recognise, start, renew, rotate, end, link, join.
+"""Sessions and their signed tokens: recognise, start, renew, rotate, end, link, join.
 
-A browser carries a random token, signed together with the time it was given out. The
-database keeps only the token's hash; whether a session lives, its row decides. The text
+A browser carries a random token, signed together with the time it was issued. The
+database keeps only the token's hash; whether a session is live, its row decides. The text
 of a cookie is never a key to anything.
 """
 
@@ -31,19 +31,19 @@ T = TypeVar("T")
 
 LINK_CODE_SECONDS: Final = 600
 SEEN_EVERY_US: Final = 60_000_000
-"""How fine `last_seen` is: a session in steady use costs one row write a minute, shared with others."""
+"""The resolution of `last_seen`: a session in steady use costs one row write a minute, shared with others."""
 FLUSH_SECONDS: Final = 5.0
 _SHARE: Final = 60
-"""Of a short age both are a sixtieth at most, so that a use counts within a thirtieth of the age."""
+"""The resolution and the delay are at most this fraction of a short age, so that a use counts within a thirtieth."""
 KNOWN_SECONDS: Final = 1.0
-"""How long one worker may go on trusting a session that another has ended."""
+"""How long one worker may still accept a session that another has ended."""
 _KNOWN_AT_MOST: Final = 10_000
 _MAX_CHANGES: Final = 8
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}\.[0-9]{1,19}\.[A-Za-z0-9_-]{20,128}")
 
 
 class Token(NamedTuple):
-    """What a client carries: a secret, and when it was last given out."""
+    """A client's token: a secret, and when it was last issued."""
 
     secret: str
     given_at_us: int
@@ -54,12 +54,12 @@ class Token(NamedTuple):
 
 
 class Recognised(NamedTuple):
-    """A living session and the token that opened it."""
+    """A live session and the token that opened it."""
 
     session: Session
     token: Token
     group: int = 0
-    """Of which of the groups that were given the token was one."""
+    """The index of the token's group among those given to `recognise`."""
 
 
 @dataclass(slots=True)
@@ -67,15 +67,15 @@ class _Known:
     until: float
     finding: "asyncio.Task[Session | None]"
     session: Session | None = None
-    """What the token opens, once it is found."""
+    """The session that the token opens, once found."""
 
     def end(self, finding: "asyncio.Task[Session | None]") -> None:
-        if not finding.cancelled() and not finding.exception():  # whoever waits is told; they may be gone
+        if not finding.cancelled() and not finding.exception():  # the waiting callers may be gone
             self.session = finding.result()
 
 
 class _Changed(Exception):
-    """Others have changed the sessions that a transaction locked before it could; nothing of it is done."""
+    """Others changed a transaction's sessions before it could lock them; it is rolled back."""
 
 
 class Sessions:
@@ -111,7 +111,7 @@ class Sessions:
 
     @property
     def flush_seconds(self) -> float:
-        """How often what was seen is written down."""
+        """The interval at which `last_seen` is saved."""
         return min(FLUSH_SECONDS, self._max_age_us / 1_000_000 / _SHARE)
 
     # --- tokens
@@ -128,45 +128,45 @@ class Sessions:
         return Token(secret, int(given_at) * 1_000_000)
 
     def _tokens_in(self, texts: Sequence[str]) -> list[Token]:
-        """The tokens among `texts` that are signed by us, whether or not they open anything."""
+        """The tokens among `texts` that are signed by us, whether or not they open a session."""
         if len(texts) == 1:
             token = self._token_in(texts[0])
             return [token] if token else []
         return [token for text in dict.fromkeys(texts) if (token := self._token_in(text))]
 
     def is_ours(self, text: str) -> bool:
-        """Whether it has the shape of a token: nobody else's bearer token is taken for one."""
+        """Whether a text has the shape of a token: another service's bearer token is not taken for one."""
         return _SHAPE.fullmatch(text) is not None
 
     def new_token(self) -> Token:
         return Token(self._new_secret(), self._now_us())
 
     def renewed(self, token: Token) -> Token:
-        """The same token, given out now."""
+        """The same token, issued now."""
         return token._replace(given_at_us=self._now_us())
 
     def is_stale(self, token: Token) -> bool:
-        """Whether a browser should be given its token anew, so that its cookie lives as long as the session."""
+        """Whether a token should be issued anew, so that its cookie lives as long as the session."""
         return self._now_us() - token.given_at_us > self._max_age_us // 30
 
     async def renew(self, token: Token) -> Token | None:
-        """The same token, given out now; None if it opens nothing any more, or another one may be in its place."""
+        """Issue a token anew; None if it opens no session any more, or another may have replaced it."""
         try:
             return self.renewed(token) if await token_records.is_current(self._db, token.hash, self._now_us()) else None
         except UploadError:
-            return None  # its browser is given it with the next answer
+            return None  # the browser gets it with the next answer
 
     # --- recognising
 
     async def recognise(self, groups: Sequence[Sequence[str]]) -> Recognised | None:
-        """The living session that one of the texts opens, or None. A group goes before those behind it.
+        """Find the live session that one of the texts opens, or None. Earlier groups take precedence.
 
         Raises:
-            AmbiguousSession: two of one group open different ones.
-            Unavailable: the database cannot be asked.
+            AmbiguousSession: two tokens of one group open different sessions.
+            Unavailable: the database is away.
         """
         carried = [self._tokens_in(texts) if texts else [] for texts in groups]
-        if sum(map(len, carried)) > 1:  # one question for them all; of the one that is left more is asked
+        if sum(map(len, carried)) > 1:  # one query for them all; the remaining one is looked up fully
             hashes = [token.hash for group in carried for token in group]
             opened = await token_records.list_sessions(self._db, hashes, self._now_us())
             carried = [[token for token in group if token.hash in opened] for group in carried]
@@ -184,13 +184,13 @@ class Sessions:
         return None
 
     async def _find(self, token_hash: str) -> Session | None:
-        """The session of a token; asked once for all who wait, and remembered for a moment."""
+        """Find the session of a token, by one query for all that wait, cached for a moment."""
         now = asyncio.get_running_loop().time()
         known = self._known.get(token_hash)
         if known is not None and known.until > now and known.session is not None:
             if known.session.expires_at > self._now_us():
                 return known.session
-            known = None  # another worker may have seen it since
+            known = None  # another worker may have used it since
         if known is None or known.until <= now:
             known = _Known(now + KNOWN_SECONDS, asyncio.create_task(self._look_up(token_hash)))
             known.finding.add_done_callback(known.end)
@@ -206,13 +206,13 @@ class Sessions:
         return session if session and session.expires_at > self._now_us() else None
 
     async def _look_up(self, token_hash: str) -> Session | None:
-        """The session of a token, as the database has it; the token it replaces ends, since this one is used."""
+        """Find the session of a token in the database; the token that it replaces ends, since this one is used."""
         opened = await token_records.find_session(self._db, token_hash, self._now_us())
         if opened is None or opened.replaces_hash is None:
             return opened.session if opened else None
         try:
             return await self._change(lambda transaction: token_records.use(transaction, token_hash, self._now_us()))
-        except UploadError as error:  # a full disk, for one: who only asks is answered all the same
+        except UploadError as error:  # a full disk, for one: the session is recognised nevertheless
             log.warning("replaced token not ended", session_id=opened.session.id, reason=str(error))
             return opened.session
 
@@ -222,9 +222,9 @@ class Sessions:
             self._seen[session.id] = Seen(session.id, now_us, now_us + self._max_age_us)
 
     async def _change(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Change what tokens open. What was known before is forgotten, also when the outcome is not known.
+        """Change the sessions that tokens open. The cache is cleared, even when the outcome is unknown.
 
-        The sessions of others are merely asked for once more.
+        Other sessions are just looked up once more.
         """
         try:
             return await self._db.transaction(work)
@@ -234,7 +234,7 @@ class Sessions:
     # --- what a client may do with its session
 
     def begin(self) -> tuple[NewSession, Token]:
-        """A session that the database has yet to be told of; it rides with the first upload."""
+        """Make a session and its token; it is recorded along with the first upload."""
         now_us = self._now_us()
         token = self.new_token()
         session = Session(
@@ -243,7 +243,7 @@ class Sessions:
         return NewSession(session, token.hash), token
 
     async def save(self, arrival: NewSession) -> None:
-        """Tell the database of a session that brings no upload."""
+        """Record a new session that brings no upload."""
 
         async def run(transaction: Transaction) -> None:
             await upload_records.insert_sessions(transaction, [arrival])
@@ -251,9 +251,9 @@ class Sessions:
         await self._db.transaction(run)
 
     async def opened(self, transaction: Transaction, token: Token) -> Session:
-        """The session that a token opens now, held until the transaction ends; raises NoSession.
+        """Find the session that a token opens now, and lock it until the transaction ends; raises NoSession.
 
-        Whatever changes a session asks so: what was recognised may be a second old, and open another one since.
+        Every change of a session begins so: the recognised one may be a second old, and the token open another since.
         """
         session = await token_records.use(transaction, token.hash, self._now_us())
         if session is None:
@@ -261,10 +261,10 @@ class Sessions:
         return session
 
     async def rotate(self, token: Token) -> Recognised:
-        """A new token for the same session. The old one ends when that is used, an hour from now at most.
+        """Issue a new token for the same session. The old one ends when the new one is used, or in an hour.
 
-        Asked again with the old one, because the answer was lost, it gives another one; the first that is used
-        ends the others.
+        Repeated with the old token, because the answer was lost, it issues another new one; the first that is
+        used ends the others.
 
         Raises:
             NoSession: the token opens none any more.
@@ -288,7 +288,7 @@ class Sessions:
         await self._change(run)
 
     async def link(self, token: Token) -> tuple[str, int]:
-        """A one-time code by which a second browser joins, and when it stops working (microseconds).
+        """Make a one-time code by which a second browser joins; return it and its expiry (microseconds).
 
         Raises:
             NoSession: the token opens none any more.
@@ -303,10 +303,10 @@ class Sessions:
         return code, expires_at_us
 
     async def join(self, texts: Sequence[str], code: str) -> Recognised:
-        """Share the session that the code stands for; what a session of the caller's own had moves into it.
+        """Share the session that the code stands for; the records of the caller's own session move into it.
 
-        `texts` is what the caller carries. Whoever carries the same again, because the answer was lost, joins again by
-        the same code, as long as that would have been valid.
+        `texts` are the caller's tokens. A caller with the same tokens, who lost the answer, can repeat this with the
+        same code, for as long as that would have been valid.
 
         Raises:
             Forbidden: the code is unknown, used, or too old.
@@ -324,8 +324,8 @@ class Sessions:
                 pair = {into_id, own.session.id if own else into_id}
                 await upload_records.lock_sessions(transaction, min(pair), max(pair), now_us)
                 taken = await token_records.take_code(transaction, code_hash, now_us)
-                # Asked anew: while the two were waited for, they may have ended or joined others. Those are locked in
-                # another transaction: locks that are taken in no order must not be waited for.
+                # Asked anew: while this waited for locks, the two may have ended or joined others. These are locked in
+                # another transaction: locks that are taken out of order must not be waited for.
                 own = await self._own(transaction, carried)
                 if taken is None or not pair.issuperset({taken.session_id, own.session.id if own else into_id}):
                     raise _Changed
@@ -350,14 +350,14 @@ class Sessions:
         return Recognised(joined, token)
 
     async def _until_unchanged(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Change what tokens open, anew when others have just changed the sessions that it is about."""
+        """Change the sessions that tokens open; try again when others have just changed them."""
         for _ in range(_MAX_CHANGES):
             with suppress(_Changed):
                 return await self._change(work)
         raise Forbidden("one of the two sessions has changed at this very moment; try again")
 
     async def _own(self, transaction: Transaction, carried: Sequence[Token]) -> Recognised | None:
-        """What the caller has: the first of its tokens that opens something."""
+        """Find the caller's own session: that of the first of its tokens that opens one."""
         for token in carried:
             if opened := await token_records.find_session(transaction, token.hash, self._now_us()):
                 return Recognised(opened.session, token)
@@ -375,7 +375,7 @@ class Sessions:
         return await self._let_in(transaction, token, used.session_id, used.token_hash)
 
     async def _let_in(self, transaction: Transaction, token: Token, into_id: str, old_hash: str | None) -> Session:
-        """Give out a token of a session that is held, in the place of the caller's old one."""
+        """Issue a token of a session that is locked, in the place of the caller's old one."""
         now_us = self._now_us()
         await token_records.insert(transaction, token.hash, into_id, now_us, replaces_hash=old_hash)
         joined = await token_records.find_session(transaction, token.hash, now_us)
@@ -387,9 +387,9 @@ class Sessions:
     # --- last seen
 
     async def keep_seen(self, in_use: Callable[[], Iterable[str]]) -> None:
-        """Write down, now and then and in one statement, when sessions were last seen. Runs until cancelled.
+        """Save, now and then and in one statement, when sessions were last seen. Runs until cancelled.
 
-        Those that `in_use` names, for whom something is under way, are seen all the time.
+        Sessions that `in_use` names, which have uploads under way, count as seen all the time.
         """
         while True:
             await asyncio.sleep(self.flush_seconds)
@@ -421,6 +421,6 @@ class Sessions:
 
 
 def _code_hash(code: str) -> str:
-    """Codes are typed by people: case, spaces and dashes do not matter."""
+    """The hash of a code, without case, spaces and dashes, since people type it."""
     plain = "".join(code.split()).replace("-", "").upper()
     return hashlib.sha256(plain.encode("utf-8", "replace")).hexdigest()

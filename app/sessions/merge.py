@@ -1,9 +1,9 @@
-"""Moves what sessions had that joined others: begun by who joins, finished by whoever is there.
+"""Merges of sessions: the records of a session that joined another move there, by any process that is running.
 
-    merged, in one short transaction → its records follow, slice by slice → nothing is left → looked at once more
+    merged, in one short transaction → its records follow, slice by slice → nothing is left → checked once more
 
-A slice takes a fiftieth of a second and is followed by as long a pause, in which others write. What is left is in the
-database, so a crash changes nothing but the time it takes.
+A slice takes a fiftieth of a second and is followed by as long a pause, in which others write. Pending merges are in
+the database, so a crash only delays them.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ _LEAST: Final = 20
 _MOST: Final = 1000
 _SLICE_SECONDS: Final = 0.02
 _PAUSE_SECONDS: Final = 0.02
-"""At least; a writer of another process that waits for SQLite looks again every few milliseconds."""
+"""The shortest pause; a writer of another process that waits for SQLite tries again every few milliseconds."""
 _LOOK_SECONDS: Final = 5.0
 _HURRY_SECONDS: Final = 1.0
 _SURE_US: Final = 60_000_000
-"""So long no transaction lasts: what somebody was about to commit when nothing was left is there by then."""
+"""Longer than any transaction: a record that was about to be committed when nothing was left is there by then."""
 _AT_ONCE: Final = 100
 
 
 class SessionMerges:
-    """What is left to move in one database, as one process moves it. `run` it as long as it is used."""
+    """The pending merges of one database, as one process carries them out. `run` it as long as it is used."""
 
     def __init__(self, db: Db, *, now_us: Clock) -> None:
         self._db = db
@@ -45,7 +45,7 @@ class SessionMerges:
         self._soon = asyncio.Event()
 
     async def hurry(self, session_id: str) -> None:
-        """Move what is left of a session that has just joined another one; after a second that goes on unattended."""
+        """Move the records of a session that has just joined another one; after a second, go on in the background."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + _HURRY_SECONDS
         try:
@@ -58,7 +58,7 @@ class SessionMerges:
         self._soon.set()
 
     async def run(self, alone_at_it: Callable[[], AbstractContextManager[bool]]) -> None:
-        """Go on with what is left, whoever began it, if this process alone is at that. Until cancelled."""
+        """Carry out pending merges of all processes, unless another one does. Runs until cancelled."""
         while True:
             try:
                 with alone_at_it() as alone:
@@ -76,7 +76,7 @@ class SessionMerges:
                 continue
 
     async def finish(self) -> None:
-        """Move everything that is left, a slice of each session in turn; what somebody is changing waits for later."""
+        """Move all that is left, a slice of each session in turn; records that others are changing are moved later."""
         goes_on = True
         while goes_on:
             goes_on = False
@@ -91,7 +91,7 @@ class SessionMerges:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _step(self, session_id: str) -> int | None:
-        """Move a slice; how many records moved, None when nothing is left."""
+        """Move a slice; return how many records moved, None when nothing is left."""
         clock, took, size = asyncio.get_running_loop().time, 0.0, self._size
 
         async def run(transaction: Transaction) -> Slice:
@@ -102,7 +102,7 @@ class SessionMerges:
             return moved
 
         moved, before = await self._db.transaction(run)
-        if moved >= size:  # a full one tells how large the next should be
+        if moved >= size:  # the time of a full slice determines the size of the next one
             self._size = max(_LEAST, min(_MOST, round(size * min(2.0, _SLICE_SECONDS / max(took, 0.001)))))
         if before != TOP:
             self._before[session_id] = before

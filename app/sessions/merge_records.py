@@ -1,9 +1,8 @@
-"""What is said to the database of sessions that join others: what was theirs moves, slice by slice.
+"""Statements about sessions that join others: their records move, slice by slice.
 
-A merge is one short transaction: the session ends, and says which one it joined; from then on nothing new is recorded
-for it, since whoever records looks there, and waits for a merge that is under way. Afterwards its records move, a few
-at a time, so that nobody has to wait, and so that it ends however many they are. A row of `merges` says that some are
-left.
+A merge is one short transaction: the session ends, and names the one it joined; from then on nothing new is recorded
+for it, since every insert looks there, and waits for a merge that is under way. Afterwards its records move, a few
+at a time, so that nobody has to wait, however many they are. A row of `merges` says that some are left.
 """
 
 from typing import Final, NamedTuple
@@ -12,19 +11,19 @@ from app.db.queryable import Queryable, Transaction
 from app.model import Position
 
 FIRST_SLICE: Final = 200
-"""So many records of each kind come with the merge itself."""
+"""The number of records of each kind that move with the merge itself."""
 TOP: Final = Position(2**63 - 1, "\U0010ffff")
 
 
 class Slice(NamedTuple):
-    """How many records moved, and behind which upload to go on; nothing to go on with is at `TOP` again."""
+    """The number of records moved, and the upload behind which to go on; `TOP` again when none is left."""
 
     moved: int
     before: Position
 
 
 async def merge(transaction: Transaction, from_id: str, into_id: str, now_us: int, most: int = FIRST_SLICE) -> bool:
-    """One live session joins another, and brings its newest records; False if they are not two live ones."""
+    """Merge one live session into another, with its newest records; False if they are not two live ones."""
     live = await transaction.many("lock_live_sessions", first_id=from_id, second_id=into_id, now_us=now_us)
     if len(live) != 2:
         return False
@@ -37,9 +36,9 @@ async def merge(transaction: Transaction, from_id: str, into_id: str, now_us: in
 
 
 async def move(transaction: Transaction, session_id: str, before: Position, *, now_us: int, most: int) -> Slice:
-    """So many records, at most, of each kind follow a session that joined another one; those in use now, later.
+    """Move at most `most` records of each kind of a session that joined another; records in use move later.
 
-    Sessions that joined this one follow it before its records do: afterwards nobody is about to record something here.
+    Sessions that joined this one are redirected before its records move: afterwards no insert can end up here.
     """
     found = await transaction.one("lock_merge", session_id=session_id)
     if found is None:
@@ -62,22 +61,22 @@ async def move(transaction: Transaction, session_id: str, before: Position, *, n
 
 
 async def has_left(db: Queryable, session_id: str, now_us: int) -> bool:
-    """Whether anything is still recorded for a session that joined another one."""
+    """Whether any records are left of a session that joined another one."""
     row = await db.one("find_merge_left", session_id=session_id, now_us=now_us)
     return row is not None and bool(row["is_left"])
 
 
 async def list_pending(db: Queryable, whole_before_us: int, page_size: int) -> dict[str, bool]:
-    """Sessions that joined others, and whether nothing was left of them when that was last looked at, before then."""
+    """List pending merges by session, and whether nothing was left when last checked, before `whole_before_us`."""
     rows = await db.many("list_merges", whole_before_us=whole_before_us, page_size=page_size)
     return {row["session_id"]: row["whole_at_us"] is not None for row in rows}
 
 
 async def mark_whole(db: Queryable, session_id: str, now_us: int) -> None:
-    """Nothing is left; it is looked at once more, for what somebody is just about to commit."""
+    """Record that nothing is left of a session, which is checked once more, for records about to be committed."""
     await db.run("mark_merge_whole", session_id=session_id, whole_at_us=now_us)
 
 
 async def forget(db: Queryable, session_id: str) -> None:
-    """Nothing was left for some time."""
+    """Delete a merge of which nothing has been left for some time."""
     await db.run("delete_merge", session_id=session_id)

@@ -1,8 +1,8 @@
-"""The statements about tokens and codes, which open sessions, one function each.
+"""Statements about tokens and codes, which open sessions, one function each.
 
-As in `records`: saying something twice, after an answer got lost, leaves what saying it once
-leaves. A token is *used* when a request brings it. One that was given out in another's place
-opens the session beside that one until it is used; then it is alone.
+Every statement can be repeated after a lost answer, with the same result. A token is *used*
+when a request brings it. A token that replaces another opens the session beside that one until
+it is used; then the other one ends.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -15,7 +15,7 @@ from app.model import MAX_TIME_US, Session
 from app.uploads import records as upload_records
 
 REPLACED_US: Final = 3_600_000_000
-"""How long a token still opens its session when the one in its place is never used."""
+"""How long a replaced token still opens its session if its replacement is never used."""
 
 
 class Opened(NamedTuple):
@@ -48,7 +48,7 @@ async def find_session(db: Queryable, token_hash: str, now_us: int) -> Opened | 
 
 
 async def is_current(db: Queryable, token_hash: str, now_us: int) -> bool:
-    """Whether a token opens a session and no other one was given out in its place."""
+    """Whether a token opens a session and has not been replaced by another."""
     row = await db.one("find_session_by_token", token_hash=token_hash, now_us=now_us, replaced_until_us=MAX_TIME_US)
     return row is not None
 
@@ -65,15 +65,15 @@ async def list_sessions(db: Queryable, token_hashes: Sequence[str], now_us: int)
 
 
 async def use(transaction: Transaction, token_hash: str, now_us: int) -> Session | None:
-    """The session that a token opens; it and its tokens are held until the transaction ends.
+    """Find the session that a token opens, and lock it and its tokens until the transaction ends.
 
-    From now on no token opens the session in whose place this one was given out.
+    From now on the token that this one replaced opens no session.
     """
     opened = await find_session(transaction, token_hash, now_us)
     while opened is not None:
         held_id = opened.session.id
         await transaction.many("lock_session", session_id=held_id)
-        # Asked anew: who held it may have ended it, taken it into another session, or ended this token.
+        # Asked anew: the lock's previous holder may have ended or merged the session, or ended this token.
         opened = await find_session(transaction, token_hash, now_us)
         if opened is not None and opened.session.id == held_id:
             break
@@ -88,7 +88,7 @@ async def use(transaction: Transaction, token_hash: str, now_us: int) -> Session
 
 
 async def insert(db: Queryable, token_hash: str, session_id: str, now_us: int, *, replaces_hash: str | None) -> None:
-    """One more token opens the session, in the place of another until it is used, if one is given."""
+    """Insert a token of a session; if it replaces another, both open the session until it is used."""
     await db.run(
         "insert_token",
         token_hash=token_hash,
@@ -99,55 +99,55 @@ async def insert(db: Queryable, token_hash: str, session_id: str, now_us: int, *
 
 
 async def count_devices(db: Queryable, session_id: str) -> int:
-    """How many browsers share a session; a token and those given out in its place are one."""
+    """Count the browsers that share a session; a token and its replacements are one."""
     row = await db.one("count_devices", session_id=session_id)
     return int(row["devices"]) if row else 0
 
 
 async def end_session(transaction: Transaction, session_id: str, now_us: int) -> None:
-    """The session opens to nobody any more; its records stay."""
+    """End a session, and so its tokens; its records stay."""
     await transaction.run("end_session", session_id=session_id, now_us=now_us)
     await transaction.run("delete_tokens_of_session", session_id=session_id)
     await transaction.run("delete_link_codes_of_session", session_id=session_id)
 
 
 async def insert_code(db: Queryable, code_hash: str, session_id: str, expires_at_us: int) -> None:
-    """A code that opens the session once."""
+    """Insert a code that opens the session once."""
     await db.run("insert_link_code", code_hash=code_hash, session_id=session_id, expires_at_us=expires_at_us)
 
 
 async def find_code(db: Queryable, code_hash: str, now_us: int) -> str | None:
-    """The id of the live session that a code opens; it is not used up by that."""
+    """Find the id of the live session that a code opens, without using the code up."""
     row = await db.one("find_link_code", code_hash=code_hash, now_us=now_us)
     return row["session_id"] if row else None
 
 
 async def take_code(db: Queryable, code_hash: str, now_us: int) -> TakenCode | None:
-    """Use a code up; what it opened, once."""
+    """Use a code up; return the session that it opened, None if it was used before."""
     row = await db.one("take_link_code", code_hash=code_hash, now_us=now_us)
     return TakenCode(row["session_id"], row["expires_at_us"]) if row else None
 
 
 async def remember_code(db: Queryable, code_hash: str, token_hash: str, taken: TakenCode) -> None:
-    """Whoever had this token has used the code, and may ask once more."""
+    """Record that the owner of this token used the code, and may repeat that."""
     await db.run("insert_used_link_code", code_hash=code_hash, token_hash=token_hash, **taken._asdict())
 
 
 async def find_used_code(db: Queryable, code_hash: str, token_hashes: Collection[str], now_us: int) -> UsedCode | None:
-    """What a code led to that was used by one of these tokens."""
+    """Find the use of a code by the owner of one of these tokens."""
     row = await db.one("find_used_link_code", code_hash=code_hash, now_us=now_us)
     return UsedCode(row["token_hash"], row["session_id"]) if row and row["token_hash"] in token_hashes else None
 
 
 async def forget_codes(db: Queryable, now_us: int, page_size: int) -> int:
-    """Some of the codes go whose time is over, or would be if they had not been used; how many."""
+    """Delete codes, used or not, whose time is over, a page at most; return how many."""
     dead = await db.many("delete_dead_link_codes", now_us=now_us, page_size=page_size)
     used = await db.many("delete_old_used_link_codes", now_us=now_us, page_size=page_size)
     return max(len(dead), len(used))
 
 
 async def forget_tokens(db: Queryable, page_size: int) -> AsyncIterator[None]:
-    """Tokens of sessions that have ended, or that are not there, go, page by page."""
+    """Delete tokens of sessions that have ended, or do not exist, page by page."""
     after_id = ""
     while after_id != upload_records.LAST_ID:
         row = await db.one("find_token_page", after_id=after_id, page_size=page_size)

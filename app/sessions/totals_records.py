@@ -1,7 +1,7 @@
-"""What is said to the database of what each session has, by status. Its triggers count; here it is asked, and checked.
+"""Statements about the totals of each session, by status, which the database's triggers keep.
 
-Whoever changes an upload or an allowance holds the sums that this changes until it commits. So a count that is made
-while the sums are held, by a statement that began after they were, misses nothing and sees nothing twice.
+A transaction that changes an upload or an allowance locks the totals that this changes until it commits. So a count
+that is made while the totals are locked, by a statement that began after that, misses nothing and counts nothing twice.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ GRANTED: Final = "granted"
 _PAGE: Final = 1000
 _PAUSE_SECONDS: Final = 0.01
 _LOGGED: Final = 1000
-"""Pages for which one line stands in the log."""
+"""The number of pages for each line in the log."""
 _LAST_ID: Final = "\U0010ffff"
 
 
 class Totals(NamedTuple):
-    """What a session has: of each status that it has any of, and what is granted to uploads that are under way."""
+    """The totals of a session: its uploads by status, and the amount granted to uploads that are under way."""
 
     by_status: list[StatusTotal]
     granted: Amount
@@ -37,20 +37,20 @@ class Totals(NamedTuple):
 
     @property
     def used(self) -> Amount:
-        """What counts for a quota."""
+        """The amount that counts for a quota."""
         kept = self.of(Status.COMPLETED)
         return Amount(kept.uploads + self.granted.uploads, kept.size + self.granted.size)
 
 
 class HeldTotals(NamedTuple):
-    """What counts for a quota, and whose that is: a session's that was asked for, or of the one that it joined."""
+    """The amount that counts for a quota, and its session: the one asked for, or the one that it joined."""
 
     owner_id: str
     used: Amount
 
 
 async def find(db: Queryable, session_id: str) -> Totals:
-    """What a session has; it costs the same however much that is."""
+    """Find the totals of a session, at the same cost however many uploads there are."""
     counted, granted = [], Amount(0, 0)
     for row in await db.many("list_session_totals", session_id=session_id):
         if row["status"] == GRANTED:
@@ -61,7 +61,7 @@ async def find(db: Queryable, session_id: str) -> Totals:
 
 
 async def lock(transaction: Transaction, session_ids: Iterable[str]) -> dict[str, HeldTotals]:
-    """What each of these sessions has that counts for a quota; others change it when the transaction has ended."""
+    """Lock the totals of these sessions until the transaction ends; return the amounts that count for a quota."""
     asked = sorted(set(session_ids))
     held: dict[str, HeldTotals] = {}
     for row in await transaction.many("lock_session_totals", session_ids=pydantic_core.to_json(asked).decode()):
@@ -74,10 +74,10 @@ async def lock(transaction: Transaction, session_ids: Iterable[str]) -> dict[str
 
 
 async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
-    """Count what was there before counting was, once; any number of processes may do so at the same time.
+    """Count, once, the uploads that are older than the totals; any number of processes may do so at the same time.
 
-    Uploads go on meanwhile: each transaction holds the sums of some sessions, for milliseconds if none of them is very
-    long. A process that dies leaves the rest to whoever begins next.
+    Uploads go on meanwhile: each transaction locks the totals of some sessions, for milliseconds unless one has very
+    many uploads. If a process dies, the next one to begin counts the rest.
     """
 
     async def run(transaction: Transaction) -> bool:
@@ -102,11 +102,11 @@ async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
 
 
 async def recount(db: Db) -> AsyncIterator[str]:
-    """Compare all sums with what there is, and make those right that are not; the sessions that these are of."""
+    """Compare all totals with the uploads, and correct wrong ones; yield the sessions of these."""
     after_id = ""
     while after_id != _LAST_ID:
         until_id = await _end_of_page(db, after_id)
-        # The sums and what they are of are seen as they were at one moment: a difference is one.
+        # Totals and uploads are read as of one moment: any difference is an error.
         wrong = await db.many("list_miscounted_totals", after_id=after_id, until_id=until_id)
         if wrong:
 
@@ -120,7 +120,7 @@ async def recount(db: Db) -> AsyncIterator[str]:
 
 
 async def forget_ended(db: Queryable) -> AsyncIterator[None]:
-    """The sums of sessions that are not there any more go, page by page."""
+    """Delete the totals of sessions that do not exist any more, page by page."""
     after_id = ""
     while after_id != _LAST_ID:
         until_id = await _end_of_page(db, after_id)
