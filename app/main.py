@@ -202,10 +202,16 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
         metrics.slots.read = lambda: db.slots()[1]
         metrics.refresh()
         sweeping = sweeper.run(settings.sweep_interval.total_seconds())
-        works = [sessions.keep_seen(ingest.sessions_in_use), sweeping, once.renew(), resumes.run(), metrics.watch()]
+        works = [
+            sessions.last_seen.keep(ingest.sessions_in_use),
+            sweeping,
+            once.renew(),
+            resumes.run(),
+            metrics.watch(),
+        ]
         schema = SchemaWatch(db)
         works += [db.watch(), schema.run(), migrate.keep_building(db, now_us=now_us)]
-        works.append(sessions.moves.run(partial(storage.alone_at, "merges")))
+        works.append(sessions.linking.merges.run(partial(storage.alone_at, "merges")))
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:
@@ -240,7 +246,7 @@ async def _stop(tasks: "list[asyncio.Task[None]]") -> None:
 
 async def _last_seen(sessions: Sessions) -> None:
     try:
-        await sessions.flush_seen()
+        await sessions.last_seen.flush()
     except UploadError as error:
         log.warning("when sessions were last seen could not be written", reason=str(error))
 

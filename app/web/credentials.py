@@ -6,7 +6,9 @@ A bearer token is said on purpose, a cookie is not: with one the cookies are not
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from app.sessions import Recognised, Sessions, Token
+from app.sessions import Sessions
+from app.sessions.opening import Recognised
+from app.sessions.tokens import Token
 from app.web.request import RequestHeaders
 
 COOKIE: Final = "waybill_session"
@@ -20,7 +22,7 @@ class Credentials:
     """The tokens that a request carries, as text, good or not."""
 
     def __init__(self, headers: RequestHeaders, sessions: Sessions) -> None:
-        self.bearers = [text for text in _bearers(headers) if sessions.is_ours(text)]
+        self.bearers = [text for text in _bearers(headers) if sessions.tokens.is_ours(text)]
         self._cookies: list[list[str]] = [[], [], []]  # by rank
         for name, value in _cookies(headers):
             if (rank := _RANKS.get(name)) is not None:
@@ -48,7 +50,7 @@ class Credentials:
         """The fields that make the cookie hold `token`; "" takes it away."""
         if self.bearers:
             return
-        text = sessions.text_of(token) if isinstance(token, Token) else ""
+        text = sessions.tokens.text_of(token) if isinstance(token, Token) else ""
         name = _NAMES[_PLAIN] if not secure else _NAMES[1] if base_path else _NAMES[0]
         path, flags = base_path or "/", "; Secure" if secure else ""
         yield _field(name, text, sessions.max_age_seconds if text else 0, path, flags)

@@ -15,6 +15,7 @@ from app.errors import Gone, NotFound, PreconditionFailed, Unavailable
 from app.maintenance import trash
 from app.model import Status, Upload, is_upload_id
 from app.protocols.headers import attachment, byte_ranges, digest_field, etag, http_date, matches, parse_http_date
+from app.sessions.opening import opened
 from app.storage import NotStored, StoredFile
 from app.uploads import records as upload_records
 from app.web.services import Services
@@ -89,10 +90,10 @@ async def delete(request: Request[Services]) -> Response:
     upload_id = request.path_params["id"]
     if not is_upload_id(upload_id):
         raise NotFound
-    token, sessions, now_us = caller_of(request).living().token, request.state["sessions"], request.state["now_us"]
+    token, now_us = caller_of(request).living().token, request.state["now_us"]
 
     async def run(transaction: Transaction) -> bool:
-        session = await sessions.opened(transaction, token)
+        session = await opened(transaction, token, now_us())
         return await upload_records.delete_upload(transaction, session.id, upload_id, now_us())
 
     # The record first: once that is committed the file is nobody's, and a crash before its

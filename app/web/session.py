@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
 from app.model import Session, Status, rfc3339
-from app.sessions import Recognised, Sessions, Token, token_records, totals_records
+from app.sessions import Sessions, token_records, totals_records
+from app.sessions.opening import Recognised
+from app.sessions.tokens import Token
 from app.uploads.ingest import Visitor
 from app.web.body import Body
 from app.web.credentials import Credentials
@@ -87,7 +89,9 @@ class Caller:
     @property
     def is_stale(self) -> bool:
         """Whether its cookie has become old, when the answer is about to leave: a long upload may have outlasted it."""
-        return self.token is None and self.recognised is not None and self._sessions.is_stale(self.recognised.token)
+        return (
+            self.token is None and self.recognised is not None and self._sessions.tokens.is_stale(self.recognised.token)
+        )
 
     async def renew(self) -> None:
         """Give a stale cookie out anew; meanwhile the browser may have been given another token."""
@@ -120,7 +124,7 @@ class SessionMiddleware:
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
         if secure and caller.recognised is not None and shown.to_exchange(caller.recognised):
-            caller.token = sessions.renewed(caller.recognised.token)
+            caller.token = sessions.tokens.renewed(caller.recognised.token)
         others = exchange.more_headers
 
         def more_headers() -> Iterable[tuple[bytes, bytes]]:
@@ -208,7 +212,7 @@ async def end(request: Request[Services]) -> Response:
 
 async def link(request: Request[Services]) -> Response:
     """POST /api/session/link: a one-time code for a second browser."""
-    code, expires_at_us = await request.state["sessions"].link(caller_of(request).living().token)
+    code, expires_at_us = await request.state["sessions"].linking.link(caller_of(request).living().token)
     return Response(to_json({"code": code, "expires_at": rfc3339(expires_at_us)}), 201, media_type="application/json")
 
 
@@ -230,7 +234,7 @@ async def join(request: Request[Services]) -> Response:
     except ValidationError as error:
         raise BadRequest('expected a JSON body such as {"code": "ABCD-EFGH-JKMN"}') from error
     caller = caller_of(request)
-    joined = await sessions.join(caller.credentials.texts, code)
+    joined = await sessions.linking.join(caller.credentials.texts, code)
     caller.token = joined.token
     return await _session_answer(request, joined.session, joined.token)
 
@@ -246,5 +250,5 @@ async def _session_answer(request: Request[Services], session: Session, token: T
         "devices": await token_records.count_devices(db, session.id),
     }
     if token is not None and caller_of(request).credentials.wants_token:
-        answer["token"] = request.state["sessions"].text_of(token)
+        answer["token"] = request.state["sessions"].tokens.text_of(token)
     return Response(to_json(answer), media_type="application/json", headers={"Cache-Control": "no-store"})

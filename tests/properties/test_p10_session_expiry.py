@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.maintenance.sweep import Sweeper
 from app.maintenance.verify import verify
 from app.model import HistoryQuery
-from app.sessions import SEEN_EVERY_US
+from app.sessions.last_seen import SEEN_EVERY_US
 from app.uploads import records as upload_records
 from tests.support.asgi import Client, Service, serving, settings_in
 from tests.support.unreliable import Time, sweep_alone
@@ -75,7 +75,7 @@ async def test_a_session_lives_as_long_as_it_is_used_and_no_longer(
         if alive:
             if clock() - seen >= SEEN_EVERY_US:
                 seen = clock()
-            await sessions.flush_seen()
+            await sessions.last_seen.flush()
         else:
             for path in ("rotate", "link"):
                 (await client.post(f"/api/session/{path}")).refused(401, "no_session")

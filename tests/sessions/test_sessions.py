@@ -12,7 +12,9 @@ from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import AmbiguousSession, Forbidden, NoSession, StorageFull, Unavailable
 from app.model import HistoryQuery, Protocol, Status, Upload
-from app.sessions import KNOWN_SECONDS, LINK_CODE_SECONDS, SEEN_EVERY_US, Sessions, token_records
+from app.sessions import KNOWN_SECONDS, Sessions, token_records
+from app.sessions.last_seen import SEEN_EVERY_US
+from app.sessions.linking import LINK_CODE_SECONDS
 from app.signing import Signer
 from app.uploads import records as upload_records
 from tests.support.unreliable import NOW, Time, coming, ids, opened
@@ -108,7 +110,7 @@ async def start(sessions):
     """A new browser: what its session is, and the text that it carries."""
     arrival, token = sessions.begin()
     await sessions.save(arrival)
-    return arrival.session, sessions.text_of(token)
+    return arrival.session, sessions.tokens.text_of(token)
 
 
 async def who(sessions, *texts):
@@ -118,13 +120,13 @@ async def who(sessions, *texts):
 
 
 def token_in(sessions, text):
-    [token] = sessions._tokens_in([text])
+    [token] = sessions.tokens.read_all([text])
     return token
 
 
 async def rotated(sessions, text):
     """The new text, which has not been used."""
-    return sessions.text_of((await sessions.rotate(token_in(sessions, text))).token)
+    return sessions.tokens.text_of((await sessions.rotate(token_in(sessions, text))).token)
 
 
 async def ended(sessions, text):
@@ -133,11 +135,11 @@ async def ended(sessions, text):
 
 async def joined(sessions, text, code):
     """Join as one who carries `text`, if it is any; the new text, which has not been used."""
-    return sessions.text_of((await sessions.join([text] if text else [], code)).token)
+    return sessions.tokens.text_of((await sessions.linking.join([text] if text else [], code)).token)
 
 
 async def code_for(sessions, text):
-    code, _ = await sessions.link(token_in(sessions, text))
+    code, _ = await sessions.linking.link(token_in(sessions, text))
     return code
 
 
@@ -146,19 +148,19 @@ class TestTokens:
         session, text = await start(sessions)
         recognised = await sessions.recognise([[text]])
         assert recognised.session == session
-        assert sessions.text_of(recognised.token) == text
+        assert sessions.tokens.text_of(recognised.token) == text
         assert sessions.max_age_seconds == MAX_AGE
 
     async def test_one_that_was_never_recorded_opens_nothing(self, sessions):
         _, token = sessions.begin()
-        assert await who(sessions, sessions.text_of(token)) is None
+        assert await who(sessions, sessions.tokens.text_of(token)) is None
 
     async def test_the_database_cannot_give_a_token_away(self, sessions, db):
         """It holds the hash alone."""
         arrival, token = sessions.begin()
         await sessions.save(arrival)
         assert arrival.token_hash == hashlib.sha256(token.secret.encode()).hexdigest()
-        for stolen in (arrival.token_hash, sessions.text_of(token._replace(secret=arrival.token_hash))):
+        for stolen in (arrival.token_hash, sessions.tokens.text_of(token._replace(secret=arrival.token_hash))):
             assert await who(sessions, stolen) is None
 
     async def test_what_is_no_token_is_no_session(self, sessions):
@@ -190,7 +192,7 @@ class TestTokens:
         session, old = await start(before)
         recognised = await during.recognise([[old]])
         assert recognised.session == session
-        new = during.text_of(recognised.token)
+        new = during.tokens.text_of(recognised.token)
         assert (await who(after, old), await who(after, new)) == (None, session.id)
         assert await who(before, new) is None
 
@@ -253,7 +255,7 @@ class TestWhatIsKnown:
         session, text = await start(sessions)
         recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=5)
-        renewed = sessions.text_of(sessions.renewed(recognised.token))
+        renewed = sessions.tokens.text_of(sessions.tokens.renewed(recognised.token))
         assert renewed != text
         asked.clear()
         assert await who(sessions, renewed) == session.id
@@ -271,7 +273,7 @@ class TestWhatIsKnown:
 
     async def test_what_opened_nothing_is_asked_again_after_a_second_too(self, world, standing_still):
         arrival, token = (sessions := world.worker()).begin()
-        text = sessions.text_of(token)
+        text = sessions.tokens.text_of(token)
         assert await who(sessions, text) is None
         await sessions.save(arrival)
         standing_still(KNOWN_SECONDS)
@@ -382,7 +384,7 @@ class TestLastSeen:
         for _ in range(3):
             clock.pass_by(seconds=MAX_AGE - 1)
             assert await who(sessions, text) == session.id
-            await sessions.flush_seen()
+            await sessions.last_seen.flush()
         recorded = await upload_records.find_session(db, session.id)
         assert recorded.last_seen_at == clock()
         assert recorded.expires_at == clock() + MAX_AGE * 1_000_000
@@ -397,8 +399,8 @@ class TestLastSeen:
         for _ in range(40):
             world.clock.pass_by(seconds=age / 10)
             assert await who(sessions, text) == session.id
-            await sessions.flush_seen()
-        assert sessions.flush_seconds <= age / 60
+            await sessions.last_seen.flush()
+        assert sessions.last_seen.flush_seconds <= age / 60
         recorded = await upload_records.find_session(world.db, session.id)
         assert recorded.expires_at >= world.clock() + age * 1_000_000 * 29 // 30
 
@@ -409,7 +411,7 @@ class TestLastSeen:
         world.clock.pass_by(seconds=1.5)
         assert await who(other, text) == session.id
         assert await who(mine, text) == session.id
-        await mine.flush_seen()
+        await mine.last_seen.flush()
         world.clock.pass_by(seconds=0.9)
         assert await who(other, text) == session.id
 
@@ -422,8 +424,8 @@ class TestLastSeen:
                 assert await who(sessions, text) == session.id
         assert set(asked) == {"find_session_by_token"}
         asked.clear()
-        await sessions.flush_seen()
-        await sessions.flush_seen()
+        await sessions.last_seen.flush()
+        await sessions.last_seen.flush()
         assert asked == ["touch_sessions"]
 
     async def test_once_a_minute_is_often_enough(self, sessions, asked, clock):
@@ -431,12 +433,12 @@ class TestLastSeen:
         clock.pass_by(seconds=SEEN_EVERY_US / 1_000_000 - 1)
         assert await who(sessions, text) == session.id
         asked.clear()
-        await sessions.flush_seen()
+        await sessions.last_seen.flush()
         assert asked == []
         clock.pass_by(seconds=1)
         for _ in range(3):
             assert await who(sessions, text) == session.id
-            await sessions.flush_seen()
+            await sessions.last_seen.flush()
         assert asked.count("touch_sessions") == 1
 
     async def test_what_could_not_be_written_is_written_with_the_next_ones(self, sessions, db, clock):
@@ -446,15 +448,15 @@ class TestLastSeen:
         assert await who(sessions, text) == session.id
         db.fails = ["away"]
         with pytest.raises(Unavailable):
-            await sessions.flush_seen()
+            await sessions.last_seen.flush()
         clock.pass_by(seconds=100)
         assert await who(sessions, other_text) == other.id
-        await sessions.flush_seen()
+        await sessions.last_seen.flush()
         seen = {each.id: each.last_seen_at for each in await upload_records.list_sessions(db, 9)}
         assert seen == {session.id: NOW + 100_000_000, other.id: NOW + 200_000_000}
 
     async def test_writing_it_down_goes_on_whatever_happens(self, sessions, monkeypatch):
-        monkeypatch.setattr("app.sessions.FLUSH_SECONDS", 0)
+        monkeypatch.setattr("app.sessions.last_seen.FLUSH_SECONDS", 0)
         failures = [Unavailable(), StorageFull(), KeyError("a fault of ours")]
         written = asyncio.Event()
 
@@ -463,8 +465,8 @@ class TestLastSeen:
                 raise failures.pop()
             written.set()
 
-        monkeypatch.setattr(sessions, "flush_seen", flush)
-        keeping = asyncio.create_task(sessions.keep_seen(list))
+        monkeypatch.setattr(sessions.last_seen, "flush", flush)
+        keeping = asyncio.create_task(sessions.last_seen.keep(list))
         await coming(written)
         keeping.cancel()
         with suppress(asyncio.CancelledError):
@@ -475,7 +477,7 @@ class TestLastSeen:
         clock.pass_by(seconds=100)
         assert await who(sessions, text) == session.id
         await ended(sessions, text)
-        await sessions.flush_seen()
+        await sessions.last_seen.flush()
         assert (await upload_records.find_session(db, session.id)).last_seen_at == NOW
         assert await who(sessions, text) is None
 
@@ -485,12 +487,12 @@ class TestRenewal:
         session, text = await start(sessions)
         recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=DAY)
-        assert not sessions.is_stale(recognised.token)
+        assert not sessions.tokens.is_stale(recognised.token)
         clock.pass_by(seconds=1)
-        assert sessions.is_stale(recognised.token)
-        renewed = sessions.renewed(recognised.token)
-        assert not sessions.is_stale(renewed)
-        assert await who(sessions, sessions.text_of(renewed), text) == session.id
+        assert sessions.tokens.is_stale(recognised.token)
+        renewed = sessions.tokens.renewed(recognised.token)
+        assert not sessions.tokens.is_stale(renewed)
+        assert await who(sessions, sessions.tokens.text_of(renewed), text) == session.id
 
     @pytest.mark.parametrize("skew", [-300, 300])
     async def test_workers_whose_clocks_differ_agree(self, world, skew):
@@ -500,8 +502,8 @@ class TestRenewal:
             session, text = await start(here)
             recognised = await there.recognise([[text]])
             assert recognised.session == session
-            assert not there.is_stale(recognised.token)
-            await there.flush_seen()
+            assert not there.tokens.is_stale(recognised.token)
+            await there.last_seen.flush()
             code = await code_for(here, text)
             assert await who(there, await joined(there, "", code)) == session.id
             new = await rotated(there, text)
@@ -533,7 +535,7 @@ class TestRotating:
         recognised = await sessions.recognise([[old]])
         assert await who(sessions, await rotated(sessions, old))
         clock.pass_by(seconds=DAY)
-        assert await who(sessions, sessions.text_of(sessions.renewed(recognised.token))) is None
+        assert await who(sessions, sessions.tokens.text_of(sessions.tokens.renewed(recognised.token))) is None
 
     async def test_a_lost_answer_locks_nobody_out(self, sessions, db):
         session, old = await start(sessions)
@@ -615,7 +617,7 @@ class TestEnding:
         await ended(sessions, text)
         assert (await who(sessions, text), await who(sessions, other)) == (None, None)
         with pytest.raises(Forbidden):
-            await sessions.join([], code)
+            await sessions.linking.join([], code)
         assert await world.history(session.id) == [upload]
 
     async def test_a_second_end_finds_no_session(self, sessions, db, clock):
@@ -665,28 +667,28 @@ class TestJoining:
         _, text = await start(sessions)
         await code_for(sessions, text)
         with pytest.raises(Forbidden):
-            await sessions.join([], code)
+            await sessions.linking.join([], code)
 
     async def test_a_code_works_once(self, sessions):
         session, text = await start(sessions)
         code = await code_for(sessions, text)
-        results = await asyncio.gather(*(sessions.join([], code) for _ in range(5)), return_exceptions=True)
-        [won] = [sessions.text_of(result.token) for result in results if not isinstance(result, Exception)]
+        results = await asyncio.gather(*(sessions.linking.join([], code) for _ in range(5)), return_exceptions=True)
+        [won] = [sessions.tokens.text_of(result.token) for result in results if not isinstance(result, Exception)]
         assert [type(result) for result in results if isinstance(result, Exception)] == [Forbidden] * 4
         assert await who(sessions, won) == session.id
         with pytest.raises(Forbidden):
-            await sessions.join([], code)
+            await sessions.linking.join([], code)
 
     async def test_a_code_works_for_ten_minutes(self, sessions, clock):
         session, text = await start(sessions)
-        code, expires_at = await sessions.link(token_in(sessions, text))
-        late, _ = await sessions.link(token_in(sessions, text))
+        code, expires_at = await sessions.linking.link(token_in(sessions, text))
+        late, _ = await sessions.linking.link(token_in(sessions, text))
         clock.pass_by(seconds=LINK_CODE_SECONDS - 1)
         assert await who(sessions, await joined(sessions, "", code)) == session.id
         clock.pass_by(seconds=1)
         assert clock() == expires_at
         with pytest.raises(Forbidden):
-            await sessions.join([], late)
+            await sessions.linking.join([], late)
 
     async def test_a_refused_code_changes_nothing(self, world, sessions):
         own, own_text = await start(sessions)
@@ -741,7 +743,7 @@ class TestJoining:
             else:
                 clock.pass_by(seconds=MAX_AGE - 1)
                 assert await who(sessions, text) == session.id
-                await sessions.flush_seen()
+                await sessions.last_seen.flush()
                 clock.pass_by(seconds=1)
             new = await joined(sessions, own_text, await code_for(sessions, text))
             assert await who(sessions, new) == session.id

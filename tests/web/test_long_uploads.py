@@ -98,7 +98,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(main, "now_us", clock)
-    monkeypatch.setattr("app.sessions.FLUSH_SECONDS", 0.001)
+    monkeypatch.setattr("app.sessions.last_seen.FLUSH_SECONDS", 0.001)
     return clock
 
 

@@ -23,8 +23,9 @@ class Clock:
 
     def __init__(self, service: Service, patch: pytest.MonkeyPatch) -> None:
         true_us, self.seconds = service.state["now_us"], 0
-        for sessions in (service.state["sessions"],):
-            patch.setattr(sessions, "_now_us", lambda: true_us() + self.seconds * 1_000_000)
+        sessions = service.state["sessions"]
+        for part in (sessions, sessions.tokens, sessions.linking, sessions.last_seen):
+            patch.setattr(part, "_now_us", lambda: true_us() + self.seconds * 1_000_000)
         patch.setitem(service.state, "now_us", lambda: true_us() + self.seconds * 1_000_000)  # type: ignore[arg-type]
 
     def pass_by(self, seconds: int) -> None:
