@@ -131,7 +131,7 @@ class TestLines:
         [line] = said().splitlines()
         assert "ValueError: two\nlines" in json.loads(line)["exception"]
 
-    def test_what_is_less_severe_than_asked_for_is_not_said(self, configured):
+    def test_an_event_below_the_log_level_is_not_logged(self, configured):
         said = configured("text", "warning")
         structlog.get_logger().info("no")
         logging.getLogger("uvicorn.error").info("no")
@@ -189,7 +189,7 @@ class TestReaders:
         ) as process:
             yield process
 
-    def test_whoever_reads_late_reads_all_that_fits_and_learns_how_much_did_not(self):
+    def test_a_late_reader_gets_all_lines_that_fit_and_the_number_of_the_others(self):
         count = logs.MAX_WAITING * 3
         with self.writer(count) as writer:
             assert writer.stdout.readline() == "written\n"  # it did not wait for us
@@ -213,13 +213,13 @@ class TestReaders:
         assert len(lines) + lost == logs.MAX_WAITING // 2 + 1
         assert sum(lines) < 2 * logs.MAX_WAITING_BYTES + (1 << 17)  # as many again were being written
 
-    def test_whoever_never_reads_keeps_nobody_from_ending(self):
+    def test_a_reader_that_never_reads_keeps_no_process_from_ending(self):
         with self.writer(logs.MAX_WAITING) as writer:
             assert writer.stdout.readline() == "written\n"
             writer.stdin.close()
             assert writer.wait(PATIENCE) == 0
 
-    def test_whoever_went_away_keeps_nobody_from_writing(self):
+    def test_a_reader_that_went_away_keeps_nobody_from_writing(self):
         with self.writer(1000) as writer:
             writer.stderr.close()
             assert writer.stdout.readline() == "written\n"

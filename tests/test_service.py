@@ -54,7 +54,7 @@ async def test_the_life_of_some_files(tmp_path: Path, database_url: str) -> None
         (await phone.get(HISTORY)).refused(401, "no_session")
 
 
-async def test_what_was_accepted_is_there_after_a_restart(tmp_path: Path, database_url: str) -> None:
+async def test_accepted_uploads_are_there_after_a_restart(tmp_path: Path, database_url: str) -> None:
     """Also the key that was made at the first start, so the cookies of before are good."""
     settings = settings_in(tmp_path, database_url, secret_keys=())
     async with serving(settings) as service:

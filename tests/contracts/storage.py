@@ -95,7 +95,7 @@ class StorageContract:
         assert await storage.digest(file.key) == (size, file.sha256)
 
     @pytest.mark.parametrize("step", [1000, 256 * KiB, MiB, 3 * MiB])
-    async def test_where_the_blocks_are_cut_means_nothing(self, storage, step):
+    async def test_block_boundaries_do_not_change_a_file(self, storage, step):
         content = content_of(2 * MiB + 12345)
         assert await get(storage, await put(storage, content, step=step)) == content
 
@@ -131,13 +131,13 @@ class StorageContract:
         assert await keys(storage) == sorted([first, other.key])
 
     @pytest.mark.parametrize("size", [0, 10, 3 * MiB + 1])
-    async def test_what_is_not_finished_is_not_published(self, storage, size):
+    async def test_a_staged_file_that_is_not_finished_is_not_published(self, storage, size):
         unfinished, finished = storage.stage(new_key()), await staged(storage, b"finished")
         await unfinished.write(content_of(size))
         assert list(await storage.publish([unfinished, finished])) == [unfinished.key]
         assert await keys(storage) == [finished.key]
 
-    async def test_what_is_finished_takes_no_more_bytes(self, storage):
+    async def test_a_finished_file_takes_no_more_bytes(self, storage):
         for size in (10, 2 * MiB):
             file = await staged(storage, content_of(size))
             with pytest.raises(Unavailable):
@@ -181,7 +181,7 @@ class StorageContract:
         assert await storage.publish([file]) != {}
         assert await keys(storage) == []
 
-    async def test_what_has_ended_takes_no_more_bytes(self, storage):
+    async def test_an_ended_file_takes_no_more_bytes(self, storage):
         for size in (10, 2 * MiB):
             published = await staged(storage, content_of(size))
             aborted = await staged(storage, content_of(size))
@@ -200,7 +200,7 @@ class StorageContract:
         await file.abort()
         assert await get(storage, file.key) == b"kept"
 
-    async def test_what_was_given_up_is_not_published(self, storage):
+    async def test_an_aborted_file_is_not_published(self, storage):
         given_up, kept = await staged(storage, b""), await staged(storage, b"kept")
         await given_up.abort()
         assert list(await storage.publish([given_up, kept])) == [given_up.key]
@@ -242,7 +242,7 @@ class StorageContract:
         await stored.close()
 
     @pytest.mark.parametrize("key", [str(uuid.UUID(int=7)), *NOT_KEYS])
-    async def test_what_is_not_there_is_not_stored(self, storage, key):
+    async def test_an_absent_key_is_not_stored(self, storage, key):
         await put(storage, b"something else")
         with pytest.raises(NotStored):
             await storage.open(key)
@@ -260,7 +260,7 @@ class StorageContract:
         assert await keys(storage) == [stored]
 
     @pytest.mark.parametrize("size", [0, 10, 3 * MiB])
-    async def test_what_somebody_else_published_can_be_made_sure_of(self, storage, size):
+    async def test_a_file_that_another_process_published_can_be_made_durable(self, storage, size):
         key = await put(storage, content_of(size))
         await storage.make_durable(key)
         assert await get(storage, key) == content_of(size)
@@ -271,7 +271,7 @@ class StorageContract:
     # --- removing
 
     @pytest.mark.parametrize("size", [10, 3 * MiB])
-    async def test_what_is_removed_is_gone_but_can_still_be_read_by_whoever_has_it_open(self, storage, size):
+    async def test_a_removed_file_is_gone_except_for_its_open_readers(self, storage, size):
         content = content_of(size)
         gone, kept = await put(storage, content), await put(storage, b"kept")
         stored = await storage.open(gone)
@@ -282,7 +282,7 @@ class StorageContract:
         assert await stored.read(1, size) == content[1:]
         await stored.close()
 
-    async def test_what_is_set_aside_is_met_by_no_walk_until_its_time_is_over(self, storage):
+    async def test_a_file_set_aside_is_met_by_no_walk_and_removed_on_demand(self, storage):
         aside, kept = await put(storage, b"aside"), await put(storage, b"kept")
         await storage.set_aside([new_key(), aside])
         assert await keys(storage) == [kept]
@@ -295,7 +295,7 @@ class StorageContract:
         assert await storage.missing([aside, kept]) == [aside]
 
     @pytest.mark.parametrize("ask", ["open", "digest", "missing", "make_durable", "put_back"])
-    async def test_who_asks_for_a_key_gets_back_what_was_set_aside(self, storage, ask):
+    async def test_opening_a_key_puts_back_the_file_that_was_set_aside(self, storage, ask):
         content = content_of(300 * KiB)
         aside = await put(storage, content)
         await storage.set_aside([aside])
@@ -308,7 +308,7 @@ class StorageContract:
         assert await get(storage, aside) == content
         assert await storage.put_back([aside, new_key()]) == {}
 
-    async def test_what_is_removed_is_removed_also_where_it_was_set_aside(self, small):
+    async def test_removing_a_key_removes_the_file_that_was_set_aside_too(self, small):
         aside = await put(small, content_of(MiB))
         await small.set_aside([aside])
         await small.remove([aside])
@@ -350,7 +350,7 @@ class StorageContract:
         assert set(lasting) <= set(met)
         assert len(met) == len(set(met))
 
-    async def test_missing_are_those_that_are_not_there(self, storage):
+    async def test_missing_lists_the_keys_that_are_absent(self, storage):
         there, absent = await put(storage, b"there"), new_key()
         assert await storage.missing([absent, there]) == [absent]
         assert await storage.missing([]) == []
@@ -393,7 +393,7 @@ class StorageContract:
         with pytest.raises(StorageFull):
             small.reserve(624 * KiB + 1)
 
-    async def test_what_is_promised_to_one_upload_no_other_takes(self, small):
+    async def test_space_reserved_for_one_upload_is_taken_by_no_other(self, small):
         reservation = small.reserve(700 * KiB)
         greedy = small.stage(new_key())
         with pytest.raises(StorageFull):

@@ -84,7 +84,7 @@ async def test_connections_that_are_known_to_be_lost_are_not_borrowed(server):
         await asyncio.gather(*(db.ping() for _ in range(4)))
 
 
-async def test_what_was_acknowledged_survives_crashes_under_load(server):
+async def test_acknowledged_records_survive_crashes_under_load(server):
     """F12."""
     async with database(server) as db:
         acknowledged, enough, stop = set(), asyncio.Event(), asyncio.Event()

@@ -120,7 +120,7 @@ class Client:
         self._work.join()
 
 
-def test_what_was_acknowledged_before_a_backup_is_there_after_its_restoration(
+def test_uploads_acknowledged_before_a_backup_are_there_after_its_restoration(
     site, client, others, elsewhere, tmp_path
 ):
     backups = str(tmp_path / "backups")

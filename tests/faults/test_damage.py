@@ -167,7 +167,7 @@ def test_damage_is_found_told_and_answered_and_ends_when_the_file_is_back(servic
         assert figures(client)["waybill_mended_total"] == 2
 
 
-def test_what_belongs_to_nobody_is_told_and_left_alone(service):
+def test_foreign_files_are_reported_and_left_alone(service):
     """F32: garbage in the directories of the store."""
     running = service(change=QUICKLY, scrub_rate="1GiB")
     with running.client() as client:

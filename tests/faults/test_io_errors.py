@@ -148,7 +148,7 @@ def test_a_resumable_upload_meets_an_error_and_goes_on_from_its_last_offset(gues
     trusts_again(guest, before)
 
 
-def test_while_every_flush_fails_it_is_not_ready_and_when_none_does_it_is(guest):
+def test_the_service_is_not_ready_while_every_flush_fails_and_ready_when_none_does(guest):
     """F6: an orchestrator sees it, and is told when it has passed."""
     before = Baseline(guest.running)
     store = str(guest.running.store)
@@ -189,7 +189,7 @@ def elsewhere(tmp_path):
 
 
 @needs_root
-def test_of_a_disk_that_loses_writes_nothing_is_acknowledged_that_is_lost(tmp_path):
+def test_a_disk_that_loses_writes_loses_no_acknowledged_upload(tmp_path):
     """F7: ext4 says ok to the second flush of data that it has lost. Here there is no second one, and it is asked for
     nothing that it did not flush at first."""
     with thin_disk(tmp_path) as root, closing(Service(root, **elsewhere(tmp_path))) as running:

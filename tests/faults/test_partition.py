@@ -59,7 +59,7 @@ def test_a_commit_that_arrives_late_is_found_or_undone(service, database_url, wa
     assert running.stop() == 0
 
 
-def test_who_is_cut_off_holds_no_upload(service, database_url, way, source):
+def test_a_worker_that_is_cut_off_holds_no_writer_lock(service, database_url, way, source):
     """F25. Another service takes over what one was receiving; what that one brings and commits later counts no more."""
     cut_off = service(database_url=way.leads(database_url))
     other = service(database_url=database_url, storage_dir=cut_off.store)

@@ -104,7 +104,7 @@ def test_a_port_that_is_taken_is_named(tmp_path, taken, service, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_fails_after_the_checks_is_told_in_one_line(tmp_path, workers):
+def test_a_failure_after_the_checks_is_reported_in_one_line(tmp_path, workers):
     """Also where every worker meets it: the parent gives up and does not start them for ever."""
     (tmp_path / "file").write_text("in the way")
     status, said = start(

@@ -67,7 +67,7 @@ def test_4_4_2_another_version_is_told_which_is_spoken(begun, version):
     assert visitor.asked(f"HEAD {location}", TUS)["upload-offset"] == "0"
 
 
-def test_4_4_6_after_its_end_an_upload_takes_nothing(visitor):
+def test_4_4_6_an_ended_upload_takes_nothing(visitor):
     made = visitor.asked(f"POST {UPLOADS}", TUS, "Upload-Length: 5")
     patch = [TUS, CHUNK, "Content-Length: 5"]
     [done] = visitor.said_to(visitor.head(f"PATCH {made['location']}", *patch, "Upload-Offset: 0") + b"hello")

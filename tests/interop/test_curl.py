@@ -125,14 +125,14 @@ class TestUploads:
         is_report(made.json(), "raw")
 
     @pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
-    def test_either_version(self, curl, version):
+    def test_uploads_work_in_either_version_of_http(self, curl, version):
         assert curl(f"{UPLOADS}/", "--upload-file", NAME, version).status == 201
 
     def test_an_empty_file_is_a_file(self, curl):
         made = curl(f"{UPLOADS}/empty", "--upload-file", "/dev/null")
         assert (made.status, made.json()["size"]) == (201, 0)
 
-    def test_what_is_too_large_is_refused_before_it_is_sent(self, curl):
+    def test_a_file_declared_too_large_is_refused_before_it_is_sent(self, curl):
         (curl.directory / "large").write_bytes(bytes(LIMIT + 1))
         made = curl(
             f"{UPLOADS}/", "--upload-file", "large", "--header", "Expect: 100-continue", "--expect100-timeout", "20"
@@ -140,15 +140,15 @@ class TestUploads:
         assert (made.status, made.json()["code"], made.json()["limit"]) == (413, "too_large", LIMIT)
         assert made.sent == 0
 
-    def test_what_proves_to_be_too_large_is_refused_readably(self, curl):
+    def test_a_file_that_proves_too_large_is_refused_readably(self, curl):
         made = curl(f"{UPLOADS}/large", "--upload-file", "-", "--header", "Expect:", stdin=bytes(LIMIT + 1))
         assert (made.status, made.json()["code"]) == (413, "too_large")
 
-    def test_what_is_compressed_is_refused(self, curl):
+    def test_a_compressed_body_is_refused(self, curl):
         made = curl(f"{UPLOADS}/", "--upload-file", NAME, "--header", "Content-Encoding: gzip")
         assert (made.status, made.json()["code"]) == (415, "unsupported_media_type")
 
-    def test_what_is_spoken_here(self, curl):
+    def test_options_name_the_limits(self, curl):
         said = curl(UPLOADS, "--request", "OPTIONS")
         assert said.status == 204
         assert f"max-file-size={LIMIT}" in said.headers["waybill-limits"]
@@ -190,7 +190,7 @@ class TestHistory:
         sums = curl(f"{HISTORY}/summary").json()
         assert (sums["uploads"], sums["bytes"]) == (1, len(CONTENT))
 
-    def test_nobody_sees_anothers(self, curl, running, tmp_path):
+    def test_nobody_sees_the_uploads_of_another_session(self, curl, running, tmp_path):
         record = curl.uploaded()
         other = Curl(running.url, tmp_path / "other")
         assert (curl(HISTORY).status, other(HISTORY).status) == (200, 401)
@@ -242,7 +242,7 @@ class TestFiles:
         subprocess.run([*command, curl.url + content], cwd=curl.directory, check=True, timeout=PATIENCE)
         assert (curl.directory / "part").read_bytes() == CONTENT
 
-    def test_what_the_client_has_is_not_sent_again(self, curl):
+    def test_a_file_that_the_client_has_is_not_sent_again(self, curl):
         content = curl.uploaded()["links"]["content"]
         whole = curl(content, "--etag-save", "etag")
         assert whole.status == 200
@@ -265,7 +265,7 @@ class TestFiles:
 
 
 class TestSessions:
-    def test_from_the_first_answer_to_the_end(self, curl):
+    def test_a_session_lives_from_the_first_answer_to_its_end(self, curl):
         assert curl("/api/session").status == 401
         made = curl("/api/session", "--request", "POST")
         assert made.status == 200
@@ -315,7 +315,7 @@ class TestTheRest:
         said = curl(path)
         assert (said.status, said.json()["status"]) == (200, status)
 
-    def test_what_is_not_there(self, curl):
+    def test_an_unknown_address_is_not_found(self, curl):
         said = curl("/nowhere", "--header", "X-Request-Id: my-own")
         assert (said.status, said.json()["code"], said.json()["request_id"]) == (404, "not_found", "my-own")
         said = curl(HISTORY, "--request", "PATCH")

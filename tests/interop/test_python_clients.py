@@ -67,7 +67,7 @@ class TestTuspy:
         second.upload()
         have_landed(client, [piece], "tus")
 
-    def test_what_was_altered_on_its_way_is_not_kept(self, tuspy, client, source, monkeypatch):
+    def test_bytes_altered_on_their_way_are_not_kept(self, tuspy, client, source, monkeypatch):
         piece = source.piece("file.bin", 3 * CHUNK)
         uploader = self.uploader(tuspy, piece, upload_checksum=True)
         uploader.upload_chunk()
@@ -81,7 +81,7 @@ class TestTuspy:
         have_landed(client, [piece], "tus")
 
     @pytest.mark.slow
-    def test_it_goes_on_after_a_restart(self, service, source):
+    def test_an_upload_goes_on_after_a_restart(self, service, source):
         running = service()
         headers = running.session()
         piece = source.piece("file.bin", 5 * CHUNK)

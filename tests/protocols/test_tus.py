@@ -64,7 +64,7 @@ def test_another_version_is_refused_and_told_which_is_spoken(verb, version):
 
 @pytest.mark.parametrize("verb", ["HEAD", "GET"])
 @pytest.mark.parametrize("version", [[], "1.0.0", "0.2.2"])
-def test_whoever_only_asks_may_do_so_in_any_version(verb, version):
+def test_options_may_be_asked_for_in_any_version(verb, version):
     assert read(verb, tus_resumable=version) == Ask()
 
 
@@ -72,7 +72,7 @@ def test_delete_cancels():
     assert read("DELETE") == Cancel()
 
 
-def test_what_tus_does_not_have_is_refused():
+def test_a_method_that_tus_does_not_have_is_refused():
     with pytest.raises(BadRequest, match="no other method"):
         read("PUT", upload_length="5")
 
@@ -426,7 +426,7 @@ def test_a_concatenation_that_cannot_be_made_is_refused(fields, refusal):
         read("POST", **fields)
 
 
-def test_as_many_parts_as_allowed_are_taken():
+def test_a_concatenation_takes_as_many_parts_as_allowed():
     assert len(read("POST", upload_concat="final;" + f"{KEY} " * MAX_PARTS).keys) == MAX_PARTS
 
 
@@ -533,7 +533,7 @@ def outcome(verb, headers):
 
 
 @given(verb=st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "PUT"]), fields=FIELDS, twice=st.booleans())
-def test_whatever_comes_is_an_intent_or_a_refusal(verb, fields, twice):
+def test_any_request_is_an_intent_or_a_refusal(verb, fields, twice):
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
     headers = Headers(raw=raw + raw[:1] * twice)
     match outcome(verb, headers):

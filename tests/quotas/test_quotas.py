@@ -87,7 +87,7 @@ async def test_more_is_granted_as_far_as_it_is_left(stack, database_url):
     assert await has(db) == Amount(2, 1000)
 
 
-async def test_who_is_cancelled_holds_nothing_once_it_has_given_back(stack, database_url, monkeypatch):
+async def test_a_cancelled_request_holds_nothing_once_it_has_released(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     granted = quotas.request("mine")
     looked, goes_on = asyncio.Event(), asyncio.Event()
@@ -110,7 +110,7 @@ async def test_who_is_cancelled_holds_nothing_once_it_has_given_back(stack, data
     assert await has(db) == Amount(1, 1)
 
 
-async def test_what_could_not_be_asked_for_is_given_back_when_the_database_is_back(stack, database_url, monkeypatch):
+async def test_a_grant_of_unknown_outcome_is_released_when_the_database_is_back(stack, database_url, monkeypatch):
     """F14: the answer to the COMMIT may have been lost, so it may have been granted."""
     db, quotas = await process(stack, database_url, "one", size=1000)
     transaction = db.transaction
@@ -138,7 +138,7 @@ async def test_a_process_that_ends_gives_everything_back(stack, database_url):
     assert await has(db) == Amount(1, 400)
 
 
-async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_url, monkeypatch):
+async def test_live_grants_are_renewed_and_others_expire(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     _, dead = await process(stack, database_url, "dead", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
@@ -154,7 +154,7 @@ async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_
     looking.cancel()
 
 
-async def test_what_breaks_once_does_not_end_the_renewing(stack, database_url, monkeypatch):
+async def test_one_failure_does_not_end_the_renewing(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
     monkeypatch.setattr("app.quotas.LEASE_SECONDS", 0.01)

@@ -85,7 +85,7 @@ class TestOutages:
         recovering.cancel()
         await asyncio.wait((recovering,))
 
-    async def test_what_waits_for_a_part_is_completed_though_the_part_was_noted_without_an_answer(self, worker):
+    async def test_a_concatenation_is_completed_though_the_commit_of_its_part_was_not_answered(self, worker):
         [a] = await parts(worker, b"abc")
         b = await worker.create(3, is_part=True)
         _, key = await worker.concatenate(a, b)
@@ -98,7 +98,7 @@ class TestOutages:
 
 class TestDeaths:
     @pytest.mark.parametrize("dies", ["before it is put together", "at it", "before it is published"])
-    async def test_what_a_process_left_that_died_is_completed_by_another(self, world, worker, monkeypatch, dies):
+    async def test_uploads_of_a_dead_process_are_completed_by_another(self, world, worker, monkeypatch, dies):
         async def nothing(resource, *_, **__):
             return (resource, None) if dies == "at it" else resource
 
@@ -196,7 +196,7 @@ class TestPages:
         world.clock.pass_by(seconds=DAY)
         assert (await worker.resumes.sweep()).expired == 4
 
-    async def test_who_fails_again_and_again_is_tried_less_often(self, world, worker, monkeypatch):
+    async def test_an_upload_that_keeps_failing_is_tried_less_often(self, world, worker, monkeypatch):
         monkeypatch.setattr("app.resumables.recovery._MOST_SECONDS", 60)
         monkeypatch.setattr("app.resumables.recovery.ROUND_SECONDS", 1)
         key = await worker.create(3)
@@ -213,7 +213,7 @@ class TestLost:
     """An upload was completed, which its row does not say, and its file is found to be missing."""
 
     @pytest.mark.parametrize("noted", [True, False])
-    async def test_it_is_gone_until_its_file_is_back(self, worker, noted):
+    async def test_a_lost_upload_is_gone_until_its_file_is_back(self, worker, noted):
         key = await worker.create(3)
         worker.db.fails = [] if noted else [None, None, None, "away"]  # claimed, committed, recorded
         done = await worker.append(key, 0, b"abc")
@@ -237,7 +237,7 @@ class TestLost:
 
 class TestMissing:
     @pytest.mark.parametrize("of", ["upload", "part"])
-    async def test_what_nobody_asks_for_is_not_given_up_for_lost(self, world, worker, monkeypatch, of):
+    async def test_an_upload_that_nobody_asks_for_is_not_given_up_for_lost(self, world, worker, monkeypatch, of):
         """The store may be the wrong one: with the right one it is completed."""
 
         async def nothing(resource, *_, **__):

@@ -100,7 +100,7 @@ def test_ipv4_on_a_socket_of_both_kinds_is_ipv4() -> None:
     assert read([], peer="::ffff:192.0.2.7", trusted=()) == ("192.0.2.7", "http")
 
 
-def test_what_cannot_be_understood_is_logged_once() -> None:
+def test_a_malformed_forwarded_header_is_logged_once() -> None:
     proxies = Proxies(TRUSTED)
     with capture_logs() as lines:
         for _ in range(3):
@@ -116,7 +116,7 @@ def test_what_cannot_be_understood_is_logged_once() -> None:
 
 
 @given(st.text(st.characters(codec="latin-1")), st.sampled_from(["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto"]))
-def test_whatever_is_sent_a_scheme_and_an_address_come_out(value: str, name: str) -> None:
+def test_any_forwarded_headers_give_a_scheme_and_an_address(value: str, name: str) -> None:
     client, scheme = read([(name, value)])
     assert scheme in {"http", "https"}
     assert client

@@ -73,7 +73,7 @@ async def all_there(db, owner, *firsts):
 
 
 @pytest.mark.usefixtures("few")
-async def test_what_is_on_its_way_is_found_and_arrives(db):
+async def test_records_that_are_being_moved_are_found_and_arrive(db):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")
@@ -172,7 +172,7 @@ async def test_a_merge_is_looked_at_once_more_and_then_forgotten(db):
 
 
 @pytest.mark.usefixtures("few")
-async def test_who_joins_waits_for_what_is_quickly_moved_and_no_longer(db, monkeypatch):
+async def test_a_join_waits_for_a_short_move_and_not_for_a_long_one(db, monkeypatch):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")
@@ -187,7 +187,7 @@ async def test_who_joins_waits_for_what_is_quickly_moved_and_no_longer(db, monke
 
 
 @pytest.mark.usefixtures("few")
-async def test_what_is_left_is_moved_in_the_background_by_one_process(db):
+async def test_the_rest_is_moved_in_the_background_by_one_process(db):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")

@@ -77,7 +77,7 @@ def upload(number: int, created_at: int, status: Status, **more: Any) -> Upload:
     return Upload(**{**fields, **more})
 
 
-async def test_what_never_was_complete_is_forgotten_after_a_while(database_url: str) -> None:
+async def test_uploads_that_never_completed_are_forgotten_after_a_while(database_url: str) -> None:
     now = 1_000 * DAY_US
     old, recent = now - 8 * DAY_US, now - 6 * DAY_US
     whole = {"sha256": "0" * 64, "completed_at": old}

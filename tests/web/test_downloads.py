@@ -177,7 +177,7 @@ async def test_a_range_is_a_206_with_these_bytes(service: Service, asked: str, s
         "bytes=0-" + "9" * 5000,
     ],
 )
-async def test_what_is_no_range_that_is_served_gets_the_whole_file(service: Service, asked: str) -> None:
+async def test_an_unsupported_range_gets_the_whole_file(service: Service, asked: str) -> None:
     client = service.client()
     answer = await client.get(await content_of(client), headers={"Range": asked})
     assert (answer.status, answer.body) == (200, CONTENT)
@@ -293,7 +293,9 @@ CONDITIONS: list[tuple[dict[str, str], int]] = [
 
 
 @pytest.mark.parametrize(("headers", "status"), CONDITIONS)
-async def test_conditions_are_held(service: Service, headers: dict[str, str], status: int) -> None:
+async def test_conditional_requests_are_answered_by_their_conditions(
+    service: Service, headers: dict[str, str], status: int
+) -> None:
     client = service.client()
     target = await content_of(client)
     if headers.get("If-Range") == "Last-Modified":
@@ -317,7 +319,7 @@ async def test_a_list_of_tags_may_come_in_several_lines(service: Service) -> Non
         assert answer.status == status
 
 
-async def test_it_has_not_changed_since_it_was_last_modified(service: Service) -> None:
+async def test_a_file_has_not_changed_since_its_last_modified_time(service: Service) -> None:
     client = service.client()
     target = await content_of(client)
     modified = (await client.get(target))["last-modified"]
@@ -340,7 +342,7 @@ async def test_deleting_removes_the_bytes_and_keeps_the_record(service: Service)
     (await client.get(record["links"]["content"])).refused(404, "not_found")
 
 
-async def test_deletions_at_once_are_all_told_of_success(service: Service) -> None:
+async def test_simultaneous_deletions_all_succeed(service: Service) -> None:
     client = service.client()
     target = await content_of(client)
     answers = await asyncio.gather(*(client.delete(target) for _ in range(5)))
@@ -389,7 +391,7 @@ async def test_nothing_tells_foreign_absent_deleted_and_failed_apart(service: Se
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
-async def test_without_a_session_there_is_no_file(service: Service, method: str) -> None:
+async def test_a_client_without_a_session_finds_no_file(service: Service, method: str) -> None:
     target = await content_of(service.client())
     for client in (service.client(), service.client()):
         answer = await client.request(method, target)

@@ -273,7 +273,7 @@ async def test_a_page_is_not_kept_by_caches(client: Client) -> None:
     assert (await client.get(HISTORY))["vary"] == "Accept"
 
 
-async def test_what_arrives_meanwhile_moves_no_page(service: Service) -> None:
+async def test_new_uploads_move_no_page(service: Service) -> None:
     client = service.client()
     first = [(await client.put(f"{number}", b"")).json()["filename"] for number in range(4)]
     page = await client.get(f"{HISTORY}?limit=2")
@@ -317,7 +317,7 @@ async def test_the_summary_adds_up(client: Client, everything: list[dict[str, An
     }
 
 
-async def test_the_summary_of_nothing(service: Service) -> None:
+async def test_a_summary_of_nothing_is_zero(service: Service) -> None:
     client = service.client()
     await client.post("/api/session")
     told = (await client.get(f"{HISTORY}/summary")).json()

@@ -114,7 +114,7 @@ async def test_a_resumable_upload_is_counted_once_and_when_it_has_ended(service:
     }
 
 
-async def test_what_is_under_way_is_there_while_it_is(service: Service) -> None:
+async def test_an_upload_in_flight_is_counted_while_it_lasts(service: Service) -> None:
     sent, go_on = asyncio.Event(), asyncio.Event()
 
     async def body() -> Any:

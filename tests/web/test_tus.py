@@ -57,7 +57,7 @@ async def listed(client: Client) -> list[dict[str, Any]]:
     return answer.json()["items"]
 
 
-async def test_a_file_in_pieces(service: Service) -> None:
+async def test_a_file_in_pieces_is_stored(service: Service) -> None:
     client = service.client()
     answer = await client.post(UPLOADS, headers={**TUS, "Upload-Length": "10240", "Upload-Metadata": METADATA})
     assert answer.status == 201
@@ -196,7 +196,7 @@ async def test_bytes_whose_checksum_cannot_be_told_do_not_count_either(service: 
     assert (await head(client, answer["location"]))["upload-offset"] == "0"
 
 
-async def test_what_arrived_before_the_connection_broke_stays(service: Service) -> None:
+async def test_bytes_that_arrived_before_the_connection_broke_stay(service: Service) -> None:
     client = service.client()
     url = await create(client, len(CONTENT))
     await patch(client, url, 0, [CONTENT[:1000], CONTENT[1000:3000], CONTENT[3000:]], hang_up_after=2)
@@ -208,7 +208,9 @@ async def test_what_arrived_before_the_connection_broke_stays(service: Service) 
 
 
 @pytest.mark.slow
-async def test_who_sends_too_slowly_is_told_to_go_on_later(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_sends_too_slowly_is_told_to_go_on_later(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not 408, for which clients of tus give up."""
     monkeypatch.setattr("app.web.body.PACE_SECONDS", 0.05)
     client = service.client()
@@ -324,7 +326,7 @@ async def test_a_cancelled_upload_is_gone_and_history_tells(service: Service) ->
     assert (record["status"], record["error"]["code"]) == ("failed", "gone")
 
 
-async def test_to_cancel_a_finished_upload_leaves_its_file(service: Service) -> None:
+async def test_cancelling_a_completed_upload_leaves_its_file(service: Service) -> None:
     client = service.client()
     url = await create(client, 5)
     assert (await patch(client, url, 0, b"hello")).status == 204
@@ -375,7 +377,7 @@ class TestWho:
         late.cookies["waybill_session"] = "expired"
         assert (await patch(late, url, 0, b"hello")).status == 204
 
-    async def test_the_session_may_be_demanded(self, tmp_path: Any) -> None:
+    async def test_a_session_may_be_demanded(self, tmp_path: Any) -> None:
         async with serving(settings_in(tmp_path, upload_url_needs_session=True)) as service:
             owner, bare = service.client(), service.client()
             url = await create(owner, 5)
@@ -486,7 +488,7 @@ class TestTheNewestWins:
         await taken.wait()
         return running, more
 
-    async def test_a_head_ends_who_is_still_sending_and_tells_what_he_brought(self, service: Service) -> None:
+    async def test_a_head_preempts_the_writer_and_returns_its_offset(self, service: Service) -> None:
         client = service.client()
         url = await create(client, 10)
         running, more = await self.begun(client, url, first=b"hello")
@@ -497,7 +499,7 @@ class TestTheNewestWins:
         assert (await patch(client, url, 5, b"world")).status == 204
         assert (await listed(client))[0]["sha256"] == sha256(b"helloworld")
 
-    async def test_so_does_a_patch(self, service: Service) -> None:
+    async def test_a_patch_preempts_the_writer(self, service: Service) -> None:
         client = service.client()
         url = await create(client, 10)
         running, more = await self.begun(client, url, first=b"hello")
@@ -506,7 +508,7 @@ class TestTheNewestWins:
         (await running).refused(409, "in_progress")
         assert (await listed(client))[0]["sha256"] == sha256(b"helloworld")
 
-    async def test_and_a_delete(self, service: Service) -> None:
+    async def test_a_delete_preempts_the_writer(self, service: Service) -> None:
         client = service.client()
         url = await create(client, 10)
         running, more = await self.begun(client, url, first=b"hello")
@@ -550,7 +552,7 @@ async def test_a_browser_that_opens_the_url_is_told_politely(service: Service) -
     content=st.binary(max_size=3000),
     cuts=st.lists(st.tuples(st.integers(1, 1500), st.sampled_from(["whole", "hang up", "bad checksum"])), max_size=8),
 )
-async def test_however_it_is_cut_the_file_is_the_same(service: Service, content: bytes, cuts: Any) -> None:
+async def test_a_file_is_the_same_however_it_is_cut(service: Service, content: bytes, cuts: Any) -> None:
     """Pieces of any length, connections that break, checksums that do not match: HEAD leads to the same file."""
     client = service.client()
     await client.post("/api/session")

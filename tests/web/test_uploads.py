@@ -406,7 +406,7 @@ EARLY = {
 
 @pytest.mark.parametrize("case", EARLY.values(), ids=EARLY)
 @pytest.mark.parametrize("expect", [True, False], ids=["expect", "blunt"])
-async def test_what_the_headers_forbid_is_refused_before_the_body_is_asked_for(
+async def test_an_upload_that_its_headers_forbid_is_refused_before_the_body_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any, expect: bool
 ) -> None:
     method, path, headers, status, code = case
@@ -499,7 +499,7 @@ async def test_a_request_may_be_as_long_as_allowed_and_no_longer(tmp_path: Path)
             (await client.put("a", b"x" * 11, headers=headers)).refused(413, "too_large")
 
 
-async def test_what_was_passed_and_what_is_allowed_stand_in_the_problem(tmp_path: Path) -> None:
+async def test_a_refusal_over_a_limit_names_the_size_and_the_limit(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path, **SMALL)) as service:
         client = service.client()
         problem = (await client.put("a", b"x" * 11)).refused(413, "too_large")

@@ -64,7 +64,7 @@ def files_end_at(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_goes_wrong_is_told_by_waiting_and_not_to_the_next_write(file, block):
+def test_an_error_is_raised_by_its_own_wait_and_not_by_the_next_write(file, block):
     with files_end_at(MiB):
         assert begun(file, block, 4096).wait() == MiB - 4096
         with pytest.raises(OSError, match="File too large") as raised:
@@ -73,7 +73,7 @@ def test_what_goes_wrong_is_told_by_waiting_and_not_to_the_next_write(file, bloc
     assert begun(file, block, MiB).wait() == MiB
 
 
-def test_what_cannot_be_begun_is_left_to_the_caller(tmp_path, file, block):
+def test_a_write_that_cannot_be_begun_is_left_to_the_caller(tmp_path, file, block):
     reading = os.open(tmp_path / "file", os.O_RDONLY)
     with memoryview(block) as view:
         assert aio.begin_write(reading, view, 0) is None

@@ -31,7 +31,7 @@ def disk(monkeypatch):
     return disk
 
 
-def test_what_is_kept_free_is_not_there(disk):
+def test_space_kept_free_is_not_available(disk):
     space = Space(min_free=600)
     assert space.free_bytes() == 400
     space.reserve(400)
@@ -112,7 +112,7 @@ def test_a_disk_with_plenty_of_space_is_not_asked_for_every_file(disk, monkeypat
     assert len(looks) == 3
 
 
-def test_what_was_written_since_the_last_look_counts(disk):
+def test_bytes_written_since_the_last_measurement_count(disk):
     disk.free = 3 * GiB
     space = Space(min_free=0)
     for _ in range(2):

@@ -127,7 +127,7 @@ async def test_a_flush_for_which_there_is_no_space_does_not_end_the_trust(tmp_pa
         await storage.remove(await keys(storage))
 
 
-async def test_without_durability_nothing_is_flushed(tmp_path, monkeypatch):
+async def test_a_store_without_durability_flushes_nothing(tmp_path, monkeypatch):
     storage = local(tmp_path, durability="fast")
     await storage.prepare()
     with monkeypatch.context() as counted:
@@ -289,7 +289,7 @@ async def test_a_file_too_large_for_the_file_system_is_refused_without_a_limit_t
     storage.stage(new_key())
 
 
-async def test_a_file_that_cannot_be_removed_is_still_let_go_of(tmp_path, storage, monkeypatch):
+async def test_a_file_that_cannot_be_removed_is_still_closed(tmp_path, storage, monkeypatch):
     before = len(descriptors())
     with monkeypatch.context() as broken:
         Broken(broken, os, "unlink", times=1000, error=OSError(errno.EROFS, "Read-only file system"))
@@ -306,7 +306,7 @@ async def test_a_file_that_cannot_be_removed_is_still_let_go_of(tmp_path, storag
 # --- asking
 
 
-async def test_what_cannot_be_asked_is_unavailable(storage, monkeypatch):
+async def test_a_store_that_cannot_be_asked_is_unavailable(storage, monkeypatch):
     key, large = await put(storage, b"hello"), await put(storage, content_of(2 * MiB))
     stored = await storage.open(large)
     with monkeypatch.context() as broken:
