@@ -161,7 +161,7 @@ class TestCheck:
         assert run("migrate").exit_code == 0
         assert "schema is current" in run("check").stdout
 
-    def test_no_key_is_made(self):
+    def test_a_check_makes_no_key(self):
         """Beside a running service, whose file is gone, it would be another one than is in use."""
         assert "none yet; the start makes one" in run("check").stdout
         assert list(Path().rglob("secret*")) == []
@@ -326,7 +326,7 @@ class TestVerify:
 
 
 class TestHistory:
-    def test_sessions_and_what_they_sent(self, on_any_database):
+    def test_the_history_lists_sessions_and_their_uploads(self, on_any_database):
         first, items = upload("a.txt", "b.txt")
         second, _ = upload("c.txt")
         done = run("history")
@@ -346,7 +346,7 @@ class TestHistory:
         assert printed("history", session) == {"session": listed, "items": items, "skipped": 0}
 
     @pytest.mark.parametrize("session", ["nobody", "019a0000-0000-7000-8000-000000000000", "", "\udcff", "a\nb"])
-    def test_a_session_that_is_none(self, session, on_any_database):
+    def test_an_unknown_session_is_refused(self, session, on_any_database):
         assert run("migrate").exit_code == 0
         done = run("history", session)
         assert (done.exit_code, done.stdout, done.stderr) == (1, "", "there is no such session\n")
@@ -368,7 +368,7 @@ class TestHistory:
         assert printed("history", session)["skipped"] == 1
 
     @pytest.mark.parametrize("command", ["history", "verify"])
-    def test_a_database_without_tables_is_told_what_to_do(self, command, on_any_database):
+    def test_a_database_without_tables_is_refused_with_a_hint_to_migrate(self, command, on_any_database):
         done = run(command)
         assert (done.exit_code, done.stdout) == (78, "")
         assert "waybill migrate" in done.stderr
@@ -410,13 +410,13 @@ class TestBackup:
         assert printed("sweep")["files_set_aside"] == 0
         assert (tmp_path / "elsewhere" / "secret.key").read_text() == (tmp_path / "waybill-data/secret.key").read_text()
 
-    def test_only_the_newest_are_kept_and_their_files(self):
+    def test_only_the_newest_backups_and_their_files_are_kept(self):
         upload("a.txt")
         names = [printed("backup", "backups", "--keep", "2")["name"] for _ in range(3)]
         assert sorted(os.listdir("backups/snapshots")) == names[1:]
         assert len([name for _, _, files in os.walk("backups/files") for name in files]) == 1
 
-    def test_a_directory_of_something_else_is_no_place_for_one(self):
+    def test_a_directory_of_something_else_is_no_place_for_a_backup(self):
         Path("other").mkdir()
         Path("other/letter").touch()
         for name in ("other", "waybill-data/backups", "."):

@@ -57,7 +57,7 @@ def prepared(postgres, monkeypatch):
     postgres.drop_database(made.owner_url)
 
 
-def test_a_role_that_may_not_make_tables_is_told_what_to_be_granted(prepared):
+def test_a_role_that_may_not_make_tables_is_refused_with_the_grant_it_needs(prepared):
     line = prepared.refused(r"GRANT USAGE, CREATE ON SCHEMA public TO app_\d+, or set WAYBILL_DATABASE_SCHEMA")
     prepared.do(line)
     prepared.serves()

@@ -70,7 +70,7 @@ class TestLines:
         assert line[:-1].isprintable()
 
     @given(event=TEXTS, value=TEXTS, inner=TEXTS)
-    def test_an_event_is_one_line_of_json_that_holds_what_was_said(self, configured, event, value, inner):
+    def test_an_event_is_one_line_of_json_with_its_fields(self, configured, event, value, inner):
         said = configured("json")
         structlog.get_logger().info(event, field=value, many=[inner])
         line = said()
@@ -81,7 +81,7 @@ class TestLines:
         assert found["level"] == "info"
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
-    def test_the_libraries_say_it_the_same_way(self, configured, log_format):
+    def test_events_of_libraries_are_logged_in_the_same_form(self, configured, log_format):
         said = configured(log_format)
         logging.getLogger("uvicorn.error").info("hello\n%s", "wor\x1b[31mld", extra={"color_message": "colourful"})
         line = said()
@@ -90,7 +90,7 @@ class TestLines:
         assert "colour" not in line
         assert "hello" in line
 
-    def test_a_text_shows_what_it_says(self, configured):
+    def test_an_event_as_text_shows_its_fields(self, configured):
         said = configured("text")
         structlog.get_logger().info("it happened", plain="x.y/z", spaced="q r", number=3, empty="", unicode="ünï")
         assert (
@@ -111,7 +111,7 @@ class TestLines:
         assert others[-1] == "    lines and \\x1b[31ma colour"
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
-    def test_a_line_is_short_however_long_what_it_tells(self, configured, log_format):
+    def test_a_line_is_short_however_long_its_fields(self, configured, log_format):
         said = configured(log_format)
         ids = [f"{number:036}" for number in range(20_000)]
         structlog.get_logger().info("x" * 100_000, path="/" + "é" * 60_000, uploads=ids, files=7)

@@ -180,13 +180,13 @@ class TestChance:
         times = [each[:13] for each in ids]
         assert times == sorted(times)
 
-    def test_codes_can_be_told_over_the_telephone(self):
+    def test_codes_have_no_look_alike_characters(self):
         codes = [new_code() for _ in range(200)]
         assert len(set(codes)) == 200
         for code in codes:
             assert [len(part) for part in code.split("-")] == [4, 4, 4]
             assert not set(code) & set("ILOU")
 
-    def test_now_is_now(self):
+    def test_the_clock_shows_the_present(self):
         before = Path("/proc/self").stat().st_ctime_ns
         assert before // 1000 <= now_us() < sys.maxsize

@@ -106,7 +106,7 @@ class TestSettings:
         wanted = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
         assert set(re.findall(r"^#?(\w+)=$", example, re.MULTILINE)) == wanted
 
-    def test_nothing_is_sent_that_the_proxy_would_take_for_the_answer(self):
+    def test_interim_responses_are_turned_off_behind_the_proxy(self):
         assert settings_of_the_stack().interim_responses is False
 
     def test_no_password_stands_in_the_repository(self):
@@ -296,7 +296,7 @@ class TestProxy:
             "x-forwarded-proto: http",
         ]
 
-    async def test_a_service_that_is_away_is_said_in_its_own_words(self, proxy):
+    async def test_a_service_that_is_away_is_answered_by_a_problem(self, proxy):
         async with answering(None) as port:
             pass  # nothing listens there any more
         async with connected(proxy(port)) as (reader, writer):

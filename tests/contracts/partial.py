@@ -67,7 +67,7 @@ class PartialContract:
         assert await complete(storage, key, 1, mark) == content
 
     @pytest.mark.parametrize("size", [0, 10, 3 * MiB + 1])
-    async def test_one_request_is_enough(self, storage, size):
+    async def test_a_file_that_comes_in_one_request_is_published(self, storage, size):
         assert await complete(storage, new_key(), 1, Mark(0), content_of(size)) == content_of(size)
 
     async def test_a_mark_whose_digest_is_not_known_or_not_its_own_serves_as_well(self, storage):
@@ -128,7 +128,7 @@ class PartialContract:
         assert [size for *_, size, _ in await found(storage)] == [5]
         assert len(asked) == (2 if behind else 0)
 
-    async def test_an_earlier_mark_is_as_good(self, storage):
+    async def test_a_file_is_opened_at_an_earlier_mark(self, storage):
         content, marks, key = content_of(3 * MiB), [], new_key()
         partial = await storage.partial(key, 1, Mark(0))
         for at in range(0, len(content), MiB // 2 + 1):
@@ -230,7 +230,7 @@ class PartialContract:
     # --- publishing
 
     @pytest.mark.parametrize("size", [5, 2 * MiB])
-    async def test_a_partial_file_that_is_refused_stays(self, storage, size):
+    async def test_an_unfinished_file_that_is_refused_stays(self, storage, size):
         taken = await put(storage, b"first")
         key, fence, mark = await kept(storage, content_of(size), key=taken)
         partial = await storage.partial(key, fence, mark)
@@ -260,7 +260,7 @@ class PartialContract:
         assert await storage.publish(batch) == {}
         assert {key: await get(storage, key) for key in await keys(storage)} == contents
 
-    async def test_a_finished_partial_file_takes_no_bytes_and_a_published_one_stays(self, storage):
+    async def test_a_file_takes_no_bytes_once_finished_and_no_abort_once_published(self, storage):
         for size in (10, 2 * MiB):
             partial = await storage.partial(new_key(), 1, Mark(0))
             await append(partial, content_of(size))
@@ -369,7 +369,7 @@ class PartialContract:
         with pytest.raises(NotStored):
             await storage.partial(key, fence, mark)
 
-    async def test_a_removed_partial_file_is_gone(self, storage):
+    async def test_a_removed_unfinished_file_is_gone(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         await storage.remove_partials([(key, fence)])
         with pytest.raises(NotStored):

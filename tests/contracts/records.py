@@ -176,7 +176,7 @@ class RecordsContract:
             await upload_records.insert_uploads(db, [upload(number, **failed) for number in (1, 2)] + [upload(3)])
             await upload_records.insert_uploads(db, waiting)
 
-    async def test_an_upload_that_arrives_stays_with_the_session_that_has_it(self, db):
+    async def test_an_upload_lands_in_the_session_of_its_record(self, db):
         await upload_records.insert_uploads(
             db, [upload(1, "joined", status=Status.UPLOADING, sha256=None, completed_at=None)]
         )
@@ -245,7 +245,7 @@ class RecordsContract:
         assert [each.size for each in page.uploads] == ([1, 0] if order == "newest" else [2, 3])
 
     @pytest.mark.parametrize("order", ["newest", "oldest"])
-    async def test_a_position_outside_of_what_is_asked_for_does_not_widen_it(self, db, order):
+    async def test_a_position_outside_of_the_filter_does_not_widen_it(self, db, order):
         await upload_records.insert_uploads(db, [upload(n) for n in range(6)])
         query = HistoryQuery(order=order, from_us=NOW + 2, to_us=NOW + 4)
         outside = Position(NOW + 5, "") if order == "newest" else Position(NOW, "")
@@ -434,7 +434,7 @@ class RecordsContract:
             await upload_records.save_scrub(db, scrub)
             assert await upload_records.find_scrub(db) == scrub
 
-    async def test_statuses_are_told_for_ids_of_all_sessions(self, db):
+    async def test_statuses_are_found_for_ids_of_all_sessions(self, db):
         await upload_records.insert_uploads(db, [upload(1), upload(2, "other")])
         await upload_records.delete_upload(db, "other", upload(2).id, NOW)
         statuses = await upload_records.statuses_of(db, [upload(1).id, upload(2).id, upload(3).id, '"', "'"])
@@ -523,7 +523,7 @@ class RecordsContract:
         await token_records.insert_code(db, "code", "mine", expires_at)
         assert await taken(db, "code", now_us) is None
 
-    async def test_a_used_code_is_known_to_whoever_used_it(self, db):
+    async def test_a_used_code_is_known_to_its_user(self, db):
         await insert(db, session("mine"), session("into"))
         await token_records.insert_code(db, "code", "mine", NOW + 10)
         assert await token_records.find_code(db, "code", NOW) == "mine"

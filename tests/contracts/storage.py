@@ -99,7 +99,7 @@ class StorageContract:
         content = content_of(2 * MiB + 12345)
         assert await get(storage, await put(storage, content, step=step)) == content
 
-    async def test_empty_blocks_are_passed_over(self, storage):
+    async def test_empty_blocks_are_ignored(self, storage):
         file = storage.stage(new_key())
         for block in (b"", b"he", b"", b"llo", b""):
             await file.write(block)
@@ -108,7 +108,7 @@ class StorageContract:
         assert await get(storage, file.key) == b"hello"
 
     @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
-    async def test_a_batch_is_published_as_a_whole(self, storage, count):
+    async def test_a_commit_group_is_published_together(self, storage, count):
         sizes = [size for _, size in zip(range(count), [0, 300 * KiB, *range(1, 2000, 20)], strict=False)]
         files = [await staged(storage, content_of(size, seed)) for seed, size in enumerate(sizes)]
         assert await storage.publish(files) == {}
@@ -356,7 +356,7 @@ class StorageContract:
         assert await storage.missing([]) == []
         assert await storage.strays() == []
 
-    async def test_only_one_looks_over_everything_at_a_time(self, storage):
+    async def test_one_caller_at_a_time_holds_the_singleton_lock(self, storage):
         with storage.alone_at("sweep") as first, storage.alone_at("scrub") as other_work:
             with storage.alone_at("sweep") as second:
                 assert (first, other_work, second) == (True, True, False)
@@ -367,7 +367,7 @@ class StorageContract:
 
     # --- space
 
-    async def test_promises_are_kept_apart_exactly(self, small):
+    async def test_reservations_are_counted_exactly(self, small):
         first = small.reserve(600 * KiB)
         with pytest.raises(StorageFull):
             small.reserve(424 * KiB + 1)
@@ -381,7 +381,7 @@ class StorageContract:
         third.release()
         small.reserve(MiB).release()
 
-    async def test_a_promise_shrinks_as_its_bytes_are_written(self, small):
+    async def test_a_reservation_shrinks_as_its_bytes_are_written(self, small):
         reservation = small.reserve(600 * KiB)
         file = await staged(small, content_of(400 * KiB), reservation=reservation)
         small.reserve(424 * KiB).release()  # what the file has and what is promised to it make no more than 600 KiB
@@ -402,7 +402,7 @@ class StorageContract:
         content = content_of(700 * KiB)
         assert await get(small, await put(small, content, reservation=reservation)) == content
 
-    async def test_an_upload_may_go_beyond_its_promise_as_far_as_there_is_room(self, small):
+    async def test_an_upload_may_exceed_its_reservation_as_far_as_there_is_room(self, small):
         reservation = small.reserve(100 * KiB)
         await put(small, content_of(900 * KiB), reservation=reservation)
         reservation.release()

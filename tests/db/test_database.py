@@ -73,7 +73,7 @@ async def stored(db: Db) -> set[str]:
 
 
 class TestQuestions:
-    async def test_a_query_is_asked_as_the_kind_it_is(self, db):
+    async def test_a_query_is_asked_only_as_its_own_kind(self, db):
         for ask in (db.one, db.run):
             with pytest.raises(TypeError, match="list_migrations is a query of kind :many"):
                 await ask("list_migrations")
@@ -94,7 +94,7 @@ class TestQuestions:
         assert (await db.check())["server"].startswith(("SQLite 3", "PostgreSQL 1"))
         assert db.slots() == (3, 3)
 
-    async def test_many_at_once_share_the_connections(self, db):
+    async def test_many_simultaneous_queries_share_the_connections(self, db):
         await upload_records.insert_uploads(db, [upload(1)])
         assert await asyncio.gather(*(stored(db) for _ in range(50))) == [{upload(1).id}] * 50
 
@@ -108,7 +108,7 @@ class TestTransactions:
         assert await db.transaction(work) == "done"
         assert await stored(db) == {upload(1).id}
 
-    async def test_others_do_not_see_a_transaction_before_its_commit(self, db):
+    async def test_a_transaction_is_invisible_to_others_before_its_commit(self, db):
         async def work(unit):
             await upload_records.insert_uploads(unit, [upload(1)])
             assert await everything(unit) == [upload(1)]
@@ -160,7 +160,7 @@ class TestTransactions:
         with pytest.raises(RuntimeError, match="ended"):
             await unit.many("list_migrations")
 
-    async def test_writers_take_turns_without_losing_an_update(self, db):
+    async def test_simultaneous_writers_lose_no_update(self, db):
         await db.transaction(lambda unit: upload_records.insert_sessions(unit, [session("mine", expires_at=0)]))
 
         async def work(unit):
@@ -291,7 +291,7 @@ class TestDeadlines:
         await holder
         await eventually(hasty.ping)
 
-    async def test_a_longer_time_can_be_asked_for(self, hasty):
+    async def test_a_longer_deadline_can_be_asked_for(self, hasty):
         slow = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.6)"}[hasty.dialect]
 
         async def work(unit):
@@ -418,7 +418,7 @@ async def unlock(holder):
 
 
 class TestFullDisk:
-    async def test_a_full_disk_is_told_from_an_outage(self, db):
+    async def test_a_full_disk_is_distinguished_from_an_outage(self, db):
         full = {
             "sqlite": "CREATE TABLE large AS SELECT zeroblob(10000000) AS zeros",
             "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$",

@@ -60,7 +60,7 @@ async def refused(db: Db) -> None:
 
 
 @pytest.mark.parametrize("mode", ["immediate", "fast"])
-async def test_a_server_that_stops_and_starts(server, mode):
+async def test_queries_are_refused_while_the_server_is_stopped_and_answered_afterwards(server, mode):
     """F12."""
     async with database(server) as db:
         await asyncio.gather(*(upload_records.insert_uploads(db, [upload(n)]) for n in range(8)))

@@ -221,7 +221,7 @@ async def test_callers_wait_for_open_connections_when_no_more_can_be_opened(path
     await db.close()
 
 
-async def test_another_cannot_change_the_journal_while_the_service_runs(path):
+async def test_another_process_cannot_change_the_journal_while_the_service_runs(path):
     async with opened(path) as db:
         with (
             closing(sqlite3.connect(path, timeout=0)) as other,

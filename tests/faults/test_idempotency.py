@@ -129,7 +129,7 @@ def test_a_worker_killed_anywhere_leaves_an_upload_that_another_answers_or_does_
     assert other.stop() == 0
 
 
-def test_many_at_once_on_two_workers_land_once(service, database_url):
+def test_simultaneous_retries_on_two_workers_land_once(service, database_url):
     running = service(workers=2, database_url=database_url)
     headers = running.session()
     contents = {f"{number}.bin": random.Random(number).randbytes(100_000 * number) for number in range(4)}

@@ -113,7 +113,7 @@ def test_writes_that_are_cut_short_are_gone_on_with(short):
     before.is_back()
 
 
-def test_a_close_that_tells_of_an_error_refuses_the_file(short, shim):
+def test_a_close_that_returns_an_error_refuses_the_file(short, shim):
     """F6: the error that network file systems keep until then; the descriptor is closed all the same."""
     before = Baseline(short.running)
     _, failing = shim

@@ -36,7 +36,7 @@ def way(postgres):
 
 
 @pytest.mark.torture
-def test_the_way_to_postgresql_is_cut_and_comes_back(service, database_url, way):
+def test_uploads_are_refused_during_a_partition_and_taken_afterwards(service, database_url, way):
     """F25. As if PostgreSQL were away: refused in time, full service once it is back, every connection."""
     running = service(database_url=way.leads(database_url), database_pool_size=POOL)
     outage(running, way.cut, way.heal)

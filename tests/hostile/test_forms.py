@@ -172,7 +172,7 @@ def test_4_2_15_no_charset_makes_a_path_of_a_clean_name(visitor):
     assert [item["filename"] for item in said.json()["items"]] == ["+AC4ALgAv-etcé"] * len(kinds)
 
 
-def test_one_form_is_the_same_file_wherever_it_is_cut(visitor):
+def test_a_form_is_the_same_file_wherever_it_is_cut(visitor):
     body = part(NAMED, LOOKALIKES) + END
     sent = visitor.post(body)
     places = [0, *range(len(sent) - len(body), len(sent) - 1)]

@@ -223,7 +223,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize(("target", "status", "code"), cases(TARGETS))
-def test_a_target_is_an_address_of_ours_or_nothing(visitor, target, status, code):
+def test_a_target_is_a_known_address_or_is_refused(visitor, target, status, code):
     said = visitor.asked(b"GET " + target)
     assert (said.status, said.code) == (status, code)
 

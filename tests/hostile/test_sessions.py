@@ -218,7 +218,7 @@ CHUNK = [
 DRAFT = ["Content-Type: application/partial-upload", "Upload-Offset: 0", "Upload-Complete: ?1", "Content-Length: 1"]
 
 
-def test_nothing_tells_what_is_anothers_from_what_is_not_there(visitor, running):
+def test_a_foreign_upload_is_answered_as_an_absent_one(visitor, running):
     """P10: byte by byte, the headers too. But for the date, and the request's id, which the client gave."""
     cookie = f"Cookie: {visitor.session['Cookie']}"
     stranger = Visitor(running)
@@ -239,7 +239,7 @@ def test_nothing_tells_what_is_anothers_from_what_is_not_there(visitor, running)
         assert b" 404 " in answers.pop()[:16]
 
 
-def test_nothing_tells_anothers_upload_in_several_requests_from_none(visitor, running):
+def test_a_foreign_resumable_upload_is_answered_as_an_absent_one(visitor, running):
     cookie = f"Cookie: {visitor.session['Cookie']}"
     stranger = Visitor(running)
     theirs = stranger.asked(f"POST {UPLOADS}", "Tus-Resumable: 1.0.0", "Upload-Length: 5")["location"]

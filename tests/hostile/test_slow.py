@@ -84,7 +84,7 @@ def test_4_1_19_a_json_body_that_drips_is_cut_off_too(visitor):
     assert (said.status, said.code) == (408, "too_slow")
 
 
-def test_4_1_19_a_resumable_upload_that_drips_is_kept_and_its_client_told_to_retry(visitor):
+def test_4_1_19_a_resumable_upload_that_drips_is_kept_and_cut_off(visitor):
     made = visitor.asked(f"POST {UPLOADS}", TUS, "Upload-Length: 100000")
     lines = [TUS, "Upload-Offset: 0", "Content-Type: application/offset+octet-stream", "Content-Length: 100000"]
     with visitor.connect() as connection:

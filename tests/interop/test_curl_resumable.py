@@ -206,7 +206,7 @@ class TestInSteps:
         assert curl(begun, {}, "--head").status in (404, 410)
 
 
-def test_tus_by_hand(curl, landed, source):
+def test_a_tus_upload_by_hand_is_stored(curl, landed, source):
     piece = source.piece("file.bin", 100_000)
     version = {"Tus-Resumable": "1.0.0"}
     named = base64.b64encode(piece.name.encode()).decode()

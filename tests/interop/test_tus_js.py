@@ -55,7 +55,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_way_of_sending_every_size(client, visitor, source, protocol):
+def test_every_way_of_sending_stores_every_size(client, visitor, source, protocol):
     jobs = []
     for way, (options, stream) in WAYS.items():
         for size, length in SIZES.items():

@@ -168,7 +168,7 @@ def test_a_creation_may_say_nothing_but_whether_it_ends(verb):
         ({"upload_complete": "?0", "upload_length": "0"}, 0),
     ],
 )
-def test_the_length_is_what_is_said_or_where_the_last_body_ends(fields, length):
+def test_the_length_is_declared_or_the_end_of_the_last_body(fields, length):
     assert create(**fields).length == length
 
 
@@ -477,7 +477,7 @@ def test_progress_is_sent_without_a_location():
         (Limits(file_bytes=10**15 - 1, request_bytes=10**15), "max-size=999999999999999"),
     ],
 )
-def test_options_name_the_limits_that_can_be_said(limits, said):
+def test_options_name_the_limits_that_the_version_has(limits, said):
     assert options(limits) == [("Upload-Limit", said)]
 
 

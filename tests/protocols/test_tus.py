@@ -55,7 +55,7 @@ def base64(text):
 
 @pytest.mark.parametrize("verb", ["POST", "PATCH", "DELETE"])
 @pytest.mark.parametrize("version", [[], "1.0.1", "0.2.2", "1", ""])
-def test_another_version_is_refused_and_told_which_is_spoken(verb, version):
+def test_another_version_is_refused_with_the_supported_one(verb, version):
     with pytest.raises(UnsupportedVersion) as refused:
         read(verb, tus_resumable=version, upload_length="5", upload_offset="0", content_type=CHUNK)
     assert refused.value.status == 412
@@ -68,7 +68,7 @@ def test_options_may_be_asked_for_in_any_version(verb, version):
     assert read(verb, tus_resumable=version) == Ask()
 
 
-def test_delete_cancels():
+def test_a_delete_cancels():
     assert read("DELETE") == Cancel()
 
 
@@ -199,7 +199,7 @@ def test_a_creation_brings_bytes_when_its_content_type_says_so(fields, brings_by
     assert read("POST", upload_length="5", **fields).brings_bytes is brings_bytes
 
 
-def test_a_creation_may_say_the_digest_of_the_whole():
+def test_a_creation_may_declare_the_digest_of_the_file():
     digest = hashlib.sha256(b"x").digest()
     declared = f"sha-256=:{base64(digest)}:"
     for fields in ({"upload_length": "1"}, {"upload_length": "1", "upload_concat": "partial"},
@@ -486,7 +486,7 @@ def test_a_creation_whose_bytes_are_refused_still_says_where_the_upload_is():
     assert ("Location", "/u/k") in headers
 
 
-def test_nothing_is_said_in_between():
+def test_no_interim_response_is_sent():
     assert Tus("POST", sent(**OURS), LIMITS).interim(STATE) is None
     assert Tus("POST", sent(**OURS), LIMITS).progress(3) is None
 

@@ -35,7 +35,7 @@ async def has(db):
     return (await totals_records.find(db, "mine")).used
 
 
-async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_place(stack, database_url, monkeypatch):
+async def test_two_processes_are_never_granted_the_same_quota(stack, database_url, monkeypatch):
     """The one has looked, and has yet to say that it takes the place, when the other looks."""
     db, one = await process(stack, database_url, "one", uploads=1)
     _, other = await process(stack, database_url, "other", uploads=1)
@@ -68,7 +68,7 @@ async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_pla
     assert await has(db) == Amount(1, 0)
 
 
-async def test_many_who_ask_share_a_transaction_and_each_is_answered_for_itself(stack, database_url):
+async def test_many_requests_share_a_transaction_and_each_has_its_own_answer(stack, database_url):
     db, quotas = await process(stack, database_url, "one", size=1000)
     asked = [quotas.grant(str(n), "mine", uploads=1, size=300) for n in range(5)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -78,7 +78,7 @@ async def test_many_who_ask_share_a_transaction_and_each_is_answered_for_itself(
     assert quotas.left("mine") == (None, 100)
 
 
-async def test_more_is_granted_as_far_as_it_is_left(stack, database_url):
+async def test_a_grant_is_enlarged_as_far_as_quota_is_left(stack, database_url):
     db, quotas = await process(stack, database_url, "one", size=1000)
     assert await quotas.grant("a", "mine", uploads=1, size=100, more=400) == Amount(1, 500)
     assert await quotas.grant("b", "mine", uploads=1, size=100, more=900) == Amount(1, 500)
@@ -129,7 +129,7 @@ async def test_a_grant_of_unknown_outcome_is_released_when_the_database_is_back(
     assert await quotas.grant("b", "mine", uploads=1, size=1000) == Amount(1, 1000)
 
 
-async def test_a_process_that_ends_gives_everything_back(stack, database_url):
+async def test_a_process_that_ends_releases_its_grants(stack, database_url):
     db, quotas = await process(stack, database_url, "one", size=1000)
     _, other = await process(stack, database_url, "other", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)

@@ -234,7 +234,7 @@ class TestAppending:
             await worker.resumes.cancel(other, "mine")
             assert (await worker.append(key, 3, b"defghij")).completed
 
-    async def test_too_many_at_once_are_refused_together_with_other_uploads(self, world):
+    async def test_appends_count_among_the_uploads_at_once(self, world):
         worker = await world.worker(at_once=1)
         key = await worker.create(3)
         async with worker.ingest.request(visitor=Visitor("mine"), protocol=Protocol.RAW):
@@ -242,7 +242,7 @@ class TestAppending:
                 await worker.append(key, 0, b"abc")
         assert (await worker.append(key, 0, b"abc")).completed
 
-    async def test_all_space_that_was_promised_is_given_back(self, worker):
+    async def test_all_reserved_space_is_released(self, worker):
         key = await worker.create(100)
         await worker.append(key, 0, b"abc", declared=97)
         with pytest.raises(OffsetMismatch):

@@ -82,7 +82,7 @@ class TestCompleting:
         assert await worker.statuses() == [(3, "failed")]
         assert await world.storage.contents() == {}
 
-    async def test_a_crash_before_the_file_is_published_is_made_good(self, world, worker):
+    async def test_a_crash_before_the_file_is_published_is_repaired(self, world, worker):
         key = await worker.create(3)
         world.storage.fails = OSError("crash")
         with pytest.raises(Exception, match="request id"):
@@ -110,7 +110,7 @@ class TestCompleting:
         assert await worker.statuses() == [(3, "uploading")]
         assert (await worker.append(key, 3)).completed
 
-    async def test_two_who_complete_at_once_complete_once(self, world, worker):
+    async def test_two_processes_that_complete_at_once_complete_once(self, world, worker):
         other = await world.worker()
         key = await worker.create(3)
         world.storage.fails = OSError("crash")
@@ -178,7 +178,7 @@ class TestCompleting:
             await appending
         assert await worker.statuses() == [(3, "completed")]
 
-    async def test_acknowledged_bytes_that_are_missing_are_never_passed_over_silently(self, world, worker):
+    async def test_acknowledged_bytes_that_are_missing_are_reported(self, world, worker):
         short, absent = await worker.create(9), await worker.create(9)
         for key in (short, absent):
             await worker.append(key, 0, b"abc")

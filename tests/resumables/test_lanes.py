@@ -48,7 +48,7 @@ async def test_a_lane_admits_its_limit_and_one_of_each_session() -> None:
     assert works.begun == ["a1", "b1", "c1", "a2"]
 
 
-async def test_sessions_take_turns_however_many_wait_of_one() -> None:
+async def test_a_lane_is_fair_to_sessions_however_many_callers_one_has() -> None:
     works = Works(1)
     for number in range(4):
         await works.start("much", f"much {number}")

@@ -57,7 +57,7 @@ class TestOutages:
 
     @pytest.mark.parametrize("how", ["away", "lost"])
     @pytest.mark.parametrize("step", range(2, 5))
-    async def test_an_upload_is_completed_whose_last_bytes_may_have_been_noted(self, worker, step, how):
+    async def test_an_upload_whose_last_commit_is_unknown_is_completed(self, worker, step, how):
         key = await worker.create(3)
         worker.db.fails = [*[None] * (step - 1), how, *["away"] * 20]
         try:
@@ -117,7 +117,7 @@ class TestDeaths:
         await completed_by_itself(await world.worker(), key)
         assert await worker.statuses() == [(6, "completed")]
 
-    async def test_one_process_of_all_looks_for_what_others_left(self, world, worker):
+    async def test_one_process_of_all_recovers_uploads_of_the_others(self, world, worker):
         with world.storage.alone_at("complete") as alone:
             assert alone
             recovering = asyncio.create_task(worker.resumes.run())
@@ -148,7 +148,7 @@ class TestPages:
 
     @pytest.mark.parametrize("by", ["sweep", "itself"])
     @pytest.mark.slow
-    async def test_many_that_wait_or_cannot_be_completed_do_not_keep_others_from_it(self, world, worker, by):
+    async def test_uploads_that_wait_or_fail_do_not_keep_others_from_completion(self, world, worker, by):
         await self.waiting(worker, 8)
         world.clock.pass_by(seconds=60)
         keys = [await worker.create(3) for _ in range(8)]
@@ -168,9 +168,7 @@ class TestPages:
             for key in keys[4:]:
                 await completed_by_itself(other, key)
 
-    async def test_many_that_wait_do_not_keep_those_whose_parts_are_there_from_being_put_together(
-        self, world, worker, monkeypatch
-    ):
+    async def test_waiting_concatenations_do_not_delay_those_whose_parts_are_there(self, world, worker, monkeypatch):
         async def nothing(resource, **_):
             return resource
 

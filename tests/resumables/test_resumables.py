@@ -65,7 +65,7 @@ class TestConcatenation:
             with pytest.raises(Forbidden):
                 await worker.append(key, 0, b"x")
 
-    async def test_parts_that_are_none_or_not_there_are_refused(self, worker):
+    async def test_absent_parts_and_uploads_that_are_no_parts_are_refused(self, worker):
         [a] = await self.parts(worker, b"abc")
         [theirs] = await self.parts(worker, b"abc", session="theirs")
         ordinary = await worker.create(3)
@@ -207,7 +207,7 @@ class TestEnding:
         assert len(await worker.partials()) == 1
         assert (await worker.append(new, 6, b"ghi")).completed
 
-    async def test_no_upload_takes_longer_than_it_may(self, world, worker):
+    async def test_no_upload_outlives_its_deadline(self, world, worker):
         key = await worker.create(100)
         for offset in range(7):
             assert (await worker.append(key, offset, b"x")).expires_at <= NOW + 7 * DAY * 1_000_000

@@ -133,7 +133,7 @@ class TestFrozen:
         assert await worker.offset(key) == 3
 
     @pytest.mark.parametrize("asked_first", [True, False])
-    async def test_an_append_goes_on_in_a_copy(self, frozen, worker, asked_first):
+    async def test_an_append_after_a_preemption_goes_on_in_a_copy(self, frozen, worker, asked_first):
         key = await frozen.create(9)
         await frozen.append(key, 0, b"abc")
         async with Writer(frozen, key, 3, b"xyz") as writer:

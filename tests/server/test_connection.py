@@ -189,7 +189,7 @@ def test_nothing_of_a_body_that_is_malformed_is_stored(running):
         assert client.get(HISTORY, params={"status": "completed"}).json()["items"] == []
 
 
-def test_a_client_may_say_one_thing_after_the_other_and_all_at_once(running):
+def test_requests_may_come_one_by_one_and_pipelined(running):
     with connect(running) as connection:
         connection.sendall(LIVE)
         status, _, body, more = next_answer(connection)
@@ -208,14 +208,14 @@ def test_many_small_requests_in_one_piece_are_not_one_large_one(running):
         assert rest(connection).count(b"HTTP/1.1 200 OK") == 2_001
 
 
-def test_many_small_chunks_are_a_body_and_not_something_beside_it(running):
+def test_many_small_chunks_count_as_a_body_and_not_as_framing(running):
     with running.client() as client:
         made = client.put(f"{UPLOADS}/a.bin", content=(b"x" for _ in range(20_000)))
     assert made.status_code == 201
     assert made.json()["size"] == 20_000
 
 
-def test_trailers_say_nothing(running):
+def test_trailers_are_ignored(running):
     body = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n0\r\nContent-Encoding: gzip\r\n\r\n"
     assert understood(said_to(running, PUT + body))[0] == 201
 
@@ -230,7 +230,7 @@ def test_an_upgrade_is_not_made_and_the_parser_that_stops_at_it_gets_no_second_r
 
 
 class TestPatience:
-    def test_silence_is_not_waited_for(self, impatient):
+    def test_a_silent_connection_is_closed(self, impatient):
         assert said_to(impatient) == b""
 
     @pytest.mark.parametrize("piece", [b"GET /health/li", b"\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n"])
@@ -252,7 +252,7 @@ class TestPatience:
                     return
             pytest.fail("it waits for ever")
 
-    def test_the_second_head_is_not_waited_for_either(self, impatient):
+    def test_a_second_head_that_does_not_end_is_not_waited_for(self, impatient):
         with connect(impatient) as connection:
             connection.sendall(LIVE)
             assert next_answer(connection)[0] == 200

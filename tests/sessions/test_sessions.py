@@ -194,7 +194,7 @@ class TestTokens:
         assert (await who(after, old), await who(after, new)) == (None, session.id)
         assert await who(before, new) is None
 
-    async def test_two_texts_of_one_session_are_one(self, sessions):
+    async def test_two_texts_of_one_session_are_not_ambiguous(self, sessions):
         session, text = await start(sessions)
         other = await joined(sessions, "", await code_for(sessions, text))
         assert await who(sessions, text, other, text) == session.id
@@ -481,7 +481,7 @@ class TestLastSeen:
 
 
 class TestRenewal:
-    async def test_a_token_is_given_out_anew_long_before_its_cookie_ends(self, sessions, clock):
+    async def test_a_token_is_renewed_long_before_its_cookie_ends(self, sessions, clock):
         session, text = await start(sessions)
         recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=DAY)
@@ -493,7 +493,7 @@ class TestRenewal:
         assert await who(sessions, sessions.text_of(renewed), text) == session.id
 
     @pytest.mark.parametrize("skew", [-300, 300])
-    async def test_workers_whose_clocks_differ_agree(self, world, skew):
+    async def test_workers_whose_clocks_differ_agree_on_renewal(self, world, skew):
         """F30."""
         mine, other = world.worker(), world.worker(clock=Time(NOW + skew * 1_000_000))
         for here, there in ((mine, other), (other, mine)):
@@ -528,7 +528,7 @@ class TestRotating:
         standing_still(KNOWN_SECONDS)
         assert (await who(other, old), await who(mine, new)) == (None, session.id)
 
-    async def test_the_old_token_stays_ended_when_it_was_given_out_anew(self, sessions, clock):
+    async def test_the_old_token_stays_ended_when_it_was_renewed(self, sessions, clock):
         _, old = await start(sessions)
         recognised = await sessions.recognise([[old]])
         assert await who(sessions, await rotated(sessions, old))

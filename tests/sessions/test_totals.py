@@ -178,7 +178,7 @@ async def test_sums_of_sessions_that_are_gone_are_forgotten(db):
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_first_grant_beside_a_join_that_is_not_committed_sees_all_of_it(db, database_url):
+async def test_a_first_grant_beside_an_uncommitted_join_counts_the_joined_uploads(db, database_url):
     """What was counted then from a snapshot was 1,566 of 6,002, for ever."""
     await insert(db, session("mine"), session("joined"))
     await upload_records.insert_uploads(db, [upload(number, "mine") for number in range(1, 30)])

@@ -210,7 +210,7 @@ class TestFormsOfManyFiles:
         assert len(uploads) == self.MANY
         assert len(await world.store.contents()) == self.MANY + 1
 
-    async def test_a_file_that_is_refused_takes_all_slices_back(self, world):
+    async def test_a_refused_file_undoes_all_slices_of_its_form(self, world):
         world.store.refuses = {13: StorageFull()}
         sizes = [1] * (self.MANY - 90) + [13] + [1] * 89
         async with world.publisher() as publisher:
@@ -222,7 +222,7 @@ class TestFormsOfManyFiles:
         assert await world.statuses() == []
         assert not world.store.staged
 
-    async def test_a_row_that_is_refused_takes_all_files_back(self, world):
+    async def test_a_refused_row_undoes_all_files_of_its_form(self, world):
         await TestRefusedRows.forbid(world.db, "bad")
         files = await world.files(*[1] * 1200)
         async with world.publisher() as publisher:
@@ -243,7 +243,7 @@ class TestFormsOfManyFiles:
 
 
 class TestRefusedFiles:
-    async def test_a_refused_file_takes_its_request_back_and_no_other(self, world):
+    async def test_a_refused_file_undoes_its_request_and_no_other(self, world):
         world.store.refuses = {13: StorageFull()}
         world.store.gate.close()
         async with world.publisher() as publisher:

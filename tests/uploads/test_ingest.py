@@ -201,7 +201,7 @@ class TestRefusals:
         assert refusal.value.members == {"algorithm": "sha-256", "expected": EMPTY, "actual": actual}
         assert await world.outcome() == [("true", 0, "completed"), ("false", 1, "digest_mismatch")]
 
-    async def test_a_digest_that_differs_takes_the_request_back(self, world):
+    async def test_a_digest_that_differs_undoes_the_request(self, world):
         with pytest.raises(DigestMismatch):
             await world.send(("a", 0), ("b", 1), ("c", 0), digests=Digests(EMPTY))
         assert await world.outcome() == [("a", 0, "digest_mismatch"), ("b", 1, "digest_mismatch")]
@@ -215,7 +215,7 @@ class TestRefusals:
             await landing.end_file()
             await landing.publish()
 
-    async def test_one_refused_file_takes_its_whole_request_back(self, world):
+    async def test_one_refused_file_undoes_its_whole_request(self, world):
         world.store.refuses = {13: StorageFull()}
         with pytest.raises(StorageFull):
             await world.send(("a", 10), ("b", 13), declared=100)

@@ -284,7 +284,7 @@ async def test_a_client_that_is_late_while_the_service_is_busy_is_measured_again
 # --- not now
 
 
-async def test_too_many_uploads_at_once_are_told_to_come_back(tmp_path: Path) -> None:
+async def test_uploads_over_the_limit_at_once_are_told_to_retry(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path, max_concurrent_uploads=1)) as service:
         waits, goes_on = asyncio.Event(), asyncio.Event()
 

@@ -111,7 +111,7 @@ async def test_one_concatenation_is_made_of_many_simultaneous_requests(tmp_path:
 # --- how many, and of how many bytes
 
 
-async def test_a_part_is_in_so_many_concatenations_and_no_more(
+async def test_a_part_is_in_a_limited_number_of_concatenations(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resumables, "MAX_OF_PART", 3)
@@ -126,7 +126,9 @@ async def test_a_part_is_in_so_many_concatenations_and_no_more(
     assert len(await listed(client)) == 4  # nothing is left of those that were refused
 
 
-async def test_a_session_has_so_many_that_wait_and_no_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_has_a_limited_number_of_waiting_concatenations(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resumables, "MAX_WAITING_OF_SESSION", 2)
     client = service.client()
     begun = {**TUS, "Upload-Concat": "partial", "Upload-Length": "1"}

@@ -36,7 +36,7 @@ async def content_of(client: Client, content: bytes = CONTENT, **headers: str) -
     return str(record["links"]["content"])
 
 
-async def test_the_bytes_come_back_with_all_that_is_known_of_them(service: Service) -> None:
+async def test_a_download_brings_the_bytes_and_their_headers(service: Service) -> None:
     client = service.client()
     record = await upload(client, name="%E2%82%AC%20%22rates%22%3B.csv", **{"Content-Type": "text/csv"})
     answer = await client.get(record["links"]["content"])
@@ -109,7 +109,7 @@ async def test_head_is_get_without_the_bytes(service: Service) -> None:
         ("message/rfc822", None),
     ],
 )
-async def test_only_what_no_browser_runs_is_served_under_the_name_it_came_with(
+async def test_only_types_that_no_browser_runs_are_served_as_declared(
     service: Service, given: str, served: str | None
 ) -> None:
     client = service.client()
@@ -195,7 +195,7 @@ async def test_a_range_outside_the_file_is_refused_with_its_size(service: Servic
     assert (head.status, head["content-length"]) == (200, "20")  # a Range is for GET alone
 
 
-async def test_head_hears_no_range(service: Service) -> None:
+async def test_a_head_ignores_ranges(service: Service) -> None:
     client = service.client()
     head = await client.request("HEAD", await content_of(client), headers={"Range": "bytes=0-1"})
     assert (head.status, head["content-length"], head.all("content-range")) == (200, "20", [])
@@ -349,7 +349,7 @@ async def test_simultaneous_deletions_all_succeed(service: Service) -> None:
     assert [answer.status for answer in answers] == [204] * 5
 
 
-async def test_nothing_tells_foreign_absent_deleted_and_failed_apart(service: Service) -> None:
+async def test_foreign_absent_deleted_and_failed_uploads_are_answered_alike(service: Service) -> None:
     client, stranger = service.client(), service.client()
     foreign = (await upload(stranger))["id"]
     deleted = await upload(client)
@@ -453,9 +453,7 @@ async def test_a_damaged_file_is_never_a_200(service: Service, damage: Any, cont
 
 
 @pytest.mark.parametrize(("code", "detail"), [("lost", "the stored file is missing"), ("damaged", "it was altered")])
-async def test_an_upload_that_was_found_damaged_is_gone_until_it_is_whole(
-    service: Service, code: str, detail: str
-) -> None:
+async def test_a_damaged_upload_is_gone_until_it_is_repaired(service: Service, code: str, detail: str) -> None:
     client, db = service.client(), service.state["db"]
     record = await upload(client)
     target = record["links"]["content"]

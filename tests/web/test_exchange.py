@@ -75,7 +75,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("method", "target", "headers", "status"), REFUSED)
-async def test_a_refusal_keeps_nothing_alive(
+async def test_a_refusal_leaves_no_exception_to_the_garbage_collector(
     service: Service, method: str, target: str, headers: dict[str, str], status: int
 ) -> None:
     """Its traceback holds every frame, and so the last block of the body: none may wait for the collector of cycles."""
@@ -253,7 +253,7 @@ async def test_a_client_that_hangs_up_while_it_is_heard_out_is_released(service:
 # --- the log
 
 
-async def test_one_line_tells_of_each_request_and_never_of_cookies(service: Service) -> None:
+async def test_each_request_is_logged_in_one_line_without_its_cookies(service: Service) -> None:
     client = service.client()
     with capture_logs() as lines:
         created = (await client.put("a%0A%1B[31m%E2%80%AEb", b"abc")).status

@@ -259,7 +259,7 @@ async def test_a_status_may_be_repeated_instead(client: Client, everything: list
         assert answer.json()["items"] == expected(everything, {"status": "failed,deleted"})
 
 
-async def test_fifty_are_a_page_unless_said_otherwise(client: Client) -> None:
+async def test_a_page_has_fifty_records_by_default(client: Client) -> None:
     page = (await client.get(HISTORY)).json()
     assert (page["limit"], len(page["items"])) == (50, 50)
     assert page.keys() == {"items", "next_cursor", "limit", "skipped"}
@@ -429,7 +429,7 @@ BAD_TOGETHER = [
     [*((f"{name}={value}", name) for name, values in BAD.items() for value in values), *BAD_TOGETHER],
     ids=lambda text: text[:40],
 )
-async def test_a_query_is_understood_whole_or_refused(client: Client, query: str, parameter: str) -> None:
+async def test_a_query_is_understood_as_a_whole_or_refused(client: Client, query: str, parameter: str) -> None:
     problem = (await client.get(f"{HISTORY}?{query}")).refused(400, "bad_query")
     assert problem["parameter"] == parameter
     assert problem["detail"].startswith(f"{parameter}: expected ")

@@ -261,7 +261,7 @@ async def test_a_session_that_joins_another_brings_its_keys(service: Service) ->
     assert len(await listed(client)) == 2
 
 
-async def test_an_upload_that_is_under_way_while_its_session_joins_another_has_its_key_there(service: Service) -> None:
+async def test_a_key_of_an_upload_in_flight_moves_with_its_session(service: Service) -> None:
     client, other, begun, go_on = await visitor(service), await visitor(service), asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:

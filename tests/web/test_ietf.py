@@ -151,7 +151,7 @@ async def test_a_question_at_a_busy_upload_is_answered_with_retry_after(
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET", "DELETE"])
-async def test_no_cache_keeps_that_there_is_nothing(service: Service, method: str) -> None:
+async def test_an_absent_upload_is_not_kept_by_caches(service: Service, method: str) -> None:
     """The session that owns it would be told so too."""
     made = await service.client().post(UPLOADS, headers=MORE)
     other = service.client()
@@ -180,7 +180,7 @@ async def test_a_length_that_comes_apart_from_the_body_counts_too(service: Servi
     refused_with_a_registered_type(answer, 400, "inconsistent_upload_length", "inconsistent-upload-length")
 
 
-async def test_a_client_of_tus_that_speaks_this_protocol_may_name_the_file_in_its_own_way(service: Service) -> None:
+async def test_a_tus_client_of_this_protocol_may_name_the_file_by_its_metadata(service: Service) -> None:
     named = {"Upload-Metadata": "filename YS50eHQ=,filetype dGV4dC9wbGFpbg=="}
     for fields in (speaking("6"), {}):
         answer = await service.client().post(UPLOADS, b"hello", headers={**CHUNK, **DONE, **fields, **named})
@@ -375,7 +375,7 @@ async def test_a_form_is_a_form_whatever_it_offers(service: Service) -> None:
     assert answer["upload-complete"] == "?1"
 
 
-async def test_the_newest_request_wins(service: Service) -> None:
+async def test_the_newest_request_preempts_the_writer(service: Service) -> None:
     client = service.client()
     made = await client.post(UPLOADS, headers=MORE)
     taken, more = asyncio.Event(), asyncio.Event()

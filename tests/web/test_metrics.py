@@ -135,7 +135,7 @@ async def test_an_upload_in_flight_is_counted_while_it_lasts(service: Service) -
     assert now["waybill_workers"] == 1
 
 
-async def test_free_space_is_what_an_upload_could_use_and_no_figure_when_nobody_knows(
+async def test_free_space_is_what_an_upload_could_use_and_absent_when_unknown(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, name = service.state["storage"], "waybill_storage_free_bytes"

@@ -187,9 +187,7 @@ async def test_fifty_uploads_at_once_get_the_last_places_and_no_more(
     assert len(workers[0].files()) == 7
 
 
-async def test_broken_uploads_give_back_what_they_were_granted(
-    stack: AsyncExitStack, tmp_path: Path, database_url: str
-) -> None:
+async def test_broken_uploads_release_their_quota(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
     client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=100_000))
 
     async def hang_up() -> AsyncIterator[bytes]:
@@ -349,7 +347,9 @@ async def test_a_session_that_joins_another_brings_what_it_has(
 # --- how many at once, and what answers say
 
 
-async def test_a_session_sends_so_many_at_once(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
+async def test_a_session_sends_a_limited_number_of_uploads_at_once(
+    stack: AsyncExitStack, tmp_path: Path, database_url: str
+) -> None:
     running = await service(stack, tmp_path, database_url, session_concurrent_uploads=2)
     client = await a_session(running)
     url = (await create(client, 2))["location"]

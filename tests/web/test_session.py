@@ -262,7 +262,7 @@ async def test_keys_rotate_without_ending_a_session(tmp_path: Path, database_url
 # --- /api/session
 
 
-async def test_a_session_tells_of_itself_and_not_its_secret(service: Service) -> None:
+async def test_a_session_is_shown_without_its_secret(service: Service) -> None:
     client = await started(service, "a", "b")
     await client.put("c", b"yy")
     await client.put("failed", b"x", headers={"Content-Length": "3"})

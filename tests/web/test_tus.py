@@ -185,7 +185,7 @@ async def test_bytes_with_another_checksum_do_not_count(service: Service, algori
     assert (await listed(client))[0]["sha256"] == sha256(b"helloworld")
 
 
-async def test_bytes_whose_checksum_cannot_be_told_do_not_count_either(service: Service) -> None:
+async def test_bytes_whose_checksum_cannot_be_checked_do_not_count(service: Service) -> None:
     client = service.client()
     url = await create(client, 10)
     how = {"headers": checksum("sha1", b"hello")}
@@ -208,7 +208,7 @@ async def test_bytes_that_arrived_before_the_connection_broke_stay(service: Serv
 
 
 @pytest.mark.slow
-async def test_a_client_that_sends_too_slowly_is_told_to_go_on_later(
+async def test_a_client_that_sends_too_slowly_is_told_to_resume_later(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not 408, for which clients of tus give up."""
@@ -312,7 +312,7 @@ async def test_a_post_may_stand_for_a_patch_or_a_delete(service: Service) -> Non
     answer.refused(405, "method_not_allowed")
 
 
-async def test_a_cancelled_upload_is_gone_and_history_tells(service: Service) -> None:
+async def test_a_cancelled_upload_is_gone_and_listed_in_the_history(service: Service) -> None:
     client = service.client()
     url = await create(client, 10)
     assert (await patch(client, url, 0, b"hello")).status == 204
@@ -432,7 +432,7 @@ class TestConcatenation:
         assert again.status == 201
         assert len(await listed(client)) == 2
 
-    async def test_a_final_that_was_answered_201_is_completed_though_nobody_asks_for_it(
+    async def test_an_acknowledged_final_upload_is_completed_though_nobody_asks_for_it(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The database goes away in the middle, and comes back; only the history is looked at."""
@@ -463,7 +463,7 @@ class TestConcatenation:
         [record] = await listed(client)
         assert (record["status"], record["sha256"]) == ("completed", sha256(b"helloworld"))
 
-    async def test_only_parts_of_ones_own_serve(self, service: Service) -> None:
+    async def test_a_concatenation_takes_only_parts_of_its_own_session(self, service: Service) -> None:
         owner, other = service.client(), service.client()
         part, whole = await self.part(owner, b"hello"), await create(owner, 5)
         (await self.final(owner, whole)).refused(400, "bad_request")
@@ -526,7 +526,7 @@ async def test_the_address_may_end_in_a_slash(service: Service) -> None:
     assert "//" not in answer["location"]
 
 
-async def test_options_tell_everything(service: Service) -> None:
+async def test_options_name_extensions_and_limits(service: Service) -> None:
     for target in (UPLOADS, f"{UPLOADS}/anything"):
         answer = await service.client().request("OPTIONS", target, headers={"Tus-Resumable": "0.0.1"})
         assert answer.status == 204
@@ -540,7 +540,7 @@ async def test_options_tell_everything(service: Service) -> None:
         assert ("PATCH" in answer["allow"]) == (target != UPLOADS)
 
 
-async def test_a_browser_that_opens_the_url_is_told_politely(service: Service) -> None:
+async def test_a_browser_that_opens_the_url_gets_a_readable_answer(service: Service) -> None:
     client = service.client()
     url = await create(client, 10)
     answer = await client.get(url)
@@ -596,7 +596,7 @@ async def test_a_refusal_names_the_version_wherever_it_comes_from(
     assert (await service.client().request(method, path)).get("tus-resumable") is None
 
 
-async def test_the_log_does_not_tell_the_key(service: Service) -> None:
+async def test_the_log_does_not_hold_the_key(service: Service) -> None:
     client = service.client()
     with capture_logs() as lines:
         url = await create(client, 5)

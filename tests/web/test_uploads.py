@@ -39,7 +39,7 @@ async def listed(client: Client) -> list[dict[str, Any]]:
     return answer.json()["items"]
 
 
-async def test_files_of_a_form_land_in_its_order_and_its_fields_are_passed_over(service: Service) -> None:
+async def test_files_of_a_form_land_in_its_order_and_its_fields_are_ignored(service: Service) -> None:
     client = service.client()
     answer = await send_form(
         client,
@@ -283,7 +283,7 @@ FRAGMENTS = ["bytes 0-4/12", "bytes 5-9/12", "bytes 0-4/*", "bytes */5", "bytes 
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("method", ["PUT", "POST", "form"])
-async def test_a_fragment_of_a_file_is_refused_and_the_whole_taken(
+async def test_a_fragment_of_a_file_is_refused_and_the_complete_file_taken(
     service: Service, method: str, chunked: bool
 ) -> None:
     client = service.client()
@@ -430,7 +430,7 @@ async def test_an_encoding_that_changes_nothing_is_taken(service: Service) -> No
     assert answer.status == 201
 
 
-async def test_options_say_what_is_spoken_and_the_limits(service: Service) -> None:
+async def test_options_name_the_protocols_and_the_limits(service: Service) -> None:
     answer = await service.client().request("OPTIONS", UPLOADS)
     assert answer.status == 204
     assert answer["allow"] == "OPTIONS, POST, PUT"

@@ -94,14 +94,14 @@ def test_a_failing_wait_leaves_nothing_for_the_next(file, block, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [10**6, None])
-def test_a_kernel_without_it_is_asked_once_by_each_thread(file, block, monkeypatch, number):
+def test_a_kernel_without_asynchronous_writes_is_asked_once_by_each_thread(file, block, monkeypatch, number):
     monkeypatch.setattr(aio, "_SETUP", number)
     with memoryview(block) as view, capture_logs() as lines:
         assert [aio.begin_write(file, view, 0) for _ in range(3)] == [None] * 3
     assert [line["reason"] for line in lines] == ["Function not implemented"]
 
 
-def test_each_thread_has_a_queue_of_its_own_and_gives_it_back(tmp_path):
+def test_each_thread_has_a_queue_of_its_own_and_releases_it(tmp_path):
     written, queues = [], []
 
     def work(number):

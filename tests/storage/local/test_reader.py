@@ -154,7 +154,7 @@ async def test_a_store_that_cannot_be_asked_says_nothing_against_the_file(storag
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to give a file to somebody else")
-async def test_somebody_elses_file_is_no_file_of_the_store(storage, tmp_path):
+async def test_a_file_of_another_owner_is_no_file_of_the_store(storage, tmp_path):
     key = await put(storage, b"hello")
     os.chown(path_of(tmp_path, key), 12345, 12345)
     with pytest.raises(Replaced):

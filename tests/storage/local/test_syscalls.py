@@ -94,7 +94,7 @@ def test_flushing_and_asking_succeed_on_a_sound_file(place):
         syscalls.written_back(file.fileno())
 
 
-def test_an_error_is_told_with_its_number():
+def test_an_error_is_raised_with_its_number():
     for call in (syscalls.syncfs, syscalls.written_back):
         with pytest.raises(OSError, match="Bad file descriptor") as told:
             call(-1)

@@ -354,7 +354,7 @@ async def test_a_mark_is_given_once_data_and_name_are_flushed(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("durability", ["full", "fast"])
-async def test_a_publication_that_a_crash_cut_short_is_made_whole(tmp_path, monkeypatch, durability):
+async def test_a_publication_that_a_crash_cut_short_is_completed(tmp_path, monkeypatch, durability):
     """It ended between the rename and what follows."""
     storage = local(tmp_path, durability=durability)
     await storage.prepare()
@@ -617,7 +617,7 @@ async def test_a_prefix_that_is_read_again_stops_when_the_store_does(tmp_path, m
     assert partial_files(tmp_path) == {f"{key}.{fence}": content_of(5 * MiB)}
 
 
-async def test_no_mix_of_leavings_leaks_anything(tmp_path, storage):
+async def test_no_mix_of_endings_leaks_anything(tmp_path, storage):
     before = len(descriptors())
     contents = {}
 
