@@ -172,7 +172,7 @@ class TestLife:
         assert list(tmp_path.iterdir()) == []
 
 
-class TestChance:
+class TestRandomness:
     def test_ids_are_sorted_by_time_and_differ(self):
         ids = [new_id() for _ in range(1000)]
         assert len(set(ids)) == 1000

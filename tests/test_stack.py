@@ -122,7 +122,7 @@ class TestSettings:
         )
 
 
-class TestWhatIsReachable:
+class TestNetwork:
     def test_the_ports_agree(self):
         settings = settings_of_the_stack()
         assert settings.host == "0.0.0.0"
@@ -144,7 +144,7 @@ class TestWhatIsReachable:
         assert ip_network(believed).is_private
 
 
-class TestWhatIsWritable:
+class TestWritableFiles:
     def test_the_service_writes_to_its_volume_alone(self):
         service, storage_dir = SERVICES["waybill"], str(settings_of_the_stack().storage_dir)
         assert service["read_only"] is True

@@ -142,7 +142,7 @@ def test_a_form_may_be_the_same_whatever_its_boundary(parts, boundaries):
         assert not form_asked([*parts[:-1], parts[-1] + 1], boundaries[1]).may_be(first)
 
 
-class TestClaims:
+class TestKeyClaims:
     async def test_an_upload_that_landed_is_answered_by_all_processes_for_a_day(self, world):
         one, other = await world.process(), await world.process()
         first = await (await one.send().began()).end()
@@ -268,7 +268,7 @@ class TestClaims:
         assert (await process.send().answer())[0].id == upload.id
 
 
-class TestAtTheSameMoment:
+class TestRaces:
     """Two transactions want the same row; the one that comes second waits, and sees what the first one did."""
 
     KEY = ("mine", idempotency.hashed("key"))

@@ -309,7 +309,7 @@ class TestSessions:
         assert (refused.status, refused.json()["code"]) == (403, "cross_origin")
 
 
-class TestTheRest:
+class TestOtherAddresses:
     @pytest.mark.parametrize(("path", "status"), [("/health/live", "live"), ("/health/ready", "ready")])
     def test_health_is_answered(self, curl, path, status):
         said = curl(path)

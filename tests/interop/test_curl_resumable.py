@@ -98,7 +98,7 @@ def file(curl, piece):
     return piece.name
 
 
-class TestTheWholeFileAtOnce:
+class TestOneRequest:
     @pytest.mark.parametrize("version", VERSIONS)
     @pytest.mark.parametrize("method", ["PUT", "POST"])
     def test_the_resource_is_announced_while_the_body_comes(self, curl, landed, source, version, method):
@@ -160,7 +160,7 @@ class TestTheWholeFileAtOnce:
         landed(piece)
 
 
-class TestInSteps:
+class TestSeveralRequests:
     @pytest.fixture
     def begun(self, curl):
         headers = {"Upload-Complete": "?0", "Content-Disposition": 'attachment; filename="file.bin"'}

@@ -175,7 +175,7 @@ class TestDamage:
         assert figure(metrics, "damage_found_total", Damage.MISSING) == 0
 
 
-class TestTooMuch:
+class TestImplausibleDamage:
     """The wrong directory or the wrong database: what cannot be believed is told, and nothing is marked."""
 
     async def test_many_missing_files_are_not_marked(self, store, db, scrubber, metrics):

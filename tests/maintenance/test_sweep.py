@@ -206,7 +206,7 @@ class Sideways:
         return await super(type(self._db), self._db).transaction(work, **more)
 
 
-class TestTooMany:
+class TestImplausibleSweeps:
     @pytest.mark.parametrize(
         ("found", "of", "answer"),
         [

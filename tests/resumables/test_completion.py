@@ -200,7 +200,7 @@ class TestCompleting:
         assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
 
 
-class TestPuttingTogether:
+class TestConcatenating:
     @pytest.fixture
     def assembling(self, world, monkeypatch):
         """A gate for the first who puts parts together."""

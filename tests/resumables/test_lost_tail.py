@@ -12,7 +12,7 @@ from tests.support.unreliable import Gate, coming, until
 __all__ = ["pair", "worker", "world"]
 
 
-class TestNumbersDrawnTwice:
+class TestFencesDrawnTwice:
     async def test_one_of_two_writers_with_the_same_fence_commits(self, pair, monkeypatch):
         first, second = pair
         monkeypatch.setattr(first.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))

@@ -130,7 +130,7 @@ class TestDeaths:
         await asyncio.wait((recovering,))
 
 
-class TestPages:
+class TestManyUploads:
     """Nothing is passed by because others come first: every page is moved on from."""
 
     @pytest.fixture(autouse=True)

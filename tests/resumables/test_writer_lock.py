@@ -12,7 +12,7 @@ from tests.support.unreliable import Gate, coming, until
 __all__ = ["pair", "worker", "world"]
 
 
-class TestNewest:
+class TestPreemption:
     async def test_a_question_preempts_the_writer_and_returns_its_offset(self, pair):
         first, second = pair
         key = await first.create(9)
@@ -112,7 +112,7 @@ class TestNewest:
         assert await worker.offset(key) == 3
 
 
-class TestFrozen:
+class TestFrozenWriters:
     """A process that holds an upload, was stopped, and goes on later as if nothing had happened."""
 
     @pytest.fixture

@@ -229,7 +229,7 @@ def test_an_upgrade_is_not_made_and_the_parser_that_stops_at_it_gets_no_second_r
     assert not any("Unsupported" in warning for warning in running.said("warning"))
 
 
-class TestPatience:
+class TestTimeouts:
     def test_a_silent_connection_is_closed(self, impatient):
         assert said_to(impatient) == b""
 

@@ -242,7 +242,7 @@ async def standing_still(monkeypatch):
     return pass_by
 
 
-class TestWhatIsKnown:
+class TestKnownSessions:
     async def test_simultaneous_lookups_ask_the_database_once(self, sessions, asked):
         session, text = await start(sessions)
         asked.clear()

@@ -348,7 +348,7 @@ async def test_an_unknown_upload_is_not_found(service: Service) -> None:
         assert (await head(client, f"{UPLOADS}/{nonsense}")).status == 404
 
 
-class TestWho:
+class TestOwners:
     """Whoever holds the URL may go on, unless he shows another session."""
 
     async def test_the_url_is_enough(self, service: Service) -> None:
@@ -473,7 +473,7 @@ class TestConcatenation:
         body.refused(403, "forbidden")
 
 
-class TestTheNewestWins:
+class TestPreemption:
     async def begun(self, client: Client, url: str, *, first: bytes) -> tuple["asyncio.Task[Answer]", asyncio.Event]:
         """A PATCH under way, which has sent its first bytes and then nothing; and what lets it go on."""
         taken, more = asyncio.Event(), asyncio.Event()
