@@ -290,7 +290,7 @@ class PartialContract:
     # --- making one from others
 
     @pytest.mark.parametrize("sizes", [[], [0], [5], [3 * MiB + 1], [1, 0, 2], [MiB + 5, 4096, 2 * MiB, 300 * KiB + 1]])
-    async def test_parts_are_put_together_in_their_order(self, storage, sizes):
+    async def test_parts_are_concatenated_in_their_order(self, storage, sizes):
         contents = [content_of(size, seed) for seed, size in enumerate(sizes)]
         parts = [await kept(storage, content) for content in contents]
         key, without_file = new_key(), (new_key(), 1, Mark(0))
@@ -350,7 +350,7 @@ class PartialContract:
         assert await complete(storage, key, fence, mark, b"more") == content + b"more"
         assert await storage.aside() == []
 
-    async def test_a_part_that_was_set_aside_is_put_together_all_the_same(self, storage):
+    async def test_a_part_that_was_set_aside_is_concatenated_all_the_same(self, storage):
         parts = [await kept(storage, content_of(300 * KiB, seed)) for seed in range(2)]
         await storage.set_partials_aside([(key, fence) for key, fence, _ in parts])
         whole = new_key()
@@ -387,7 +387,7 @@ class PartialContract:
     # --- space
 
     @pytest.mark.parametrize("ending", ["detached", "back"])
-    async def test_the_space_of_what_is_given_up_can_be_used_again(self, small, ending):
+    async def test_the_space_of_an_aborted_file_can_be_used_again(self, small, ending):
         key, fence, mark = await kept(small, content_of(100 * KiB))
         for _ in range(5):
             partial = await small.partial(key, fence, mark)

@@ -152,7 +152,7 @@ class RecordsContract:
         await upload_records.insert_uploads(db, [upload(1, filename="other.txt"), upload(2)])
         assert await everything(db) == [upload(2), upload(1)]
 
-    async def test_an_upload_on_its_way_in_arrives_or_fails_once(self, db):
+    async def test_an_upload_in_flight_lands_or_fails_once(self, db):
         coming = {"size": 0, "sha256": None, "completed_at": None, "protocol": Protocol.TUS}
         failed = {
             "status": Status.FAILED,
@@ -551,7 +551,7 @@ class RecordsContract:
         by = await asyncio.gather(*(taken(db, "code") for _ in range(10)))
         assert sorted(by, key=str) == [None] * 9 + ["mine"]
 
-    async def test_a_session_that_joins_another_brings_everything(self, db):
+    async def test_a_session_that_joins_another_brings_all_its_records(self, db):
         await insert(db, session("old"), session("mine"), session("other"))
         await upload_records.insert_uploads(db, [upload(1, "old"), upload(2, "mine"), upload(3, "other")])
         await token_records.insert_code(db, "code", "old", NOW + 10)
@@ -564,7 +564,7 @@ class RecordsContract:
         old = await upload_records.find_session(db, "old")
         assert (old.ended_at, old.merged_into) == (NOW + 1, "mine")
 
-    async def test_an_upload_that_was_under_way_lands_where_its_session_went(self, db):
+    async def test_an_upload_in_flight_lands_where_its_session_went(self, db):
         await insert(db, session("oldest"), session("old"), session("mine"))
         await db.transaction(lambda unit: merge_records.merge(unit, "oldest", "old", NOW))
         await db.transaction(lambda unit: merge_records.merge(unit, "old", "mine", NOW))

@@ -167,12 +167,12 @@ class StorageContract:
             assert await small.free_bytes() == MiB
         assert await keys(small) == []
 
-    async def test_a_file_may_be_given_up_before_its_first_byte_and_after_its_last(self, storage):
+    async def test_a_file_may_be_aborted_before_its_first_byte_and_after_its_last(self, storage):
         await storage.stage(new_key()).abort()
         await (await staged(storage, content_of(2 * MiB))).abort()
         assert await keys(storage) == []
 
-    async def test_a_file_may_be_given_up_while_it_is_written(self, storage):
+    async def test_a_file_may_be_aborted_while_it_is_written(self, storage):
         file = storage.stage(new_key())
         writing = asyncio.create_task(file.write(content_of(8 * MiB)))
         await asyncio.sleep(0)
@@ -194,7 +194,7 @@ class StorageContract:
                     await file.finish()
             assert await get(storage, published.key) == content_of(size)
 
-    async def test_a_published_file_cannot_be_given_up(self, storage):
+    async def test_a_published_file_cannot_be_aborted(self, storage):
         file = await staged(storage, b"kept")
         await storage.publish([file])
         await file.abort()
@@ -206,7 +206,7 @@ class StorageContract:
         assert list(await storage.publish([given_up, kept])) == [given_up.key]
         assert await keys(storage) == [kept.key]
 
-    async def test_closing_gives_up_what_is_on_its_way_in(self, storage):
+    async def test_closing_the_store_aborts_files_in_flight(self, storage):
         small, large = storage.stage(new_key()), storage.stage(new_key())
         await small.write(b"a")
         await large.write(content_of(3 * MiB))

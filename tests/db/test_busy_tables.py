@@ -164,7 +164,7 @@ async def test_processes_that_build_an_index_at_once_build_it_once_and_do_not_wa
     await asyncio.gather(*(db.close() for db in databases))
 
 
-async def test_a_needed_migration_and_the_building_of_an_index_come_past_each_other(url, needed):
+async def test_a_needed_migration_and_the_building_of_an_index_do_not_deadlock(url, needed):
     async with opened(url) as db, opened(url) as other:
         async with dump(url):
             building = asyncio.create_task(migrate.build_indexes(db, now_us=0))

@@ -141,7 +141,7 @@ async def test_a_schema_that_needs_newer_code_is_refused(db):
             await ask
 
 
-async def test_tables_that_another_process_makes_just_then_are_not_somebody_elses(db, database_url, monkeypatch):
+async def test_tables_that_another_process_makes_meanwhile_are_not_taken_for_foreign(db, database_url, monkeypatch):
     other, looked = Db(database_url), migrate.examine
     await other.open()
 

@@ -219,7 +219,7 @@ class TestImplausibleSweeps:
         assert too_many(found, of) is answer
 
     @pytest.mark.parametrize("recorded", [0, 10, 11, 40])
-    async def test_a_crash_explains_what_its_process_had_under_way_and_no_more(self, tmp_path, db, recorded):
+    async def test_a_crash_explains_the_files_in_flight_of_its_process_and_no_more(self, tmp_path, db, recorded):
         """The rows of some that had been recorded are gone with an older database."""
         async with local(tmp_path, 9) as dead:
             for number in range(100, 140):
@@ -431,7 +431,7 @@ class TestSweepers:
         }  # fmt: skip
 
 
-async def test_trust_in_the_store_comes_back_by_itself(db, tmp_path, monkeypatch):
+async def test_a_distrusted_store_is_tested_and_trusted_again_by_itself(db, tmp_path, monkeypatch):
     """A fault of the disk closes the store to uploads; nobody may be asking whether it is ready."""
 
     def fails(fd: int) -> None:

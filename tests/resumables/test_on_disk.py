@@ -81,7 +81,7 @@ class TestDirectory:
         await worker.resumes.sweep()
         assert await worker.partials() == []
 
-    async def test_parts_are_put_together(self, world):
+    async def test_parts_are_concatenated(self, world):
         worker = await world.worker()
         keys = []
         for letter in (b"a", b"b", b"c"):

@@ -24,7 +24,7 @@ class TestConcatenation:
             await worker.append(key, 0, content, session=session)
         return keys
 
-    async def test_parts_are_put_together_in_order_and_as_often_as_they_are_named(self, worker):
+    async def test_parts_are_concatenated_in_order_and_as_often_as_they_are_named(self, worker):
         a, b = await self.parts(worker, b"abc", b"de")
         assert await worker.statuses() == []
         whole, key = await worker.concatenate(b, a, b)
@@ -82,7 +82,7 @@ class TestConcatenation:
         with pytest.raises(TooLarge):
             await worker.concatenate(*big)
 
-    async def test_a_client_without_cookies_may_put_its_parts_together(self, worker):
+    async def test_a_client_without_cookies_may_concatenate_its_parts(self, worker):
         [a] = await self.parts(worker, b"abc", session="first answer")
         [b] = await self.parts(worker, b"def", session="second answer")
         session = Session(id="third", created_at=NOW, last_seen_at=NOW, expires_at=NOW + 1000)
@@ -261,7 +261,7 @@ class TestEnding:
                 await writer.task
         assert await worker.statuses() == [(0, "expired")]
 
-    async def test_files_that_nobody_needs_are_removed_but_not_those_of_another_database(self, world, worker):
+    async def test_leftover_files_are_removed_but_not_those_of_another_database(self, world, worker):
         world.storage.partial_files[world.new_id(), 0] = bytearray(b"?")
         worker.resumes._expiry._grace_seconds = 0
         assert (await worker.resumes.sweep()).files_removed == 0

@@ -343,7 +343,7 @@ class TestKnownSessions:
         go_on.set()
         assert await asyncio.gather(*others) == [session.id] * 2
 
-    async def test_a_lookup_that_everybody_left_ends_quietly(self, sessions, monkeypatch):
+    async def test_a_lookup_that_all_callers_left_ends_quietly(self, sessions, monkeypatch):
         _, text = await start(sessions)
         begun, go_on, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         complaints = []

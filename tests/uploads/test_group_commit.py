@@ -420,7 +420,7 @@ class TestOutage:
         assert await world.statuses() == [(1, "completed"), (2, "completed")]
 
     @pytest.mark.parametrize(("ends_with", "status"), [("COMMIT", "completed"), ("ROLLBACK", "failed")])
-    async def test_an_insert_that_is_still_under_way_decides(self, world, database_url, ends_with, status):
+    async def test_an_insert_still_in_flight_decides_the_outcome(self, world, database_url, ends_with, status):
         """The connection is lost, and the database goes on with what it was told before."""
         async with world.publisher(patience=0) as publisher:
             world.db.away = True

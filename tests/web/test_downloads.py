@@ -489,7 +489,7 @@ async def test_a_damaged_upload_can_be_deleted_by_its_owner(service: Service) ->
     (await client.get(target)).refused(404, "not_found")
 
 
-async def test_an_upload_that_failed_on_its_way_in_was_never_a_file(service: Service) -> None:
+async def test_an_upload_that_failed_in_flight_was_never_a_file(service: Service) -> None:
     client = service.client()
     (await client.put("a", b"x", headers={"Repr-Digest": f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"})).refused(
         400, "digest_mismatch"

@@ -377,7 +377,7 @@ async def test_a_test_restores_no_trust_that_was_lost_while_it_ran(storage, monk
     await trusted_again(storage)
 
 
-async def test_uploads_under_way_may_end_well_while_no_new_one_is_taken(tmp_path, storage, monkeypatch):
+async def test_uploads_in_flight_may_succeed_while_no_new_one_is_taken(tmp_path, storage, monkeypatch):
     under_way = storage.stage(new_key())
     await under_way.write(content_of(2 * MiB))
     failing = await staged(storage, b"x")
