@@ -26,13 +26,13 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_result_is_the_works():
+async def test_the_result_of_the_work_is_returned():
     work = Work()
     work.end.set_result("done")
     assert await run_to_completion(work.run()) == "done"
 
 
-async def test_the_error_is_the_works():
+async def test_the_error_of_the_work_is_raised():
     work = Work()
     work.end.set_exception(OSError("broken"))
     with pytest.raises(OSError, match="broken"):
@@ -75,7 +75,7 @@ async def test_a_deadline_of_the_caller_counts_when_the_work_has_ended():
     assert work.ended
 
 
-async def test_several_may_wait_for_the_same_work():
+async def test_several_callers_may_wait_for_the_same_work():
     work = Work()
     running = asyncio.ensure_future(work.run())
     waiting = [asyncio.create_task(run_to_completion(running)) for _ in range(3)]

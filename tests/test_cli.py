@@ -108,13 +108,13 @@ class TestUsage:
     @pytest.mark.parametrize(
         "wrong", [["no-such-command"], ["check", "--no-such-option"], ["history", "--limit", "0"], ["serve", "more"]]
     )
-    def test_what_is_not_understood_is_wrong_usage(self, wrong):
+    def test_an_unknown_argument_is_wrong_usage(self, wrong):
         done = run(*wrong)
         assert (done.exit_code, done.stdout) == (2, "")
         assert "Usage: " in done.stderr
 
     @pytest.mark.parametrize("command", [[sys.executable, "-m", "app"], [Path(sys.executable).with_name("waybill")]])
-    def test_it_has_two_names(self, command):
+    def test_the_command_has_two_names(self, command):
         done = subprocess.run([*command, "--version"], env=environment(Path()), capture_output=True, text=True)
         assert done.returncode == 0
         assert "version 0.1.0" in done.stdout
@@ -131,7 +131,7 @@ class TestUsage:
 
 class TestConfiguration:
     @pytest.mark.parametrize("command", ["serve", "check", "migrate", "sweep", "verify", "history"])
-    def test_every_problem_is_told_at_once(self, command, monkeypatch):
+    def test_all_configuration_problems_are_reported_at_once(self, command, monkeypatch):
         monkeypatch.setenv("WAYBILL_PORT", "many")
         monkeypatch.setenv("WAYBILL_MAX_FILE_SIZE", "-1")
         monkeypatch.setenv("WAYBILL_SECRET_KEYS", "tooshortbutsecret")
@@ -148,7 +148,7 @@ class TestConfiguration:
 
 
 class TestCheck:
-    def test_what_is_fit_is_said_to_be_so(self, on_any_database):
+    def test_a_fit_installation_passes_every_check(self, on_any_database):
         done = run("check")
         assert (done.exit_code, done.stderr) == (0, "")
         assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
@@ -161,7 +161,7 @@ class TestCheck:
         assert run("migrate").exit_code == 0
         assert "schema is current" in run("check").stdout
 
-    def test_no_key_is_made(self):
+    def test_a_check_makes_no_key(self):
         """Beside a running service, whose file is gone, it would be another one than is in use."""
         assert "none yet; the start makes one" in run("check").stdout
         assert list(Path().rglob("secret*")) == []
@@ -184,7 +184,7 @@ class TestCheck:
         assert str(tmp_path / "file") in found["checks"][0]["found"]
         assert "FAIL  storage: " in run("check").stdout
 
-    def test_what_is_away_may_come_back(self, monkeypatch):
+    def test_a_database_that_is_away_is_a_temporary_failure(self, monkeypatch):
         monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://waybill:topsecret@127.0.0.1:9/waybill")
         done = run("check")
         assert done.exit_code == 69
@@ -209,7 +209,7 @@ class TestCheck:
             assert "8 workers with up to 8 connections each, and the database lets 57 in" in last
             assert printed("check")["checks"][-1]["warns"] is True
 
-    def test_a_disk_without_space_is_told(self, monkeypatch):
+    def test_a_disk_without_space_is_reported(self, monkeypatch):
         monkeypatch.setenv("WAYBILL_MIN_FREE_SPACE", "8000000TiB")
         done = run("check")
         assert done.exit_code == 78
@@ -218,7 +218,7 @@ class TestCheck:
 
 class TestSchema:
     @pytest.mark.parametrize("command", ["serve", "check", "migrate", "history", "verify", "sweep"])
-    def test_one_that_needs_newer_code_is_refused_in_a_line(self, command, on_any_database, monkeypatch):
+    def test_a_schema_that_needs_newer_code_is_refused_in_a_line(self, command, on_any_database, monkeypatch):
         assert run("migrate").exit_code == 0
         needs = Migration(99, f"0099_newer.needs_{len(migrations('sqlite')) + 1:04d}.sql", "DROP TABLE scrubs;\n")
         with monkeypatch.context() as newer:
@@ -232,20 +232,20 @@ class TestSchema:
 
 
 class TestMigrate:
-    def test_twice_is_once(self, on_any_database):
+    def test_migrating_twice_changes_nothing(self, on_any_database):
         done = run("migrate")
         assert (done.exit_code, done.stderr) == (0, "")
         assert all(line.startswith("applied 0") for line in done.stdout.splitlines())
         again = run("migrate")
         assert (again.exit_code, again.stdout) == (0, "nothing to apply\n")
 
-    def test_as_json(self, on_any_database):
+    def test_the_migrations_are_printed_as_json(self, on_any_database):
         applied = printed("migrate")["applied"]
         assert applied == sorted(applied)
         assert applied[0].startswith("0001_")
         assert printed("migrate") == {"applied": []}
 
-    def test_a_database_that_is_away(self, monkeypatch):
+    def test_migrating_a_database_that_is_away_fails_in_a_line(self, monkeypatch):
         monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://waybill@127.0.0.1:9/waybill")
         done = run("migrate")
         assert (done.exit_code, done.stdout) == (69, "")
@@ -253,14 +253,14 @@ class TestMigrate:
 
 
 class TestSweep:
-    def test_what_was_found_and_done(self, on_any_database):
+    def test_a_sweep_prints_its_findings(self, on_any_database):
         upload("a.txt", "b.txt")
         done = run("sweep")
         assert (done.exit_code, done.stderr) == (0, "")
         found = dict(line.split(": ") for line in done.stdout.splitlines())
         assert (found["files"], found["records"], found["staged removed"], found["stopped"]) == ("2", "2", "0", "-")
 
-    def test_what_crashes_left_goes(self):
+    def test_a_sweep_removes_leftovers_of_crashes(self):
         upload("a.txt")
         owner = Path("waybill-data/staging") / new_id()
         owner.mkdir()
@@ -268,7 +268,7 @@ class TestSweep:
         assert printed("sweep")["staged_removed"] == 1
         assert not owner.exists()
 
-    def test_what_is_lost_is_told(self, on_any_database):
+    def test_a_sweep_reports_lost_files(self, on_any_database):
         _, items = upload("a.txt", "b.txt")
         stored(items[0]["id"]).unlink()
         found = printed("sweep")
@@ -284,7 +284,7 @@ class TestSweep:
 
 
 class TestVerify:
-    def test_what_is_kept_is_what_was_sent(self, on_any_database):
+    def test_a_sound_store_is_verified(self, on_any_database):
         upload("a.txt", "b.txt")
         done = run("verify")
         assert done.exit_code == 0
@@ -295,7 +295,7 @@ class TestVerify:
             "recounted": [],
         }  # fmt: skip
 
-    def test_what_is_not_is_named(self, on_any_database, monkeypatch):
+    def test_every_damaged_file_is_named(self, on_any_database, monkeypatch):
         monkeypatch.setattr(verify, "_GRACE_SECONDS", -60.0)  # a new file without a record is not given time to get one
         _, items = upload("flipped", "short", "long", "gone", "fine")
         ids = {item["filename"]: item["id"] for item in items}
@@ -326,7 +326,7 @@ class TestVerify:
 
 
 class TestHistory:
-    def test_sessions_and_what_they_sent(self, on_any_database):
+    def test_the_history_lists_sessions_and_their_uploads(self, on_any_database):
         first, items = upload("a.txt", "b.txt")
         second, _ = upload("c.txt")
         done = run("history")
@@ -339,14 +339,14 @@ class TestHistory:
         assert lines == [[item["created_at"], "completed", "16", item["id"], item["filename"]] for item in items]
         assert len(run("history", first, "--limit", "1").stdout.splitlines()) == 1
 
-    def test_as_json(self, on_any_database):
+    def test_the_history_is_printed_as_json(self, on_any_database):
         session, items = upload("a.txt", "b.txt")
         [listed] = printed("history")["items"]
         assert (listed["id"], listed["ended_at"], listed["merged_into"]) == (session, None, None)
         assert printed("history", session) == {"session": listed, "items": items, "skipped": 0}
 
     @pytest.mark.parametrize("session", ["nobody", "019a0000-0000-7000-8000-000000000000", "", "\udcff", "a\nb"])
-    def test_a_session_that_is_none(self, session, on_any_database):
+    def test_an_unknown_session_is_refused(self, session, on_any_database):
         assert run("migrate").exit_code == 0
         done = run("history", session)
         assert (done.exit_code, done.stdout, done.stderr) == (1, "", "there is no such session\n")
@@ -368,7 +368,7 @@ class TestHistory:
         assert printed("history", session)["skipped"] == 1
 
     @pytest.mark.parametrize("command", ["history", "verify"])
-    def test_a_database_without_tables_is_told_what_to_do(self, command, on_any_database):
+    def test_a_database_without_tables_is_refused_with_a_hint_to_migrate(self, command, on_any_database):
         done = run(command)
         assert (done.exit_code, done.stdout) == (78, "")
         assert "waybill migrate" in done.stderr
@@ -385,7 +385,7 @@ class TestStandardFiles:
         assert len(done.stdout.splitlines()) == 1
         assert "Traceback" not in done.stderr
 
-    def test_closed_ones_are_no_error(self):
+    def test_closed_standard_files_are_no_error(self):
         """Nor does the database's file take the place of one, and receive what is printed."""
         line = f"{sys.executable} -m app migrate 0<&- 1>&- 2>&-; {sys.executable} -m app migrate"
         done = subprocess.run(
@@ -395,7 +395,7 @@ class TestStandardFiles:
 
 
 class TestBackup:
-    def test_what_was_stored_is_restored_into_nothing_and_into_nothing_else(self, monkeypatch, tmp_path):
+    def test_a_backup_is_restored_into_an_empty_place_and_no_other(self, monkeypatch, tmp_path):
         upload("a.txt", "b.txt")
         made = printed("backup", "backups")
         assert (made["files"], made["copied"], made["lost"]) == (2, 2, [])
@@ -410,13 +410,13 @@ class TestBackup:
         assert printed("sweep")["files_set_aside"] == 0
         assert (tmp_path / "elsewhere" / "secret.key").read_text() == (tmp_path / "waybill-data/secret.key").read_text()
 
-    def test_only_the_newest_are_kept_and_their_files(self):
+    def test_only_the_newest_backups_and_their_files_are_kept(self):
         upload("a.txt")
         names = [printed("backup", "backups", "--keep", "2")["name"] for _ in range(3)]
         assert sorted(os.listdir("backups/snapshots")) == names[1:]
         assert len([name for _, _, files in os.walk("backups/files") for name in files]) == 1
 
-    def test_a_directory_of_something_else_is_no_place_for_one(self):
+    def test_a_directory_of_something_else_is_no_place_for_a_backup(self):
         Path("other").mkdir()
         Path("other/letter").touch()
         for name in ("other", "waybill-data/backups", "."):

@@ -57,7 +57,7 @@ def test_a_default_can_be_set_as_the_table_writes_it(name):
 # --- settings and problem codes
 
 
-def test_the_guide_speaks_of_no_setting_that_is_not_there():
+def test_the_guide_names_no_unknown_setting():
     words = {word for page in GUIDE for word in re.findall(rf"{PREFIX}\w+", page.read_text("utf-8"))}
     assert words - {PREFIX + name.upper() for name in Settings.model_fields} == set()
 

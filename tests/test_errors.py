@@ -123,13 +123,13 @@ def test_a_limit_names_what_came_and_what_is_allowed(kind):
     assert "10" in str(kind(11, 10))
 
 
-def test_what_may_go_better_later_says_when():
+def test_a_temporary_refusal_says_when_to_retry():
     assert int(Unavailable().headers["Retry-After"]) > 0
     assert Unavailable(retry_after=7).headers == {"Retry-After": "7"}
     assert int(OutcomeUnknown().headers["Retry-After"]) > 0
 
 
-def test_what_the_protocols_ask_for_is_said():
+def test_refusals_carry_the_fields_that_the_protocols_demand():
     assert NoSession().headers["WWW-Authenticate"].startswith("Bearer")
     assert MethodNotAllowed("PUT", "GET, HEAD").headers == {"Allow": "GET, HEAD"}
     assert RangeNotSatisfiable(5).headers == {"Content-Range": "bytes */5"}

@@ -57,13 +57,13 @@ def prepared(postgres, monkeypatch):
     postgres.drop_database(made.owner_url)
 
 
-def test_a_role_that_may_not_make_tables_is_told_what_to_be_granted(prepared):
+def test_a_role_that_may_not_make_tables_is_refused_with_the_grant_it_needs(prepared):
     line = prepared.refused(r"GRANT USAGE, CREATE ON SCHEMA public TO app_\d+, or set WAYBILL_DATABASE_SCHEMA")
     prepared.do(line)
     prepared.serves()
 
 
-def test_a_role_that_may_use_no_schema_is_told_so(prepared):
+def test_a_role_that_may_use_no_schema_is_refused_with_the_reason(prepared):
     prepared.sql("REVOKE ALL ON SCHEMA public FROM public")
     prepared.do(prepared.refused("may use no schema of its search path"))
     prepared.serves()
@@ -128,7 +128,7 @@ def test_sqlite_with_a_table_of_another_application_is_refused(tmp_path, monkeyp
         assert "has a table sessions that is not Waybill's" in refusal(command)
 
 
-def test_what_fails_although_it_was_looked_at_is_one_line(tmp_path, monkeypatch):
+def test_a_migration_that_fails_in_spite_of_the_checks_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("WAYBILL_DATABASE_URL", f"sqlite:///{tmp_path}/other.db")
     with closing(sqlite3.connect(tmp_path / "other.db")) as other, other:
         other.execute("CREATE TABLE a (b)")

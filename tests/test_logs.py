@@ -70,7 +70,7 @@ class TestLines:
         assert line[:-1].isprintable()
 
     @given(event=TEXTS, value=TEXTS, inner=TEXTS)
-    def test_an_event_is_one_line_of_json_that_holds_what_was_said(self, configured, event, value, inner):
+    def test_an_event_is_one_line_of_json_with_its_fields(self, configured, event, value, inner):
         said = configured("json")
         structlog.get_logger().info(event, field=value, many=[inner])
         line = said()
@@ -81,7 +81,7 @@ class TestLines:
         assert found["level"] == "info"
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
-    def test_the_libraries_say_it_the_same_way(self, configured, log_format):
+    def test_events_of_libraries_are_logged_in_the_same_form(self, configured, log_format):
         said = configured(log_format)
         logging.getLogger("uvicorn.error").info("hello\n%s", "wor\x1b[31mld", extra={"color_message": "colourful"})
         line = said()
@@ -90,7 +90,7 @@ class TestLines:
         assert "colour" not in line
         assert "hello" in line
 
-    def test_a_text_shows_what_it_says(self, configured):
+    def test_an_event_as_text_shows_its_fields(self, configured):
         said = configured("text")
         structlog.get_logger().info("it happened", plain="x.y/z", spaced="q r", number=3, empty="", unicode="ünï")
         assert (
@@ -111,7 +111,7 @@ class TestLines:
         assert others[-1] == "    lines and \\x1b[31ma colour"
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
-    def test_a_line_is_short_however_long_what_it_tells(self, configured, log_format):
+    def test_a_line_is_short_however_long_its_fields(self, configured, log_format):
         said = configured(log_format)
         ids = [f"{number:036}" for number in range(20_000)]
         structlog.get_logger().info("x" * 100_000, path="/" + "é" * 60_000, uploads=ids, files=7)
@@ -131,7 +131,7 @@ class TestLines:
         [line] = said().splitlines()
         assert "ValueError: two\nlines" in json.loads(line)["exception"]
 
-    def test_what_is_less_severe_than_asked_for_is_not_said(self, configured):
+    def test_an_event_below_the_log_level_is_not_logged(self, configured):
         said = configured("text", "warning")
         structlog.get_logger().info("no")
         logging.getLogger("uvicorn.error").info("no")
@@ -189,7 +189,7 @@ class TestReaders:
         ) as process:
             yield process
 
-    def test_whoever_reads_late_reads_all_that_fits_and_learns_how_much_did_not(self):
+    def test_a_late_reader_gets_all_lines_that_fit_and_the_number_of_the_others(self):
         count = logs.MAX_WAITING * 3
         with self.writer(count) as writer:
             assert writer.stdout.readline() == "written\n"  # it did not wait for us
@@ -213,13 +213,13 @@ class TestReaders:
         assert len(lines) + lost == logs.MAX_WAITING // 2 + 1
         assert sum(lines) < 2 * logs.MAX_WAITING_BYTES + (1 << 17)  # as many again were being written
 
-    def test_whoever_never_reads_keeps_nobody_from_ending(self):
+    def test_a_reader_that_never_reads_keeps_no_process_from_ending(self):
         with self.writer(logs.MAX_WAITING) as writer:
             assert writer.stdout.readline() == "written\n"
             writer.stdin.close()
             assert writer.wait(PATIENCE) == 0
 
-    def test_whoever_went_away_keeps_nobody_from_writing(self):
+    def test_a_reader_that_went_away_keeps_nobody_from_writing(self):
         with self.writer(1000) as writer:
             writer.stderr.close()
             assert writer.stdout.readline() == "written\n"

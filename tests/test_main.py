@@ -54,7 +54,7 @@ class TestSecretKeys:
         assert secret_keys(settings_in(tmp_path, secret_keys=",".join(keys))) == keys
         assert list(tmp_path.iterdir()) == []
 
-    def test_without_any_one_is_made_and_kept_for_this_user_alone(self, tmp_path):
+    def test_a_missing_key_is_made_and_kept_private_to_this_user(self, tmp_path):
         settings = settings_in(tmp_path)
         settings.storage_dir.mkdir()
         [key] = secret_keys(settings)
@@ -63,7 +63,7 @@ class TestSecretKeys:
         assert mode(settings.storage_dir / "secret.key") == 0o600
         assert os.listdir(settings.storage_dir) == ["secret.key"]
 
-    def test_processes_that_start_at_once_agree_on_one(self, tmp_path):
+    def test_processes_that_start_at_once_agree_on_one_key(self, tmp_path):
         settings = settings_in(tmp_path)
         settings.storage_dir.mkdir()
         everyone = threading.Barrier(8)
@@ -106,7 +106,7 @@ class TestSecretKeys:
 
 
 class TestDatabaseFile:
-    async def test_it_and_its_logs_are_for_this_user_alone(self, tmp_path):
+    async def test_the_database_file_and_its_logs_are_private_to_this_user(self, tmp_path):
         settings = settings_in(tmp_path, database_url=f"sqlite:///{tmp_path}/elsewhere/records.db")
         async with services(settings):
             files = sorted((tmp_path / "elsewhere").iterdir())
@@ -119,7 +119,7 @@ class TestDatabaseFile:
             assert {mode(file) for file in files} == {0o600}
         assert mode(tmp_path / "elsewhere") == 0o700
 
-    async def test_what_an_operator_allows_stays_allowed(self, tmp_path):
+    async def test_permissions_that_an_operator_granted_stay(self, tmp_path):
         (tmp_path / "records.db").touch()
         (tmp_path / "records.db").chmod(0o640)
         async with services(settings_in(tmp_path, database_url=f"sqlite:///{tmp_path}/records.db")):
@@ -132,7 +132,7 @@ class TestDatabaseFile:
 
 
 class TestLife:
-    async def test_all_that_was_opened_is_closed_again(self, tmp_path):
+    async def test_everything_that_was_opened_is_closed_again(self, tmp_path):
         settings = settings_in(tmp_path)
         async with serving(settings):
             pass  # what is made once and kept, such as imports, is made now
@@ -172,7 +172,7 @@ class TestLife:
         assert list(tmp_path.iterdir()) == []
 
 
-class TestChance:
+class TestRandomness:
     def test_ids_are_sorted_by_time_and_differ(self):
         ids = [new_id() for _ in range(1000)]
         assert len(set(ids)) == 1000
@@ -180,13 +180,13 @@ class TestChance:
         times = [each[:13] for each in ids]
         assert times == sorted(times)
 
-    def test_codes_can_be_told_over_the_telephone(self):
+    def test_codes_have_no_look_alike_characters(self):
         codes = [new_code() for _ in range(200)]
         assert len(set(codes)) == 200
         for code in codes:
             assert [len(part) for part in code.split("-")] == [4, 4, 4]
             assert not set(code) & set("ILOU")
 
-    def test_now_is_now(self):
+    def test_the_clock_shows_the_present(self):
         before = Path("/proc/self").stat().st_ctime_ns
         assert before // 1000 <= now_us() < sys.maxsize

@@ -93,7 +93,7 @@ class TestTimes:
             (MAX_TIME_US, "9999-12-31T23:59:59.999999Z"),
         ],
     )
-    def test_known_times(self, time_us, text):
+    def test_known_times_have_their_text(self, time_us, text):
         assert rfc3339(time_us) == text
 
     @given(earlier=times, later=times)
@@ -138,7 +138,7 @@ class TestRecords:
         content = f"/api/ingestion/files/{upload.id}" if shown["status"] == "completed" else None
         assert shown["links"] == {"self": f"/api/ingestion/history/{upload.id}", "content": content}
 
-    def test_a_record_as_json(self):
+    def test_a_record_has_its_documented_json(self):
         assert json.loads(Upload.from_row(ROW).as_json()) == {
             "id": ROW["id"],
             "filename": "q3 report.pdf",
@@ -196,14 +196,14 @@ class TestRecords:
             ("error_detail", "\0"),
         ],
     )
-    def test_nor_is_a_failed_one_that_does_not_say_why(self, column, value):
+    def test_a_failed_upload_without_a_reason_is_no_record(self, column, value):
         Upload.from_row(FAILED)
         with pytest.raises(ValidationError):
             Upload.from_row({**FAILED, column: value})
 
     @pytest.mark.parametrize("status", ["deleted", "completed"])
     @pytest.mark.parametrize("column", ["sha256", "completed_at_us"])
-    def test_what_was_ever_whole_has_a_digest_and_a_time(self, status, column):
+    def test_a_once_completed_upload_has_a_digest_and_a_time(self, status, column):
         Upload.from_row({**ROW, "status": status})
         with pytest.raises(ValidationError):
             Upload.from_row({**ROW, "status": status, column: None})
@@ -237,7 +237,7 @@ class TestFolding:
     @given(text=texts)
     @example(text="ẞ")
     @example(text="\u1fb3\u0301")
-    def test_twins_are_equal_in_every_form(self, text):
+    def test_twins_fold_to_one_in_every_form(self, text):
         for form in ("NFC", "NFD"):
             assert folded(unicodedata.normalize(form, text)) == folded(text)
         assert folded(folded(text)) == folded(text)
@@ -249,7 +249,7 @@ class TestFolding:
     @pytest.mark.parametrize(
         ("one", "other"), [("STRASSE", "straße"), ("É", "e\u0301"), ("ǰ", "J\u030c"), ("ΣΑΣ", "σας"), ("K", "\u212a")]
     )
-    def test_these_are_the_same_to_people(self, one, other):
+    def test_look_alike_names_fold_to_one(self, one, other):
         assert folded(one) == folded(other)
 
 
@@ -264,11 +264,11 @@ def like(name, pattern):
 class TestFilenamePattern:
     letters = st.text(st.sampled_from("aAbÉé\u0301%_\\ß[]^-."), max_size=6)
 
-    def test_nothing_asked_is_no_pattern(self):
+    def test_an_empty_search_is_no_pattern(self):
         assert HistoryQuery().filename_pattern is None
 
     @given(wanted=letters.filter(bool), before=letters, after=letters, other=letters)
-    def test_without_wildcards_the_text_may_stand_anywhere(self, wanted, before, after, other):
+    def test_a_pattern_without_wildcards_matches_anywhere(self, wanted, before, after, other):
         pattern = HistoryQuery(filename=wanted).filename_pattern
         for name in (before + wanted + after, other, wanted.upper(), wanted.lower()):
             assert like(name, pattern) == (folded(wanted) in folded(name))
@@ -276,7 +276,7 @@ class TestFilenamePattern:
     @given(wanted=st.text(st.sampled_from("aAb%_\\.*?"), min_size=1, max_size=6), name=letters)
     @example(wanted="*.PDF", name="report.pdf")
     @example(wanted="?", name="%")
-    def test_with_wildcards_it_is_the_shape_of_the_whole_name(self, wanted, name):
+    def test_a_pattern_with_wildcards_matches_the_whole_name(self, wanted, name):
         pattern = HistoryQuery(filename=wanted + "*").filename_pattern
         meaning = {"*": ".*", "?": "."}
         shape = "".join(meaning.get(character, re.escape(character)) for character in folded(wanted) + "*")

@@ -19,7 +19,7 @@ HISTORY = "/api/ingestion/history"
 SESSION = "/api/session"
 
 
-async def test_the_life_of_some_files(tmp_path: Path, database_url: str) -> None:
+async def test_files_live_from_upload_to_deletion(tmp_path: Path, database_url: str) -> None:
     async with serving(settings_in(tmp_path, database_url)) as service:
         client = service.client()
         assert (await client.get("/health/ready")).json()["status"] == "ready"
@@ -54,7 +54,7 @@ async def test_the_life_of_some_files(tmp_path: Path, database_url: str) -> None
         (await phone.get(HISTORY)).refused(401, "no_session")
 
 
-async def test_what_was_accepted_is_there_after_a_restart(tmp_path: Path, database_url: str) -> None:
+async def test_accepted_uploads_are_there_after_a_restart(tmp_path: Path, database_url: str) -> None:
     """Also the key that was made at the first start, so the cookies of before are good."""
     settings = settings_in(tmp_path, database_url, secret_keys=())
     async with serving(settings) as service:
@@ -162,7 +162,7 @@ async def test_a_start_that_fails_says_why_and_holds_nothing(tmp_path: Path, dat
         await use(service)
 
 
-async def test_a_key_that_cannot_be_read_is_told_of_before_anything_is_served(tmp_path: Path) -> None:
+async def test_a_key_that_cannot_be_read_is_reported_before_anything_is_served(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, secret_keys=())
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "secret.key").write_text("short")

@@ -15,7 +15,7 @@ texts = st.text(st.characters(codec="ascii"), max_size=60)
 
 
 @given(text=texts)
-def test_what_was_signed_comes_back(text):
+def test_signed_text_comes_back(text):
     assert SIGNER.verify(SIGNER.sign(text)) == text
 
 
@@ -24,13 +24,13 @@ def test_signing_is_the_same_every_time_and_in_every_process(text):
     assert SIGNER.sign(text) == Signer(KEYS[:1], "test").sign(text)
 
 
-def test_what_was_released_stays_valid():
+def test_released_signatures_stay_valid():
     """A change here ends every session of everybody."""
     assert SIGNER.sign("secret.1795379580") == "secret.1795379580.d9zZukjk112xM4xw6U3pCsujlnQuvi5Um57RKwVus64"
 
 
 @given(text=texts, data=st.data())
-def test_altered_in_any_place_it_is_nothing(text, data):
+def test_text_altered_in_any_place_is_refused(text, data):
     signed = SIGNER.sign(text)
     at = data.draw(st.integers(0, len(signed)), label="at")
     removed = data.draw(st.integers(0, 2), label="removed")
@@ -40,12 +40,12 @@ def test_altered_in_any_place_it_is_nothing(text, data):
 
 
 @given(garbage=st.text())
-def test_garbage_is_nothing(garbage):
+def test_malformed_text_is_refused(garbage):
     assert SIGNER.verify(garbage) is None
 
 
 @pytest.mark.parametrize("text", ["", "secret.1", "x" * 5000])
-def test_a_signature_that_only_decodes_to_the_same_bytes_is_nothing(text):
+def test_a_signature_that_only_decodes_to_the_same_bytes_is_refused(text):
     signed = SIGNER.sign(text)
     text, _, signature = signed.rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "=")

@@ -113,7 +113,7 @@ class TestSettings:
         wanted = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
         assert set(re.findall(r"^#?(\w+)=$", example, re.MULTILINE)) == wanted
 
-    def test_nothing_is_sent_that_the_proxy_would_take_for_the_answer(self):
+    def test_interim_responses_are_turned_off_behind_the_proxy(self):
         assert settings_of_the_stack().interim_responses is False
 
     def test_no_password_stands_in_the_repository(self):
@@ -129,7 +129,7 @@ class TestSettings:
         )
 
 
-class TestWhatIsReachable:
+class TestNetwork:
     def test_the_ports_agree(self):
         settings = settings_of_the_stack()
         assert settings.host == "0.0.0.0"
@@ -151,14 +151,14 @@ class TestWhatIsReachable:
         assert ip_network(believed).is_private
 
 
-class TestWhatIsWritable:
+class TestWritableFiles:
     def test_the_service_writes_to_its_volume_alone(self):
         service, storage_dir = SERVICES["waybill"], str(settings_of_the_stack().storage_dir)
         assert service["read_only"] is True
         assert instructions("VOLUME") == [[storage_dir]]
         assert service["volumes"] == [f"uploads:{storage_dir}"]
 
-    def test_what_must_last_lies_in_volumes(self):
+    def test_lasting_data_lies_in_volumes(self):
         mounts = [mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])]
         named = [source for source in mounts if not source.startswith(".")]
         assert sorted(named) == sorted(COMPOSE["volumes"])
@@ -170,7 +170,7 @@ class TestWhatIsWritable:
         assert len(written) == 6
         assert all(path.startswith("/tmp/") for path in written)
 
-    def test_neither_runs_as_root(self):
+    def test_no_service_runs_as_root(self):
         assert int(instructions("USER")[-1].partition(":")[0]) > 0
         assert int(SERVICES["proxy"]["user"].partition(":")[0]) > 0
         assert "user" not in SERVICES["waybill"]
@@ -181,7 +181,7 @@ class TestWhatIsWritable:
 
 
 class TestStartingAndStopping:
-    def test_each_waits_until_what_it_needs_is_ready(self):
+    def test_each_service_waits_until_its_dependencies_are_ready(self):
         assert SERVICES["waybill"]["depends_on"]["postgres"]["condition"] == "service_healthy"
         assert SERVICES["proxy"]["depends_on"]["waybill"]["condition"] == "service_healthy"
         assert "--host=127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"]
@@ -253,13 +253,13 @@ class TestProxy:
         assert alike(here[begin:]) == alike(there)
         assert "gzip off" in there
 
-    def test_nothing_is_kept_on_its_disk_and_no_size_is_too_large_for_it(self):
+    def test_the_proxy_keeps_nothing_on_disk_and_limits_no_size(self):
         assert directives("proxy_request_buffering") == [["off"]]
         assert directives("proxy_max_temp_file_size") == [["0"]]
         assert directives("client_max_body_size") == [["0"]]
         assert directives("proxy_http_version") == [["1.1"]]
 
-    def test_it_is_more_patient_than_the_service(self):
+    def test_the_proxy_is_more_patient_than_the_service(self):
         for name in ["client_body_timeout", "send_timeout", "proxy_read_timeout", "proxy_send_timeout"]:
             [[patience]] = directives(name)
             assert seconds(patience) >= 300
@@ -318,7 +318,7 @@ class TestProxy:
             "x-forwarded-proto: http",
         ]
 
-    async def test_a_service_that_is_away_is_said_in_its_own_words(self, proxy):
+    async def test_a_service_that_is_away_is_answered_by_a_problem(self, proxy):
         async with answering(None) as port:
             pass  # nothing listens there any more
         async with connected(proxy(port)) as (reader, writer):
@@ -339,19 +339,19 @@ class TestProxy:
 
 
 class TestImage:
-    def test_it_starts_a_command_that_the_package_brings(self):
+    def test_the_image_starts_a_command_of_the_package(self):
         scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
         assert instructions("CMD") == [["waybill", "serve"]]
         assert "waybill" in scripts
 
-    def test_it_is_built_on_the_oldest_interpreter_of_the_classifiers_on_which_all_tests_run(self):
+    def test_the_image_is_built_on_the_oldest_supported_interpreter(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         [oldest, *_] = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
         assert project["requires-python"] == f">={oldest}"
         assert {line.split()[0] for line in instructions("FROM")} == {f"python:{oldest}-slim-bookworm"}
 
     @pytest.mark.slow
-    def test_its_install_steps_give_a_service_that_starts(self, tmp_path):
+    def test_the_install_steps_of_the_image_give_a_service_that_starts(self, tmp_path):
         """The steps of the first stage run here, on what the engine would see of this directory.
 
         Dependencies are taken from the environment of the tests, which holds the same versions: that they

@@ -57,7 +57,7 @@ class TestUnits:
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
-    def test_they_leave_the_service_little_to_do_harm_with(self):
+    def test_the_units_leave_the_service_little_to_do_harm_with(self):
         command = [tool("systemd-analyze"), "security", "--offline=yes", "--threshold=20", "--no-pager"]
         done = subprocess.run([*command, DEPLOY / "waybill.service"], capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout
@@ -69,7 +69,7 @@ class TestUnits:
         named = {name for unit in DEPLOY.iterdir() for name in re.findall(r"WAYBILL_\w+", unit.read_text("utf-8"))}
         assert named <= {f"WAYBILL_{name.upper()}" for name in Settings.model_fields}
 
-    def test_it_writes_to_its_own_directory_alone(self):
+    def test_the_unit_writes_to_its_own_directory_alone(self):
         [name] = SERVICE["StateDirectory"]
         assert load(variables(), NO_ENV_FILE).storage_dir == Path("/var/lib") / name
         assert SERVICE["ProtectSystem"] == ["strict"]

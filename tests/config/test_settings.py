@@ -301,7 +301,7 @@ def test_keys_are_refused_without_repeating_them(text, said):
     assert refusals({"WAYBILL_SECRET_KEYS": text}) == [f"WAYBILL_SECRET_KEYS: {said}"]
 
 
-def test_all_problems_are_told_together():
+def test_all_problems_are_reported_together():
     lines = refusals(
         {"WAYBILL_MAX_FILE_SIZE": "-1", "WAYBILL_SECRET_KEYS": "abcde", "WAYBILL_PORT": "http", "WAYBILL_HOST": "::"}
     )
@@ -349,25 +349,25 @@ class TestEnvFile:
     def env_file(self, tmp_path):
         return tmp_path / ".env"
 
-    def test_it_is_read_and_the_environment_wins(self, env_file):
+    def test_the_env_file_is_read_and_the_environment_wins(self, env_file):
         env_file.write_text(
             '\ufeff# The copy on this desk.\n\nexport WAYBILL_PORT=9000\nWAYBILL_HOST="::1"  # here only\nOTHER=1\n'
         )
         settings = load({"WAYBILL_PORT": "9001"}, env_file)
         assert (settings.port, settings.host) == (9001, "::1")
 
-    def test_a_dollar_is_a_character(self, env_file):
+    def test_a_dollar_in_the_env_file_is_a_character(self, env_file):
         env_file.write_text(f"WAYBILL_SECRET_KEYS='{'${HOME}$$' * 4}'\n")
         [key] = load({"HOME": "/root"}, env_file).secret_keys
         assert key.get_secret_value() == "${HOME}$$" * 4
 
-    def test_the_one_beside_the_process_is_the_default(self, env_file, monkeypatch):
+    def test_the_env_file_in_the_working_directory_is_the_default(self, env_file, monkeypatch):
         env_file.write_text("WAYBILL_PORT=9000\n")
         monkeypatch.chdir(env_file.parent)
         assert load({}).port == 9000
         assert Settings().port == 8000
 
-    def test_what_is_wrong_in_it_is_told_with_the_rest(self, env_file):
+    def test_errors_in_the_env_file_are_reported_with_the_others(self, env_file):
         env_file.write_text("\n\n'broken\nWAYBILL_WORKERS\nWAYBILL_PROT=tulip\nWAYBILL_DURABILITY=most\nPLAIN\n")
         assert refusals({"WAYBILL_PORT": "x"}, env_file) == [
             f"{env_file}: line 3 cannot be understood, expected NAME=value",
@@ -377,27 +377,27 @@ class TestEnvFile:
             "WAYBILL_PROT is not a setting; did you mean WAYBILL_PORT?",
         ]
 
-    def test_one_that_is_not_text_is_refused(self, env_file):
+    def test_an_env_file_that_is_not_text_is_refused(self, env_file):
         env_file.write_bytes(b"WAYBILL_HOST=\xff\n")
         assert refusals({}, env_file) == [f"{env_file} is not UTF-8 text"]
 
-    def test_one_that_cannot_be_opened_is_refused(self, env_file):
+    def test_an_env_file_that_cannot_be_opened_is_refused(self, env_file):
         env_file.symlink_to(env_file)
         [line] = refusals({}, env_file)
         assert line.startswith(f"{env_file} cannot be read: ")
 
-    def test_a_directory_of_that_name_is_none(self, env_file):
+    def test_a_directory_is_no_env_file(self, env_file):
         env_file.mkdir()
         assert load({}, env_file) == Settings()
 
 
 class TestKeywords:
-    def test_the_machine_is_not_looked_at(self, monkeypatch):
+    def test_the_environment_of_the_machine_is_not_read(self, monkeypatch):
         monkeypatch.setenv("WAYBILL_PORT", "1")
         assert Settings(host="::1").port == 8000
         assert load().port == 1
 
-    def test_values_of_their_own_kind_are_taken(self, tmp_path):
+    def test_values_of_the_right_kind_are_taken(self, tmp_path):
         settings = Settings(
             storage_dir=tmp_path, max_file_size=10, max_request_size=10, session_max_age=timedelta(hours=1), port=0
         )
@@ -407,15 +407,15 @@ class TestKeywords:
     @pytest.mark.parametrize(
         "wrong", [{"port": True}, {"port": 1.0}, {"prot": 1}, {"session_max_age": 30}, {"PORT": 1}]
     )
-    def test_others_are_refused(self, wrong):
+    def test_values_of_another_kind_are_refused(self, wrong):
         with pytest.raises(ValidationError):
             Settings(**wrong)
 
-    def test_they_do_not_change(self):
+    def test_settings_do_not_change(self):
         with pytest.raises(ValidationError):
             Settings().port = 1
 
-    def test_secrets_stay_out_of_what_is_printed(self):
+    def test_secrets_are_not_printed(self):
         settings = Settings(secret_keys=[KEY], database_url="postgresql://u:tulip@h/d")
         shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
         with pytest.raises(ValidationError) as refused:

@@ -67,7 +67,7 @@ class PartialContract:
         assert await complete(storage, key, 1, mark) == content
 
     @pytest.mark.parametrize("size", [0, 10, 3 * MiB + 1])
-    async def test_one_request_is_enough(self, storage, size):
+    async def test_a_file_that_comes_in_one_request_is_published(self, storage, size):
         assert await complete(storage, new_key(), 1, Mark(0), content_of(size)) == content_of(size)
 
     async def test_a_mark_whose_digest_is_not_known_or_not_its_own_serves_as_well(self, storage):
@@ -78,7 +78,7 @@ class PartialContract:
                 key, fence, mark = await kept(storage, content[:cut])
                 assert await complete(storage, key, fence, Mark(mark.offset, state), content[cut:]) == content
 
-    async def test_nothing_of_it_is_visible_before_it_is_published(self, storage):
+    async def test_an_unfinished_file_is_invisible_before_it_is_published(self, storage):
         key, fence, mark = await kept(storage, content_of(MiB))
         partial = await storage.partial(key, fence, mark)
         await partial.finish()
@@ -100,7 +100,7 @@ class PartialContract:
 
     @pytest.mark.parametrize("more", [0, 1, 300 * KiB, 3 * MiB])
     @pytest.mark.parametrize("cut", [0, 5, MiB + 5])
-    async def test_what_has_a_mark_is_kept_and_what_lies_behind_is_cut_off(self, storage, cut, more):
+    async def test_bytes_up_to_the_mark_are_kept_and_those_behind_are_cut_off(self, storage, cut, more):
         content = content_of(cut + 9)
         key, fence, mark = await kept(storage, content[:cut])
         partial = await storage.partial(key, fence, mark)
@@ -109,7 +109,7 @@ class PartialContract:
         assert await complete(storage, key, fence, mark, content[cut:]) == content
 
     @pytest.mark.parametrize("behind", [0, 7])
-    async def test_whoever_opens_it_confirms_that_what_lies_behind_the_mark_may_go(self, storage, behind):
+    async def test_opening_confirms_before_bytes_behind_the_mark_are_cut_off(self, storage, behind):
         key, fence, mark = await kept(storage, b"hello" + bytes(behind))
         asked = []
 
@@ -128,7 +128,7 @@ class PartialContract:
         assert [size for *_, size, _ in await found(storage)] == [5]
         assert len(asked) == (2 if behind else 0)
 
-    async def test_an_earlier_mark_is_as_good(self, storage):
+    async def test_a_file_is_opened_at_an_earlier_mark(self, storage):
         content, marks, key = content_of(3 * MiB), [], new_key()
         partial = await storage.partial(key, 1, Mark(0))
         for at in range(0, len(content), MiB // 2 + 1):
@@ -163,7 +163,7 @@ class PartialContract:
         assert await storage.publish([partial]) == {}
         assert await get(storage, key) == content
 
-    async def test_what_a_cancelled_write_took_is_the_beginning_of_what_it_was_given(self, storage):
+    async def test_a_cancelled_write_keeps_a_prefix_of_its_bytes(self, storage):
         content = content_of(8 * MiB)
         for moments in (0, 1, 2, 5):
             key = new_key()
@@ -193,7 +193,7 @@ class PartialContract:
         await partial.detach()
         assert await complete(storage, key, fence, mark, b" again") == b"hello again"
 
-    async def test_closing_lets_go_of_it(self, storage):
+    async def test_closing_the_store_releases_its_unfinished_files(self, storage):
         partial = await storage.partial(new_key(), 1, Mark(0))
         await partial.write(content_of(2 * MiB))
         await storage.close()
@@ -204,7 +204,7 @@ class PartialContract:
 
     # --- one at a time
 
-    async def test_only_one_has_it_open(self, storage):
+    async def test_an_unfinished_file_is_open_once_at_a_time(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         partial = await storage.partial(key, fence, mark)
         for _ in range(2):
@@ -216,7 +216,7 @@ class PartialContract:
         await partial.detach()
         assert await complete(storage, key, fence, mark, b" again") == b"hello again"
 
-    async def test_who_was_refused_has_changed_nothing(self, storage):
+    async def test_a_refused_opening_changes_nothing(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         partial = await storage.partial(key, fence, mark)
         for at in (mark, Mark(0)):
@@ -230,7 +230,7 @@ class PartialContract:
     # --- publishing
 
     @pytest.mark.parametrize("size", [5, 2 * MiB])
-    async def test_a_partial_file_that_is_refused_stays(self, storage, size):
+    async def test_an_unfinished_file_that_is_refused_stays(self, storage, size):
         taken = await put(storage, b"first")
         key, fence, mark = await kept(storage, content_of(size), key=taken)
         partial = await storage.partial(key, fence, mark)
@@ -240,7 +240,7 @@ class PartialContract:
         await storage.remove([taken])
         assert await complete(storage, key, fence, mark, b"on") == content_of(size) + b"on"
 
-    async def test_what_is_not_finished_is_not_published_and_stays(self, storage):
+    async def test_an_unfinished_file_is_not_published_and_stays(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         partial, other = await storage.partial(key, fence, mark), await staged(storage, b"other")
         assert list(await storage.publish([partial, other])) == [key]
@@ -260,7 +260,7 @@ class PartialContract:
         assert await storage.publish(batch) == {}
         assert {key: await get(storage, key) for key in await keys(storage)} == contents
 
-    async def test_what_is_finished_takes_no_more_bytes_and_what_is_published_cannot_be_given_up(self, storage):
+    async def test_a_file_takes_no_bytes_once_finished_and_no_abort_once_published(self, storage):
         for size in (10, 2 * MiB):
             partial = await storage.partial(new_key(), 1, Mark(0))
             await append(partial, content_of(size))
@@ -273,7 +273,7 @@ class PartialContract:
             assert await get(storage, partial.key) == content_of(size)
 
     @pytest.mark.parametrize("size", [5, 2 * MiB])
-    async def test_who_was_taken_over_publishes_nothing(self, storage, size):
+    async def test_a_preempted_writer_publishes_nothing(self, storage, size):
         content = content_of(size)
         key, fence, mark = await kept(storage, content)
         old = await storage.partial(key, fence, mark)
@@ -290,7 +290,7 @@ class PartialContract:
     # --- making one from others
 
     @pytest.mark.parametrize("sizes", [[], [0], [5], [3 * MiB + 1], [1, 0, 2], [MiB + 5, 4096, 2 * MiB, 300 * KiB + 1]])
-    async def test_parts_are_put_together_in_their_order(self, storage, sizes):
+    async def test_parts_are_concatenated_in_their_order(self, storage, sizes):
         contents = [content_of(size, seed) for seed, size in enumerate(sizes)]
         parts = [await kept(storage, content) for content in contents]
         key, without_file = new_key(), (new_key(), 1, Mark(0))
@@ -325,7 +325,7 @@ class PartialContract:
 
     # --- looking over them, and removing
 
-    async def test_they_are_all_found(self, storage):
+    async def test_all_unfinished_files_are_listed(self, storage):
         assert await found(storage) == []
         names = [(await kept(storage, content_of(size), fence=size))[:2] for size in range(30)]
         open_one = await storage.partial(*names[0], Mark(0))
@@ -335,13 +335,13 @@ class PartialContract:
         await storage.remove_partials([(new_key(), 1), *names[:10], *names[:10]])
         assert await found(storage) == sorted((key, size, size, True) for key, size in names[10:])
 
-    async def test_a_sweep_leaves_them_alone(self, storage):
+    async def test_a_sweep_leaves_unfinished_files_alone(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         assert await storage.sweep() == 0
         assert await complete(storage, key, fence, mark) == b"hello"
 
     @pytest.mark.parametrize("size", [10, 3 * MiB])
-    async def test_who_goes_on_with_a_file_that_was_set_aside_gets_it_back(self, storage, size):
+    async def test_opening_an_unfinished_file_that_was_set_aside_puts_it_back(self, storage, size):
         content = content_of(size)
         key, fence, mark = await kept(storage, content)
         await storage.set_partials_aside([(key, fence), (new_key(), 1)])
@@ -350,7 +350,7 @@ class PartialContract:
         assert await complete(storage, key, fence, mark, b"more") == content + b"more"
         assert await storage.aside() == []
 
-    async def test_a_part_that_was_set_aside_is_put_together_all_the_same(self, storage):
+    async def test_a_part_that_was_set_aside_is_concatenated_all_the_same(self, storage):
         parts = [await kept(storage, content_of(300 * KiB, seed)) for seed in range(2)]
         await storage.set_partials_aside([(key, fence) for key, fence, _ in parts])
         whole = new_key()
@@ -358,7 +358,7 @@ class PartialContract:
         assert await complete(storage, whole, 1, mark) == content_of(300 * KiB, 0) + content_of(300 * KiB, 1)
 
     @pytest.mark.parametrize(("offset", "stays"), [(0, True), (99, True), (100, False), (200, False)])
-    async def test_one_that_ends_is_set_aside_if_it_holds_more_than_is_known(self, storage, offset, stays):
+    async def test_an_ended_file_is_set_aside_if_it_holds_more_than_is_recorded(self, storage, offset, stays):
         key, fence, mark = await kept(storage, content_of(100))
         await storage.end_partial(key, fence, offset)
         await storage.end_partial(new_key(), 1, offset)
@@ -369,7 +369,7 @@ class PartialContract:
         with pytest.raises(NotStored):
             await storage.partial(key, fence, mark)
 
-    async def test_what_is_removed_is_gone(self, storage):
+    async def test_a_removed_unfinished_file_is_gone(self, storage):
         key, fence, mark = await kept(storage, b"hello")
         await storage.remove_partials([(key, fence)])
         with pytest.raises(NotStored):
@@ -377,7 +377,7 @@ class PartialContract:
         assert await complete(storage, key, fence, Mark(0), b"anew") == b"anew"
 
     @pytest.mark.parametrize("key", NOT_KEYS)
-    async def test_only_a_key_names_one(self, storage, key):
+    async def test_only_a_key_names_an_unfinished_file(self, storage, key):
         with pytest.raises(ValueError, match="text"):
             await storage.partial(key, 1, Mark(0))
         with pytest.raises(ValueError, match="text"):
@@ -387,7 +387,7 @@ class PartialContract:
     # --- space
 
     @pytest.mark.parametrize("ending", ["detached", "back"])
-    async def test_the_space_of_what_is_given_up_can_be_used_again(self, small, ending):
+    async def test_the_space_of_an_aborted_file_can_be_used_again(self, small, ending):
         key, fence, mark = await kept(small, content_of(100 * KiB))
         for _ in range(5):
             partial = await small.partial(key, fence, mark)
@@ -402,7 +402,7 @@ class PartialContract:
         await small.remove_partials([(key, fence)])
         assert await small.free_bytes() == MiB
 
-    async def test_what_it_writes_comes_out_of_its_promise(self, small):
+    async def test_bytes_of_an_unfinished_file_come_out_of_its_reservation(self, small):
         reservation = small.reserve(700 * KiB)
         with pytest.raises(StorageFull):
             small.reserve(324 * KiB + 1)

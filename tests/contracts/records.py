@@ -152,7 +152,7 @@ class RecordsContract:
         await upload_records.insert_uploads(db, [upload(1, filename="other.txt"), upload(2)])
         assert await everything(db) == [upload(2), upload(1)]
 
-    async def test_an_upload_on_its_way_in_arrives_or_fails_once(self, db):
+    async def test_an_upload_in_flight_lands_or_fails_once(self, db):
         coming = {"size": 0, "sha256": None, "completed_at": None, "protocol": Protocol.TUS}
         failed = {
             "status": Status.FAILED,
@@ -176,7 +176,7 @@ class RecordsContract:
             await upload_records.insert_uploads(db, [upload(number, **failed) for number in (1, 2)] + [upload(3)])
             await upload_records.insert_uploads(db, waiting)
 
-    async def test_an_upload_that_arrives_stays_with_the_session_that_has_it(self, db):
+    async def test_an_upload_lands_in_the_session_of_its_record(self, db):
         await upload_records.insert_uploads(
             db, [upload(1, "joined", status=Status.UPLOADING, sha256=None, completed_at=None)]
         )
@@ -197,7 +197,7 @@ class RecordsContract:
             await upload_records.insert_uploads(db, [upload(1), bad])
         assert await everything(db) == []
 
-    async def test_what_a_transaction_did_is_undone_when_it_raises(self, db):
+    async def test_a_transaction_that_raises_is_undone(self, db):
         async def work(unit):
             await upload_records.insert_uploads(unit, [upload(1)])
             assert await everything(unit) == [upload(1)]
@@ -230,7 +230,7 @@ class RecordsContract:
         page = await upload_records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=2)
         assert (len(page.uploads), page.end, page.skipped) == (2, None, 0)
 
-    async def test_what_arrives_meanwhile_moves_nothing_between_pages(self, db):
+    async def test_new_uploads_move_nothing_between_pages(self, db):
         await upload_records.insert_uploads(db, [upload(n) for n in range(4)])
         first = await upload_records.list_uploads(db, "mine", HistoryQuery(), after=None, page_size=2)
         await upload_records.insert_uploads(db, [upload(9)])
@@ -245,7 +245,7 @@ class RecordsContract:
         assert [each.size for each in page.uploads] == ([1, 0] if order == "newest" else [2, 3])
 
     @pytest.mark.parametrize("order", ["newest", "oldest"])
-    async def test_a_position_outside_of_what_is_asked_for_does_not_widen_it(self, db, order):
+    async def test_a_position_outside_of_the_filter_does_not_widen_it(self, db, order):
         await upload_records.insert_uploads(db, [upload(n) for n in range(6)])
         query = HistoryQuery(order=order, from_us=NOW + 2, to_us=NOW + 4)
         outside = Position(NOW + 5, "") if order == "newest" else Position(NOW, "")
@@ -369,7 +369,7 @@ class RecordsContract:
         await db.transaction(lambda unit: unit.run("end_merged_session", **ending))
         assert await upload_records.delete_upload(db, "into", upload(1).id, NOW)
 
-    async def test_what_is_stored_is_listed_by_id_over_all_sessions(self, db):
+    async def test_stored_uploads_are_listed_by_id_over_all_sessions(self, db):
         unfinished = upload(4, status=Status.UPLOADING, sha256=None, completed_at=None)
         await upload_records.insert_uploads(db, [upload(2, "other"), upload(1), upload(3), unfinished])
         pages, after = [], ""
@@ -391,7 +391,7 @@ class RecordsContract:
             upload(1, status=Status.FAILED, error=Failure(code="lost", detail="the file is gone")),
         ]
 
-    async def test_what_was_complete_and_failed_since_is_damaged_and_can_be_mended(self, db):
+    async def test_a_completed_upload_that_fails_is_damaged_and_can_be_repaired(self, db):
         whole = [upload(number) for number in (1, 2, 3)]
         never_whole = {"status": Status.FAILED, "sha256": None, "completed_at": None}
         lost = upload(4, **never_whole, error=Failure(code="lost", detail="bytes are missing"))
@@ -422,7 +422,7 @@ class RecordsContract:
         assert (await everything(db))[1] == upload(1, status=Status.DELETED)
         assert await upload_records.repair_uploads(db, [upload(1).id]) == []
 
-    async def test_how_far_the_scrub_is_is_kept(self, db):
+    async def test_the_progress_of_the_scrub_is_kept(self, db):
         assert await upload_records.find_scrub(db) is None
         for scrub in (
             upload_records.Scrub(NOW),
@@ -434,7 +434,7 @@ class RecordsContract:
             await upload_records.save_scrub(db, scrub)
             assert await upload_records.find_scrub(db) == scrub
 
-    async def test_statuses_are_told_for_ids_of_all_sessions(self, db):
+    async def test_statuses_are_found_for_ids_of_all_sessions(self, db):
         await upload_records.insert_uploads(db, [upload(1), upload(2, "other")])
         await upload_records.delete_upload(db, "other", upload(2).id, NOW)
         statuses = await upload_records.statuses_of(db, [upload(1).id, upload(2).id, upload(3).id, '"', "'"])
@@ -523,7 +523,7 @@ class RecordsContract:
         await token_records.insert_code(db, "code", "mine", expires_at)
         assert await taken(db, "code", now_us) is None
 
-    async def test_a_used_code_is_known_to_whoever_used_it(self, db):
+    async def test_a_used_code_is_known_to_its_user(self, db):
         await insert(db, session("mine"), session("into"))
         await token_records.insert_code(db, "code", "mine", NOW + 10)
         assert await token_records.find_code(db, "code", NOW) == "mine"
@@ -551,7 +551,7 @@ class RecordsContract:
         by = await asyncio.gather(*(taken(db, "code") for _ in range(10)))
         assert sorted(by, key=str) == [None] * 9 + ["mine"]
 
-    async def test_a_session_that_joins_another_brings_everything(self, db):
+    async def test_a_session_that_joins_another_brings_all_its_records(self, db):
         await insert(db, session("old"), session("mine"), session("other"))
         await upload_records.insert_uploads(db, [upload(1, "old"), upload(2, "mine"), upload(3, "other")])
         await token_records.insert_code(db, "code", "old", NOW + 10)
@@ -564,7 +564,7 @@ class RecordsContract:
         old = await upload_records.find_session(db, "old")
         assert (old.ended_at, old.merged_into) == (NOW + 1, "mine")
 
-    async def test_an_upload_that_was_under_way_lands_where_its_session_went(self, db):
+    async def test_an_upload_in_flight_lands_where_its_session_went(self, db):
         await insert(db, session("oldest"), session("old"), session("mine"))
         await db.transaction(lambda unit: merge_records.merge(unit, "oldest", "old", NOW))
         await db.transaction(lambda unit: merge_records.merge(unit, "old", "mine", NOW))
@@ -583,7 +583,7 @@ class RecordsContract:
         await insert(db, session("mine"), session("other", expires_at=NOW + 5))
         assert not await db.transaction(lambda unit: merge_records.merge(unit, "mine", "other", NOW + 5))
 
-    async def test_of_two_sessions_that_join_each_other_at_once_one_lives_and_has_all(self, db):
+    async def test_two_sessions_joining_each_other_leave_one_that_has_everything(self, db):
         await asyncio.gather(*(db.ping() for _ in range(8)))  # opens the connections, so that they do meet
         for pair in range(0, 40, 2):
             a, b = f"session {pair}", f"session {pair + 1}"
@@ -615,7 +615,7 @@ class RecordsContract:
         await asyncio.gather(*work)
         assert len(await everything(db, names[0])) == 120
 
-    async def test_what_was_recorded_for_a_session_that_is_gone_follows_it(self, db):
+    async def test_records_of_a_merged_session_follow_it(self, db):
         """As the code before left it: it moved what it saw, and its sweep the rest."""
         await insert(db, session("old"), session("mine"))
         await upload_records.insert_uploads(db, [upload(1, "old")])
@@ -684,7 +684,7 @@ class RecordsContract:
         assert await resumable_records.find(db, "unknown") is None
         assert await everything(db) == [final.upload]
 
-    async def test_the_newest_holds_it_once_the_one_before_lets_go(self, db):
+    async def test_the_newest_writer_acquires_the_lock_once_the_previous_releases_it(self, db):
         key_hash = await inserted(db, resource(1))
         assert await resumable_records.claim(db, key_hash, holder_id="one", now_us=NOW) == 1
         assert await resumable_records.claim(db, key_hash, holder_id="two", now_us=NOW + 1) == 2
@@ -700,7 +700,7 @@ class RecordsContract:
         assert (await resumable_records.find(db, key_hash)).holder is None
         assert await resumable_records.claim(db, "unknown", holder_id="one", now_us=NOW) is None
 
-    async def test_only_who_holds_it_commits(self, db):
+    async def test_only_the_holder_of_the_writer_lock_commits(self, db):
         key_hash = await inserted(db, resource(1, length=9))
         await resumable_records.claim(db, key_hash, holder_id="one", now_us=NOW)
         found = await resumable_records.find(db, key_hash)

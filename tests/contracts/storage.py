@@ -95,11 +95,11 @@ class StorageContract:
         assert await storage.digest(file.key) == (size, file.sha256)
 
     @pytest.mark.parametrize("step", [1000, 256 * KiB, MiB, 3 * MiB])
-    async def test_where_the_blocks_are_cut_means_nothing(self, storage, step):
+    async def test_block_boundaries_do_not_change_a_file(self, storage, step):
         content = content_of(2 * MiB + 12345)
         assert await get(storage, await put(storage, content, step=step)) == content
 
-    async def test_empty_blocks_are_passed_over(self, storage):
+    async def test_empty_blocks_are_ignored(self, storage):
         file = storage.stage(new_key())
         for block in (b"", b"he", b"", b"llo", b""):
             await file.write(block)
@@ -108,7 +108,7 @@ class StorageContract:
         assert await get(storage, file.key) == b"hello"
 
     @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
-    async def test_a_batch_is_published_as_a_whole(self, storage, count):
+    async def test_a_commit_group_is_published_together(self, storage, count):
         sizes = [size for _, size in zip(range(count), [0, 300 * KiB, *range(1, 2000, 20)], strict=False)]
         files = [await staged(storage, content_of(size, seed)) for seed, size in enumerate(sizes)]
         assert await storage.publish(files) == {}
@@ -131,13 +131,13 @@ class StorageContract:
         assert await keys(storage) == sorted([first, other.key])
 
     @pytest.mark.parametrize("size", [0, 10, 3 * MiB + 1])
-    async def test_what_is_not_finished_is_not_published(self, storage, size):
+    async def test_a_staged_file_that_is_not_finished_is_not_published(self, storage, size):
         unfinished, finished = storage.stage(new_key()), await staged(storage, b"finished")
         await unfinished.write(content_of(size))
         assert list(await storage.publish([unfinished, finished])) == [unfinished.key]
         assert await keys(storage) == [finished.key]
 
-    async def test_what_is_finished_takes_no_more_bytes(self, storage):
+    async def test_a_finished_file_takes_no_more_bytes(self, storage):
         for size in (10, 2 * MiB):
             file = await staged(storage, content_of(size))
             with pytest.raises(Unavailable):
@@ -167,12 +167,12 @@ class StorageContract:
             assert await small.free_bytes() == MiB
         assert await keys(small) == []
 
-    async def test_a_file_may_be_given_up_before_its_first_byte_and_after_its_last(self, storage):
+    async def test_a_file_may_be_aborted_before_its_first_byte_and_after_its_last(self, storage):
         await storage.stage(new_key()).abort()
         await (await staged(storage, content_of(2 * MiB))).abort()
         assert await keys(storage) == []
 
-    async def test_a_file_may_be_given_up_while_it_is_written(self, storage):
+    async def test_a_file_may_be_aborted_while_it_is_written(self, storage):
         file = storage.stage(new_key())
         writing = asyncio.create_task(file.write(content_of(8 * MiB)))
         await asyncio.sleep(0)
@@ -181,7 +181,7 @@ class StorageContract:
         assert await storage.publish([file]) != {}
         assert await keys(storage) == []
 
-    async def test_what_has_ended_takes_no_more_bytes(self, storage):
+    async def test_an_ended_file_takes_no_more_bytes(self, storage):
         for size in (10, 2 * MiB):
             published = await staged(storage, content_of(size))
             aborted = await staged(storage, content_of(size))
@@ -194,19 +194,19 @@ class StorageContract:
                     await file.finish()
             assert await get(storage, published.key) == content_of(size)
 
-    async def test_a_published_file_cannot_be_given_up(self, storage):
+    async def test_a_published_file_cannot_be_aborted(self, storage):
         file = await staged(storage, b"kept")
         await storage.publish([file])
         await file.abort()
         assert await get(storage, file.key) == b"kept"
 
-    async def test_what_was_given_up_is_not_published(self, storage):
+    async def test_an_aborted_file_is_not_published(self, storage):
         given_up, kept = await staged(storage, b""), await staged(storage, b"kept")
         await given_up.abort()
         assert list(await storage.publish([given_up, kept])) == [given_up.key]
         assert await keys(storage) == [kept.key]
 
-    async def test_closing_gives_up_what_is_on_its_way_in(self, storage):
+    async def test_closing_the_store_aborts_files_in_flight(self, storage):
         small, large = storage.stage(new_key()), storage.stage(new_key())
         await small.write(b"a")
         await large.write(content_of(3 * MiB))
@@ -242,7 +242,7 @@ class StorageContract:
         await stored.close()
 
     @pytest.mark.parametrize("key", [str(uuid.UUID(int=7)), *NOT_KEYS])
-    async def test_what_is_not_there_is_not_stored(self, storage, key):
+    async def test_an_absent_key_is_not_stored(self, storage, key):
         await put(storage, b"something else")
         with pytest.raises(NotStored):
             await storage.open(key)
@@ -260,7 +260,7 @@ class StorageContract:
         assert await keys(storage) == [stored]
 
     @pytest.mark.parametrize("size", [0, 10, 3 * MiB])
-    async def test_what_somebody_else_published_can_be_made_sure_of(self, storage, size):
+    async def test_a_file_that_another_process_published_can_be_made_durable(self, storage, size):
         key = await put(storage, content_of(size))
         await storage.make_durable(key)
         assert await get(storage, key) == content_of(size)
@@ -271,7 +271,7 @@ class StorageContract:
     # --- removing
 
     @pytest.mark.parametrize("size", [10, 3 * MiB])
-    async def test_what_is_removed_is_gone_but_can_still_be_read_by_whoever_has_it_open(self, storage, size):
+    async def test_a_removed_file_is_gone_except_for_its_open_readers(self, storage, size):
         content = content_of(size)
         gone, kept = await put(storage, content), await put(storage, b"kept")
         stored = await storage.open(gone)
@@ -282,7 +282,7 @@ class StorageContract:
         assert await stored.read(1, size) == content[1:]
         await stored.close()
 
-    async def test_what_is_set_aside_is_met_by_no_walk_until_its_time_is_over(self, storage):
+    async def test_a_file_set_aside_is_met_by_no_walk_and_removed_on_demand(self, storage):
         aside, kept = await put(storage, b"aside"), await put(storage, b"kept")
         await storage.set_aside([new_key(), aside])
         assert await keys(storage) == [kept]
@@ -295,7 +295,7 @@ class StorageContract:
         assert await storage.missing([aside, kept]) == [aside]
 
     @pytest.mark.parametrize("ask", ["open", "digest", "missing", "make_durable", "put_back"])
-    async def test_who_asks_for_a_key_gets_back_what_was_set_aside(self, storage, ask):
+    async def test_opening_a_key_puts_back_the_file_that_was_set_aside(self, storage, ask):
         content = content_of(300 * KiB)
         aside = await put(storage, content)
         await storage.set_aside([aside])
@@ -308,7 +308,7 @@ class StorageContract:
         assert await get(storage, aside) == content
         assert await storage.put_back([aside, new_key()]) == {}
 
-    async def test_what_is_removed_is_removed_also_where_it_was_set_aside(self, small):
+    async def test_removing_a_key_removes_the_file_that_was_set_aside_too(self, small):
         aside = await put(small, content_of(MiB))
         await small.set_aside([aside])
         await small.remove([aside])
@@ -350,13 +350,13 @@ class StorageContract:
         assert set(lasting) <= set(met)
         assert len(met) == len(set(met))
 
-    async def test_missing_are_those_that_are_not_there(self, storage):
+    async def test_missing_lists_the_keys_that_are_absent(self, storage):
         there, absent = await put(storage, b"there"), new_key()
         assert await storage.missing([absent, there]) == [absent]
         assert await storage.missing([]) == []
         assert await storage.strays() == []
 
-    async def test_only_one_looks_over_everything_at_a_time(self, storage):
+    async def test_one_caller_at_a_time_holds_the_singleton_lock(self, storage):
         with storage.alone_at("sweep") as first, storage.alone_at("scrub") as other_work:
             with storage.alone_at("sweep") as second:
                 assert (first, other_work, second) == (True, True, False)
@@ -367,7 +367,7 @@ class StorageContract:
 
     # --- space
 
-    async def test_promises_are_kept_apart_exactly(self, small):
+    async def test_reservations_are_counted_exactly(self, small):
         first = small.reserve(600 * KiB)
         with pytest.raises(StorageFull):
             small.reserve(424 * KiB + 1)
@@ -381,7 +381,7 @@ class StorageContract:
         third.release()
         small.reserve(MiB).release()
 
-    async def test_a_promise_shrinks_as_its_bytes_are_written(self, small):
+    async def test_a_reservation_shrinks_as_its_bytes_are_written(self, small):
         reservation = small.reserve(600 * KiB)
         file = await staged(small, content_of(400 * KiB), reservation=reservation)
         small.reserve(424 * KiB).release()  # what the file has and what is promised to it make no more than 600 KiB
@@ -393,7 +393,7 @@ class StorageContract:
         with pytest.raises(StorageFull):
             small.reserve(624 * KiB + 1)
 
-    async def test_what_is_promised_to_one_upload_no_other_takes(self, small):
+    async def test_space_reserved_for_one_upload_is_taken_by_no_other(self, small):
         reservation = small.reserve(700 * KiB)
         greedy = small.stage(new_key())
         with pytest.raises(StorageFull):
@@ -402,7 +402,7 @@ class StorageContract:
         content = content_of(700 * KiB)
         assert await get(small, await put(small, content, reservation=reservation)) == content
 
-    async def test_an_upload_may_go_beyond_its_promise_as_far_as_there_is_room(self, small):
+    async def test_an_upload_may_exceed_its_reservation_as_far_as_there_is_room(self, small):
         reservation = small.reserve(100 * KiB)
         await put(small, content_of(900 * KiB), reservation=reservation)
         reservation.release()

@@ -12,7 +12,7 @@ def space_taken(path):
     return path.stat().st_blocks * 512
 
 
-def test_it_takes_its_space_once_and_gives_it_back_until_nothing_is_left(tmp_path):
+def test_the_ballast_takes_its_space_once_and_releases_it_until_nothing_is_left(tmp_path):
     path = tmp_path / "reserve"
     reserve, other = Ballast(path), Ballast(path)
     for each in (reserve, other, reserve):
@@ -30,7 +30,7 @@ def test_it_takes_its_space_once_and_gives_it_back_until_nothing_is_left(tmp_pat
 
 
 @needs_root
-def test_of_a_disk_without_so_much_space_it_takes_what_there_is(tmp_path):
+def test_the_ballast_takes_what_a_small_disk_has(tmp_path):
     with tmpfs(tmp_path / "volume", "700k") as root:
         reserve = Ballast(root / "reserve")
         reserve.fill()
@@ -40,7 +40,7 @@ def test_of_a_disk_without_so_much_space_it_takes_what_there_is(tmp_path):
         (root / "other").write_bytes(bytes(100 * KIB))
 
 
-def test_where_nothing_can_be_set_aside_nobody_is_kept_from_anything(tmp_path):
+def test_an_impossible_ballast_disturbs_nobody(tmp_path):
     os.mkdir(tmp_path / "reserve")
     reserve = Ballast(tmp_path / "reserve")
     reserve.fill()

@@ -149,7 +149,7 @@ async def test_a_build_that_nobody_waits_for_any_more_ends_on_the_server(url):
         await until(url, f"NOT {BUILDS}")
 
 
-async def test_several_that_build_at_once_neither_wait_for_each_other_nor_build_twice(url):
+async def test_processes_that_build_an_index_at_once_build_it_once_and_do_not_wait(url):
     """One that waited for the lock in a transaction would be waited for by the one that has it."""
     databases = [Db(url) for _ in range(3)]
     await asyncio.gather(*(db.open() for db in databases))
@@ -164,7 +164,7 @@ async def test_several_that_build_at_once_neither_wait_for_each_other_nor_build_
     await asyncio.gather(*(db.close() for db in databases))
 
 
-async def test_a_needed_migration_and_the_building_of_an_index_come_past_each_other(url, needed):
+async def test_a_needed_migration_and_the_building_of_an_index_do_not_deadlock(url, needed):
     async with opened(url) as db, opened(url) as other:
         async with dump(url):
             building = asyncio.create_task(migrate.build_indexes(db, now_us=0))

@@ -73,7 +73,7 @@ async def stored(db: Db) -> set[str]:
 
 
 class TestQuestions:
-    async def test_a_query_is_asked_as_the_kind_it_is(self, db):
+    async def test_a_query_is_asked_only_as_its_own_kind(self, db):
         for ask in (db.one, db.run):
             with pytest.raises(TypeError, match="list_migrations is a query of kind :many"):
                 await ask("list_migrations")
@@ -89,18 +89,18 @@ class TestQuestions:
         assert await db.one("find_session", session_id="unknown") is None
         assert await db.many("list_session_totals", session_id="unknown") == []
 
-    async def test_it_answers(self, db):
+    async def test_a_database_answers_a_query(self, db):
         await db.ping()
         assert (await db.check())["server"].startswith(("SQLite 3", "PostgreSQL 1"))
         assert db.slots() == (3, 3)
 
-    async def test_many_at_once_share_the_connections(self, db):
+    async def test_many_simultaneous_queries_share_the_connections(self, db):
         await upload_records.insert_uploads(db, [upload(1)])
         assert await asyncio.gather(*(stored(db) for _ in range(50))) == [{upload(1).id}] * 50
 
 
 class TestTransactions:
-    async def test_what_one_did_is_there_when_it_returns(self, db):
+    async def test_a_transaction_is_committed_when_it_returns(self, db):
         async def work(unit):
             await upload_records.insert_uploads(unit, [upload(1)])
             return "done"
@@ -108,7 +108,7 @@ class TestTransactions:
         assert await db.transaction(work) == "done"
         assert await stored(db) == {upload(1).id}
 
-    async def test_others_do_not_see_it_before(self, db):
+    async def test_a_transaction_is_invisible_to_others_before_its_commit(self, db):
         async def work(unit):
             await upload_records.insert_uploads(unit, [upload(1)])
             assert await everything(unit) == [upload(1)]
@@ -117,7 +117,7 @@ class TestTransactions:
         await db.transaction(work)
 
     @pytest.mark.parametrize("error", [NotFound(), KeyError("x"), TimeoutError("not ours"), OSError(28, "not ours")])
-    async def test_what_the_work_raises_passes_through_and_undoes_it(self, db, error):
+    async def test_an_error_of_the_work_passes_through_and_undoes_the_transaction(self, db, error):
         async def work(unit):
             await upload_records.insert_uploads(unit, [upload(1)])
             raise error
@@ -127,7 +127,7 @@ class TestTransactions:
         assert caught.value is error
         assert await stored(db) == set()
 
-    async def test_after_a_failed_statement_nothing_is_kept_even_if_nobody_cares(self, db):
+    async def test_a_failed_statement_undoes_the_transaction_even_if_its_error_is_caught(self, db):
         async def work(unit):
             await upload_records.insert_uploads(unit, [upload(1)])
             with suppress(Exception):
@@ -152,7 +152,7 @@ class TestTransactions:
         await upload_records.insert_uploads(db, [upload(2)])
         assert await stored(db) == {upload(2).id}
 
-    async def test_a_unit_ends_with_its_transaction(self, db):
+    async def test_a_transaction_object_ends_with_its_transaction(self, db):
         async def work(unit):
             return unit
 
@@ -160,7 +160,7 @@ class TestTransactions:
         with pytest.raises(RuntimeError, match="ended"):
             await unit.many("list_migrations")
 
-    async def test_writers_take_turns_without_losing_an_update(self, db):
+    async def test_simultaneous_writers_lose_no_update(self, db):
         await db.transaction(lambda unit: upload_records.insert_sessions(unit, [session("mine", expires_at=0)]))
 
         async def work(unit):
@@ -171,7 +171,7 @@ class TestTransactions:
         await asyncio.gather(*(db.transaction(work) for _ in range(30)))
         assert (await upload_records.find_session(db, "mine")).expires_at == 30
 
-    async def test_a_unit_that_lost_a_race_is_tried_again_as_a_whole(self, postgres):
+    async def test_a_transaction_that_lost_a_race_is_retried_as_a_whole(self, postgres):
         """F16."""
         db = Db(url := postgres.create_database())
         await db.open()
@@ -291,7 +291,7 @@ class TestDeadlines:
         await holder
         await eventually(hasty.ping)
 
-    async def test_a_longer_time_can_be_asked_for(self, hasty):
+    async def test_a_longer_deadline_can_be_asked_for(self, hasty):
         slow = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.6)"}[hasty.dialect]
 
         async def work(unit):
@@ -418,7 +418,7 @@ async def unlock(holder):
 
 
 class TestFullDisk:
-    async def test_a_full_disk_is_told_from_an_outage(self, db):
+    async def test_a_full_disk_is_distinguished_from_an_outage(self, db):
         full = {
             "sqlite": "CREATE TABLE large AS SELECT zeroblob(10000000) AS zeros",
             "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$",

@@ -48,7 +48,7 @@ def postgresql_error(sqlstate: str) -> asyncpg.PostgresError:
     ],
     ids=repr,
 )
-def test_sqlite(error, expected):
+def test_failures_of_sqlite_are_classified(error, expected):
     assert type(SqliteDriver().refusal(error)) is (expected or type(None))
 
 
@@ -70,11 +70,11 @@ def test_sqlite(error, expected):
     ],
     ids=repr,
 )
-def test_postgresql(error, expected):
+def test_failures_of_postgresql_are_classified(error, expected):
     assert type(POSTGRESQL.refusal(error)) is (expected or type(None))
 
 
-async def test_postgresql_connections_that_are_gone_in_the_words_of_today(postgres):
+async def test_lost_connections_of_postgresql_are_recognised(postgres):
     """asyncpg has no class for them."""
     gone = []
     connection = await asyncpg.connect(postgres.url("postgres"))

@@ -67,7 +67,7 @@ async def test_a_new_database_gets_everything_once(db):
     assert [row["name"] for row in await db.many("list_migrations")] == NAMES
 
 
-async def test_several_that_migrate_at_once_apply_each_file_once(database_url):
+async def test_migrations_that_run_at_once_apply_each_file_once(database_url):
     databases = [Db(database_url) for _ in range(4)]
     await asyncio.gather(*(db.open() for db in databases))
     applied = await asyncio.gather(*(migrate.migrate(db, now_us=0) for db in databases))
@@ -105,7 +105,7 @@ async def test_a_file_that_was_edited_after_it_was_applied_is_refused(db, monkey
             await ask
 
 
-async def test_a_file_that_fails_leaves_the_ones_before_it(db, monkeypatch):
+async def test_a_migration_that_fails_leaves_those_before_it(db, monkeypatch):
     number = len(NAMES) + 1
     bad = Migration(number, f"{number:04d}_bad.sql", "CREATE TABLE good (id TEXT);\n\nCREATE TABLE good (id TEXT);\n")
     await migrate.migrate(db, now_us=0)
@@ -141,7 +141,7 @@ async def test_a_schema_that_needs_newer_code_is_refused(db):
             await ask
 
 
-async def test_tables_that_another_process_makes_just_then_are_not_somebody_elses(db, database_url, monkeypatch):
+async def test_tables_that_another_process_makes_meanwhile_are_not_taken_for_foreign(db, database_url, monkeypatch):
     other, looked = Db(database_url), migrate.examine
     await other.open()
 

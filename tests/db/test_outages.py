@@ -60,7 +60,7 @@ async def refused(db: Db) -> None:
 
 
 @pytest.mark.parametrize("mode", ["immediate", "fast"])
-async def test_a_server_that_stops_and_starts(server, mode):
+async def test_queries_are_refused_while_the_server_is_stopped_and_answered_afterwards(server, mode):
     """F12."""
     async with database(server) as db:
         await asyncio.gather(*(upload_records.insert_uploads(db, [upload(n)]) for n in range(8)))
@@ -84,7 +84,7 @@ async def test_connections_that_are_known_to_be_lost_are_not_borrowed(server):
         await asyncio.gather(*(db.ping() for _ in range(4)))
 
 
-async def test_what_was_acknowledged_survives_crashes_under_load(server):
+async def test_acknowledged_records_survive_crashes_under_load(server):
     """F12."""
     async with database(server) as db:
         acknowledged, enough, stop = set(), asyncio.Event(), asyncio.Event()

@@ -56,7 +56,7 @@ async def test_sqlite_reads_a_page_in_the_order_of_the_index(tmp_path):
     connection.close()
 
 
-async def test_the_few_damaged_ones_are_found_without_a_look_at_the_others(tmp_path):
+async def test_damaged_uploads_are_found_without_scanning_the_others(tmp_path):
     await fill(f"sqlite:///{tmp_path}/waybill.db")
     connection = sqlite3.connect(tmp_path / "waybill.db")
     for name, arguments in (("list_damaged", {"after_id": "", "page_size": 500}), ("count_damaged", {})):
@@ -66,7 +66,7 @@ async def test_the_few_damaged_ones_are_found_without_a_look_at_the_others(tmp_p
     connection.close()
 
 
-async def test_postgresql_finds_them_so_too(connection):
+async def test_postgresql_finds_damaged_uploads_by_their_index(connection):
     for statement, values in ((load("postgresql")["list_damaged"].statement, ["", 500]),
                               (load("postgresql")["count_damaged"].statement, [])):  # fmt: skip
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {statement}", *values))
@@ -80,7 +80,7 @@ LEFT_ARGUMENTS = [
 ]
 
 
-async def test_what_is_to_be_completed_is_found_without_a_look_at_other_uploads(connection, tmp_path):
+async def test_uploads_to_complete_are_found_without_scanning_the_others(connection, tmp_path):
     """It is asked every other second."""
     await connection.execute("SET enable_seqscan = off")  # of so few rows it would otherwise read all
     await fill(f"sqlite:///{tmp_path}/waybill.db")

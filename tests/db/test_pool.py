@@ -171,7 +171,7 @@ class TestReadOnly:
             await asyncio.gather(*(write(db, number) for number in range(1, 1 + POOL)))
 
     @pytest.mark.parametrize("state", ["25006", "25P03", "57014", "57P01", "08006"])
-    async def test_a_connection_that_answers_so_is_not_used_again(self, url, state):
+    async def test_a_connection_that_answers_read_only_is_not_used_again(self, url, state):
         db = Db(url, pool_size=1, timeout=20)
         await db.open()
         [before] = [await db.transaction(lambda unit: unit._raw.fetchval("SELECT pg_backend_pid()"))]
@@ -271,7 +271,7 @@ class TestNoRoom:
         await asyncio.gather(*(db.ping() for _ in range(20)))
         await db.close()
 
-    async def test_places_that_others_free_are_taken(self, postgres, crowded):
+    async def test_connections_that_others_release_are_taken(self, postgres, crowded):
         other = await asyncpg.connect(crowded)
         db = Db(crowded, pool_size=8, timeout=20)
         await db.open()
@@ -291,7 +291,7 @@ class TestNoRoom:
         await holder
         await db.close()
 
-    async def test_a_full_server_is_told_when_there_is_nothing_to_wait_for(self, crowded):
+    async def test_a_full_server_is_reported_when_no_connection_is_left_to_wait_for(self, crowded):
         others = [await asyncpg.connect(crowded) for _ in range(2)]
         with pytest.raises(Unavailable) as refusal:
             await Db(crowded).open()

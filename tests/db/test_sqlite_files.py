@@ -111,7 +111,7 @@ async def test_nothing_is_acknowledged_that_the_next_start_would_not_find(path, 
 
 
 @pytest.mark.parametrize("deed", DEEDS[2:3] + DEEDS[4:], ids=NAMES[2:3] + NAMES[4:])
-async def test_what_was_acknowledged_before_its_log_was_removed_is_found_again(path, deed):
+async def test_records_acknowledged_before_the_log_was_removed_are_found_again(path, deed):
     """SQLite brings it into the file when the last connection closes, if none that has another log is open."""
     async with opened(path) as db:
         deed(path)
@@ -126,7 +126,7 @@ async def test_what_was_acknowledged_before_its_log_was_removed_is_found_again(p
 
 
 @pytest.mark.parametrize("ask", ["ping", "everything"])
-async def test_who_only_reads_notices_too(path, ask, monkeypatch):
+async def test_a_mere_reader_notices_a_replaced_file_too(path, ask, monkeypatch):
     monkeypatch.setattr("app.db.pool._FRESH_SECONDS", 0.0)
     async with opened(path) as db:
         replace(path)
@@ -221,7 +221,7 @@ async def test_callers_wait_for_open_connections_when_no_more_can_be_opened(path
     await db.close()
 
 
-async def test_another_cannot_change_the_journal_while_the_service_runs(path):
+async def test_another_process_cannot_change_the_journal_while_the_service_runs(path):
     async with opened(path) as db:
         with (
             closing(sqlite3.connect(path, timeout=0)) as other,

@@ -120,7 +120,7 @@ class Client:
         self._work.join()
 
 
-def test_what_was_acknowledged_before_a_backup_is_there_after_its_restoration(
+def test_uploads_acknowledged_before_a_backup_are_there_after_its_restoration(
     site, client, others, elsewhere, tmp_path
 ):
     backups = str(tmp_path / "backups")
@@ -251,7 +251,7 @@ def test_a_file_that_is_deleted_while_a_backup_is_made_is_restored_as_deleted(si
         assert client.http.get(f"/api/ingestion/files/{stays}").content == b"stays"
 
 
-def test_a_damaged_file_is_told_by_the_backup_and_by_the_restoration(site, client, elsewhere, tmp_path):
+def test_a_damaged_file_is_reported_by_the_backup_and_by_the_restoration(site, client, elsewhere, tmp_path):
     backups = tmp_path / "backups"
     damaged, rotten, whole = (client.upload(content) for content in (b"damaged", b"rotten", b"whole"))
     file = site.service.store / "files" / damaged[-2:] / damaged

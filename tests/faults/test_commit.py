@@ -104,7 +104,7 @@ DEATHS = [
 
 
 @pytest.mark.parametrize(("moment", "dies"), DEATHS if TORTURE else DEATHS[1:2])
-def test_the_server_dies_in_a_commit(service, database, moment, dies):
+def test_a_commit_in_which_the_server_dies_is_settled(service, database, moment, dies):
     """F14. Before it has written the commit, or after and before it could say so.
 
     If it is back at once nobody notices. If it stays away for seconds the client is told that the

@@ -130,7 +130,7 @@ HOW = {
 }  # fmt: skip
 
 
-def test_damage_is_found_told_and_answered_and_ends_when_the_file_is_back(service):
+def test_damage_is_found_and_reported_and_ends_when_the_file_is_back(service):
     """F31: a stored file is flipped, cut, deleted, or replaced by a link, a pipe, a directory, another file."""
     running = service(change=QUICKLY, scrub_rate="1GiB")
     with running.client() as client:
@@ -167,7 +167,7 @@ def test_damage_is_found_told_and_answered_and_ends_when_the_file_is_back(servic
         assert figures(client)["waybill_mended_total"] == 2
 
 
-def test_what_belongs_to_nobody_is_told_and_left_alone(service):
+def test_foreign_files_are_reported_and_left_alone(service):
     """F32: garbage in the directories of the store."""
     running = service(change=QUICKLY, scrub_rate="1GiB")
     with running.client() as client:
@@ -255,7 +255,7 @@ def test_a_crash_does_not_hide_that_the_database_is_an_older_one(service, snapsh
 
 
 @pytest.mark.parametrize("by", ["download", "sweep", "scrub", "verify"])
-def test_a_file_that_was_set_aside_is_put_back_by_whoever_misses_it(service, snapshot, database_url, by):
+def test_a_file_that_was_set_aside_is_put_back_when_it_is_missed(service, snapshot, database_url, by):
     """F33: few enough files are unknown to the older database that it sets them aside."""
     running = service(change=QUICKLY, database_url=database_url, sweep_interval="1h")
     with running.client() as client:
@@ -307,7 +307,7 @@ def test_a_download_repairs_a_record_that_was_taken_for_lost(service):
         assert client.get(f"/api/ingestion/history/{items['a']['id']}").json() == items["a"]
 
 
-def test_old_files_under_a_newer_database_are_told_and_none_is_served_for_another(service, database_url, tmp_path):
+def test_old_files_under_a_newer_database_are_reported_and_none_is_served_for_another(service, database_url, tmp_path):
     """F33: a backup of the store was restored, and the database is newer."""
     running = service(change=QUICKLY, scrub_rate="1GiB", database_url=database_url)
     with running.client() as client:

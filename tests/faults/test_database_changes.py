@@ -73,7 +73,7 @@ def test_a_database_that_only_reads_is_not_ready_and_back_without_a_restart(serv
     assert running.stop() == 0
 
 
-def test_what_is_acknowledged_survives_a_crash_of_a_server_that_was_set_to_forget(service, database):
+def test_acknowledged_uploads_survive_a_crash_of_a_server_set_not_to_flush(service, database):
     """Nobody looked again: 30 of 30 were gone."""
     url = database.create_database()
     running = service(database_url=url)

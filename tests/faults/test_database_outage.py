@@ -140,14 +140,14 @@ def outage(running, begin, end):
     all_slots_are_free(running)
 
 
-def test_postgresql_stops(service, database):
+def test_uploads_are_refused_while_postgresql_is_stopped_and_taken_afterwards(service, database):
     """F12."""
     running = service(database_url=database.create_database(), database_pool_size=POOL)
     outage(running, lambda: database.stop("immediate"), database.start)
     assert running.stop() == 0
 
 
-def test_postgresql_freezes(service, database):
+def test_uploads_are_refused_while_postgresql_is_frozen_and_taken_afterwards(service, database):
     """F13."""
     running = service(database_url=database.create_database(), database_pool_size=POOL)
     outage(running, database.freeze, database.thaw)
@@ -155,7 +155,7 @@ def test_postgresql_freezes(service, database):
 
 
 @pytest.mark.torture
-def test_every_connection_is_taken(service, database):
+def test_uploads_are_refused_while_every_connection_is_taken_and_taken_afterwards(service, database):
     """F15. Somebody holds what all of them wait for, and whoever comes then waits for one of them."""
     url = database.create_database()
     running = service(database_url=url, database_pool_size=POOL)
@@ -177,7 +177,7 @@ def test_every_connection_is_taken(service, database):
     assert running.stop() == 0
 
 
-def test_sqlite_is_locked(service):
+def test_uploads_are_refused_while_sqlite_is_locked_and_taken_afterwards(service):
     """F17. Another process holds the lock, longer than anybody waits: readers read on, writers are refused in time."""
     running = service()
     headers = running.session()

@@ -64,7 +64,7 @@ def test_an_upload_that_proves_too_large_is_refused_and_the_others_finish(tmp_pa
         assert running.stop() == 0
 
 
-def test_what_a_resumable_upload_brought_to_a_full_disk_is_brought_again_when_there_is_space(tmp_path):
+def test_a_resumable_upload_refused_by_a_full_disk_goes_on_when_there_is_space(tmp_path):
     """F1: its offset does not tell of it, and its file keeps no space for it."""
     with tmpfs(tmp_path / "volume", "12m") as root, closing(Service(root)) as running:
         guest = Guest(running.start())
@@ -115,7 +115,7 @@ def test_a_length_that_does_not_fit_is_refused_before_the_body_is_asked_for(tmp_
             assert guest.delete(next(iter(guest.acknowledged))).status_code == 204
 
 
-def test_without_inodes_files_are_read_and_deleted_and_then_taken_again(tmp_path):
+def test_a_disk_without_inodes_serves_and_deletes_files_and_then_takes_new_ones(tmp_path):
     """F3: there are bytes, but no file can be made."""
     with tmpfs(tmp_path / "volume", "12m", "nr_inodes=400") as root, closing(Service(root)) as running:
         guest = Guest(running.start())
@@ -147,7 +147,7 @@ def test_without_inodes_files_are_read_and_deleted_and_then_taken_again(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs"] if TORTURE else ["tmpfs"])
-def test_on_a_disk_that_is_full_to_the_last_byte_files_are_deleted(tmp_path, kind):
+def test_files_are_deleted_on_a_disk_that_is_full_to_the_last_byte(tmp_path, kind):
     """F4: the database lies there too, and to delete is to write first. The space comes to others each time."""
     with volume(tmp_path, kind) as root, closing(Service(root)) as running:
         guest = Guest(running.start())
@@ -175,7 +175,7 @@ def test_on_a_disk_that_is_full_to_the_last_byte_files_are_deleted(tmp_path, kin
         before.is_back()
 
 
-def test_what_is_kept_for_deletions_is_kept_again_once_there_is_space(tmp_path):
+def test_the_ballast_is_restored_once_there_is_space(tmp_path):
     """F4: by the next deletion, and by the next start."""
     with tmpfs(tmp_path / "volume", "12m") as root, closing(Service(root)) as running:
         guest = Guest(running.start())

@@ -75,7 +75,7 @@ def test_a_pair_of_which_none_takes_writes_is_away(pair, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "said"), [("require", "the server has no TLS"), ("verify-full", "root.crt")])
-def test_a_server_without_tls_is_told_from_one_that_is_away(postgres, monkeypatch, tmp_path, mode, said):
+def test_a_server_without_tls_is_distinguished_from_one_that_is_away(postgres, monkeypatch, tmp_path, mode, said):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WAYBILL_DATABASE_URL", f"{postgres.create_database()}?ssl={mode}")
     for command in ("check", "serve", "migrate"):

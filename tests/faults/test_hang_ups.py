@@ -70,7 +70,7 @@ def leave(connection: socket.socket, how: str) -> None:
 
 
 @pytest.mark.parametrize(("lines", "body"), cases(POINTS))
-def test_who_is_reset_in_the_middle_leaves_nothing(visitor, lines, body):
+def test_a_client_reset_in_the_middle_leaves_nothing(visitor, lines, body):
     """Who only ends his side stands in tests/hostile/test_framing.py."""
     connection = visitor.connect()
     connection.sendall(head(visitor, lines) + body)
@@ -80,7 +80,7 @@ def test_who_is_reset_in_the_middle_leaves_nothing(visitor, lines, body):
 
 
 @pytest.mark.torture
-def test_who_falls_silent_in_the_middle_leaves_nothing(running):
+def test_a_client_silent_in_the_middle_leaves_nothing(running):
     """The service has enough of it after a while, and says so to whoever still listens."""
     silent = [(Visitor(running), *point) for point in POINTS.values()]
     connections = [visitor.connect() for visitor, _, _ in silent]
@@ -96,7 +96,7 @@ def test_who_falls_silent_in_the_middle_leaves_nothing(running):
 
 @pytest.mark.parametrize("how", ["RST", "FIN"])
 @pytest.mark.parametrize(("lines", "body"), cases(WHOLE))
-def test_who_goes_before_the_answer_has_sent_one_file_or_none(visitor, lines, body, how):
+def test_a_client_leaving_before_the_answer_has_sent_one_file_or_none(visitor, lines, body, how):
     """With FIN everything had come, so it is there. What is on its way when a connection is reset may be lost."""
     connection = visitor.connect()
     connection.sendall(head(visitor, lines) + body)
@@ -110,7 +110,7 @@ def test_who_goes_before_the_answer_has_sent_one_file_or_none(visitor, lines, bo
 
 @pytest.mark.parametrize("how", ["RST", "FIN"])
 @pytest.mark.parametrize("sent", [HALF, len(CONTENT)])
-def test_who_goes_in_a_resumable_upload_goes_on_where_it_was(visitor, sent, how):
+def test_a_client_leaving_a_resumable_upload_goes_on_where_it_was(visitor, sent, how):
     """Asked for the offset the client learns what came; when all did, the answer alone was lost."""
     tus = [f"{name}: {value}" for name, value in TUS.items()]
     url = visitor.asked(f"POST {UPLOADS}", *tus, f"Upload-Length: {len(CONTENT)}", "Content-Length: 0")["location"]

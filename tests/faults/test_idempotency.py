@@ -101,7 +101,7 @@ async def here(running):
     return running.port
 
 
-def test_who_dies_at_any_place_leaves_what_another_worker_answers_or_does_once(service, database_url):
+def test_a_worker_killed_anywhere_leaves_an_upload_that_another_answers_or_does_once(service, database_url):
     """Two services over one store and one database, as two workers are; one of them dies, again and again."""
     kind = database_url.partition(":")[0]
     mortal = service(change=MORTAL, database_url=database_url)
@@ -129,7 +129,7 @@ def test_who_dies_at_any_place_leaves_what_another_worker_answers_or_does_once(s
     assert other.stop() == 0
 
 
-def test_many_at_once_on_two_workers_land_once(service, database_url):
+def test_simultaneous_retries_on_two_workers_land_once(service, database_url):
     running = service(workers=2, database_url=database_url)
     headers = running.session()
     contents = {f"{number}.bin": random.Random(number).randbytes(100_000 * number) for number in range(4)}
@@ -149,7 +149,7 @@ def test_many_at_once_on_two_workers_land_once(service, database_url):
     assert running.stop() == 0
 
 
-def test_who_hangs_up_after_the_body_is_told_later(service, database_url):
+def test_a_client_that_hangs_up_after_the_body_gets_its_answer_later(service, database_url):
     running = service(database_url=database_url)
     headers = running.session()
     contents = {f"{number}.bin": random.Random(number).randbytes(number * 20_000) for number in range(1, 21)}
@@ -173,7 +173,7 @@ def test_who_hangs_up_after_the_body_is_told_later(service, database_url):
     assert running.stop() == 0
 
 
-def test_through_a_network_that_cuts_connections_and_a_service_that_is_killed(service, database_url):
+def test_retries_land_once_through_cut_connections_and_killed_services(service, database_url):
     running = service(database_url=database_url, change=HASTY)
     headers = running.session()
     chance = random.Random(KILLS)
@@ -208,7 +208,7 @@ def test_through_a_network_that_cuts_connections_and_a_service_that_is_killed(se
     assert running.stop() == 0
 
 
-def test_through_a_database_that_goes_away_while_rows_are_committed(service):
+def test_retries_land_once_through_a_database_lost_while_rows_are_committed(service):
     """PostgreSQL is stopped under load, and comes back: nobody knows of some rows whether they were committed."""
     database = Postgres()
     try:

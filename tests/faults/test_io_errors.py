@@ -67,7 +67,7 @@ if not TORTURE:
 
 @pytest.mark.parametrize("way", ["form", "raw"] if TORTURE else ["raw"])
 @pytest.mark.parametrize(("call", "at"), ONE)
-def test_one_file_meets_an_error_on_the_way_to_its_name(guest, way, call, at):
+def test_a_file_that_meets_an_error_before_it_has_its_name_is_refused(guest, way, call, at):
     """F6: at its creation, its write, its flush, its rename, or the flush of its directory."""
     before = Baseline(guest.running)
     inject = f"inject={call}:error=EIO:when={at}"
@@ -82,7 +82,7 @@ def test_one_file_meets_an_error_on_the_way_to_its_name(guest, way, call, at):
 
 
 @pytest.mark.parametrize(("call", "at"), SEVERAL)
-def test_one_of_several_files_meets_an_error_and_none_of_them_lands(guest, call, at):
+def test_files_of_a_form_in_which_one_meets_an_error_do_not_land(guest, call, at):
     """F6: a form lands whole or not at all, whichever of its files it was."""
     before = Baseline(guest.running)
     inject = f"inject={call}:error=EIO:when={at}"
@@ -96,7 +96,7 @@ def test_one_of_several_files_meets_an_error_and_none_of_them_lands(guest, call,
 
 
 @pytest.mark.parametrize("sent", [MIB, 2 * MIB, 3 * MIB + 5] if TORTURE else [2 * MIB])
-def test_a_large_file_meets_an_error_at_one_of_its_writes(guest, sent):
+def test_a_large_file_whose_write_fails_is_refused(guest, sent):
     """F6: at the write after so many bytes, the last one through the page cache among them."""
     before = Baseline(guest.running)
     with Halfway(guest, 3 * MIB + 5 * KIB) as upload:
@@ -115,7 +115,7 @@ RESUMABLE = ["fsync file", "fsync directory", "write", "renameat2"] if TORTURE e
 
 @pytest.mark.parametrize("fault", RESUMABLE)
 @pytest.mark.parametrize("begun", [0, MIB] if TORTURE else [MIB])
-def test_a_resumable_upload_meets_an_error_and_goes_on_from_its_last_offset(guest, begun, fault):
+def test_a_resumable_upload_that_meets_an_error_goes_on_from_its_last_offset(guest, begun, fault):
     """F6: no offset is told that such a call was to make durable, and none is taken back."""
     if fault == "fsync directory" and begun:
         pytest.skip("the name is durable already")
@@ -148,7 +148,7 @@ def test_a_resumable_upload_meets_an_error_and_goes_on_from_its_last_offset(gues
     trusts_again(guest, before)
 
 
-def test_while_every_flush_fails_it_is_not_ready_and_when_none_does_it_is(guest):
+def test_the_service_is_not_ready_while_every_flush_fails_and_ready_when_none_does(guest):
     """F6: an orchestrator sees it, and is told when it has passed."""
     before = Baseline(guest.running)
     store = str(guest.running.store)
@@ -161,7 +161,7 @@ def test_while_every_flush_fails_it_is_not_ready_and_when_none_does_it_is(guest)
     trusts_again(guest, before)
 
 
-def test_a_record_that_cannot_be_flushed_is_not_acknowledged_and_its_outcome_is_told_later(guest):
+def test_a_record_that_cannot_be_flushed_is_not_acknowledged_and_settled_later(guest):
     """F6, of SQLite's own flush: what looks committed then is made sure of before anything builds on it."""
     before = Baseline(guest.running)
     known = {item["id"] for item in guest.history()}
@@ -189,7 +189,7 @@ def elsewhere(tmp_path):
 
 
 @needs_root
-def test_of_a_disk_that_loses_writes_nothing_is_acknowledged_that_is_lost(tmp_path):
+def test_a_disk_that_loses_writes_loses_no_acknowledged_upload(tmp_path):
     """F7: ext4 says ok to the second flush of data that it has lost. Here there is no second one, and it is asked for
     nothing that it did not flush at first."""
     with thin_disk(tmp_path) as root, closing(Service(root, **elsewhere(tmp_path))) as running:

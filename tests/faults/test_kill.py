@@ -78,7 +78,7 @@ def everything(client):
         page = client.get(page.links["next"]["url"])
 
 
-def test_what_was_acknowledged_survives_and_nothing_else_shows(service, database_url):
+def test_acknowledged_uploads_survive_and_nothing_else_shows(service, database_url):
     running = service(database_url=database_url)
     headers = running.session()
     first, second = contents(AT_ONCE, seed=1), contents(AT_ONCE, seed=2)
@@ -119,7 +119,7 @@ def test_what_was_acknowledged_survives_and_nothing_else_shows(service, database
     assert running.stop() == 0
 
 
-def test_what_curl_was_told_survives(service, tmp_path):
+def test_uploads_acknowledged_to_curl_survive(service, tmp_path):
     """The same with `curl --parallel`, a client that is nobody's own."""
     running = service()
     headers = running.session()

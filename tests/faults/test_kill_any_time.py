@@ -19,7 +19,7 @@ STARTING = 0.1  # so often it is killed once more while it starts
 A_START = 0.9  # seconds, or so
 
 
-def test_what_was_acknowledged_survives_and_nothing_else_shows(service, seed, database_url, tally):
+def test_acknowledged_uploads_survive_and_nothing_else_shows(service, seed, database_url, tally):
     running = service(database_url=database_url, seed=seed)
     ledger = Ledger.of(tally, "kill -9 at any time", database_url)
     chance = random.Random(0)

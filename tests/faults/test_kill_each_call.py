@@ -123,7 +123,7 @@ class Victim:
 
 
 @pytest.mark.parametrize(("database_url", "protocol", "size"), ALL if TORTURE else SOME, indirect=["database_url"])
-def test_at_every_call_what_was_acknowledged_survives(service, database_url, tally, tmp_path, protocol, size):
+def test_acknowledged_uploads_survive_a_kill_at_every_call(service, database_url, tally, tmp_path, protocol, size):
     running = service(database_url=database_url, database_pool_size=2, change=ONE_THREAD_OF_A_KIND)
     ledger = Ledger.of(tally, FAULT, database_url, (protocol,))
     victim = Victim(running, ledger, tmp_path)

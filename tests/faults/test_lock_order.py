@@ -66,7 +66,7 @@ async def deleted(client: Client) -> list[int]:
     return [(await client.delete(f"/api/ingestion/files/{made.json()['id']}")).status]
 
 
-async def test_nobody_deadlocks(tmp_path, database_url, monkeypatch):
+async def test_transactions_of_two_services_never_deadlock(tmp_path, database_url, monkeypatch):
     monkeypatch.setattr("app.sessions.merge.FIRST_SLICE", 2)
     settings = settings_in(tmp_path, database_url, session_quota="1TiB", session_quota_uploads=10**6)
     chance = Random(1)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 MIB = 1024 * 1024
 
 
-def test_one_connection_too_many_is_told_to_come_back(service):
+def test_a_connection_over_the_limit_is_told_to_retry(service):
     running = service(max_connections=3)
     with ExitStack() as opened:
         clients = [opened.enter_context(running.client()) for _ in range(4)]

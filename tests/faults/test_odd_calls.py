@@ -113,7 +113,7 @@ def test_writes_that_are_cut_short_are_gone_on_with(short):
     before.is_back()
 
 
-def test_a_close_that_tells_of_an_error_refuses_the_file(short, shim):
+def test_a_close_that_returns_an_error_refuses_the_file(short, shim):
     """F6: the error that network file systems keep until then; the descriptor is closed all the same."""
     before = Baseline(short.running)
     _, failing = shim
@@ -198,7 +198,7 @@ def lags(running):
 
 
 @needs("strace")
-def test_while_a_flush_takes_long_others_are_served_and_the_event_loop_is_free(guest):
+def test_a_slow_flush_leaves_the_event_loop_free_and_others_served(guest):
     """F10: the flush goes on when strace lets it; until then nothing else waits but what is to be published."""
     ticks = 20 if TORTURE else 3
     before, earlier = Baseline(guest.running), lags(guest.running)

@@ -36,7 +36,7 @@ def way(postgres):
 
 
 @pytest.mark.torture
-def test_the_way_to_postgresql_is_cut_and_comes_back(service, database_url, way):
+def test_uploads_are_refused_during_a_partition_and_taken_afterwards(service, database_url, way):
     """F25. As if PostgreSQL were away: refused in time, full service once it is back, every connection."""
     running = service(database_url=way.leads(database_url), database_pool_size=POOL)
     outage(running, way.cut, way.heal)
@@ -59,7 +59,7 @@ def test_a_commit_that_arrives_late_is_found_or_undone(service, database_url, wa
     assert running.stop() == 0
 
 
-def test_who_is_cut_off_holds_no_upload(service, database_url, way, source):
+def test_a_worker_that_is_cut_off_holds_no_writer_lock(service, database_url, way, source):
     """F25. Another service takes over what one was receiving; what that one brings and commits later counts no more."""
     cut_off = service(database_url=way.leads(database_url))
     other = service(database_url=database_url, storage_dir=cut_off.store)

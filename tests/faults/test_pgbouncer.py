@@ -45,7 +45,7 @@ async def test_a_service_behind_session_pooling_serves_as_ever(postgres, bouncer
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
-def test_every_command_refuses_anything_less_in_a_line(postgres, bouncer, monkeypatch, mode):
+def test_every_command_refuses_less_than_session_pooling_in_a_line(postgres, bouncer, monkeypatch, mode):
     monkeypatch.setenv("WAYBILL_DATABASE_URL", bouncer(mode).url(postgres.create_database()))
     for command in ("check", "serve", "migrate"):
         assert "set pool_mode = session in PgBouncer" in refusal(command)
@@ -87,7 +87,7 @@ async def test_a_pooler_that_is_told_to_share_sessions_later_makes_no_mistakes_o
         assert {answer.status for answer in answers} <= {200, 201, 503}
 
 
-def test_a_server_that_is_away_behind_it_may_come_back(monkeypatch):
+def test_a_server_that_is_away_behind_the_pooler_may_come_back(monkeypatch):
     with closing(Postgres()) as server, closing(PgBouncer(server, mode="session")) as between:
         monkeypatch.setenv("WAYBILL_DATABASE_URL", between.url(server.create_database()))
         server.stop()

@@ -143,7 +143,7 @@ def place():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS if TORTURE else ["form", "tus"])
-def test_at_every_moment_a_power_cut_leaves_what_was_told(place, tally, protocol):
+def test_a_power_cut_at_every_moment_leaves_acknowledged_uploads(place, tally, protocol):
     disk = Disk(place)
     ledger = Ledger.of(tally, "power cut at each write", "sqlite", (protocol,))
     row, story = ledger.rows[protocol], Story(disk)
@@ -176,7 +176,7 @@ def image(request, place):
 
 
 @pytest.mark.parametrize("database", CUTS)
-def test_a_power_cut_at_any_time_leaves_what_was_told(image, place, tally, database):
+def test_a_power_cut_at_a_random_time_leaves_acknowledged_uploads(image, place, tally, database):
     ledger = Ledger.of(tally, f"power cut, {image.name}", database)
     volume = place / "volume"
     volume.mkdir()

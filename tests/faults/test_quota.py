@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 QUICK_LEASE = "import app.quotas as quota\nquota.LEASE_SECONDS, quota._LEASE_US = 1.0, 1_000_000\n"
 
 
-def test_fifty_at_once_get_the_last_places_of_two_workers(service, database_url):
+def test_fifty_uploads_at_once_get_the_last_places_of_two_workers(service, database_url):
     running = service(workers=2, database_url=database_url, session_quota_uploads=7, session_quota=9000)
     headers = running.session()
 
@@ -29,7 +29,7 @@ def test_fifty_at_once_get_the_last_places_of_two_workers(service, database_url)
     assert told == {"used": 7000, "limit": 9000, "left": 2000, "uploads": {"used": 7, "limit": 7, "left": 0}}
 
 
-def test_what_a_crash_held_is_free_when_nobody_renews_it(service, database_url):
+def test_quota_held_by_a_crashed_process_is_free_when_nobody_renews_it(service, database_url):
     """F18: three uploads stand half-way when the service is killed; it begins again with their places taken."""
     running = service(database_url=database_url, session_quota_uploads=3, change=QUICK_LEASE)
     headers = running.session()

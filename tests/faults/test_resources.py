@@ -48,7 +48,7 @@ def memory_cgroup(name):
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"] if TORTURE else ["sqlite"], indirect=True)
-def test_what_was_acknowledged_before_the_kernel_killed_the_service_for_its_memory_is_there(tmp_path, database_url):
+def test_acknowledged_uploads_survive_a_kill_for_want_of_memory(tmp_path, database_url):
     """F28: many uploads are held in memory when there is no more of it."""
     with (
         memory_cgroup(os.getpid()) as (group, limit),
@@ -133,7 +133,7 @@ def does_not_spin(running):
     assert used() - before < (time.monotonic() - began) / 2
 
 
-def test_when_there_are_too_many_connections_new_ones_are_told_and_the_others_finish(service):
+def test_connections_over_the_limit_are_refused_and_the_others_finish(service):
     """F29: so many may be open that each of them can still have a file."""
     guest = Guest(service(change=FEW))
     guest.goes_on()
@@ -158,7 +158,7 @@ def test_when_there_are_too_many_connections_new_ones_are_told_and_the_others_fi
     assert guest.running.stop() == 0
 
 
-def test_when_there_is_no_descriptor_at_all_nothing_is_lost_and_nothing_spins(service):
+def test_a_service_without_descriptors_loses_nothing_and_does_not_spin(service):
     """F29: what has its file goes on; what has none is refused; connections that cannot be accepted are not tried in
     a loop."""
     guest = Guest(service())

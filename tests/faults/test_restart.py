@@ -36,7 +36,7 @@ def restarted(running):
 
 @pytest.mark.parametrize("way", WAYS if TORTURE else WAYS[:1])
 @pytest.mark.parametrize("database_url", BOTH if TORTURE else BOTH[:1], indirect=True)
-def test_workers_that_are_restarted_in_turn_fail_no_request(service, proxy, database_url, way):
+def test_a_rolling_restart_of_workers_fails_no_request(service, proxy, database_url, way):
     """Files in every way, on new connections and on kept ones. Without a proxy the service closes what was kept."""
     running = service(database_url=database_url, workers=WORKERS, trusted_proxies="127.0.0.1")
     headers = running.session()
@@ -58,7 +58,7 @@ def test_workers_that_are_restarted_in_turn_fail_no_request(service, proxy, data
     assert running.stop() == 0
 
 
-def test_a_stop_in_the_middle_of_a_restart_is_heard(service):
+def test_a_stop_in_the_middle_of_a_restart_is_obeyed(service):
     """The replacement is still being started, and an old worker has a client that sends no more."""
     running = service(workers=WORKERS, shutdown_timeout="1s")
     family = psutil.Process(running.pid).children()
@@ -111,7 +111,7 @@ def test_a_worker_that_hangs_does_not_keep_the_others_from_being_restarted(servi
 
 
 @pytest.mark.parametrize("workers", [1, WORKERS] if TORTURE else [1])
-def test_the_end_of_the_terminal_is_an_orderly_one(service, workers):
+def test_a_hangup_of_the_terminal_stops_or_restarts_the_service_in_order(service, workers):
     """Every process of the terminal gets SIGHUP: one that serves alone stops, and workers leave it to their parent."""
     running = service(workers=workers)
     headers = running.session()
@@ -128,7 +128,7 @@ def test_the_end_of_the_terminal_is_an_orderly_one(service, workers):
 
 
 @pytest.mark.parametrize("database_url", BOTH if TORTURE else BOTH[1:], indirect=True)
-def test_services_that_are_restarted_in_turn_are_one_service(service, proxy, database_url, tmp_path):
+def test_services_that_are_restarted_one_by_one_are_one_service(service, proxy, database_url, tmp_path):
     """Two on one store and database, as the proxy's upstreams: what one does not take goes to the other.
 
     Only who connects while a listening socket is just being closed, some microseconds, is told to come back.

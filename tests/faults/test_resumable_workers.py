@@ -109,7 +109,7 @@ class Stalled:
         assert answer.status_code in REFUSED
 
 
-def test_asking_ends_the_sender_at_the_other_worker(running, headers, source):
+def test_asking_for_the_offset_ends_the_writer_at_the_other_worker(running, headers, source):
     with one_client_each(running) as (one, other):
         upload = Upload(one, headers, source.piece("file.bin", 8 * MIB))
         with Stalled(upload, one, running) as stalled:
@@ -123,7 +123,7 @@ def test_asking_ends_the_sender_at_the_other_worker(running, headers, source):
     assert running.said("error") == []
 
 
-def test_sending_ends_the_sender_at_the_other_worker(running, headers, source):
+def test_sending_ends_the_writer_at_the_other_worker(running, headers, source):
     with one_client_each(running) as (one, other):
         upload = Upload(one, headers, source.piece("file.bin", 8 * MIB))
         with Stalled(upload, one, running) as stalled:
@@ -174,7 +174,7 @@ class Race:
             self.told = max(self.told, offset)
 
 
-def test_of_all_who_send_at_once_one_wins_each_time(running, headers, source):
+def test_one_of_many_simultaneous_writers_wins_each_time(running, headers, source):
     """F24."""
     with one_client_each(running) as clients, ThreadPoolExecutor(2) as pool:
         upload = Upload(clients[0], headers, source.piece("file.bin", 4 * MIB))
@@ -189,7 +189,7 @@ def test_of_all_who_send_at_once_one_wins_each_time(running, headers, source):
 
 
 @pytest.mark.parametrize("fate", ["frozen", "killed"])
-def test_a_worker_that_does_not_let_go_is_taken_over_from(running, headers, source, fate):
+def test_a_worker_that_does_not_release_the_writer_lock_is_preempted(running, headers, source, fate):
     """F23. A frozen one may wake up at any time, with more to write, and must find that it has lost the upload."""
     with one_client_each(running) as (one, other):
         upload = Upload(one, headers, source.piece("file.bin", 16 * MIB))

@@ -150,7 +150,7 @@ async def test_a_service_starts_beside_a_dump_and_gets_its_index_afterwards(post
 
 
 @pytest.mark.slow
-async def test_a_start_that_waits_for_a_column_disturbs_nobody_and_ends_when_told_to(postgres, service):
+async def test_a_start_that_waits_for_a_column_disturbs_nobody_and_can_be_stopped(postgres, service):
     url = postgres.create_database()
     older = service(database_url=url)
     async with dump(url):

@@ -53,7 +53,7 @@ def test_keys_rotate_and_log_nobody_out(service):
         assert status(running, running.session()) == 200
 
 
-def test_who_logs_out_is_logged_out_of_all_workers_within_a_second(service, database):
+def test_an_ended_session_is_ended_on_all_workers_within_a_second(service, database):
     running = service(workers=2, database_url=database)
     headers = running.session()
     assert [status(running, headers) for _ in range(20)] == [200] * 20  # every worker knows the session
@@ -64,7 +64,7 @@ def test_who_logs_out_is_logged_out_of_all_workers_within_a_second(service, data
     assert [status(running, headers) for _ in range(20)] == [401] * 20
 
 
-def test_what_the_same_key_signed_for_another_purpose_is_no_session(service):
+def test_text_signed_by_the_same_key_for_another_purpose_is_no_session(service):
     running = service(secret_keys=OLD)
     name, _, token = running.session()["Cookie"].partition("=")
     signed = token.rpartition(".")[0]

@@ -71,7 +71,7 @@ def test_a_stop_under_load_loses_nothing_that_was_acknowledged(service, database
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_under_way_is_finished_and_nothing_new_is_begun(service, workers):
+def test_uploads_in_flight_are_finished_and_no_new_one_is_begun(service, workers):
     running = service(workers=workers)
     headers = running.session()
 
@@ -91,7 +91,7 @@ def test_what_is_under_way_is_finished_and_nothing_new_is_begun(service, workers
     assert records(running, headers)["stalled.bin"]["sha256"] == hashlib.sha256(bytes(2 * LARGE)).hexdigest()
 
 
-def test_who_sends_no_more_is_told_and_not_waited_for(service):
+def test_a_silent_upload_is_refused_and_not_waited_for(service):
     running = service(shutdown_timeout="1s")
     headers = running.session()
 
@@ -116,7 +116,7 @@ def test_who_sends_no_more_is_told_and_not_waited_for(service):
     assert (failed["status"], failed["error"]["code"]) == ("failed", "unavailable")
 
 
-def test_how_far_a_resumable_upload_came_is_kept(service):
+def test_the_offset_of_a_resumable_upload_is_kept(service):
     running = service(shutdown_timeout="1s")
     tus = {"Tus-Resumable": "1.0.0"}
     chunk = {**tus, "Content-Type": "application/offset+octet-stream"}
@@ -147,7 +147,7 @@ def test_how_far_a_resumable_upload_came_is_kept(service):
         assert client.patch(url, headers=headers, content=bytes(2 * LARGE - offset)).status_code == 204
 
 
-def test_who_takes_nothing_is_not_waited_for(service):
+def test_a_download_that_nobody_reads_is_not_waited_for(service):
     """A download that its client does not read."""
     running = service(shutdown_timeout="1s")
     headers = running.session()
@@ -223,7 +223,7 @@ def test_a_stop_ends_although_the_database_is_frozen(service, database):
 
 
 @pytest.mark.parametrize("connection", ["new", "kept"])
-def test_who_was_just_about_to_ask_is_answered(service, connection):
+def test_a_request_on_its_way_when_the_service_stops_is_answered(service, connection):
     """Its request may be on the way when the connection would be closed; it learns that it was the last."""
     running = service(change="from app.server.connection import Connection\nConnection.LAST_REQUEST_SECONDS = 60")
     request = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -264,7 +264,7 @@ server._Server.shutdown = late
 """
 
 
-def test_who_waits_at_the_socket_is_answered(service):
+def test_a_connection_waiting_at_the_socket_is_answered(service):
     """It has a connection, as far as it knows; the kernel would reset it when the socket closes."""
     running = service(change=LATE)
     asked = asyncio.Barrier(CLIENTS + 1)
@@ -331,7 +331,7 @@ async def until_there(path):
 
 
 @pytest.mark.parametrize("ends", ["in time", "never"])
-def test_a_stop_in_a_flush(service, ends):
+def test_a_stop_in_a_flush_loses_nothing(service, ends):
     """The flush is waited for, and the client has its answer; a disk that hangs does not keep the process."""
     running = service(change=HELD.format(last_seconds=60.0 if ends == "in time" else 0.5), shutdown_timeout="1s")
     headers = running.session()
@@ -365,7 +365,7 @@ def test_a_stop_in_a_flush(service, ends):
 
 
 @pytest.mark.parametrize("ends", ["in time", "never"] if TORTURE else ["in time"])
-def test_a_stop_in_a_commit(service, ends):
+def test_a_stop_in_a_commit_loses_nothing(service, ends):
     """Another process holds SQLite's lock: until it lets go, or for longer than anybody waits."""
     running = service(shutdown_timeout="30s")
     headers = running.session()

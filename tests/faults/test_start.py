@@ -50,7 +50,7 @@ def taken():
         yield other.getsockname()[1]
 
 
-def test_settings_that_cannot_be_understood_are_told_before_a_socket_is_opened(tmp_path, taken):
+def test_malformed_settings_are_reported_before_a_socket_is_opened(tmp_path, taken):
     status, said = start(tmp_path, port=taken, max_file_size="-1", workers="many", sekret="x")
     assert status == 78
     assert "WAYBILL_MAX_FILE_SIZE" in said
@@ -68,7 +68,7 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path, taken):
     assert "address" not in said
 
 
-def test_a_database_that_is_none_is_named(tmp_path):
+def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "w.db").write_text("certainly not a database, but long enough to be looked at " * 20)
     status, said = start(tmp_path, database_url=f"sqlite:///{tmp_path}/w.db")
     assert status == 78
@@ -87,7 +87,7 @@ def test_a_database_that_is_away_may_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["", "too short"])
-def test_a_key_that_is_none_is_named(tmp_path, key):
+def test_a_file_that_holds_no_key_is_named(tmp_path, key):
     (tmp_path / "waybill-data").mkdir()
     (tmp_path / "waybill-data" / "secret.key").write_text(key)
     status, said = start(tmp_path)
@@ -104,7 +104,7 @@ def test_a_port_that_is_taken_is_named(tmp_path, taken, service, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_fails_after_the_checks_is_told_in_one_line(tmp_path, workers):
+def test_a_failure_after_the_checks_is_reported_in_one_line(tmp_path, workers):
     """Also where every worker meets it: the parent gives up and does not start them for ever."""
     (tmp_path / "file").write_text("in the way")
     status, said = start(
@@ -120,7 +120,7 @@ def test_what_fails_after_the_checks_is_told_in_one_line(tmp_path, workers):
     assert all(str(tmp_path / "file") in reason for reason in reasons)
 
 
-def test_a_start_that_failed_is_in_nobodys_way(tmp_path, service, taken):
+def test_a_start_that_failed_does_not_hinder_the_next(tmp_path, service, taken):
     running = service()
     running.stop()
     assert start(running.directory, port=taken)[0] == 69

@@ -39,7 +39,7 @@ def one_client_each(running):
         yield clients
 
 
-def test_what_one_worker_took_all_of_them_show(service, database_url):
+def test_an_upload_taken_by_one_worker_is_shown_by_all(service, database_url):
     running = service(workers=2, database_url=database_url)
     headers = running.session()
     with one_client_each(running) as clients:
@@ -153,7 +153,7 @@ def figures(client):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
-def test_whichever_worker_is_asked_knows_what_all_of_them_counted_and_what_the_dead_one_did(service):
+def test_metrics_of_any_worker_count_all_workers_and_dead_ones(service):
     running = service(workers=2, database_pool_size=3)
     with one_client_each(running) as clients:
         for number, client in enumerate(clients):

@@ -70,7 +70,7 @@ def seen(running):
 
 
 @given(chance=st.randoms(use_true_random=False), sequel=st.booleans())
-def test_whatever_is_sent_the_service_answers_and_stores_what_was_sent_or_nothing(running, good, seen, chance, sequel):
+def test_any_request_is_answered_and_stored_as_sent_or_not_at_all(running, good, seen, chance, sequel):
     files, sent = seen
     request = damaged(chance, chance.choice(good[sequel]))
     said = statuses(running, cut_up(chance, request))
@@ -86,7 +86,7 @@ def test_whatever_is_sent_the_service_answers_and_stores_what_was_sent_or_nothin
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
-def test_every_accident_happens(accident, monkeypatch):
+def test_each_kind_of_damage_changes_a_request(accident, monkeypatch):
     monkeypatch.setattr(damage, "ACCIDENTS", [accident])
     assert damage.with_true_length(b"A:\r\nContent-Length: 9\r\n\r\nhi") == b"A:\r\nContent-Length: 2\r\n\r\nhi"
     request = b"PUT / HTTP/1.1\r\nA: b\r\nC: d\r\n\r\n"

@@ -79,7 +79,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "refusal", "begun"), cases(REFUSED))
-def test_what_is_no_form_is_refused_and_nothing_of_it_stays(visitor, body, refusal, begun):
+def test_a_malformed_form_is_refused_and_nothing_of_it_stays(visitor, body, refusal, begun):
     [said] = visitor.said_to(visitor.post(body))
     assert (said.status, said.code) == refusal
     visitor.left_nothing(*[refusal[1]] * begun)
@@ -89,7 +89,7 @@ SHORT = {name: case for name, case in REFUSED.items() if len(case[0]) < 2_000}
 
 
 @pytest.mark.parametrize(("body", "refusal", "begun"), cases(SHORT))
-def test_it_is_refused_byte_by_byte_too(visitor, body, refusal, begun):
+def test_a_malformed_form_is_refused_byte_by_byte_too(visitor, body, refusal, begun):
     sent = visitor.post(body)
     head = len(sent) - len(body)
     [said] = visitor.said_to(sent[:head], *one_by_one(body))
@@ -172,7 +172,7 @@ def test_4_2_15_no_charset_makes_a_path_of_a_clean_name(visitor):
     assert [item["filename"] for item in said.json()["items"]] == ["+AC4ALgAv-etcé"] * len(kinds)
 
 
-def test_one_form_is_the_same_file_wherever_it_is_cut(visitor):
+def test_a_form_is_the_same_file_wherever_it_is_cut(visitor):
     body = part(NAMED, LOOKALIKES) + END
     sent = visitor.post(body)
     places = [0, *range(len(sent) - len(body), len(sent) - 1)]
@@ -201,7 +201,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("kind", "body"), cases(OTHERS))
-def test_what_is_not_called_a_form_is_a_file_and_nobody_reads_in_it(visitor, kind, body):
+def test_a_body_of_another_type_than_a_form_is_a_file_that_is_not_parsed(visitor, kind, body):
     [said] = visitor.said_to(visitor.post(body, kind))
     assert (said.status, said.json()["filename"], said.json()["content_type"]) == (201, "unnamed", kind.decode())
     visitor.left(body)

@@ -208,7 +208,7 @@ def test_a_concatenation_of_what_is_no_part_is_refused(visitor, parts, status, c
     visitor.left_nothing()
 
 
-def test_4_3_11_nobody_elses_part_serves(visitor, running):
+def test_4_3_11_a_part_of_another_session_is_refused(visitor, running):
     other = Visitor(running)
     made = other.asked(f"POST {UPLOADS}", "Tus-Resumable: 1.0.0", "Upload-Length: 0", "Upload-Concat: partial")
     said = visitor.asked(f"POST {UPLOADS}", "Tus-Resumable: 1.0.0", f"Upload-Concat: final;{made['location']}")

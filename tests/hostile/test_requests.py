@@ -57,7 +57,7 @@ def test_an_append_that_does_not_fit_is_refused_and_moves_nothing(begun, lines, 
 
 
 @pytest.mark.parametrize("version", ["0.2", "", "1.0.0, 0.2", "1.0.0\r\nTus-Resumable: 1.0.0"])
-def test_4_4_2_another_version_is_told_which_is_spoken(begun, version):
+def test_4_4_2_another_version_is_refused_with_the_supported_one(begun, version):
     visitor, location = begun
     head = visitor.head(
         f"PATCH {location}", f"Tus-Resumable: {version}", CHUNK, "Upload-Offset: 0", "Content-Length: 5"
@@ -67,7 +67,7 @@ def test_4_4_2_another_version_is_told_which_is_spoken(begun, version):
     assert visitor.asked(f"HEAD {location}", TUS)["upload-offset"] == "0"
 
 
-def test_4_4_6_after_its_end_an_upload_takes_nothing(visitor):
+def test_4_4_6_an_ended_upload_takes_nothing(visitor):
     made = visitor.asked(f"POST {UPLOADS}", TUS, "Upload-Length: 5")
     patch = [TUS, CHUNK, "Content-Length: 5"]
     [done] = visitor.said_to(visitor.head(f"PATCH {made['location']}", *patch, "Upload-Offset: 0") + b"hello")
@@ -163,7 +163,7 @@ def stored(running):
     return visitor, records[0], records[1]
 
 
-def test_4_4_10_nothing_tells_an_id_of_others_from_one_that_never_was(stored, running):
+def test_4_4_10_a_foreign_id_is_answered_as_one_that_never_was(stored, running):
     visitor, record, deleted = stored
     other = Visitor(running)
     ids = [record["id"], ABSENT, record["id"].upper(), "x", record["id"][:-1], record["id"] + "%00", "%7B" + ABSENT]

@@ -73,7 +73,7 @@ def test_4_5_2_a_cursor_is_signed_with_the_same_key_and_is_no_session(visitor):
     assert visitor.asked(f"GET {HISTORY}?cursor={token_of(visitor)}").code == "bad_cursor"
 
 
-def test_4_5_5_of_many_cookies_the_valid_one_counts_and_two_valid_ones_are_refused(visitor, running):
+def test_4_5_5_one_valid_cookie_of_many_counts_and_two_valid_ones_are_refused(visitor, running):
     mine, other = token_of(visitor), token_of(Visitor(running))
     for line in (f"waybill_session=x; waybill_session={mine}", f"waybill_session={mine}; waybill_session="):
         assert as_somebody(visitor, f"GET {HISTORY}", f"Cookie: {line}").status == 200
@@ -165,7 +165,7 @@ RUNS = ("html", "xml", "script", "multipart", "message", ",")
 
 @pytest.mark.parametrize(("kind", "content"), cases(CONTENTS))
 @pytest.mark.parametrize("range_", ["", "Range: bytes=0-3", "Range: bytes=0-1,4-5", "If-None-Match: *"])
-def test_what_is_stored_never_runs(visitor, kind, content, range_):
+def test_a_stored_file_never_runs(visitor, kind, content, range_):
     made = visitor.said_to(visitor.put(f"Content-Type: {kind}", f"Content-Length: {len(content)}") + content)[0].json()
     said = visitor.asked(f"GET {made['links']['content']}", *([range_] if range_ else []))
     assert said.status in (200, 206, 304)
@@ -218,7 +218,7 @@ CHUNK = [
 DRAFT = ["Content-Type: application/partial-upload", "Upload-Offset: 0", "Upload-Complete: ?1", "Content-Length: 1"]
 
 
-def test_nothing_tells_what_is_anothers_from_what_is_not_there(visitor, running):
+def test_a_foreign_upload_is_answered_as_an_absent_one(visitor, running):
     """P10: byte by byte, the headers too. But for the date, and the request's id, which the client gave."""
     cookie = f"Cookie: {visitor.session['Cookie']}"
     stranger = Visitor(running)
@@ -239,7 +239,7 @@ def test_nothing_tells_what_is_anothers_from_what_is_not_there(visitor, running)
         assert b" 404 " in answers.pop()[:16]
 
 
-def test_nothing_tells_anothers_upload_in_several_requests_from_none(visitor, running):
+def test_a_foreign_resumable_upload_is_answered_as_an_absent_one(visitor, running):
     cookie = f"Cookie: {visitor.session['Cookie']}"
     stranger = Visitor(running)
     theirs = stranger.asked(f"POST {UPLOADS}", "Tus-Resumable: 1.0.0", "Upload-Length: 5")["location"]

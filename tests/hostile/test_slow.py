@@ -84,7 +84,7 @@ def test_4_1_19_a_json_body_that_drips_is_cut_off_too(visitor):
     assert (said.status, said.code) == (408, "too_slow")
 
 
-def test_4_1_19_what_drips_into_a_resumable_upload_is_kept_and_its_sender_told_to_come_back(visitor):
+def test_4_1_19_a_resumable_upload_that_drips_is_kept_and_cut_off(visitor):
     made = visitor.asked(f"POST {UPLOADS}", TUS, "Upload-Length: 100000")
     lines = [TUS, "Upload-Offset: 0", "Content-Type: application/offset+octet-stream", "Content-Length: 100000"]
     with visitor.connect() as connection:

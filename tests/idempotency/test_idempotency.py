@@ -142,8 +142,8 @@ def test_a_form_may_be_the_same_whatever_its_boundary(parts, boundaries):
         assert not form_asked([*parts[:-1], parts[-1] + 1], boundaries[1]).may_be(first)
 
 
-class TestClaims:
-    async def test_what_landed_is_told_to_all_processes_for_a_day(self, world):
+class TestKeyClaims:
+    async def test_an_upload_that_landed_is_answered_by_all_processes_for_a_day(self, world):
         one, other = await world.process(), await world.process()
         first = await (await one.send().began()).end()
         world.clock.pass_by(seconds=DAY - 1)
@@ -153,7 +153,7 @@ class TestClaims:
         again = await (await other.send().began()).end()
         assert await world.landed(one.db) == [again[0].id, first[0].id]
 
-    async def test_a_claim_is_somebody_s_as_long_as_it_is_renewed(self, world, monkeypatch):
+    async def test_a_claim_is_held_as_long_as_it_is_renewed(self, world, monkeypatch):
         monkeypatch.setattr(idempotency, "LEASE_SECONDS", 0.03)
         one, other = await world.process(), await world.process()
         first = await one.send().began()
@@ -169,7 +169,7 @@ class TestClaims:
         await first.end()
         assert len(await world.landed(one.db)) == 1
 
-    async def test_who_is_passed_over_lands_nothing_and_its_neighbours_land(self, world, monkeypatch):
+    async def test_a_request_whose_claim_was_lost_lands_nothing_and_its_neighbours_land(self, world, monkeypatch):
         one, other = await world.process(), await world.process()
         slow, neighbours = await one.send().began(), [await one.send(f"key {n}").began() for n in range(3)]
         world.clock.pass_by(seconds=LEASE_SECONDS)
@@ -189,7 +189,7 @@ class TestClaims:
         assert sorted(await world.landed(one.db)) == sorted([first[0].id, *told])
         assert await one.send().answer() == first
 
-    async def test_one_that_nobody_passed_over_lands_however_slow_it_was(self, world):
+    async def test_a_slow_request_whose_claim_nobody_took_lands(self, world):
         process = await world.process()
         slow = await process.send().began()
         world.clock.pass_by(seconds=LEASE_SECONDS + KEY_GRACE_US / 2e6)
@@ -197,7 +197,7 @@ class TestClaims:
         [upload] = await slow.end()
         assert await world.landed(process.db) == [upload.id]
 
-    async def test_a_refused_one_leaves_its_key_at_once(self, world):
+    async def test_a_refused_request_releases_its_key_at_once(self, world):
         process = await world.process()
         first = await process.send().began()
         first.hang_up()
@@ -206,7 +206,7 @@ class TestClaims:
         [upload] = await (await process.send().began()).end()
         assert await world.landed(process.db) == [upload.id]
 
-    async def test_one_whose_key_cannot_be_freed_leaves_it_when_its_claim_runs_out(self, world, monkeypatch):
+    async def test_a_key_that_cannot_be_released_is_free_when_its_claim_expires(self, world, monkeypatch):
         process = await world.process()
         first = await process.send().began()
 
@@ -224,7 +224,7 @@ class TestClaims:
         assert await world.landed(process.db) == [upload.id]
 
     @pytest.mark.parametrize("fate", ["lost", "away"])
-    async def test_one_whose_outcome_is_unknown_landed_or_can_be_sent_again(self, world, fate):
+    async def test_a_request_of_unknown_outcome_has_landed_or_can_be_retried(self, world, fate):
         process = await world.process()
         first = await process.send().began()
         process.db.fails = [fate]
@@ -241,7 +241,7 @@ class TestClaims:
             [upload] = await (await process.send().began()).end()
         assert await world.landed(process.db) == [upload.id]
 
-    async def test_one_that_breaks_once_it_has_landed_keeps_its_answer(self, world):
+    async def test_a_request_that_breaks_after_landing_keeps_its_answer(self, world):
         process = await world.process()
         begun = await process.once.begin("mine", "key", ASKED)
         landing = process.ingest.request(visitor=Visitor("mine"), protocol=Protocol.RAW, claim=begun.id)
@@ -254,7 +254,7 @@ class TestClaims:
                 raise RuntimeError
         assert await process.send().answer() == landed
 
-    async def test_one_that_is_cancelled_while_it_lands_landed_or_can_be_sent_again(self, world):
+    async def test_a_request_cancelled_while_landing_has_landed_or_can_be_retried(self, world):
         process = await world.process()
         first = await process.send().began()
         world.store.gate.close()
@@ -268,7 +268,7 @@ class TestClaims:
         assert (await process.send().answer())[0].id == upload.id
 
 
-class TestAtTheSameMoment:
+class TestRaces:
     """Two transactions want the same row; the one that comes second waits, and sees what the first one did."""
 
     KEY = ("mine", idempotency.hashed("key"))
@@ -289,7 +289,7 @@ class TestAtTheSameMoment:
     async def take(self, asks, claim_id, now_us):
         return await key_records.take(asks, *self.KEY, claim_id, ASKED, now_us=now_us, until_us=now_us + 10)
 
-    async def test_who_takes_over_while_the_other_commits_gets_nothing(self, world):
+    async def test_a_takeover_during_a_commit_gets_nothing(self, world):
         db = (await world.process()).db
         assert await self.take(db, "first", NOW)
         assert not await self.both(
@@ -299,7 +299,7 @@ class TestAtTheSameMoment:
         )
         assert await key_records.find(db, *self.KEY, NOW) is not None
 
-    async def test_who_commits_while_another_takes_over_commits_nothing(self, world):
+    async def test_a_commit_during_a_takeover_commits_nothing(self, world):
         db = (await world.process()).db
         assert await self.take(db, "first", NOW)
 
@@ -308,7 +308,7 @@ class TestAtTheSameMoment:
 
         assert await self.both(db, lambda unit: self.take(unit, "second", NOW + 20), commit) == {"first"}
 
-    async def test_who_takes_a_key_while_its_session_joins_another_has_it_there(self, world):
+    async def test_a_key_claimed_while_its_session_joins_another_is_claimed_there(self, world):
         db = (await world.process()).db
         both = [Session(id=each, created_at=NOW, last_seen_at=NOW, expires_at=NOW + 99) for each in ("mine", "joined")]
         arrivals = [NewSession(each, f"token of {each.id}") for each in both]
@@ -326,7 +326,7 @@ class TestAtTheSameMoment:
 
 
 class TestSweep:
-    async def test_old_ones_go_in_portions_and_no_others(self, world, monkeypatch):
+    async def test_old_keys_are_removed_in_portions_and_no_others(self, world, monkeypatch):
         monkeypatch.setattr("app.maintenance.sweep._AT_ONCE", 2)
         process = await world.process()
         for number in range(5):

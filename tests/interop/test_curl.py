@@ -88,7 +88,7 @@ def is_report(record, protocol):
 
 
 class TestUploads:
-    def test_a_form(self, curl):
+    def test_a_form_is_stored(self, curl):
         made = curl(UPLOADS, "--form", f"file=@{NAME}")
         assert made.status == 201
         [item] = made.json()["items"]
@@ -96,7 +96,7 @@ class TestUploads:
         assert made.headers["location"] == item["links"]["self"]
         assert item["content_type"] == "application/pdf"
 
-    def test_a_form_of_many(self, curl):
+    def test_a_form_of_many_files_is_stored(self, curl):
         made = curl(
             UPLOADS, "-F", "a=@-;filename=one.txt", "-F", "note=x", "-F", f'b=@{NAME};filename="ü\\".txt"', stdin=b"1"
         )
@@ -106,18 +106,18 @@ class TestUploads:
             ('ü".txt', len(CONTENT)),
         ]
 
-    def test_a_file_by_name(self, curl):
+    def test_a_file_is_stored_by_name(self, curl):
         made = curl(f"{UPLOADS}/", "--upload-file", NAME)
         assert made.status == 201
         is_report(made.json(), "raw")
         assert made.headers["location"] == made.json()["links"]["self"]
 
-    def test_a_stream_of_unknown_length(self, curl):
+    def test_a_stream_of_unknown_length_is_stored(self, curl):
         made = curl(f"{UPLOADS}/stream.bin", "--upload-file", "-", stdin=CONTENT)
         assert made.status == 201
         assert (made.json()["filename"], made.json()["size"]) == ("stream.bin", len(CONTENT))
 
-    def test_a_body_with_a_disposition(self, curl):
+    def test_a_body_with_a_disposition_is_stored_by_that_name(self, curl):
         disposition = f'Content-Disposition: attachment; filename="{NAME}"'
         kind = "Content-Type: application/pdf"
         made = curl(UPLOADS, "--data-binary", f"@{NAME}", "--header", disposition, "--header", kind)
@@ -125,14 +125,14 @@ class TestUploads:
         is_report(made.json(), "raw")
 
     @pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
-    def test_either_version(self, curl, version):
+    def test_uploads_work_in_either_version_of_http(self, curl, version):
         assert curl(f"{UPLOADS}/", "--upload-file", NAME, version).status == 201
 
     def test_an_empty_file_is_a_file(self, curl):
         made = curl(f"{UPLOADS}/empty", "--upload-file", "/dev/null")
         assert (made.status, made.json()["size"]) == (201, 0)
 
-    def test_what_is_too_large_is_refused_before_it_is_sent(self, curl):
+    def test_a_file_declared_too_large_is_refused_before_it_is_sent(self, curl):
         (curl.directory / "large").write_bytes(bytes(LIMIT + 1))
         made = curl(
             f"{UPLOADS}/", "--upload-file", "large", "--header", "Expect: 100-continue", "--expect100-timeout", "20"
@@ -140,22 +140,22 @@ class TestUploads:
         assert (made.status, made.json()["code"], made.json()["limit"]) == (413, "too_large", LIMIT)
         assert made.sent == 0
 
-    def test_what_proves_to_be_too_large_is_refused_readably(self, curl):
+    def test_a_file_that_proves_too_large_is_refused_readably(self, curl):
         made = curl(f"{UPLOADS}/large", "--upload-file", "-", "--header", "Expect:", stdin=bytes(LIMIT + 1))
         assert (made.status, made.json()["code"]) == (413, "too_large")
 
-    def test_what_is_compressed_is_refused(self, curl):
+    def test_a_compressed_body_is_refused(self, curl):
         made = curl(f"{UPLOADS}/", "--upload-file", NAME, "--header", "Content-Encoding: gzip")
         assert (made.status, made.json()["code"]) == (415, "unsupported_media_type")
 
-    def test_what_is_spoken_here(self, curl):
+    def test_options_name_the_limits(self, curl):
         said = curl(UPLOADS, "--request", "OPTIONS")
         assert said.status == 204
         assert f"max-file-size={LIMIT}" in said.headers["waybill-limits"]
 
 
 class TestHistory:
-    def test_pages(self, curl):
+    def test_the_history_is_read_page_by_page(self, curl):
         ids = [curl.uploaded()["id"] for _ in range(3)]
         page = curl(f"{HISTORY}?limit=2&count=true")
         assert [item["id"] for item in page.json()["items"]] == ids[:0:-1]
@@ -163,7 +163,7 @@ class TestHistory:
         link = page.headers["link"].partition(">")[0].removeprefix("<")
         assert [item["id"] for item in curl(link).json()["items"]] == ids[:1]
 
-    def test_filters(self, curl):
+    def test_filters_select_uploads(self, curl):
         curl.uploaded()
         query = ["--get", "--data-urlencode", "filename=*REPORT*", "--data-urlencode", "from=2020-01-01T00:00:00+02:00"]
         assert len(curl(HISTORY, *query).json()["items"]) == 1
@@ -171,7 +171,7 @@ class TestHistory:
         refused = curl(f"{HISTORY}?limit=0")
         assert (refused.status, refused.json()["code"], refused.json()["parameter"]) == (400, "bad_query", "limit")
 
-    def test_everything_as_a_stream(self, curl):
+    def test_the_history_is_read_as_a_stream(self, curl):
         records = [curl.uploaded() for _ in range(2)]
         ndjson = curl(f"{HISTORY}?format=ndjson")
         assert [json.loads(line) for line in ndjson.body.splitlines()] == records[::-1]
@@ -180,17 +180,17 @@ class TestHistory:
         )
         assert [row["id"] for row in table] == [record["id"] for record in records[::-1]]
 
-    def test_one_record(self, curl):
+    def test_a_single_record_is_read(self, curl):
         record = curl.uploaded()
         assert curl(record["links"]["self"]).json() == record
         assert curl(f"{HISTORY}/{record['id'].upper()}").status == 404
 
-    def test_sums(self, curl):
+    def test_the_summary_is_read(self, curl):
         curl.uploaded()
         sums = curl(f"{HISTORY}/summary").json()
         assert (sums["uploads"], sums["bytes"]) == (1, len(CONTENT))
 
-    def test_nobody_sees_anothers(self, curl, running, tmp_path):
+    def test_nobody_sees_the_uploads_of_another_session(self, curl, running, tmp_path):
         record = curl.uploaded()
         other = Curl(running.url, tmp_path / "other")
         assert (curl(HISTORY).status, other(HISTORY).status) == (200, 401)
@@ -200,7 +200,7 @@ class TestHistory:
 
 
 class TestFiles:
-    def test_the_bytes_under_the_name_they_had(self, curl):
+    def test_a_download_keeps_the_name_of_its_upload(self, curl):
         content = curl.uploaded()["links"]["content"]
         (curl.directory / "there").mkdir()
         command = [
@@ -220,18 +220,18 @@ class TestFiles:
         ("range_", "expected"),
         [("0-9", CONTENT[:10]), ("10-", CONTENT[10:]), ("-7", CONTENT[-7:]), ("100-1000000", CONTENT[100:])],
     )
-    def test_a_range(self, curl, range_, expected):
+    def test_a_range_is_downloaded(self, curl, range_, expected):
         said = curl(curl.uploaded()["links"]["content"], "--range", range_)
         assert (said.status, said.body) == (206, expected)
 
-    def test_several_ranges(self, curl):
+    def test_several_ranges_are_downloaded(self, curl):
         said = curl(curl.uploaded()["links"]["content"], "--range", "0-3,10-13")
         assert said.status == 206
         assert said.headers["content-type"].startswith("multipart/byteranges; boundary=")
         assert CONTENT[:4] in said.body
         assert f"Content-Range: bytes 10-13/{len(CONTENT)}".encode() in said.body
 
-    def test_a_range_beyond_the_end(self, curl):
+    def test_a_range_beyond_the_end_is_refused(self, curl):
         said = curl(curl.uploaded()["links"]["content"], "--range", f"{len(CONTENT)}-")
         assert (said.status, said.headers["content-range"]) == (416, f"bytes */{len(CONTENT)}")
 
@@ -242,7 +242,7 @@ class TestFiles:
         subprocess.run([*command, curl.url + content], cwd=curl.directory, check=True, timeout=PATIENCE)
         assert (curl.directory / "part").read_bytes() == CONTENT
 
-    def test_what_the_client_has_is_not_sent_again(self, curl):
+    def test_a_file_that_the_client_has_is_not_sent_again(self, curl):
         content = curl.uploaded()["links"]["content"]
         whole = curl(content, "--etag-save", "etag")
         assert whole.status == 200
@@ -251,12 +251,12 @@ class TestFiles:
         assert curl(content, "--time-cond", whole.headers["last-modified"]).status == 304
         assert curl(content, "--header", 'If-Match: "other"').json()["code"] == "precondition_failed"
 
-    def test_the_head_alone(self, curl):
+    def test_the_head_of_a_file_is_read(self, curl):
         said = curl(curl.uploaded()["links"]["content"], "--head")
         assert (said.status, said.headers["content-length"]) == (200, str(len(CONTENT)))
         assert said.headers["x-content-type-options"] == "nosniff"
 
-    def test_deleting(self, curl):
+    def test_a_deleted_file_is_gone(self, curl):
         record = curl.uploaded()
         content = record["links"]["content"]
         assert curl(content, "--request", "DELETE").status == 204
@@ -265,7 +265,7 @@ class TestFiles:
 
 
 class TestSessions:
-    def test_from_the_first_answer_to_the_end(self, curl):
+    def test_a_session_lives_from_the_first_answer_to_its_end(self, curl):
         assert curl("/api/session").status == 401
         made = curl("/api/session", "--request", "POST")
         assert made.status == 200
@@ -295,7 +295,7 @@ class TestSessions:
         assert {item["id"] for item in second(HISTORY).json()["items"]} == ids
         assert second("/api/session/join", "--json", json.dumps({"code": code})).json()["code"] == "forbidden"
 
-    def test_a_token_for_scripts(self, curl, running, tmp_path):
+    def test_a_token_serves_scripts(self, curl, running, tmp_path):
         curl.uploaded()
         [token] = [
             line.split("\t")[6] for line in (curl.directory / "jar").read_text().splitlines() if "waybill_" in line
@@ -309,20 +309,20 @@ class TestSessions:
         assert (refused.status, refused.json()["code"]) == (403, "cross_origin")
 
 
-class TestTheRest:
+class TestOtherAddresses:
     @pytest.mark.parametrize(("path", "status"), [("/health/live", "live"), ("/health/ready", "ready")])
-    def test_health(self, curl, path, status):
+    def test_health_is_answered(self, curl, path, status):
         said = curl(path)
         assert (said.status, said.json()["status"]) == (200, status)
 
-    def test_what_is_not_there(self, curl):
+    def test_an_unknown_address_is_not_found(self, curl):
         said = curl("/nowhere", "--header", "X-Request-Id: my-own")
         assert (said.status, said.json()["code"], said.json()["request_id"]) == (404, "not_found", "my-own")
         said = curl(HISTORY, "--request", "PATCH")
         assert (said.status, said.json()["code"], said.headers["allow"]) == (405, "method_not_allowed", "GET, HEAD")
 
     @pytest.mark.parametrize("option", ["--http2", "--http2-prior-knowledge"])
-    def test_http_2_is_not_spoken(self, curl, option):
+    def test_http_2_is_not_offered(self, curl, option):
         """A client that offers to upgrade is answered in HTTP/1.1; one that insists is told."""
         if option == "--http2":
             assert curl("/health/live", option).status == 200

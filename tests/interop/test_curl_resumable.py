@@ -98,7 +98,7 @@ def file(curl, piece):
     return piece.name
 
 
-class TestTheWholeFileAtOnce:
+class TestOneRequest:
     @pytest.mark.parametrize("version", VERSIONS)
     @pytest.mark.parametrize("method", ["PUT", "POST"])
     def test_the_resource_is_announced_while_the_body_comes(self, curl, landed, source, version, method):
@@ -121,7 +121,7 @@ class TestTheWholeFileAtOnce:
         assert (again.headers["upload-offset"], again.headers["upload-complete"]) == (str(piece.size), "?1")
 
     @pytest.mark.parametrize("version", [None, 7, 11])
-    def test_nothing_is_announced_to_who_does_not_ask_in_our_version(self, curl, landed, source, version):
+    def test_nothing_is_announced_to_a_client_of_another_version(self, curl, landed, source, version):
         piece = source.piece("file.bin", 100_000)
         headers = {"Upload-Complete": "?1"} | ({"Upload-Draft-Interop-Version": str(version)} if version else {})
         said = curl(f"{UPLOADS}/", headers, "--upload-file", file(curl, piece))
@@ -137,7 +137,7 @@ class TestTheWholeFileAtOnce:
         assert said.status == 201
         landed(piece)
 
-    def test_what_broke_off_goes_on_from_where_it_was(self, curl, landed, source, running):
+    def test_an_upload_that_broke_off_goes_on_from_its_offset(self, curl, landed, source, running):
         piece, written = source.piece("file.bin", 32 * MIB), Growth(running)
         headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "6"}
         slowly = ["--upload-file", file(curl, piece), "--limit-rate", "3M"]
@@ -160,7 +160,7 @@ class TestTheWholeFileAtOnce:
         landed(piece)
 
 
-class TestInSteps:
+class TestSeveralRequests:
     @pytest.fixture
     def begun(self, curl):
         headers = {"Upload-Complete": "?0", "Content-Disposition": 'attachment; filename="file.bin"'}
@@ -168,7 +168,7 @@ class TestInSteps:
         assert (said.status, said.headers["upload-complete"], said.headers["upload-offset"]) == (201, "?0", "0")
         return urlsplit(said.headers["location"]).path
 
-    def test_created_empty_then_filled(self, curl, landed, source, begun):
+    def test_an_upload_is_created_empty_and_then_filled(self, curl, landed, source, begun):
         piece = source.piece("file.bin", 2 * MIB + 1)
         said = curl.append(begun, 0, piece.content[:MIB], last=False)
         assert (said.status, said.headers["upload-complete"]) == (204, "?0")
@@ -178,7 +178,7 @@ class TestInSteps:
         assert (said.status, said.headers["upload-complete"]) == (201, "?1")
         landed(piece)
 
-    def test_who_is_wrong_about_the_offset_is_told(self, curl, landed, source, begun):
+    def test_an_append_at_a_wrong_offset_is_refused_with_the_right_one(self, curl, landed, source, begun):
         piece = source.piece("file.bin", 1_000)
         curl.append(begun, 0, piece.content[:600], last=False)
         said = curl.append(begun, 500, piece.content[500:], last=True)
@@ -187,7 +187,7 @@ class TestInSteps:
         assert curl.append(begun, 600, piece.content[600:], last=True).status == 201
         landed(piece)
 
-    def test_who_has_the_address_needs_no_session(self, curl, landed, source, begun):
+    def test_the_address_of_an_upload_opens_it_without_a_session(self, curl, landed, source, begun):
         piece = source.piece("file.bin", 1_000)
         mine, curl.session = curl.session, {}
         assert curl.append(begun, 0, piece.content, last=True).status == 201
@@ -200,13 +200,13 @@ class TestInSteps:
         assert curl.append(begun, 0, b"x", last=True).status == 404
         assert curl(begun, {}, "--request", "DELETE").status == 404
 
-    def test_cancelled(self, curl, begun):
+    def test_a_cancelled_upload_is_gone(self, curl, begun):
         curl.append(begun, 0, b"0123456789", last=False)
         assert curl(begun, {}, "--request", "DELETE").status == 204
         assert curl(begun, {}, "--head").status in (404, 410)
 
 
-def test_tus_by_hand(curl, landed, source):
+def test_a_tus_upload_by_hand_is_stored(curl, landed, source):
     piece = source.piece("file.bin", 100_000)
     version = {"Tus-Resumable": "1.0.0"}
     named = base64.b64encode(piece.name.encode()).decode()
@@ -224,7 +224,7 @@ def test_tus_by_hand(curl, landed, source):
     landed(piece, "tus")
 
 
-def test_what_is_spoken_here(curl):
+def test_options_name_the_offered_protocols(curl):
     said = curl(UPLOADS, {}, "--request", "OPTIONS")
     assert said.status == 204
     assert said.headers["tus-version"] == "1.0.0"

@@ -96,7 +96,7 @@ CLIENTS = {
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_every_upload_ends_whole_and_once(running, source, tally, name):
+def test_every_upload_is_stored_in_full_and_once(running, source, tally, name):
     send, protocol = CLIENTS[name]
     row = tally("connections cut", protocol, "sqlite")
     row.memory_before = running.memory()

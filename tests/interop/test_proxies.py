@@ -190,7 +190,7 @@ class TestInterim:
         assert (made.status_code, made.json()["sha256"]) == (201, hashlib.sha256(content).hexdigest())
 
     @pytest.mark.parametrize("behind", PASS_INTERIM, indirect=True)
-    async def test_as_many_104_as_the_service_sends_come_before_the_answer(self, behind):
+    async def test_every_104_of_the_service_comes_before_the_answer(self, behind):
         """Caddy would fail the upload at the sixth interim response."""
         content, said = content_of(20 * MIB), []
         head = f"{self.HEAD}Content-Length: {len(content)}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
@@ -259,7 +259,7 @@ class TestDownloads:
 
 
 class TestWhoAsks:
-    def test_what_a_client_says_of_itself_is_not_believed(self, behind):
+    def test_a_forwarded_header_of_a_client_is_not_believed(self, behind):
         number = f"claims-{behind.kind}"
         claims = [
             ("X-Forwarded-For", "192.0.2.1"),

@@ -35,7 +35,7 @@ def client(behind):
         yield client
 
 
-def test_an_upload_and_what_becomes_of_it(client):
+def test_an_upload_through_the_proxy_is_listed_downloaded_and_deleted(client):
     made = client.post(UPLOADS, files={"file": ("a.txt", b"0123456789")})
     assert made.status_code == 201
     [item] = made.json()["items"]
@@ -65,7 +65,7 @@ def test_the_proxys_log_has_no_key_of_an_upload(client, tmp_path):
     assert key not in text
 
 
-def test_nobody_outside_is_told_how_busy_the_service_is(client, behind):
+def test_metrics_are_not_reachable_from_outside(client, behind):
     running, _ = behind
     there, nowhere = client.get("/metrics"), client.get("/nowhere")
     assert there.status_code == nowhere.status_code == 404
@@ -133,7 +133,7 @@ def test_the_service_learns_who_asks_and_believes_no_client_about_itself(client,
     assert running.wait_for("answered", request_id="forwarded")["client"] == "127.0.0.2"
 
 
-def test_a_service_that_is_away_is_told_in_its_own_words(behind, client):
+def test_a_service_that_is_away_is_answered_by_a_problem(behind, client):
     running, _ = behind
     assert client.get("/health/live").status_code == 200
     assert running.stop() == 0

@@ -41,7 +41,7 @@ class TestTuspy:
 
     @pytest.mark.parametrize("checksum", [False, True])
     @pytest.mark.parametrize("size", [0, 1, 2 * CHUNK, 3 * MIB + 1])
-    def test_a_file(self, tuspy, client, source, size, checksum):
+    def test_a_file_is_stored_by_tuspy(self, tuspy, client, source, size, checksum):
         piece = source.piece("file.bin", size)
         sent = self.uploader(tuspy, piece, upload_checksum=checksum)
         sent.upload()
@@ -56,7 +56,7 @@ class TestTuspy:
         return tuspy.uploader(file_stream=stream, chunk_size=CHUNK, metadata=metadata, retry_delay=0, **options)
 
     @pytest.mark.parametrize("checksum", [False, True])
-    def test_another_goes_on_where_one_stopped(self, tuspy, client, source, checksum):
+    def test_another_client_goes_on_where_one_stopped(self, tuspy, client, source, checksum):
         piece = source.piece("file.bin", 5 * CHUNK + 1)
         first = self.uploader(tuspy, piece, upload_checksum=checksum)
         first.upload(stop_at=2 * CHUNK)
@@ -67,7 +67,7 @@ class TestTuspy:
         second.upload()
         have_landed(client, [piece], "tus")
 
-    def test_what_was_altered_on_its_way_is_not_kept(self, tuspy, client, source, monkeypatch):
+    def test_bytes_altered_on_their_way_are_not_kept(self, tuspy, client, source, monkeypatch):
         piece = source.piece("file.bin", 3 * CHUNK)
         uploader = self.uploader(tuspy, piece, upload_checksum=True)
         uploader.upload_chunk()
@@ -81,7 +81,7 @@ class TestTuspy:
         have_landed(client, [piece], "tus")
 
     @pytest.mark.slow
-    def test_it_goes_on_after_a_restart(self, service, source):
+    def test_an_upload_goes_on_after_a_restart(self, service, source):
         running = service()
         headers = running.session()
         piece = source.piece("file.bin", 5 * CHUNK)
@@ -122,7 +122,7 @@ class TestAiotus:
             yield session
 
     @pytest.mark.parametrize("size", [0, 1, 2 * CHUNK, 3 * MIB + 1])
-    async def test_a_file(self, running, client, session, source, size):
+    async def test_a_file_is_stored_by_aiotus(self, running, client, session, source, size):
         piece = source.piece("file.bin", size)
         metadata = {"filename": piece.name.encode(), "nothing": None, "filetype": b"text/plain", "empty": b""}
         file = io.BytesIO(piece.content)
@@ -133,7 +133,7 @@ class TestAiotus:
         said = await aiotus.metadata(url, session)
         assert {name: value or None for name, value in said.items()} == {**metadata, "empty": None}
 
-    async def test_files_joined_into_one(self, running, client, session, source):
+    async def test_files_are_joined_into_one(self, running, client, session, source):
         piece = source.piece("joined.bin", 5 * MIB + 17)
         ends = [0, MIB, MIB + 1, 3 * MIB, piece.size]
         content = piece.content

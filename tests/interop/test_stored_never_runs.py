@@ -194,7 +194,7 @@ def compare(told, service, names):
         assert service.asked[url.removeprefix(service.url)] == (200, content), url
 
 
-def test_what_is_stored_runs_in_no_page_of_whatever_origin(service, tmp_path):
+def test_a_stored_file_runs_in_no_page_of_any_origin(service, tmp_path):
     running = service()
     cases = [
         {"name": name, "type": kind, "content": base64.b64encode(content.encode("latin-1")).decode()}

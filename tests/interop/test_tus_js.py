@@ -55,7 +55,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_way_of_sending_every_size(client, visitor, source, protocol):
+def test_every_way_of_sending_stores_every_size(client, visitor, source, protocol):
     jobs = []
     for way, (options, stream) in WAYS.items():
         for size, length in SIZES.items():
@@ -91,7 +91,7 @@ def test_a_name_of_any_kind_arrives(client, visitor, source):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_is_hung_up_and_terminated_is_gone(client, visitor, source, protocol):
+def test_an_upload_that_is_aborted_and_terminated_is_gone(client, visitor, source, protocol):
     piece = source.piece("terminated.bin", 16 * MIB)
     job = visitor.job(piece, options={"protocol": protocol}, hang_up_at=1, terminate=True)
     with TusJs([job]) as tus_js:

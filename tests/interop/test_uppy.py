@@ -87,7 +87,7 @@ def test_a_paused_upload_goes_on_after_a_restart_of_the_service(service, tmp_pat
         assert len(done["history"]["items"]) == 1
 
 
-def test_every_upload_ends_whole_and_once_over_a_bad_connection(service, tmp_path, source, tally):
+def test_every_upload_is_stored_in_full_and_once_over_a_bad_connection(service, tmp_path, source, tally):
     row = tally("connections cut", "tus", "sqlite")
     seed = 1
     count, largest = (300, 64 * MIB) if TORTURE else (3, 3 * MIB)

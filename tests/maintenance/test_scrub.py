@@ -85,7 +85,9 @@ class TestDamage:
         ],
         ids=["flipped", "cut", "grown", "gone", "link", "pipe", "directory"],
     )
-    async def test_it_is_found_and_marked_and_the_rest_is_sound(self, tmp_path, db, time, metrics, how, damage, code):
+    async def test_damage_is_found_and_marked_and_the_rest_is_sound(
+        self, tmp_path, db, time, metrics, how, damage, code
+    ):
         async with local(tmp_path / "store") as storage:
             await put(storage, db, 1, 2, 3)
             path = tmp_path / "store" / "files" / "01" / key(1)
@@ -120,7 +122,9 @@ class TestDamage:
         assert (done.files, done.stopped) == (2, None)
         assert await errors(db, 1, 2) == [DAMAGED if marked else None, None]
 
-    async def test_a_file_that_may_not_be_read_is_told_and_not_marked(self, store, db, scrubber, monkeypatch, metrics):
+    async def test_a_file_that_may_not_be_read_is_reported_and_not_marked(
+        self, store, db, scrubber, monkeypatch, metrics
+    ):
         async def digest(upload_id, pace=None):
             if upload_id == key(2):
                 raise Withheld
@@ -134,7 +138,7 @@ class TestDamage:
         assert figure(metrics, "damage_found_total", Damage.WITHHELD) == 1
         assert figure(metrics, "damaged_uploads") == 0
 
-    async def test_what_is_whole_again_is_mended_by_the_next_pass(self, store, db, scrubber, time, metrics):
+    async def test_an_undamaged_file_is_repaired_by_the_next_pass(self, store, db, scrubber, time, metrics):
         await put(store, db, 1, 2, 3)
         whole = store._files[key(1)]
         alter(store, 1)
@@ -147,7 +151,7 @@ class TestDamage:
         assert await statuses(db, 1) == ["completed"]
         assert (figure(metrics, "mended_total"), figure(metrics, "damaged_uploads")) == (1, 0)
 
-    async def test_what_is_still_damaged_is_found_once(self, store, db, scrubber, time, metrics):
+    async def test_a_file_that_stays_damaged_is_found_once(self, store, db, scrubber, time, metrics):
         await put(store, db, 1, 2, 3)
         alter(store, 1)
         for _ in range(3):
@@ -156,7 +160,7 @@ class TestDamage:
         assert figure(metrics, "damage_found_total", Damage.ALTERED) == 1
         assert figure(metrics, "damaged_uploads") == 1
 
-    async def test_what_is_deleted_meanwhile_is_no_damage(self, db, time, metrics):
+    async def test_a_file_deleted_meanwhile_is_no_damage(self, db, time, metrics):
         class Busy(Store):
             async def digest(self, upload_id, pace=None):
                 if upload_id == key(1):
@@ -171,10 +175,10 @@ class TestDamage:
         assert figure(metrics, "damage_found_total", Damage.MISSING) == 0
 
 
-class TestTooMuch:
+class TestImplausibleDamage:
     """The wrong directory or the wrong database: what cannot be believed is told, and nothing is marked."""
 
-    async def test_files_that_are_missing_in_numbers(self, store, db, scrubber, metrics):
+    async def test_many_missing_files_are_not_marked(self, store, db, scrubber, metrics):
         await put(store, db, *range(1, 31))
         await store.remove([key(number) for number in range(20, 31)])
         alter(store, 1)
@@ -186,7 +190,7 @@ class TestTooMuch:
         assert figure(metrics, "damaged_uploads") == 0
         assert await files(store) == list(range(1, 20))
 
-    async def test_an_empty_directory_however_few_there_are(self, store, db, scrubber):
+    async def test_an_empty_directory_marks_nothing_however_few_files_it_had(self, store, db, scrubber):
         await put(store, db, 1)
         await store.remove([key(1)])
         assert (await scrubber.once()).stopped == "1 of 1 records have no file; is this their directory?"
@@ -194,7 +198,7 @@ class TestTooMuch:
 
     @pytest.mark.skipif(not ROOT, reason="needs root, to give files to somebody else")
     @pytest.mark.parametrize(("given", "of"), [(1, 1), (2, 3), (9, 10), (10, 10), (10, 19)])
-    async def test_files_that_were_given_to_somebody_else(self, tmp_path, db, time, given, of):
+    async def test_files_of_another_owner_are_not_marked(self, tmp_path, db, time, given, of):
         """As by a restore with other ids; every byte is right."""
         async with local(tmp_path / "store") as storage:
             await put(storage, db, *range(1, of + 1))
@@ -231,13 +235,13 @@ class TestTooMuch:
         assert (await scrubber.once()).stopped is None
         assert await statuses(db, 1) == ["failed"]
 
-    async def test_files_that_are_damaged_in_numbers(self, store, db, scrubber):
+    async def test_many_damaged_files_are_not_marked(self, store, db, scrubber):
         await put(store, db, *range(1, 31))
         alter(store, *range(1, 12))
         assert (await scrubber.once()).stopped.startswith("11 of the 30 files that were looked at are damaged")
         assert set(await statuses(db, *range(1, 31))) == {"completed"}
 
-    async def test_as_many_as_can_happen_are_marked(self, store, db, scrubber):
+    async def test_a_plausible_number_of_damaged_files_is_marked(self, store, db, scrubber):
         await put(store, db, *range(1, 31))
         alter(store, *range(1, 11))
         assert (await scrubber.once()).stopped is None
@@ -266,7 +270,7 @@ class TestTooMuch:
         assert done.stopped.startswith("12 of the 12 files")
         assert await statuses(db, 6, 7, 12) == ["failed", "completed", "completed"]
 
-    async def test_an_hour_later_it_is_tried_again(self, store, db, scrubber, time):
+    async def test_a_stopped_pass_is_tried_again_an_hour_later(self, store, db, scrubber, time):
         await put(store, db, *range(1, 31))
         kept = dict(store._files)
         store._files.clear()
@@ -279,7 +283,7 @@ class TestTooMuch:
 
 
 class TestPasses:
-    async def test_a_restart_goes_on_where_it_was(self, store, db, time, monkeypatch):
+    async def test_a_pass_goes_on_after_a_restart(self, store, db, time, monkeypatch):
         monkeypatch.setattr(scrub, "_AT_ONCE", 2)
         read = []
 
@@ -297,7 +301,7 @@ class TestPasses:
         assert (done.files, done.began_at_us, done.whole_at_us) == (5, NOW, NOW)
         assert read == [key(number) for number in (1, 2, 3, 4, 3, 4, 5)]
 
-    async def test_one_a_day(self, store, db, scrubber, time, metrics):
+    async def test_one_pass_runs_a_day(self, store, db, scrubber, time, metrics):
         await put(store, db, 1)
         first = await scrubber.once()
         time.pass_by(seconds=PASS_SECONDS - 1)
@@ -308,12 +312,12 @@ class TestPasses:
         assert figure(metrics, "scrubbed_bytes_total") == 20
         assert figure(metrics, "scrub_whole_timestamp_seconds") == time() / 1_000_000
 
-    async def test_a_clock_that_is_set_back_does_not_stop_it(self, store, db, scrubber, time):
+    async def test_a_clock_that_is_set_back_does_not_stop_the_scrub(self, store, db, scrubber, time):
         await scrubber.once()
         time.now_us -= 1
         assert (await scrubber.once()).began_at_us == time()
 
-    async def test_who_is_long_at_it_judges_and_saves_what_it_has(self, store, db, scrubber, monkeypatch):
+    async def test_a_long_pass_judges_and_saves_its_progress(self, store, db, scrubber, monkeypatch):
         monkeypatch.setattr(scrub, "_JUDGE_SECONDS", -1)
         saved = []
         save = upload_records.save_scrub
@@ -327,13 +331,13 @@ class TestPasses:
         await scrubber.once()
         assert saved == [1, 2, 3, 3]
 
-    async def test_how_far_it_is_can_be_seen(self, store, db, scrubber, metrics):
+    async def test_the_progress_of_a_pass_is_shown(self, store, db, scrubber, metrics):
         await put(store, db, 1, 2, 3, 4)
         assert figure(metrics, "scrub_progress_ratio") == 0
         await scrubber.once()
         assert figure(metrics, "scrub_progress_ratio") == 1
 
-    async def test_what_belongs_to_nobody_is_reported_and_left(self, tmp_path, db, time, metrics, monkeypatch):
+    async def test_foreign_files_are_reported_and_left(self, tmp_path, db, time, metrics, monkeypatch):
         monkeypatch.setattr("app.maintenance.verify._GRACE_SECONDS", 0)
         async with local(tmp_path / "store") as storage:
             await put(storage, db, 1, 2)
@@ -395,7 +399,7 @@ class TestRun:
         task.cancel()
         await asyncio.wait((task,))
 
-    async def test_one_process_does_it_and_another_takes_over(self, tmp_path, db, monkeypatch):
+    async def test_one_process_scrubs_and_another_takes_over(self, tmp_path, db, monkeypatch):
         monkeypatch.setattr(scrub, "LOOK_SECONDS", 0.001)
         monkeypatch.setattr(scrub, "PASS_SECONDS", 0)
         ones, others = Metrics(), Metrics()
@@ -416,7 +420,7 @@ class TestRun:
             async with self.running(other):
                 await until(lambda: passes(others) > 0)
 
-    async def test_what_fails_is_tried_again(self, store, db, time, metrics, monkeypatch):
+    async def test_a_failing_pass_is_tried_again(self, store, db, time, metrics, monkeypatch):
         monkeypatch.setattr(scrub, "LOOK_SECONDS", 0.001)
         failures = [Unavailable(), RuntimeError("a fault of ours")]
         walk = store.strays

@@ -94,7 +94,7 @@ async def statuses(db, *numbers):
 
 
 class TestFiles:
-    async def test_what_has_its_row_stays_and_what_has_none_is_set_aside(self, store, db):
+    async def test_a_file_with_a_row_stays_and_one_without_is_set_aside(self, store, db):
         await put(store, db, 1, 2)
         await put_file(store, 3)
         swept = await sweeper(store, db).once()
@@ -103,7 +103,7 @@ class TestFiles:
         swept = await sweeper(store, db).once()
         assert (swept.files, swept.files_set_aside) == (2, 0)
 
-    async def test_within_the_grace_a_file_may_still_get_its_row(self, store, db):
+    async def test_a_file_may_get_its_row_within_the_grace(self, store, db):
         """Its batch may be waiting for a database that is away."""
         await put(store, db, 1)
         async with Publisher(store, db, now_us=ticking()) as publisher:
@@ -159,7 +159,7 @@ class TestFiles:
         assert (swept.files_set_aside, swept.files_removed) == (becomes == "set aside", becomes == "removed")
         assert swept.stopped is None
 
-    async def test_only_what_was_never_acknowledged_is_removed_after_a_week(self, tmp_path, db, monkeypatch):
+    async def test_only_unacknowledged_files_are_removed_after_a_week(self, tmp_path, db, monkeypatch):
         """That is what a dead process had published and not recorded. Another file was known to some database."""
         async with local(tmp_path, 9) as dead:
             await put_file(dead, 2)
@@ -177,7 +177,7 @@ class TestFiles:
             assert os.listdir(tmp_path / "trash") == [key(3)]
             assert not list(tmp_path.glob("*.unrecorded")) or await files(storage) == list(range(10, 15))
 
-    async def test_what_dead_processes_staged_goes_and_what_living_ones_stage_stays(self, tmp_path, db):
+    async def test_staged_files_of_dead_processes_go_and_those_of_living_ones_stay(self, tmp_path, db):
         root = tmp_path / "store"
         async with local(root, 1) as mine, local(root, 2) as other:
             staged = other.stage(key(7))
@@ -206,7 +206,7 @@ class Sideways:
         return await super(type(self._db), self._db).transaction(work, **more)
 
 
-class TestTooMany:
+class TestImplausibleSweeps:
     @pytest.mark.parametrize(
         ("found", "of", "answer"),
         [
@@ -215,11 +215,11 @@ class TestTooMany:
             (1000, 1_000_000, False), (1001, 1_000_000, True),
         ],
     )  # fmt: skip
-    def test_more_than_ten_and_a_thousandth_or_most_of_them_are_too_many(self, found, of, answer):
+    def test_more_than_ten_and_a_thousandth_or_most_files_are_too_many(self, found, of, answer):
         assert too_many(found, of) is answer
 
     @pytest.mark.parametrize("recorded", [0, 10, 11, 40])
-    async def test_a_crash_explains_what_its_process_had_under_way_and_no_more(self, tmp_path, db, recorded):
+    async def test_a_crash_explains_the_files_in_flight_of_its_process_and_no_more(self, tmp_path, db, recorded):
         """The rows of some that had been recorded are gone with an older database."""
         async with local(tmp_path, 9) as dead:
             for number in range(100, 140):
@@ -232,7 +232,7 @@ class TestTooMany:
             if swept.stopped:
                 assert f"{recorded} of 70 files have no record" in swept.stopped
 
-    async def test_a_wrong_database_does_not_have_its_way_little_by_little(self, tmp_path, db, monkeypatch):
+    async def test_a_wrong_database_destroys_nothing_little_by_little(self, tmp_path, db, monkeypatch):
         async with local(tmp_path) as storage:
             await put(storage, db, *range(1, 31))
             for number in range(100, 110):
@@ -243,7 +243,7 @@ class TestTooMany:
             assert "11 of 41 files have no record" in swept.stopped
             assert (swept.files_set_aside, await files(storage)) == (0, [*range(1, 31), 110])
 
-    async def test_files_are_left_alone_and_so_are_rows(self, store, db):
+    async def test_too_many_files_and_too_many_rows_are_left_alone(self, store, db):
         await put(store, db, *range(1, 21))
         for number in range(21, 32):
             await put_file(store, number)
@@ -256,7 +256,7 @@ class TestTooMany:
         await store.remove([key(21)])
         assert (await sweeper(store, db).once()).files_set_aside == 10
 
-    async def test_rows_are_left_alone(self, store, db):
+    async def test_too_many_rows_are_left_alone(self, store, db):
         await put(store, db, *range(1, 21))
         await store.remove([key(number) for number in range(1, 12)])
         swept = await sweeper(store, db).once()
@@ -310,7 +310,7 @@ class TestRows:
         assert {uuid.UUID(each.id).int: each.error and each.error.code for each in page.uploads} == {1: None, 2: "lost"}
         assert (await sweeper(store, db).once()).records == 1
 
-    async def test_one_that_is_deleted_meanwhile_is_not_lost(self, db):
+    async def test_an_upload_deleted_meanwhile_is_not_lost(self, db):
         class Slow(Store):
             async def missing(self, keys):
                 await upload_records.delete_upload(db, "mine", key(2), NOW)
@@ -323,7 +323,7 @@ class TestRows:
         assert (swept.records_lost, swept.stopped) == (0, None)
         assert await statuses(db, 1, 2) == ["completed", "deleted"]
 
-    async def test_more_rows_than_are_looked_at_at_once(self, store, db, monkeypatch):
+    async def test_rows_of_more_than_one_page_are_all_checked(self, store, db, monkeypatch):
         monkeypatch.setattr("app.maintenance.sweep._AT_ONCE", 3)
         await put(store, db, *range(1, 12))
         for number in range(12, 19):
@@ -343,7 +343,7 @@ class TestSessions:
     async def known(self, db):
         return sorted(session.id for session in await upload_records.list_sessions(db, 100))
 
-    async def test_expired_ones_end_and_their_records_stay(self, store, db):
+    async def test_expired_sessions_end_and_their_records_stay(self, store, db):
         await self.begin(db, "live", NOW + 1)
         await self.begin(db, "over", NOW)
         await put(store, db, 1)
@@ -353,7 +353,7 @@ class TestSessions:
         assert (await upload_records.find_session(db, "live")).ended_at is None
         assert await statuses(db, 2) == ["failed"]
 
-    async def test_one_that_ended_without_an_upload_is_forgotten_a_day_later(self, store, db):
+    async def test_a_session_that_ended_without_an_upload_is_forgotten_a_day_later(self, store, db):
         clock = Time()
         sweeping = Sweeper(store, db, now_us=clock)
         for session_id in ("empty", "used"):
@@ -391,7 +391,7 @@ class TestSweepers:
             assert (swept.stopped, swept.files_removed) == (None, 1)
             assert await files(other) == []
 
-    async def test_several_at_once_agree(self, tmp_path, db):
+    async def test_several_sweepers_at_once_agree(self, tmp_path, db):
         root = tmp_path / "store"
         async with local(root, 1) as mine, local(root, 2) as other:
             await put(mine, db, *range(1, 6))
@@ -402,7 +402,7 @@ class TestSweepers:
             assert [each.name for each in (root / "trash").iterdir()] == [key(6)]
             assert set(await statuses(db, 1, 2, 3, 4, 5)) == {"completed"}
 
-    async def test_one_that_fails_tries_again(self, db):
+    async def test_a_failing_sweeper_tries_again(self, db):
         failures = [Unavailable(), OSError(5, "no disk"), StorageFull()]
         swept = asyncio.Event()
 
@@ -422,7 +422,7 @@ class TestSweepers:
         with suppress(asyncio.CancelledError):
             await running
 
-    async def test_it_says_what_it_did(self, store, db):
+    async def test_a_sweeper_logs_its_results(self, store, db):
         assert (await sweeper(store, db).once()).as_dict() == {
             "staged_removed": 0, "files": 0, "files_set_aside": 0, "files_removed": 0, "files_put_back": 0,
             "aside_removed": 0, "records": 0, "records_lost": 0, "records_repaired": 0,
@@ -431,7 +431,7 @@ class TestSweepers:
         }  # fmt: skip
 
 
-async def test_trust_in_the_store_comes_back_by_itself(db, tmp_path, monkeypatch):
+async def test_a_distrusted_store_is_tested_and_trusted_again_by_itself(db, tmp_path, monkeypatch):
     """A fault of the disk closes the store to uploads; nobody may be asking whether it is ready."""
 
     def fails(fd: int) -> None:

@@ -88,7 +88,7 @@ async def path(store, db, tmp_path):
     return path
 
 
-async def test_what_is_sound_is_called_sound(store, db, path):
+async def test_a_sound_store_is_called_sound(store, db, path):
     seen = []
     found = await verify(store, db, on_file=lambda: seen.append(1))
     assert found.as_dict() == {
@@ -115,7 +115,7 @@ async def test_a_file_that_is_gone_is_missing(store, db, path):
     assert (damaged(found), found.files, found.sound) == ({"missing": [key(2)]}, 2, False)
 
 
-async def test_a_link_in_its_place_is_no_file(store, db, path, tmp_path):
+async def test_a_link_in_place_of_a_file_is_damage(store, db, path, tmp_path):
     """Not even one to the very bytes: whoever made it can change them."""
     (tmp_path / "elsewhere").write_bytes(b"content")
     path.unlink()
@@ -123,13 +123,13 @@ async def test_a_link_in_its_place_is_no_file(store, db, path, tmp_path):
     assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
 
 
-async def test_nor_is_a_pipe_and_nobody_waits_at_it(store, db, path):
+async def test_a_pipe_in_place_of_a_file_is_damage_and_is_not_opened(store, db, path):
     path.unlink()
     os.mkfifo(path)
     assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
 
 
-async def test_nor_is_a_directory(store, db, path):
+async def test_a_directory_in_place_of_a_file_is_damage(store, db, path):
     path.unlink()
     path.mkdir()
     assert damaged(await verify(store, db)) == {"replaced": [key(2)]}
@@ -172,7 +172,7 @@ async def test_a_record_that_does_not_fit_its_file_is_found(store, db, path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to somebody else")
-async def test_nor_is_somebody_elses_file_whatever_is_in_it(store, db, path, tmp_path):
+async def test_a_file_of_another_owner_is_damage_whatever_it_holds(store, db, path, tmp_path):
     (tmp_path / "elsewhere").write_bytes(b"content")
     os.chown(tmp_path / "elsewhere", 12345, 12345)
     path.unlink()
@@ -209,7 +209,7 @@ async def test_names_that_cannot_be_keys_are_foreign(store, db, path):
     assert not found.sound
 
 
-async def test_what_is_deleted_meanwhile_is_no_damage(db):
+async def test_a_file_deleted_meanwhile_is_no_damage(db):
     class Busy(Store):
         async def digest(self, upload_id, pace=None):
             if upload_id == key(2) and await self.missing([key(2)]) == []:
@@ -232,7 +232,7 @@ async def test_what_is_deleted_meanwhile_is_no_damage(db):
     assert (found.as_dict()["sound"], found.files) == (True, 2)
 
 
-async def test_what_lands_meanwhile_is_no_damage(db):
+async def test_an_upload_landed_meanwhile_is_no_damage(db):
     """Its file is there a moment before its row: only what has settled is looked at."""
 
     class Busy(Store):
@@ -246,7 +246,7 @@ async def test_what_lands_meanwhile_is_no_damage(db):
     assert (await verify(store, db)).sound
 
 
-async def test_more_uploads_than_are_looked_at_at_once(store, db, path, monkeypatch):
+async def test_uploads_of_more_than_one_page_are_all_verified(store, db, path, monkeypatch):
     monkeypatch.setattr("app.maintenance.verify._AT_ONCE", 2)
     for number in range(4, 10):
         await put(store, db, number)
@@ -259,27 +259,27 @@ async def test_more_uploads_than_are_looked_at_at_once(store, db, path, monkeypa
 class TestMarked:
     """Uploads that were found damaged before: they are looked at too, and mended when there is nothing wrong."""
 
-    async def test_what_is_still_damaged_is_still_named(self, store, db, path):
+    async def test_an_upload_that_stays_damaged_is_still_named(self, store, db, path):
         path.unlink()
         await mark(db, 2, "lost")
         found = await verify(store, db)
         assert (damaged(found), found.mended, found.sound) == ({"missing": [key(2)]}, [], False)
 
     @pytest.mark.parametrize("code", ["lost", "damaged"])
-    async def test_what_is_whole_again_is_complete_again(self, store, db, path, code):
+    async def test_an_undamaged_upload_is_completed_again(self, store, db, path, code):
         [before] = (await upload_records.list_these(db, [key(2)])).values()
         await mark(db, 2, code)
         found = await verify(store, db)
         assert (damaged(found), found.mended, found.files, found.sound) == ({}, [key(2)], 3, True)
         assert (await upload_records.list_these(db, [key(2)]))[key(2)] == before
 
-    async def test_its_file_is_not_without_a_record(self, store, db, path):
+    async def test_the_file_of_a_marked_upload_is_not_without_a_record(self, store, db, path):
         path.write_bytes(b"contenT")
         await mark(db, 2, "damaged")
         found = await verify(store, db)
         assert (damaged(found), found.without_record) == ({"altered": [key(2)]}, [])
 
-    async def test_an_upload_that_failed_otherwise_is_not_mended(self, store, db, path):
+    async def test_an_upload_that_failed_otherwise_is_not_repaired(self, store, db, path):
         """An unfinished upload whose bytes were lost was never complete."""
         failed = row(4, None, 7, Status.FAILED).model_copy(update={"completed_at": None})
         await put_file(store, 4)
@@ -287,7 +287,7 @@ class TestMarked:
         found = await verify(store, db)
         assert (found.mended, found.without_record) == ([], [key(4)])
 
-    async def test_what_its_owner_deletes_meanwhile_is_neither_damaged_nor_mended(self, db):
+    async def test_an_upload_deleted_meanwhile_is_neither_damaged_nor_repaired(self, db):
         class Busy(Store):
             async def digest(self, upload_id, pace=None):
                 found = await super().digest(upload_id, pace)

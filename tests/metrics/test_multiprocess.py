@@ -48,7 +48,7 @@ def worker(worker_slots):
         theirs.close()
 
 
-def test_what_all_processes_counted_is_added_up_and_what_the_dead_had_is_gone():
+def test_counters_of_all_processes_are_added_and_gauges_of_the_dead_are_gone():
     worker_slots = SharedWorkerSlots()
     own = Metrics(worker_slots)
     own.ended(Protocol.RAW, "completed")
@@ -66,7 +66,7 @@ def test_what_all_processes_counted_is_added_up_and_what_the_dead_had_is_gone():
     assert value(own, "waybill_live_uploads") == [1]
 
 
-def test_who_replaces_a_dead_process_goes_on_counting_in_its_seat():
+def test_a_replacement_of_a_dead_process_goes_on_counting_in_its_slot():
     worker_slots = SharedWorkerSlots()
     own = Metrics(worker_slots)
     for number in range(1, 4):
@@ -78,7 +78,7 @@ def test_who_replaces_a_dead_process_goes_on_counting_in_its_seat():
     assert value(own, "waybill_stage_seconds", "receive")[-1] == pytest.approx(0.6)
 
 
-def test_asking_lets_nobody_loose_of_a_seat():
+def test_reading_metrics_costs_no_worker_its_slot():
     worker_slots = SharedWorkerSlots()
     own = Metrics(worker_slots)
     with worker(worker_slots):

@@ -183,7 +183,7 @@ async def visitor(service: Service) -> tuple[Client, str]:
 
 
 @given(sent=requests())
-async def test_whatever_is_sent_is_answered_or_refused_in_the_documented_way(service: Service, sent: Sent) -> None:
+async def test_any_request_is_answered_or_refused_in_the_documented_way(service: Service, sent: Sent) -> None:
     client, upload_id = await visitor(service)
     answer = await send(client, upload_id, sent)
     check(service, sent.method, answer, broken=False)
@@ -196,7 +196,9 @@ ERRORS = [RuntimeError(INNER), OSError(5, "Input/output error", INNER), ValueErr
 
 
 @given(sent=requests(), broken=st.sets(st.sampled_from(INSIDE), min_size=1), error=st.sampled_from(ERRORS))
-async def test_what_breaks_inside_is_not_told(service: Service, sent: Sent, broken: set[str], error: Exception) -> None:
+async def test_an_internal_failure_is_not_described_to_the_client(
+    service: Service, sent: Sent, broken: set[str], error: Exception
+) -> None:
     client, upload_id = await visitor(service)
 
     def breaks(*arguments: Any, **others: Any) -> Any:

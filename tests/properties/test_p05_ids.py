@@ -58,7 +58,7 @@ async def send(client: Client, wish: tuple[Any, ...], known: list[str]) -> list[
 
 
 @given(wishes=st.lists(wishes, min_size=1, max_size=3))
-async def test_whatever_is_sent_every_id_is_new(service: Service, wishes: list[tuple[Any, ...]]) -> None:
+async def test_every_id_is_new_for_any_request(service: Service, wishes: list[tuple[Any, ...]]) -> None:
     given_out: list[str] = service.given_out  # type: ignore[attr-defined]
     client = service.client()
     for wish in wishes:
@@ -73,7 +73,7 @@ uploads = st.lists(st.tuples(filenames(), st.sampled_from(["a/b", "text/html"]),
 
 
 @given(one=uploads, other=uploads, script=st.lists(st.uuids(), min_size=4, max_size=4, unique=True))
-async def test_two_clients_that_send_different_things_get_the_same_ids_from_the_same_chance(
+async def test_ids_depend_on_the_randomness_and_not_on_the_request(
     db: Database, one: list[Any], other: list[Any], script: list[UUID]
 ) -> None:
     for sent in (one, other):
@@ -98,7 +98,7 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
     await db.close()
 
 
-def test_many_at_once_are_all_different() -> None:
+def test_ids_made_at_once_are_all_different() -> None:
     with ThreadPoolExecutor(4) as threads:
         drawn = [each for some in threads.map(lambda _: [ids.new_id() for _ in range(5000)], range(4)) for each in some]
     assert len(set(drawn)) == len(drawn) == 20_000

@@ -137,7 +137,7 @@ async def test_uploads_at_the_same_time_are_as_if_each_were_alone(
     deleters=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=2, max_size=8),
     late=st.integers(0, 30),
 )
-async def test_a_deletion_beside_others_of_the_same_file_is_told_that_it_is_gone(
+async def test_simultaneous_deletions_of_a_file_succeed_and_its_readers_get_all_or_nothing(
     service: Service, deleters: list[tuple[int, int]], late: int
 ) -> None:
     """While others read it: they get all of it or nothing."""

@@ -179,5 +179,5 @@ def revealed(value):
     return value.get_secret_value() if hasattr(value, "get_secret_value") else value
 
 
-def test_the_property_speaks_of_every_setting():
+def test_the_property_covers_every_setting():
     assert set(SETTINGS) == set(Settings.model_fields)

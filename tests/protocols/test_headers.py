@@ -118,7 +118,7 @@ def test_a_clean_name_stays_as_it_is(name):
 @given(st.text(st.characters(), max_size=300) | st.binary(max_size=300))
 @example("A\u030a\u200b\u0301")
 @example("\u2000")
-def test_what_comes_out_is_a_name_a_record_accepts_and_cleaning_it_again_changes_nothing(raw):
+def test_a_cleaned_name_fits_a_record_and_cleaning_it_again_changes_nothing(raw):
     try:
         name = safe_filename(raw)
     except BadFilename:
@@ -328,7 +328,7 @@ def test_a_request_may_bring_its_own_id(raw):
 
 
 @pytest.mark.parametrize("raw", [None, "", "x" * 65, "a b", "a\n", "é", "a/b", "٣", "a\x00"])
-def test_what_is_no_request_id_is_none(raw):
+def test_a_malformed_request_id_is_none(raw):
     assert request_id(raw) is None
 
 
@@ -590,7 +590,7 @@ def test_a_date_comes_back_as_its_seconds(seconds):
         "Sun, 06 Nov 1994 08:49:37 +9999",
     ],
 )  # fmt: skip
-def test_what_is_no_date_is_none(value):
+def test_a_malformed_date_is_none(value):
     assert parse_http_date(value) is None
 
 
@@ -612,7 +612,7 @@ def test_a_key_in_quotes_comes_back(key):
 @given(
     st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='",;\\'), min_size=1, max_size=255)
 )
-def test_so_does_one_without(key):
+def test_a_key_without_quotes_comes_back(key):
     assert idempotency_key(key) == idempotency_key(f'"{key}"') == key
 
 

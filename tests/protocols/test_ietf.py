@@ -132,7 +132,7 @@ def test_a_request_is_known_for_resumable(verb, fields, protocol):
     assert detect(verb, sent(**fields)) is protocol
 
 
-def test_the_speaker_is_that_of_the_protocol():
+def test_the_codec_is_that_of_the_protocol():
     assert isinstance(codec_for(Protocol.TUS, "HEAD", sent(), LIMITS, VERSIONS), Tus)
     assert isinstance(codec_for(Protocol.RESUMABLE, "HEAD", sent(), LIMITS, VERSIONS), Resumable)
 
@@ -168,7 +168,7 @@ def test_a_creation_may_say_nothing_but_whether_it_ends(verb):
         ({"upload_complete": "?0", "upload_length": "0"}, 0),
     ],
 )
-def test_the_length_is_what_is_said_or_where_the_last_body_ends(fields, length):
+def test_the_length_is_declared_or_the_end_of_the_last_body(fields, length):
     assert create(**fields).length == length
 
 
@@ -306,24 +306,24 @@ def test_a_body_that_goes_past_every_size_is_refused():
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_the_older_drafts_know_no_media_type(version):
+def test_older_drafts_need_no_media_type(version):
     assert append(version, content_type=[]) == append(version, content_type="a/b") == Append(7, None, False)
 
 
 @pytest.mark.parametrize("version", [6, 7, 8, 9, 10, 11, None])
-def test_the_newer_drafts_do(version):
+def test_newer_drafts_need_a_media_type(version):
     with pytest.raises(UnsupportedMediaType):
         append(version, content_type=[])
 
 
-def test_version_6_ends_without_a_word():
+def test_version_6_completes_without_upload_complete():
     assert append(6, upload_complete=[], content_length="3") == Append(7, 10, True)
     with pytest.raises(BadRequest):
         append(6, upload_complete="true")
 
 
 @pytest.mark.parametrize("version", [5, 8, 9, 10, 11, None])
-def test_no_other_version_does(version):
+def test_other_versions_refuse_an_append_without_upload_complete(version):
     with pytest.raises(BadRequest):
         append(version, upload_complete=[])
 
@@ -332,19 +332,19 @@ def test_no_other_version_does(version):
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS, 99])
-def test_whoever_asks_or_cancels_needs_no_version(version):
+def test_asking_and_cancelling_need_no_version(version):
     assert read("HEAD", version) == read("GET", version) == Ask()
     assert read("DELETE", version) == Cancel()
 
 
 @pytest.mark.parametrize("name", ["upload_offset", "upload_complete", "upload_length"])
 @pytest.mark.parametrize("version", [None, 8, 9, 10, 11])
-def test_whoever_asks_must_not_tell(name, version):
+def test_a_head_that_carries_an_answer_is_refused(name, version):
     with pytest.raises(BadRequest):
         read("HEAD", version, **{name: "5"})
 
 
-def test_what_an_iphone_repeats_of_its_first_request_is_said_of_the_file():
+def test_fields_that_an_iphone_repeats_describe_the_file():
     said = {"content_digest": WHOLE, "upload_length": "1000"}
     assert read("HEAD", 6, **said, content_type="video/mp4", content_length="0") == Ask()
     assert append(6, **said, upload_offset="900", upload_complete="?1", content_length="100") == Append(
@@ -352,7 +352,7 @@ def test_what_an_iphone_repeats_of_its_first_request_is_said_of_the_file():
     )
 
 
-def test_what_the_draft_does_not_have_is_refused():
+def test_a_method_that_the_draft_does_not_have_is_refused():
     with pytest.raises(BadRequest, match="no other method"):
         read("OPTIONS")
 
@@ -442,7 +442,7 @@ def test_a_creation_whose_bytes_are_refused_still_says_where_the_upload_is():
 
 
 @pytest.mark.parametrize("version", [5, 6, 8, 9, 10])
-def test_a_version_that_is_offered_is_told_where_the_upload_is(version):
+def test_an_offered_version_is_sent_the_location_in_an_interim_response(version):
     answer = Resumable("POST", sent(version), LIMITS).interim(HALF)
     age = "expires" if version <= 6 else "max-age"
     assert answer.status == 104
@@ -452,18 +452,18 @@ def test_a_version_that_is_offered_is_told_where_the_upload_is(version):
 
 
 @pytest.mark.parametrize("version", [None, "3", "4", "7", "11", "x", "-6", "6.0"])
-def test_no_other_is(version):
+def test_other_versions_are_sent_no_interim_response(version):
     request = Resumable("POST", sent(version), LIMITS)
     assert request.interim(HALF) is None
     assert request.progress(3) is None
 
 
-def test_what_is_offered_is_a_setting():
+def test_the_offered_versions_are_a_setting():
     assert Resumable("POST", sent(10), LIMITS, (6,)).interim(HALF) is None
     assert Resumable("POST", sent(11), LIMITS, (11,)).interim(HALF) is not None
 
 
-def test_progress_is_told_without_a_location():
+def test_progress_is_sent_without_a_location():
     assert Resumable("POST", sent(8), LIMITS).progress(3) == (104, [(VERSION, "8"), ("Upload-Offset", "3")], False)
     assert Resumable("POST", sent(6), LIMITS).progress(3) is None
 
@@ -477,7 +477,7 @@ def test_progress_is_told_without_a_location():
         (Limits(file_bytes=10**15 - 1, request_bytes=10**15), "max-size=999999999999999"),
     ],
 )
-def test_options_name_the_limits_that_can_be_said(limits, said):
+def test_options_name_the_limits_that_the_version_has(limits, said):
     assert options(limits) == [("Upload-Limit", said)]
 
 
@@ -517,7 +517,7 @@ def outcome(verb, headers):
 @given(
     verb=st.sampled_from(["POST", "PUT", "PATCH", "HEAD", "GET", "DELETE", "TRACE"]), fields=FIELDS, twice=st.booleans()
 )
-def test_whatever_comes_is_an_intent_or_a_refusal(verb, fields, twice):
+def test_any_request_is_an_intent_or_a_refusal(verb, fields, twice):
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
     headers = Headers(raw=raw + raw[:1] * twice)
     match outcome(verb, headers):

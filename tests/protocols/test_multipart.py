@@ -181,7 +181,7 @@ def test_a_form_gives_its_parts_at_every_split(case):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_form_is_refused_at_every_split(case):
+def test_a_malformed_form_is_refused_at_every_split(case):
     body, refusal = BAD[case]
     assert at_every_split(body, **LIMITS)[1] is refusal
 
@@ -352,7 +352,7 @@ def test_a_content_type_without_a_boundary_is_refused(content_type):
 @pytest.mark.parametrize(
     "content_type", ["application/x-www-form-urlencoded", "multipart/mixed; boundary=B", "text/plain"]
 )
-def test_what_is_not_a_form_is_refused_by_its_type(content_type):
+def test_a_body_that_is_not_a_form_is_refused_by_its_type(content_type):
     with pytest.raises(UnsupportedMediaType):
         FormDecoder(content_type)
 

@@ -55,7 +55,7 @@ def base64(text):
 
 @pytest.mark.parametrize("verb", ["POST", "PATCH", "DELETE"])
 @pytest.mark.parametrize("version", [[], "1.0.1", "0.2.2", "1", ""])
-def test_another_version_is_refused_and_told_which_is_spoken(verb, version):
+def test_another_version_is_refused_with_the_supported_one(verb, version):
     with pytest.raises(UnsupportedVersion) as refused:
         read(verb, tus_resumable=version, upload_length="5", upload_offset="0", content_type=CHUNK)
     assert refused.value.status == 412
@@ -64,15 +64,15 @@ def test_another_version_is_refused_and_told_which_is_spoken(verb, version):
 
 @pytest.mark.parametrize("verb", ["HEAD", "GET"])
 @pytest.mark.parametrize("version", [[], "1.0.0", "0.2.2"])
-def test_whoever_only_asks_may_do_so_in_any_version(verb, version):
+def test_options_may_be_asked_for_in_any_version(verb, version):
     assert read(verb, tus_resumable=version) == Ask()
 
 
-def test_delete_cancels():
+def test_a_delete_cancels():
     assert read("DELETE") == Cancel()
 
 
-def test_what_tus_does_not_have_is_refused():
+def test_a_method_that_tus_does_not_have_is_refused():
     with pytest.raises(BadRequest, match="no other method"):
         read("PUT", upload_length="5")
 
@@ -199,7 +199,7 @@ def test_a_creation_brings_bytes_when_its_content_type_says_so(fields, brings_by
     assert read("POST", upload_length="5", **fields).brings_bytes is brings_bytes
 
 
-def test_a_creation_may_say_the_digest_of_the_whole():
+def test_a_creation_may_declare_the_digest_of_the_file():
     digest = hashlib.sha256(b"x").digest()
     declared = f"sha-256=:{base64(digest)}:"
     for fields in ({"upload_length": "1"}, {"upload_length": "1", "upload_concat": "partial"},
@@ -426,7 +426,7 @@ def test_a_concatenation_that_cannot_be_made_is_refused(fields, refusal):
         read("POST", **fields)
 
 
-def test_as_many_parts_as_allowed_are_taken():
+def test_a_concatenation_takes_as_many_parts_as_allowed():
     assert len(read("POST", upload_concat="final;" + f"{KEY} " * MAX_PARTS).keys) == MAX_PARTS
 
 
@@ -486,7 +486,7 @@ def test_a_creation_whose_bytes_are_refused_still_says_where_the_upload_is():
     assert ("Location", "/u/k") in headers
 
 
-def test_nothing_is_said_in_between():
+def test_no_interim_response_is_sent():
     assert Tus("POST", sent(**OURS), LIMITS).interim(STATE) is None
     assert Tus("POST", sent(**OURS), LIMITS).progress(3) is None
 
@@ -533,7 +533,7 @@ def outcome(verb, headers):
 
 
 @given(verb=st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "PUT"]), fields=FIELDS, twice=st.booleans())
-def test_whatever_comes_is_an_intent_or_a_refusal(verb, fields, twice):
+def test_any_request_is_an_intent_or_a_refusal(verb, fields, twice):
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
     headers = Headers(raw=raw + raw[:1] * twice)
     match outcome(verb, headers):

@@ -35,7 +35,7 @@ async def has(db):
     return (await totals_records.find(db, "mine")).used
 
 
-async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_place(stack, database_url, monkeypatch):
+async def test_two_processes_are_never_granted_the_same_quota(stack, database_url, monkeypatch):
     """The one has looked, and has yet to say that it takes the place, when the other looks."""
     db, one = await process(stack, database_url, "one", uploads=1)
     _, other = await process(stack, database_url, "other", uploads=1)
@@ -68,7 +68,7 @@ async def test_two_processes_that_ask_at_the_same_moment_do_not_get_the_same_pla
     assert await has(db) == Amount(1, 0)
 
 
-async def test_many_who_ask_share_a_transaction_and_each_is_answered_for_itself(stack, database_url):
+async def test_many_requests_share_a_transaction_and_each_has_its_own_answer(stack, database_url):
     db, quotas = await process(stack, database_url, "one", size=1000)
     asked = [quotas.grant(str(n), "mine", uploads=1, size=300) for n in range(5)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -78,7 +78,7 @@ async def test_many_who_ask_share_a_transaction_and_each_is_answered_for_itself(
     assert quotas.left("mine") == (None, 100)
 
 
-async def test_more_is_granted_as_far_as_it_is_left(stack, database_url):
+async def test_a_grant_is_enlarged_as_far_as_quota_is_left(stack, database_url):
     db, quotas = await process(stack, database_url, "one", size=1000)
     assert await quotas.grant("a", "mine", uploads=1, size=100, more=400) == Amount(1, 500)
     assert await quotas.grant("b", "mine", uploads=1, size=100, more=900) == Amount(1, 500)
@@ -87,7 +87,7 @@ async def test_more_is_granted_as_far_as_it_is_left(stack, database_url):
     assert await has(db) == Amount(2, 1000)
 
 
-async def test_who_is_cancelled_holds_nothing_once_it_has_given_back(stack, database_url, monkeypatch):
+async def test_a_cancelled_request_holds_nothing_once_it_has_released(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     granted = quotas.request("mine")
     looked, goes_on = asyncio.Event(), asyncio.Event()
@@ -110,7 +110,7 @@ async def test_who_is_cancelled_holds_nothing_once_it_has_given_back(stack, data
     assert await has(db) == Amount(1, 1)
 
 
-async def test_what_could_not_be_asked_for_is_given_back_when_the_database_is_back(stack, database_url, monkeypatch):
+async def test_a_grant_of_unknown_outcome_is_released_when_the_database_is_back(stack, database_url, monkeypatch):
     """F14: the answer to the COMMIT may have been lost, so it may have been granted."""
     db, quotas = await process(stack, database_url, "one", size=1000)
     transaction = db.transaction
@@ -129,7 +129,7 @@ async def test_what_could_not_be_asked_for_is_given_back_when_the_database_is_ba
     assert await quotas.grant("b", "mine", uploads=1, size=1000) == Amount(1, 1000)
 
 
-async def test_a_process_that_ends_gives_everything_back(stack, database_url):
+async def test_a_process_that_ends_releases_its_grants(stack, database_url):
     db, quotas = await process(stack, database_url, "one", size=1000)
     _, other = await process(stack, database_url, "other", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
@@ -138,7 +138,7 @@ async def test_a_process_that_ends_gives_everything_back(stack, database_url):
     assert await has(db) == Amount(1, 400)
 
 
-async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_url, monkeypatch):
+async def test_live_grants_are_renewed_and_others_expire(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     _, dead = await process(stack, database_url, "dead", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
@@ -154,7 +154,7 @@ async def test_what_lives_is_renewed_and_what_does_not_runs_out(stack, database_
     looking.cancel()
 
 
-async def test_what_breaks_once_does_not_end_the_renewing(stack, database_url, monkeypatch):
+async def test_one_failure_does_not_end_the_renewing(stack, database_url, monkeypatch):
     db, quotas = await process(stack, database_url, "one", size=1000)
     await quotas.grant("a", "mine", uploads=1, size=600)
     monkeypatch.setattr("app.quotas.LEASE_SECONDS", 0.01)

@@ -50,7 +50,7 @@ class TestAppending:
         found = await worker.resumes.find(key, "mine", newest=True)
         assert (found.offset, found.completed, found.upload) == (11, True, upload)
 
-    async def test_who_lost_the_answer_to_the_last_request_gets_it_again(self, worker):
+    async def test_a_lost_answer_to_the_last_request_can_be_had_again(self, worker):
         key = await worker.create(3)
         done = await worker.append(key, 0, b"abc")
         assert await worker.append(key, 3) == done
@@ -103,7 +103,7 @@ class TestAppending:
         await worker.append(key, 0, b"abc")
         assert (await worker.append(key, 3, length=3)).completed
 
-    async def test_who_says_that_it_is_all_completes_it(self, worker):
+    async def test_a_request_that_says_it_is_the_last_completes_the_upload(self, worker):
         key = await worker.create(protocol=Protocol.RESUMABLE)
         await worker.append(key, 0, b"abc")
         async with worker.resumes.append(key, "mine", offset=3) as appending:
@@ -111,7 +111,7 @@ class TestAppending:
             done = await appending.complete()
         assert (done.completed, done.length, done.upload.sha256) == (True, 6, sha(b"abcdef"))
 
-    async def test_who_says_that_it_is_all_too_early_is_refused_and_what_came_is_kept(self, worker):
+    async def test_a_request_that_completes_too_early_is_refused_and_its_bytes_are_kept(self, worker):
         key = await worker.create(7)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
             await appending.write(b"abc")
@@ -133,7 +133,7 @@ class TestAppending:
         with pytest.raises(TooLarge):
             await worker.create(LIMIT + 1)
 
-    async def test_what_does_not_have_its_digest_fails_for_good(self, worker):
+    async def test_an_upload_with_another_digest_fails_for_good(self, worker):
         key = await worker.create(3, digests=Digests(sha(b"abc")))
         with pytest.raises(DigestMismatch):
             await worker.append(key, 0, b"abd")
@@ -145,7 +145,7 @@ class TestAppending:
         assert (await worker.append(await worker.create(3, digests=Digests(sha(b"abc"))), 0, b"abc")).completed
 
     @pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
-    async def test_what_came_before_a_connection_broke_is_kept(self, worker, kind):
+    async def test_bytes_that_came_before_a_connection_broke_are_kept(self, worker, kind):
         key = await worker.create(9)
         with pytest.raises(kind):
             await broken(worker, key, 0, b"abc", error=kind())
@@ -160,7 +160,7 @@ class TestAppending:
         assert await worker.statuses() == [(3, "completed")]
 
     @pytest.mark.parametrize("how", ["discarded", "broken", "left"])
-    async def test_of_a_request_with_a_checksum_all_counts_or_nothing(self, worker, how):
+    async def test_a_request_with_a_checksum_counts_as_a_whole_or_not_at_all(self, worker, how):
         key = await worker.create(6)
         await worker.append(key, 0, b"abc")
         try:
@@ -176,7 +176,7 @@ class TestAppending:
         assert await worker.partials() == [(0, 3)]
         assert (await worker.append(key, 3, b"def", checked=True)).upload.sha256 == sha(b"abcdef")
 
-    async def test_what_arrives_is_committed_now_and_then(self, worker, monkeypatch):
+    async def test_arriving_bytes_are_committed_at_checkpoints(self, worker, monkeypatch):
         monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 4)
         key = await worker.create(100)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
@@ -198,7 +198,7 @@ class TestAppending:
             await appending.write(b"def")
             assert appending.durable == 6
 
-    async def test_what_may_have_been_committed_is_never_cut_off(self, worker, monkeypatch):
+    async def test_bytes_that_may_have_been_committed_are_never_cut_off(self, worker, monkeypatch):
         monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
         key = await worker.create(5)
         worker.db.fails = [None, "lost"]  # claimed; committed, but nobody is told
@@ -207,7 +207,7 @@ class TestAppending:
         assert await worker.offset(key) == 3
         assert (await worker.append(key, 3, b"de")).upload.sha256 == sha(b"abcde")
 
-    async def test_when_the_last_commit_fails_the_offset_is_the_one_before(self, worker):
+    async def test_a_last_commit_that_fails_leaves_the_offset_before_it(self, worker):
         key = await worker.create(100)
         await worker.append(key, 0, b"abc")
         worker.db.fails = [None, "away"]  # claimed
@@ -234,7 +234,7 @@ class TestAppending:
             await worker.resumes.cancel(other, "mine")
             assert (await worker.append(key, 3, b"defghij")).completed
 
-    async def test_too_many_at_once_are_refused_together_with_other_uploads(self, world):
+    async def test_appends_count_among_the_uploads_at_once(self, world):
         worker = await world.worker(at_once=1)
         key = await worker.create(3)
         async with worker.ingest.request(visitor=Visitor("mine"), protocol=Protocol.RAW):
@@ -242,7 +242,7 @@ class TestAppending:
                 await worker.append(key, 0, b"abc")
         assert (await worker.append(key, 0, b"abc")).completed
 
-    async def test_all_space_that_was_promised_is_given_back(self, worker):
+    async def test_all_reserved_space_is_released(self, worker):
         key = await worker.create(100)
         await worker.append(key, 0, b"abc", declared=97)
         with pytest.raises(OffsetMismatch):
@@ -251,7 +251,7 @@ class TestAppending:
 
 
 class TestOwners:
-    async def test_who_holds_the_key_may_ask_unless_it_has_another_session(self, worker):
+    async def test_the_key_alone_opens_an_upload_but_not_with_another_session(self, worker):
         key = await worker.create(6)
         assert (await worker.append(key, 0, b"abc", session=None)).offset == 3
         with pytest.raises(NotFound) as foreign:

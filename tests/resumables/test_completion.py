@@ -20,7 +20,7 @@ async def nothing(keys):
 
 
 class TestCompleting:
-    async def test_files_are_published_before_rows_are_committed_before_anybody_is_told(self, world, worker):
+    async def test_files_are_published_before_rows_are_committed_before_the_acknowledgement(self, world, worker):
         key = await worker.create(3)
         worker.db.story.clear()
         world.storage.story = worker.db.story
@@ -29,7 +29,7 @@ class TestCompleting:
         # claimed; the last byte; the file; its record; its row's end
 
     @pytest.mark.parametrize("who", ["question", "append", "sweep", "another process", "after a restart"])
-    async def test_a_crash_between_file_and_record_is_made_good_by_whoever_comes(self, world, worker, who):
+    async def test_a_crash_between_file_and_record_is_repaired_by_the_next_request(self, world, worker, who):
         key = await worker.create(3)
         world.storage.gate.close()
         appending = asyncio.create_task(worker.append(key, 0, b"abc"))
@@ -82,7 +82,7 @@ class TestCompleting:
         assert await worker.statuses() == [(3, "failed")]
         assert await world.storage.contents() == {}
 
-    async def test_a_crash_before_the_file_is_published_is_made_good(self, world, worker):
+    async def test_a_crash_before_the_file_is_published_is_repaired(self, world, worker):
         key = await worker.create(3)
         world.storage.fails = OSError("crash")
         with pytest.raises(Exception, match="request id"):
@@ -92,7 +92,7 @@ class TestCompleting:
         done = await (await world.worker()).resumes.find(key, "mine", newest=True)
         assert (done.completed, done.upload.sha256) == (True, sha(b"abc"))
 
-    async def test_what_the_database_refuses_to_record_is_not_thrown_away(self, world, worker):
+    async def test_an_upload_that_a_full_database_refuses_to_record_is_kept(self, world, worker):
         key = await worker.create(3)
         worker.db.fails = [None, None, "full"]  # claimed, committed
         with pytest.raises(StorageFull):
@@ -110,7 +110,7 @@ class TestCompleting:
         assert await worker.statuses() == [(3, "uploading")]
         assert (await worker.append(key, 3)).completed
 
-    async def test_two_who_complete_at_once_complete_once(self, world, worker):
+    async def test_two_processes_that_complete_at_once_complete_once(self, world, worker):
         other = await world.worker()
         key = await worker.create(3)
         world.storage.fails = OSError("crash")
@@ -135,7 +135,7 @@ class TestCompleting:
         world.storage.gate.open()
         assert {(await each).completed for each in (appending, *questions)} == {True}
 
-    async def test_what_is_cancelled_while_it_is_published_leaves_nothing(self, world, worker):
+    async def test_an_upload_cancelled_while_it_is_published_leaves_nothing(self, world, worker):
         other = await world.worker()
         key = await worker.create(3)
         world.storage.gate.close()
@@ -149,7 +149,7 @@ class TestCompleting:
         assert await world.storage.contents() == {}
         assert await worker.partials() == []
 
-    async def test_what_is_cancelled_while_it_is_recorded_leaves_nothing(self, world, worker):
+    async def test_an_upload_cancelled_while_it_is_recorded_leaves_nothing(self, world, worker):
         other = await world.worker()
         key = await worker.create(3)
         world.storage.gate.close()
@@ -166,7 +166,7 @@ class TestCompleting:
         assert await worker.statuses() == [(3, "failed")]
         assert await world.storage.contents() == {}
 
-    async def test_a_caller_who_leaves_does_not_stop_it(self, world, worker):
+    async def test_a_caller_who_leaves_does_not_stop_the_completion(self, world, worker):
         key = await worker.create(3)
         world.storage.gate.close()
         appending = asyncio.create_task(worker.append(key, 0, b"abc"))
@@ -178,7 +178,7 @@ class TestCompleting:
             await appending
         assert await worker.statuses() == [(3, "completed")]
 
-    async def test_acknowledged_bytes_that_are_missing_are_never_passed_over_silently(self, world, worker):
+    async def test_acknowledged_bytes_that_are_missing_are_reported(self, world, worker):
         short, absent = await worker.create(9), await worker.create(9)
         for key in (short, absent):
             await worker.append(key, 0, b"abc")
@@ -200,7 +200,7 @@ class TestCompleting:
         assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
 
 
-class TestPuttingTogether:
+class TestConcatenating:
     @pytest.fixture
     def assembling(self, world, monkeypatch):
         """A gate for the first who puts parts together."""
@@ -220,7 +220,7 @@ class TestPuttingTogether:
         await worker.append(parts[0], 0, b"a")
         return (await worker.concatenate(*parts))[1], parts[1]
 
-    async def test_another_process_leaves_it_to_who_is_at_it(self, world, worker, assembling):
+    async def test_another_process_leaves_a_concatenation_to_the_one_at_work(self, world, worker, assembling):
         other = await world.worker()
         key, part = await self.waiting(worker)
         assembling.close()
@@ -234,7 +234,7 @@ class TestPuttingTogether:
         assert await worker.statuses() == [(2, "completed")]
 
     @pytest.mark.parametrize("days", [0, 6.5])
-    async def test_who_is_at_work_is_left_alone_however_late_in_the_life_of_the_upload(
+    async def test_a_process_at_work_is_not_preempted_however_old_the_upload(
         self, world, worker, assembling, monkeypatch, days
     ):
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.05)
@@ -250,7 +250,7 @@ class TestPuttingTogether:
         assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
 
     @pytest.mark.parametrize("seen_at_work", [True, False])
-    async def test_only_who_is_not_seen_at_work_is_taken_over_from(
+    async def test_only_a_process_that_is_not_seen_at_work_is_preempted(
         self, world, worker, assembling, monkeypatch, seen_at_work
     ):
         monkeypatch.setattr("app.resumables.concatenation.SEEN_SECONDS", 0.01 if seen_at_work else 3600)
@@ -277,7 +277,7 @@ class TestPuttingTogether:
             assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
         assert await worker.statuses() == [(2, "completed")]
 
-    async def test_a_part_that_becomes_whole_while_somebody_looks_is_not_overlooked(self, worker, monkeypatch):
+    async def test_a_part_completed_during_a_search_is_not_overlooked(self, worker, monkeypatch):
         key, part = await self.waiting(worker)
         looking, real = Gate(), resumable_records.list_these
 

@@ -37,7 +37,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_so_many_are_inside_and_one_of_a_session() -> None:
+async def test_a_lane_admits_its_limit_and_one_of_each_session() -> None:
     works = Works(2)
     for session_id, name in (("a", "a1"), ("a", "a2"), ("b", "b1"), ("c", "c1")):
         await works.start(session_id, name)
@@ -48,7 +48,7 @@ async def test_so_many_are_inside_and_one_of_a_session() -> None:
     assert works.begun == ["a1", "b1", "c1", "a2"]
 
 
-async def test_sessions_take_turns_however_many_wait_of_one() -> None:
+async def test_a_lane_is_fair_to_sessions_however_many_callers_one_has() -> None:
     works = Works(1)
     for number in range(4):
         await works.start("much", f"much {number}")
@@ -59,7 +59,7 @@ async def test_sessions_take_turns_however_many_wait_of_one() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-async def test_who_is_cancelled_keeps_no_place(inside: bool) -> None:
+async def test_a_cancelled_caller_keeps_no_place(inside: bool) -> None:
     works = Works(1)
     first = await works.start("a", "first")
     second = await works.start("b", "second")
@@ -70,7 +70,7 @@ async def test_who_is_cancelled_keeps_no_place(inside: bool) -> None:
     assert works.begun == (["first", "second", "third"] if inside else ["first", "third"])
 
 
-async def test_who_is_cancelled_as_it_is_let_in_keeps_no_place() -> None:
+async def test_a_caller_cancelled_at_its_admission_keeps_no_place() -> None:
     works = Works(1)
     await works.start("a", "first")
     second = await works.start("b", "second")

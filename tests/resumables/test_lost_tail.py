@@ -12,8 +12,8 @@ from tests.support.unreliable import Gate, coming, until
 __all__ = ["pair", "worker", "world"]
 
 
-class TestNumbersDrawnTwice:
-    async def test_of_two_writers_with_one_number_only_the_one_that_the_row_names_commits(self, pair, monkeypatch):
+class TestFencesDrawnTwice:
+    async def test_one_of_two_writers_with_the_same_fence_commits(self, pair, monkeypatch):
         first, second = pair
         monkeypatch.setattr(first.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         key = await first.create(9)
@@ -31,7 +31,7 @@ class TestNumbersDrawnTwice:
         assert await first.statuses() == [(9, "completed")]
 
     @pytest.mark.parametrize("wanted", ["question", "append"])
-    async def test_the_writer_before_is_told_to_stop(self, world, worker, wanted):
+    async def test_the_previous_writer_is_stopped(self, world, worker, wanted):
         other = await world.worker()
         key = await worker.create(9)
         async with Tail(worker, key) as tail, Writer(worker, key, 0, b"xyz") as old:
@@ -44,7 +44,9 @@ class TestNumbersDrawnTwice:
                 await asyncio.wait_for(old.task, 20)
 
     @pytest.mark.parametrize("goes_on", ["in part", "to the end"])
-    async def test_who_was_passed_over_by_one_with_its_number_ends_nothing(self, world, worker, monkeypatch, goes_on):
+    async def test_a_writer_preempted_by_one_with_the_same_fence_ends_nothing(
+        self, world, worker, monkeypatch, goes_on
+    ):
         """It finds less in the file than it knows of, or no file at all: that is no loss."""
         other = await world.worker()
         monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
@@ -119,7 +121,7 @@ class TestCompletedBefore:
 
     @pytest.mark.parametrize("length", [6, None])
     @pytest.mark.parametrize("who", ["sweep", "sweep, late", "append"])
-    async def test_what_was_completed_before_the_tail_was_lost_is_completed_again(self, world, worker, who, length):
+    async def test_an_upload_completed_before_the_tail_was_lost_is_completed_again(self, world, worker, who, length):
         key = await self.published(world, worker, length)
         if who == "append":
             with pytest.raises(Unavailable):

@@ -46,7 +46,7 @@ class TestDirectory:
         assert await second.content(done.upload_id) == content
         assert await second.partials() == []
 
-    async def test_a_restart_goes_on_at_what_was_told(self, world, monkeypatch):
+    async def test_an_upload_goes_on_after_a_restart_at_the_acknowledged_offset(self, world, monkeypatch):
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         first = await world.worker()
         key = await first.create(900_000)
@@ -61,7 +61,7 @@ class TestDirectory:
             0,
         )  # nobody had the file: no copy was needed
 
-    async def test_a_frozen_process_cannot_touch_what_another_took_over(self, world, monkeypatch):
+    async def test_a_frozen_process_cannot_touch_an_upload_after_its_preemption(self, world, monkeypatch):
         """F23."""
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         frozen, worker = await world.worker(), await world.worker()
@@ -81,7 +81,7 @@ class TestDirectory:
         await worker.resumes.sweep()
         assert await worker.partials() == []
 
-    async def test_parts_are_put_together(self, world):
+    async def test_parts_are_concatenated(self, world):
         worker = await world.worker()
         keys = []
         for letter in (b"a", b"b", b"c"):
@@ -93,7 +93,7 @@ class TestDirectory:
         assert await worker.content(whole.upload_id) == content
 
     @pytest.mark.parametrize("size", [3, 700_000])
-    async def test_a_crash_between_file_and_record_is_made_good(self, world, size):
+    async def test_a_crash_between_file_and_record_is_repaired(self, world, size):
         worker = await world.worker()
         key = await worker.create(size)
         worker.db.fails = [None, None, *["away"] * 50]  # claimed, committed
@@ -107,7 +107,7 @@ class TestDirectory:
 
     @pytest.mark.parametrize("left", [os.link, shutil.copyfile], ids=["the same file", "a copy"])
     @pytest.mark.parametrize("size", [3, 700_000])
-    async def test_what_is_published_already_is_not_published_again(self, world, tmp_path, size, left):
+    async def test_a_published_file_is_not_published_again(self, world, tmp_path, size, left):
         """Where a rename is a link and an unlink, a crash leaves both names; who goes on in a copy may be too late."""
         worker = await world.worker()
         key = await worker.create(size)

@@ -57,7 +57,7 @@ class TestOutages:
 
     @pytest.mark.parametrize("how", ["away", "lost"])
     @pytest.mark.parametrize("step", range(2, 5))
-    async def test_an_upload_is_completed_whose_last_bytes_may_have_been_noted(self, worker, step, how):
+    async def test_an_upload_whose_last_commit_is_unknown_is_completed(self, worker, step, how):
         key = await worker.create(3)
         worker.db.fails = [*[None] * (step - 1), how, *["away"] * 20]
         try:
@@ -85,7 +85,7 @@ class TestOutages:
         recovering.cancel()
         await asyncio.wait((recovering,))
 
-    async def test_what_waits_for_a_part_is_completed_though_the_part_was_noted_without_an_answer(self, worker):
+    async def test_a_concatenation_is_completed_though_the_commit_of_its_part_was_not_answered(self, worker):
         [a] = await parts(worker, b"abc")
         b = await worker.create(3, is_part=True)
         _, key = await worker.concatenate(a, b)
@@ -98,7 +98,7 @@ class TestOutages:
 
 class TestDeaths:
     @pytest.mark.parametrize("dies", ["before it is put together", "at it", "before it is published"])
-    async def test_what_a_process_left_that_died_is_completed_by_another(self, world, worker, monkeypatch, dies):
+    async def test_uploads_of_a_dead_process_are_completed_by_another(self, world, worker, monkeypatch, dies):
         async def nothing(resource, *_, **__):
             return (resource, None) if dies == "at it" else resource
 
@@ -117,7 +117,7 @@ class TestDeaths:
         await completed_by_itself(await world.worker(), key)
         assert await worker.statuses() == [(6, "completed")]
 
-    async def test_one_process_of_all_looks_for_what_others_left(self, world, worker):
+    async def test_one_process_of_all_recovers_uploads_of_the_others(self, world, worker):
         with world.storage.alone_at("complete") as alone:
             assert alone
             recovering = asyncio.create_task(worker.resumes.run())
@@ -130,7 +130,7 @@ class TestDeaths:
         await asyncio.wait((recovering,))
 
 
-class TestPages:
+class TestManyUploads:
     """Nothing is passed by because others come first: every page is moved on from."""
 
     @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ class TestPages:
 
     @pytest.mark.parametrize("by", ["sweep", "itself"])
     @pytest.mark.slow
-    async def test_many_that_wait_or_cannot_be_completed_do_not_keep_others_from_it(self, world, worker, by):
+    async def test_uploads_that_wait_or_fail_do_not_keep_others_from_completion(self, world, worker, by):
         await self.waiting(worker, 8)
         world.clock.pass_by(seconds=60)
         keys = [await worker.create(3) for _ in range(8)]
@@ -168,9 +168,7 @@ class TestPages:
             for key in keys[4:]:
                 await completed_by_itself(other, key)
 
-    async def test_many_that_wait_do_not_keep_those_whose_parts_are_there_from_being_put_together(
-        self, world, worker, monkeypatch
-    ):
+    async def test_waiting_concatenations_do_not_delay_those_whose_parts_are_there(self, world, worker, monkeypatch):
         async def nothing(resource, **_):
             return resource
 
@@ -196,7 +194,7 @@ class TestPages:
         world.clock.pass_by(seconds=DAY)
         assert (await worker.resumes.sweep()).expired == 4
 
-    async def test_who_fails_again_and_again_is_tried_less_often(self, world, worker, monkeypatch):
+    async def test_an_upload_that_keeps_failing_is_tried_less_often(self, world, worker, monkeypatch):
         monkeypatch.setattr("app.resumables.recovery._MOST_SECONDS", 60)
         monkeypatch.setattr("app.resumables.recovery.ROUND_SECONDS", 1)
         key = await worker.create(3)
@@ -213,7 +211,7 @@ class TestLost:
     """An upload was completed, which its row does not say, and its file is found to be missing."""
 
     @pytest.mark.parametrize("noted", [True, False])
-    async def test_it_is_gone_until_its_file_is_back(self, worker, noted):
+    async def test_a_lost_upload_is_gone_until_its_file_is_back(self, worker, noted):
         key = await worker.create(3)
         worker.db.fails = [] if noted else [None, None, None, "away"]  # claimed, committed, recorded
         done = await worker.append(key, 0, b"abc")
@@ -237,7 +235,7 @@ class TestLost:
 
 class TestMissing:
     @pytest.mark.parametrize("of", ["upload", "part"])
-    async def test_what_nobody_asks_for_is_not_given_up_for_lost(self, world, worker, monkeypatch, of):
+    async def test_an_upload_that_nobody_asks_for_is_not_given_up_for_lost(self, world, worker, monkeypatch, of):
         """The store may be the wrong one: with the right one it is completed."""
 
         async def nothing(resource, *_, **__):

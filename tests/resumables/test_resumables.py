@@ -24,7 +24,7 @@ class TestConcatenation:
             await worker.append(key, 0, content, session=session)
         return keys
 
-    async def test_parts_are_put_together_in_order_and_as_often_as_they_are_named(self, worker):
+    async def test_parts_are_concatenated_in_order_and_as_often_as_they_are_named(self, worker):
         a, b = await self.parts(worker, b"abc", b"de")
         assert await worker.statuses() == []
         whole, key = await worker.concatenate(b, a, b)
@@ -37,7 +37,7 @@ class TestConcatenation:
         found = await worker.resumes.find(key, "mine", newest=True)
         assert (found.concat, found.completed, found.is_final) == ("final;…", True, True)
 
-    async def test_what_has_unfinished_parts_is_complete_when_they_are(self, pair):
+    async def test_a_concatenation_of_unfinished_parts_is_completed_with_them(self, pair):
         first, second = pair
         a, b = await first.create(3, is_part=True), await first.create(is_part=True)
         waiting, key = await first.concatenate(a, b)
@@ -53,19 +53,19 @@ class TestConcatenation:
         await until(completed)
         assert (await first.resumes.find(key, "mine")).upload.sha256 == sha(b"abcde")
 
-    async def test_a_known_length_is_told_before_the_parts_are_there(self, worker):
+    async def test_a_known_length_is_shown_before_the_parts_are_there(self, worker):
         a, b = await worker.create(3, is_part=True), await worker.create(4, is_part=True)
         waiting, _ = await worker.concatenate(a, b)
         assert (waiting.length, waiting.offset) == (7, 0)
 
-    async def test_nothing_can_be_appended_to_it(self, worker):
+    async def test_nothing_can_be_appended_to_a_concatenation(self, worker):
         [a] = await self.parts(worker, b"abc")
         unfinished = await worker.create(3, is_part=True)
         for key in ((await worker.concatenate(a))[1], (await worker.concatenate(a, unfinished))[1]):
             with pytest.raises(Forbidden):
                 await worker.append(key, 0, b"x")
 
-    async def test_parts_that_are_none_or_not_there_are_refused(self, worker):
+    async def test_absent_parts_and_uploads_that_are_no_parts_are_refused(self, worker):
         [a] = await self.parts(worker, b"abc")
         [theirs] = await self.parts(worker, b"abc", session="theirs")
         ordinary = await worker.create(3)
@@ -82,7 +82,7 @@ class TestConcatenation:
         with pytest.raises(TooLarge):
             await worker.concatenate(*big)
 
-    async def test_a_client_without_cookies_may_put_its_parts_together(self, worker):
+    async def test_a_client_without_cookies_may_concatenate_its_parts(self, worker):
         [a] = await self.parts(worker, b"abc", session="first answer")
         [b] = await self.parts(worker, b"def", session="second answer")
         session = Session(id="third", created_at=NOW, last_seen_at=NOW, expires_at=NOW + 1000)
@@ -95,12 +95,12 @@ class TestConcatenation:
         )
         assert whole.upload.sha256 == sha(b"abcdef")
 
-    async def test_it_may_be_empty(self, worker):
+    async def test_a_concatenation_may_be_empty(self, worker):
         a = await worker.create(0, is_part=True)
         whole, _ = await worker.concatenate(a, a)
         assert (whole.completed, whole.upload.sha256) == (True, sha(b""))
 
-    async def test_when_a_part_ends_before_it_is_whole_the_upload_fails(self, worker):
+    async def test_a_concatenation_fails_when_a_part_ends_unfinished(self, worker):
         [a] = await self.parts(worker, b"abc")
         b = await worker.create(3, is_part=True)
         _, key = await worker.concatenate(a, b)
@@ -112,7 +112,7 @@ class TestConcatenation:
             await worker.resumes.find(key, "mine")
         assert [upload.error.code for upload in await worker.history()] == ["gone"]
 
-    async def test_parts_live_as_long_as_what_waits_for_them(self, world, worker):
+    async def test_parts_live_as_long_as_a_concatenation_waits_for_them(self, world, worker):
         [a] = await self.parts(worker, b"abc")
         world.clock.pass_by(seconds=DAY - 1)
         b = await worker.create(3, is_part=True)
@@ -122,7 +122,7 @@ class TestConcatenation:
         await worker.append(b, 0, b"def")
         assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
 
-    async def test_a_crash_while_it_is_put_together_is_made_good_by_the_sweep(self, world, worker, monkeypatch):
+    async def test_a_crash_during_a_concatenation_is_repaired_by_the_sweep(self, world, worker, monkeypatch):
         async def dies(resource, _):
             return resource, None
 
@@ -135,7 +135,7 @@ class TestConcatenation:
         assert (await other.resumes.sweep()).completed == 1
         assert await worker.statuses() == [(6, "completed")]
 
-    async def test_a_full_store_refuses_it_and_keeps_the_parts(self, database_url):
+    async def test_a_full_store_refuses_a_concatenation_and_keeps_the_parts(self, database_url):
         async with AsyncExitStack() as stack:
             worker = await World(database_url, Store(capacity=14), stack).worker()
             [a] = await self.parts(worker, b"abcdefgh")
@@ -166,7 +166,7 @@ class TestEnding:
         assert (upload.status, upload.size, upload.error.code) == (Status.FAILED, 3, "gone")
         assert await worker.partials() == []
 
-    async def test_of_a_completed_upload_only_the_key_is_cancelled(self, worker):
+    async def test_cancelling_a_completed_upload_removes_its_key_alone(self, worker):
         key = await worker.create(3)
         done = await worker.append(key, 0, b"abc")
         await worker.resumes.cancel(key, "mine")
@@ -182,7 +182,7 @@ class TestEnding:
         with pytest.raises(Gone):
             await worker.resumes.find(key, "mine", newest=True)
 
-    async def test_it_can_be_failed_for_good(self, worker):
+    async def test_an_upload_can_be_failed_for_good(self, worker):
         key = await worker.create(3)
         await worker.append(key, 0, b"ab")
         await worker.resumes.fail(key, "mine", TooLarge(4, 3))
@@ -207,14 +207,14 @@ class TestEnding:
         assert len(await worker.partials()) == 1
         assert (await worker.append(new, 6, b"ghi")).completed
 
-    async def test_no_upload_takes_longer_than_it_may(self, world, worker):
+    async def test_no_upload_outlives_its_deadline(self, world, worker):
         key = await worker.create(100)
         for offset in range(7):
             assert (await worker.append(key, offset, b"x")).expires_at <= NOW + 7 * DAY * 1_000_000
             world.clock.pass_by(seconds=DAY)
         assert (await worker.resumes.sweep()).expired == 1
 
-    async def test_what_waits_for_a_part_that_grows_does_not_expire_nor_do_the_other_parts(self, world, worker):
+    async def test_a_concatenation_and_its_parts_do_not_expire_while_a_part_grows(self, world, worker):
         whole, growing = await worker.create(3, is_part=True), await worker.create(3, is_part=True)
         await worker.append(whole, 0, b"abc")
         _, key = await worker.concatenate(whole, growing)
@@ -227,7 +227,7 @@ class TestEnding:
         with pytest.raises(Gone):
             await worker.resumes.find(key, "mine")
 
-    async def test_what_waits_for_a_part_is_renewed_however_short_the_idle_time_is(self, world, worker):
+    async def test_a_waiting_concatenation_is_renewed_however_short_the_idle_time(self, world, worker):
         for each in (worker.resumes, worker.resumes._holding, worker.resumes._recovery):
             each._idle_us = 300_000_000
         whole, growing = await worker.create(3, is_part=True), await worker.create(3, is_part=True)
@@ -238,7 +238,7 @@ class TestEnding:
             await worker.append(growing, offset, letter)
             assert (await worker.resumes.sweep()).expired == 0
 
-    async def test_what_has_expired_is_remembered_for_a_while_and_so_is_what_is_complete(self, world, worker):
+    async def test_expired_and_completed_uploads_are_remembered_for_a_while(self, world, worker):
         old, done = await worker.create(9), await worker.create(3)
         completed = await worker.append(done, 0, b"abc")
         world.clock.pass_by(seconds=DAY)
@@ -261,7 +261,7 @@ class TestEnding:
                 await writer.task
         assert await worker.statuses() == [(0, "expired")]
 
-    async def test_files_that_nobody_needs_are_removed_but_not_those_of_another_database(self, world, worker):
+    async def test_leftover_files_are_removed_but_not_those_of_another_database(self, world, worker):
         world.storage.partial_files[world.new_id(), 0] = bytearray(b"?")
         worker.resumes._expiry._grace_seconds = 0
         assert (await worker.resumes.sweep()).files_removed == 0
@@ -283,13 +283,13 @@ class TestEnding:
         world.storage.partial_files[kept.upload_id, 7] = content
         assert (await worker.resumes.sweep()).files_removed == 0
 
-    async def test_the_sweeper_sweeps_them_too(self, world, worker):
+    async def test_the_sweeper_sweeps_resumable_uploads_too(self, world, worker):
         await worker.create(9)
         world.clock.pass_by(seconds=DAY)
         sweeper = Sweeper(world.storage, worker.db, resumables=worker.resumes.sweep, now_us=world.clock)
         assert (await sweeper.once()).uploads_expired == 1
 
-    async def test_when_the_service_ends_writers_write_down_how_far_they_came(self, world):
+    async def test_writers_commit_their_offset_when_the_service_ends(self, world):
         worker = await world.worker()
         key = await worker.create(9)
         async with Writer(worker, key, 0, b"abc") as writer:

@@ -12,8 +12,8 @@ from tests.support.unreliable import Gate, coming, until
 __all__ = ["pair", "worker", "world"]
 
 
-class TestNewest:
-    async def test_a_question_ends_the_writer_and_tells_all_that_had_come(self, pair):
+class TestPreemption:
+    async def test_a_question_preempts_the_writer_and_returns_its_offset(self, pair):
         first, second = pair
         key = await first.create(9)
         async with Writer(first, key, 0, b"abc", b"def") as writer:
@@ -23,13 +23,13 @@ class TestNewest:
             assert not writer.task.cancelled()
         assert (await second.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
-    async def test_in_the_same_process_the_writer_is_told_at_once(self, worker, monkeypatch):
+    async def test_a_writer_in_the_same_process_is_preempted_at_once(self, worker, monkeypatch):
         monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
         key = await worker.create(9)
         async with Writer(worker, key, 0, b"abc"):
             assert await worker.offset(key) == 3
 
-    async def test_a_writer_that_has_all_bytes_and_waits_for_the_end_of_its_body_is_ended_too(self, pair, monkeypatch):
+    async def test_a_writer_that_waits_for_the_end_of_its_body_is_preempted_too(self, pair, monkeypatch):
         monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
         first, second = pair
         key = await first.create(9)
@@ -42,7 +42,7 @@ class TestNewest:
             with pytest.raises(Preempted):
                 await writer.task
 
-    async def test_an_append_ends_the_writer_before_it(self, pair):
+    async def test_an_append_preempts_the_writer_before_it(self, pair):
         first, second = pair
         key = await first.create(9)
         async with Writer(first, key, 0, b"abc") as writer:
@@ -53,7 +53,7 @@ class TestNewest:
         async with Writer(second, key, 3, b"def"):
             assert (await first.append(key, await first.offset(key), b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
-    async def test_a_cancellation_ends_the_writer(self, pair):
+    async def test_a_cancellation_preempts_the_writer(self, pair):
         first, second = pair
         key = await first.create(9)
         async with Writer(first, key, 0, b"abc") as writer:
@@ -63,14 +63,14 @@ class TestNewest:
         assert await first.statuses() == [(3, "failed")]
         assert await first.partials() == []
 
-    async def test_of_a_request_with_a_checksum_nothing_counts_when_it_is_ended(self, pair):
+    async def test_a_preempted_request_with_a_checksum_counts_nothing(self, pair):
         first, second = pair
         key = await first.create(9)
         async with Writer(first, key, 0, b"abc", checked=True):
             assert await second.offset(key) == 0
         assert (await second.append(key, 0, b"abcdefghi")).upload.sha256 == sha(b"abcdefghi")
 
-    async def test_many_at_once_leave_one_that_went_on(self, pair):
+    async def test_one_of_many_simultaneous_appends_goes_on(self, pair):
         key = await pair[0].create(100)
         asked = [pair[n % 2].append(key, 0, bytes([n])) for n in range(12)]
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
@@ -80,7 +80,7 @@ class TestNewest:
         }  # fmt: skip
         assert await pair[0].offset(key) == len(kept) <= 1
 
-    async def test_who_is_told_to_stop_in_the_middle_of_a_write_ends_that_first(self, worker, monkeypatch):
+    async def test_a_writer_preempted_in_a_write_finishes_the_write_first(self, worker, monkeypatch):
         key = await worker.create(9)
         writing, go_on = asyncio.Event(), asyncio.Event()
         async with Writer(worker, key, 0, b"abc") as writer:
@@ -102,7 +102,7 @@ class TestNewest:
             with pytest.raises(Preempted):
                 await writer.task
 
-    async def test_a_real_cancellation_is_not_mistaken_for_a_newer_request(self, worker):
+    async def test_a_real_cancellation_is_not_mistaken_for_a_preemption(self, worker):
         key = await worker.create(9)
         async with Writer(worker, key, 0, b"abc") as writer:
             writer.task.cancel()
@@ -112,7 +112,7 @@ class TestNewest:
         assert await worker.offset(key) == 3
 
 
-class TestFrozen:
+class TestFrozenWriters:
     """A process that holds an upload, was stopped, and goes on later as if nothing had happened."""
 
     @pytest.fixture
@@ -133,7 +133,7 @@ class TestFrozen:
         assert await worker.offset(key) == 3
 
     @pytest.mark.parametrize("asked_first", [True, False])
-    async def test_an_append_goes_on_in_a_copy(self, frozen, worker, asked_first):
+    async def test_an_append_after_a_preemption_goes_on_in_a_copy(self, frozen, worker, asked_first):
         key = await frozen.create(9)
         await frozen.append(key, 0, b"abc")
         async with Writer(frozen, key, 3, b"xyz") as writer:
@@ -153,7 +153,7 @@ class TestFrozen:
         await worker.resumes.sweep()
         assert await worker.partials() == []
 
-    async def test_who_was_stopped_before_it_opened_the_file_cuts_off_nothing_that_was_acknowledged(
+    async def test_a_writer_frozen_before_opening_the_file_cuts_off_no_acknowledged_bytes(
         self, world, frozen, worker, monkeypatch
     ):
         stopped, real = Gate(), world.storage.partial
@@ -175,7 +175,7 @@ class TestFrozen:
             await old
         assert (await worker.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
-    async def test_that_it_goes_on_in_a_copy_may_be_noted_without_anybody_being_told(self, frozen, worker):
+    async def test_a_move_to_a_copy_may_be_committed_without_an_acknowledgement(self, frozen, worker):
         key = await frozen.create(9)
         await frozen.append(key, 0, b"abc")
         async with Writer(frozen, key, 3, b"xyz"):
@@ -184,7 +184,7 @@ class TestFrozen:
                 await worker.append(key, 3, b"def")
             assert (await worker.append(key, 3, b"defghi")).upload.sha256 == sha(b"abcdefghi")
 
-    async def test_what_it_completes_later_does_not_count(self, frozen, worker):
+    async def test_a_completion_by_a_preempted_writer_does_not_count(self, frozen, worker):
         key = await frozen.create(6)
         async with Writer(frozen, key, 0, b"xyzxy") as writer:
             assert (await worker.append(key, 0, b"abc")).offset == 3
@@ -195,7 +195,7 @@ class TestFrozen:
         assert await worker.statuses() == [(3, "uploading")]
         assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
 
-    async def test_what_was_cancelled_meanwhile_is_gone(self, frozen, worker):
+    async def test_an_upload_cancelled_while_its_writer_is_frozen_is_gone(self, frozen, worker):
         key = await frozen.create(6)
         async with Writer(frozen, key, 0, b"abc") as writer:
             await worker.resumes.cancel(key, "mine")

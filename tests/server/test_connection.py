@@ -130,7 +130,7 @@ def is_refused(answer, detail=""):
     ],
     ids=lambda spoken: spoken[:200].decode("ascii", "backslashreplace"),
 )
-def test_what_is_no_http_is_refused(running, spoken):
+def test_bytes_that_are_no_http_are_refused(running, spoken):
     is_refused(said_to(running, spoken))
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_http_is_refused(running, spoken):
     ],
     ids=lambda value: value[:60].decode("ascii") if isinstance(value, bytes) else value,
 )
-def test_what_could_be_read_in_two_ways_or_is_too_long_is_refused(running, spoken, detail):
+def test_an_ambiguous_or_overlong_request_is_refused(running, spoken, detail):
     is_refused(said_to(running, spoken), detail)
 
 
@@ -161,7 +161,7 @@ def test_what_could_be_read_in_two_ways_or_is_too_long_is_refused(running, spoke
     ],
     ids=["path", "header", "chunk extension", "trailer"],
 )
-def test_what_never_ends_is_refused_before_it_fills_the_memory(running, endless):
+def test_a_head_without_end_is_refused_before_it_fills_the_memory(running, endless):
     """Piece by piece, as a parser that keeps what it has not understood yet would keep it all."""
     before = running.memory()
     with connect(running) as connection:
@@ -189,7 +189,7 @@ def test_nothing_of_a_body_that_is_malformed_is_stored(running):
         assert client.get(HISTORY, params={"status": "completed"}).json()["items"] == []
 
 
-def test_a_client_may_say_one_thing_after_the_other_and_all_at_once(running):
+def test_requests_may_come_one_by_one_and_pipelined(running):
     with connect(running) as connection:
         connection.sendall(LIVE)
         status, _, body, more = next_answer(connection)
@@ -208,14 +208,14 @@ def test_many_small_requests_in_one_piece_are_not_one_large_one(running):
         assert rest(connection).count(b"HTTP/1.1 200 OK") == 2_001
 
 
-def test_many_small_chunks_are_a_body_and_not_something_beside_it(running):
+def test_many_small_chunks_count_as_a_body_and_not_as_framing(running):
     with running.client() as client:
         made = client.put(f"{UPLOADS}/a.bin", content=(b"x" for _ in range(20_000)))
     assert made.status_code == 201
     assert made.json()["size"] == 20_000
 
 
-def test_trailers_say_nothing(running):
+def test_trailers_are_ignored(running):
     body = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nhello\r\n0\r\nContent-Encoding: gzip\r\n\r\n"
     assert understood(said_to(running, PUT + body))[0] == 201
 
@@ -229,8 +229,8 @@ def test_an_upgrade_is_not_made_and_the_parser_that_stops_at_it_gets_no_second_r
     assert not any("Unsupported" in warning for warning in running.said("warning"))
 
 
-class TestPatience:
-    def test_silence_is_not_waited_for(self, impatient):
+class TestTimeouts:
+    def test_a_silent_connection_is_closed(self, impatient):
         assert said_to(impatient) == b""
 
     @pytest.mark.parametrize("piece", [b"GET /health/li", b"\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n"])
@@ -252,7 +252,7 @@ class TestPatience:
                     return
             pytest.fail("it waits for ever")
 
-    def test_the_second_head_is_not_waited_for_either(self, impatient):
+    def test_a_second_head_that_does_not_end_is_not_waited_for(self, impatient):
         with connect(impatient) as connection:
             connection.sendall(LIVE)
             assert next_answer(connection)[0] == 200
@@ -274,7 +274,7 @@ class TestPatience:
             connection.sendall(b"llo")
             assert understood(rest(connection))[0] == 201
 
-    def test_who_takes_nothing_of_an_answer_is_cut_off(self, impatient):
+    def test_a_client_that_reads_nothing_of_an_answer_is_cut_off(self, impatient):
         headers = impatient.session()
         with impatient.client(headers=headers) as client:
             made = client.put(f"{UPLOADS}/large.bin", content=bytes(32 * 1024 * 1024)).json()
@@ -294,12 +294,12 @@ class TestProxies:
         line = running.wait_for("answered", request_id=client.replace(":", "_"))
         return line["client"], "; Secure" in cookie
 
-    def test_a_proxy_that_is_trusted_is_believed(self, service):
+    def test_a_trusted_proxy_is_believed(self, service):
         running = service(trusted_proxies="127.0.0.0/8,10.0.0.0/8")
         assert self.who(running, client="192.0.2.1", scheme="https") == ("192.0.2.1", True)
         assert self.who(running, client="2001:db8::1", scheme="http") == ("2001:db8::1", False)
 
-    def test_nobody_else_is(self, running):
+    def test_an_untrusted_proxy_is_not_believed(self, running):
         assert self.who(running, client="192.0.2.1", scheme="https") == ("127.0.0.1", False)
 
 
@@ -322,7 +322,7 @@ class TestInterim:
         return f"Upload-Draft-Interop-Version: {number}\r\n".encode()
 
     @pytest.mark.parametrize("number", [6, 10])
-    def test_it_comes_before_the_body_does(self, offering, number):
+    def test_the_interim_response_is_sent_before_the_body_comes(self, offering, number):
         with connect(offering) as connection:
             connection.sendall(PUT + self.DONE + self.version(number) + self.LAST)
             received = connection.recv(65536)
@@ -343,37 +343,37 @@ class TestInterim:
             assert answer.status_code == 201
             assert (answer.json()["size"], answer.json()["filename"]) == (5, "a.bin")
 
-    def test_it_does_not_stand_for_100_continue(self, offering):
+    def test_the_interim_response_does_not_replace_100_continue(self, offering):
         head = PUT + self.DONE + self.version(6) + b"Expect: 100-continue\r\n" + self.LAST
         responses = self.responses(said_to(offering, head, b"hello"))
         assert [status for status, _, _ in responses] == [104, 100, 201]
         assert responses[2][1]["upload-complete"] == "?1"
 
     @pytest.mark.parametrize("number", [8, 77])
-    def test_who_speaks_another_version_is_not_told(self, offering, number):
+    def test_a_client_of_another_version_is_sent_no_interim_response(self, offering, number):
         [(status, headers, _)] = self.responses(
             said_to(offering, PUT + self.DONE + self.version(number) + self.LAST, b"hello")
         )
         assert (status, headers["upload-complete"]) == (201, "?1")
 
-    def test_nor_is_who_speaks_none_or_offers_nothing(self, offering):
+    def test_a_client_without_a_version_or_an_offer_is_sent_no_interim_response(self, offering):
         for fields in (self.DONE, b"Content-Length: 5\r\n" + self.version(6)):
             [(status, _, _)] = self.responses(said_to(offering, PUT + fields + self.LAST, b"hello"))
             assert status == 201
 
-    def test_nor_is_who_would_take_it_for_the_answer(self, offering):
+    def test_an_http_1_0_client_is_sent_no_interim_response(self, offering):
         head = (PUT + self.DONE + self.version(6) + self.LAST).replace(b"HTTP/1.1", b"HTTP/1.0")
         assert [status for status, _, _ in self.responses(said_to(offering, head, b"hello"))] == [201]
 
     def test_no_request_gets_more_than_the_five_that_the_client_of_go_takes(self, service):
-        running = service(change="import app.appending; app.appending.CHECKPOINT_SECONDS = 0.0")
+        running = service(change="import app.resumables.append; app.resumables.append.CHECKPOINT_SECONDS = 0.0")
         head = PUT + b"Content-Length: 20971520\r\nUpload-Complete: ?1\r\nExpect: 100-continue\r\n" + self.version(10)
         responses = self.responses(said_to(running, head + self.LAST, bytes(20 * 1024 * 1024)))
         assert [status for status, _, _ in responses] == [104, 100, 104, 104, 104, 201]
         offsets = [int(headers["upload-offset"]) for _, headers, _ in responses[2:5]]
         assert 8 * offsets[0] <= offsets[1] <= offsets[2] // 8
 
-    def test_it_can_be_turned_off(self, service):
+    def test_interim_responses_can_be_turned_off(self, service):
         running = service(interim_responses="false")
         [(status, headers, _)] = self.responses(
             said_to(running, PUT + self.DONE + self.version(6) + self.LAST, b"hello")

@@ -79,7 +79,7 @@ async def test_a_small_answer_is_one_write_and_the_body_of_a_large_one_is_not_co
     assert wire.writes[1] is large
 
 
-async def test_who_does_not_keep_alive_is_told():
+async def test_a_connection_that_is_not_kept_alive_says_so():
     wire, cycle = cycle_of(keep_alive=False)
     await say(cycle, 200, [(b"content-length", b"0")], b"")
     assert b"\r\nconnection: close\r\n" in wire.writes[0]
@@ -103,7 +103,7 @@ async def test_an_answer_of_another_length_than_it_says_is_no_answer(bodies):
     assert not cycle.response_complete
 
 
-async def test_what_is_out_of_place_is_refused():
+async def test_an_asgi_message_out_of_place_is_refused():
     _, cycle = cycle_of()
     with pytest.raises(RuntimeError):
         await cycle.send({"type": "http.response.body", "body": b""})
@@ -129,7 +129,7 @@ async def test_blocks_of_a_body_are_handed_on_as_they_came():
 
 
 @pytest.mark.parametrize("whole", [True, False])
-async def test_what_came_before_the_client_left_is_handed_on_before_that_is_told(whole):
+async def test_bytes_are_handed_on_before_the_disconnect(whole):
     _, cycle = cycle_of()
     cycle.take(b"a")
     cycle.more_body = not whole
@@ -138,7 +138,7 @@ async def test_what_came_before_the_client_left_is_handed_on_before_that_is_told
     assert await cycle.receive() == {"type": "http.disconnect"}
 
 
-async def test_after_the_answer_nothing_of_the_body_is_handed_on():
+async def test_nothing_of_the_body_is_handed_on_after_the_answer():
     _, cycle = cycle_of()
     cycle.take(b"a")
     await say(cycle, 200, [(b"content-length", b"0")], b"")
@@ -146,7 +146,7 @@ async def test_after_the_answer_nothing_of_the_body_is_handed_on():
 
 
 @pytest.mark.parametrize("gone", [True, False])
-async def test_when_all_is_said_it_holds_itself_no_longer(gone):
+async def test_an_answered_cycle_holds_no_reference_to_itself(gone):
     _, cycle = cycle_of()
     cycle.scope["extensions"] = {"say": cycle.send_interim}
     cycle.disconnected = gone

@@ -70,7 +70,7 @@ def test_forwarded_is_read_where_no_x_forwarded_stands(value: str, found: tuple[
 
 
 @pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"])
-def test_forwarded_is_passed_over_beside_x_forwarded(name: str) -> None:
+def test_forwarded_is_ignored_beside_x_forwarded(name: str) -> None:
     value = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Proto": "http"}.get(name, "nas")
     client = "192.0.2.1" if name == "X-Forwarded-For" else PROXY
     assert read([("Forwarded", "for=203.0.113.9;proto=https"), (name, value)]) == (client, "http")
@@ -89,7 +89,7 @@ def test_forwarded_is_passed_over_beside_x_forwarded(name: str) -> None:
         (PROXY, ("unix",), False),
     ],
 )
-def test_only_those_who_are_trusted_are_believed(peer: str | None, trusted: tuple[str, ...], believed: bool) -> None:
+def test_only_trusted_proxies_are_believed(peer: str | None, trusted: tuple[str, ...], believed: bool) -> None:
     client, scheme = read(
         [("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Proto", "https")], peer=peer, trusted=trusted
     )
@@ -100,7 +100,7 @@ def test_ipv4_on_a_socket_of_both_kinds_is_ipv4() -> None:
     assert read([], peer="::ffff:192.0.2.7", trusted=()) == ("192.0.2.7", "http")
 
 
-def test_what_cannot_be_understood_is_logged_once() -> None:
+def test_a_malformed_forwarded_header_is_logged_once() -> None:
     proxies = Proxies(TRUSTED)
     with capture_logs() as lines:
         for _ in range(3):
@@ -116,7 +116,7 @@ def test_what_cannot_be_understood_is_logged_once() -> None:
 
 
 @given(st.text(st.characters(codec="latin-1")), st.sampled_from(["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto"]))
-def test_whatever_is_sent_a_scheme_and_an_address_come_out(value: str, name: str) -> None:
+def test_any_forwarded_headers_give_a_scheme_and_an_address(value: str, name: str) -> None:
     client, scheme = read([(name, value)])
     assert scheme in {"http", "https"}
     assert client

@@ -56,7 +56,7 @@ def test_a_service_of_any_number_of_workers_is_reached_by_both_kinds(
     assert running.wait_for("answered", request_id="by-5")["client"] == "::1"
 
 
-def test_an_address_in_use_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_address_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         done = subprocess.run(
@@ -163,7 +163,9 @@ def test_a_socket_that_was_opened_for_the_service_is_used(tmp_path: Path, listen
 
 
 @pytest.mark.parametrize(("listen", "words"), [("systemd", "no socket"), (f"fd:{os.dup(0)}", "is no")])
-def test_what_nobody_has_opened_is_refused(monkeypatch: pytest.MonkeyPatch, listen: str, words: str) -> None:
+def test_an_inherited_socket_that_is_not_open_is_refused(
+    monkeypatch: pytest.MonkeyPatch, listen: str, words: str
+) -> None:
     monkeypatch.delenv("LISTEN_PID", raising=False)
     with pytest.raises(Unusable, match=words):
         open_sockets(Settings(listen=listen))

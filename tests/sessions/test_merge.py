@@ -73,7 +73,7 @@ async def all_there(db, owner, *firsts):
 
 
 @pytest.mark.usefixtures("few")
-async def test_what_is_on_its_way_is_found_and_arrives(db):
+async def test_records_that_are_being_moved_are_found_and_arrive(db):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")
@@ -105,7 +105,7 @@ async def test_sessions_that_join_one_after_the_other_bring_everything_to_the_la
 
 
 @pytest.mark.usefixtures("few")
-async def test_many_who_joined_one_that_now_joins_another_follow_it(db):
+async def test_sessions_that_joined_a_session_follow_it_into_another(db):
     await insert(db, session("hub"), session("mine"), *(session(f"session {number}") for number in range(10)))
     for number in range(10):
         await merge(db, f"session {number}", "hub")
@@ -116,7 +116,7 @@ async def test_many_who_joined_one_that_now_joins_another_follow_it(db):
 
 
 @pytest.mark.usefixtures("few")
-async def test_another_process_goes_on_where_one_died(db, database_url):
+async def test_another_process_goes_on_with_the_merge_of_a_dead_one(db, database_url):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")
@@ -132,7 +132,7 @@ async def test_another_process_goes_on_where_one_died(db, database_url):
 
 
 @pytest.mark.usefixtures("few")
-async def test_all_who_move_at_the_same_time_and_all_who_record_bring_everything(db, database_url):
+async def test_simultaneous_merges_and_uploads_bring_everything(db, database_url):
     await filled(db, "old", 1000)
     await filled(db, "mine", 2000)
     await merge(db, "old", "mine")
@@ -172,7 +172,7 @@ async def test_a_merge_is_looked_at_once_more_and_then_forgotten(db):
 
 
 @pytest.mark.usefixtures("few")
-async def test_who_joins_waits_for_what_is_quickly_moved_and_no_longer(db, monkeypatch):
+async def test_a_join_waits_for_a_short_move_and_not_for_a_long_one(db, monkeypatch):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")
@@ -187,7 +187,7 @@ async def test_who_joins_waits_for_what_is_quickly_moved_and_no_longer(db, monke
 
 
 @pytest.mark.usefixtures("few")
-async def test_what_is_left_is_moved_in_the_background_by_one_process(db):
+async def test_the_rest_is_moved_in_the_background_by_one_process(db):
     await filled(db, "old", 1000)
     await insert(db, session("mine"))
     await merge(db, "old", "mine")

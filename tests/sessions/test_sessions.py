@@ -151,7 +151,7 @@ class TestTokens:
         assert sessions.tokens.text_of(recognised.token) == text
         assert sessions.max_age_seconds == MAX_AGE
 
-    async def test_one_that_was_never_recorded_opens_nothing(self, sessions):
+    async def test_a_token_that_was_never_recorded_opens_nothing(self, sessions):
         _, token = sessions.begin()
         assert await who(sessions, sessions.tokens.text_of(token)) is None
 
@@ -163,7 +163,7 @@ class TestTokens:
         for stolen in (arrival.token_hash, sessions.tokens.text_of(token._replace(secret=arrival.token_hash))):
             assert await who(sessions, stolen) is None
 
-    async def test_what_is_no_token_is_no_session(self, sessions):
+    async def test_a_malformed_token_is_no_session(self, sessions):
         _, text = await start(sessions)
         secret, given_at, signature = text.split(".")
         for broken in (
@@ -196,7 +196,7 @@ class TestTokens:
         assert (await who(after, old), await who(after, new)) == (None, session.id)
         assert await who(before, new) is None
 
-    async def test_two_texts_of_one_session_are_one(self, sessions):
+    async def test_two_texts_of_one_session_are_not_ambiguous(self, sessions):
         session, text = await start(sessions)
         other = await joined(sessions, "", await code_for(sessions, text))
         assert await who(sessions, text, other, text) == session.id
@@ -206,7 +206,7 @@ class TestTokens:
         with pytest.raises(AmbiguousSession):
             await sessions.recognise([[text, other]])
 
-    async def test_the_valid_one_wins_over_broken_and_dead_ones(self, sessions):
+    async def test_the_valid_token_wins_over_broken_and_dead_ones(self, sessions):
         session, text = await start(sessions)
         _, dead = await start(sessions)
         await ended(sessions, dead)
@@ -220,7 +220,7 @@ class TestTokens:
             await sessions.recognise([texts])
         assert len(asked) == 1
 
-    async def test_a_group_goes_before_those_behind_it(self, sessions):
+    async def test_a_group_of_tokens_goes_before_those_behind_it(self, sessions):
         (one, first), (_, second) = await start(sessions), await start(sessions)
         for groups, group in (
             ([[first], [second]], 0),
@@ -244,14 +244,14 @@ async def standing_still(monkeypatch):
     return pass_by
 
 
-class TestWhatIsKnown:
-    async def test_those_who_ask_at_once_ask_once(self, sessions, asked):
+class TestKnownSessions:
+    async def test_simultaneous_lookups_ask_the_database_once(self, sessions, asked):
         session, text = await start(sessions)
         asked.clear()
         assert await asyncio.gather(*(who(sessions, text) for _ in range(6))) == [session.id] * 6
         assert asked == ["find_session_by_token"]
 
-    async def test_it_is_the_token_that_is_known_and_not_its_text(self, sessions, asked, clock):
+    async def test_a_known_token_is_known_in_each_of_its_texts(self, sessions, asked, clock):
         session, text = await start(sessions)
         recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=5)
@@ -261,7 +261,7 @@ class TestWhatIsKnown:
         assert await who(sessions, renewed) == session.id
         assert asked == []
 
-    async def test_for_a_second_another_worker_is_trusted(self, world, standing_still):
+    async def test_a_known_session_is_trusted_for_a_second(self, world, standing_still):
         mine, other = world.worker(), world.worker()
         session, text = await start(mine)
         assert await who(other, text) == session.id
@@ -271,7 +271,7 @@ class TestWhatIsKnown:
         standing_still(KNOWN_SECONDS)
         assert await who(other, text) is None
 
-    async def test_what_opened_nothing_is_asked_again_after_a_second_too(self, world, standing_still):
+    async def test_an_unknown_token_is_asked_for_again_after_a_second(self, world, standing_still):
         arrival, token = (sessions := world.worker()).begin()
         text = sessions.tokens.text_of(token)
         assert await who(sessions, text) is None
@@ -281,7 +281,7 @@ class TestWhatIsKnown:
 
     @pytest.mark.parametrize("change", ["end", "use", "join"])
     @pytest.mark.parametrize("fails", [None, "lost"])
-    async def test_what_this_worker_changed_it_knows_at_once(self, world, sessions, standing_still, change, fails):
+    async def test_a_worker_knows_its_own_changes_at_once(self, world, sessions, standing_still, change, fails):
         session, text = await start(sessions)
         target, target_text = await start(sessions)
         code, new = await code_for(sessions, target_text), await rotated(sessions, text)
@@ -294,7 +294,7 @@ class TestWhatIsKnown:
                 await {"end": lambda: ended(sessions, text), "join": lambda: joined(sessions, text, code)}[change]()
         assert await who(sessions, text) == (target.id if change == "join" else None)
 
-    async def test_also_when_it_was_cancelled_over_it(self, sessions, db, standing_still):
+    async def test_a_worker_knows_a_change_whose_caller_was_cancelled(self, sessions, db, standing_still):
         session, text = await start(sessions)
         assert await who(sessions, text) == session.id
         ending = asyncio.create_task(ended(sessions, text))
@@ -314,7 +314,7 @@ class TestWhatIsKnown:
         clock.pass_by(seconds=MAX_AGE)
         assert await who(sessions, text) is None
 
-    async def test_a_failure_is_told_to_all_who_wait_and_not_remembered(self, sessions, monkeypatch):
+    async def test_a_failure_reaches_all_who_wait_and_is_not_remembered(self, sessions, monkeypatch):
         session, text = await start(sessions)
 
         async def fails(*arguments):
@@ -326,7 +326,7 @@ class TestWhatIsKnown:
         assert [type(result) for result in results] == [Unavailable] * 3
         assert await who(sessions, text) == session.id
 
-    async def test_one_who_leaves_does_not_take_the_answer_along(self, sessions, monkeypatch):
+    async def test_a_caller_that_leaves_does_not_cancel_the_lookup_of_others(self, sessions, monkeypatch):
         session, text = await start(sessions)
         begun, go_on = asyncio.Event(), asyncio.Event()
         find = token_records.find_session
@@ -345,7 +345,7 @@ class TestWhatIsKnown:
         go_on.set()
         assert await asyncio.gather(*others) == [session.id] * 2
 
-    async def test_a_lookup_that_everybody_left_ends_quietly(self, sessions, monkeypatch):
+    async def test_a_lookup_that_all_callers_left_ends_quietly(self, sessions, monkeypatch):
         _, text = await start(sessions)
         begun, go_on, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         complaints = []
@@ -370,7 +370,7 @@ class TestWhatIsKnown:
         gc.collect()
         assert complaints == []
 
-    async def test_only_so_many_are_known(self, sessions, monkeypatch):
+    async def test_the_number_of_known_sessions_is_bounded(self, sessions, monkeypatch):
         monkeypatch.setattr("app.sessions._KNOWN_AT_MOST", 3)
         started = [await start(sessions) for _ in range(6)]
         for session, text in started + started:
@@ -415,7 +415,7 @@ class TestLastSeen:
         world.clock.pass_by(seconds=0.9)
         assert await who(other, text) == session.id
 
-    async def test_nobody_waits_for_it_and_it_is_written_once_for_all(self, sessions, asked, clock):
+    async def test_last_seen_times_are_written_together_and_nobody_waits(self, sessions, asked, clock):
         started = [await start(sessions) for _ in range(30)]
         clock.pass_by(seconds=SEEN_EVERY_US / 1_000_000)
         asked.clear()
@@ -428,7 +428,7 @@ class TestLastSeen:
         await sessions.last_seen.flush()
         assert asked == ["touch_sessions"]
 
-    async def test_once_a_minute_is_often_enough(self, sessions, asked, clock):
+    async def test_a_last_seen_time_is_written_once_a_minute(self, sessions, asked, clock):
         session, text = await start(sessions)
         clock.pass_by(seconds=SEEN_EVERY_US / 1_000_000 - 1)
         assert await who(sessions, text) == session.id
@@ -441,7 +441,7 @@ class TestLastSeen:
             await sessions.last_seen.flush()
         assert asked.count("touch_sessions") == 1
 
-    async def test_what_could_not_be_written_is_written_with_the_next_ones(self, sessions, db, clock):
+    async def test_a_last_seen_time_that_could_not_be_written_is_written_with_the_next(self, sessions, db, clock):
         session, text = await start(sessions)
         other, other_text = await start(sessions)
         clock.pass_by(seconds=100)
@@ -455,7 +455,7 @@ class TestLastSeen:
         seen = {each.id: each.last_seen_at for each in await upload_records.list_sessions(db, 9)}
         assert seen == {session.id: NOW + 100_000_000, other.id: NOW + 200_000_000}
 
-    async def test_writing_it_down_goes_on_whatever_happens(self, sessions, monkeypatch):
+    async def test_the_writing_of_last_seen_times_survives_failures(self, sessions, monkeypatch):
         monkeypatch.setattr("app.sessions.last_seen.FLUSH_SECONDS", 0)
         failures = [Unavailable(), StorageFull(), KeyError("a fault of ours")]
         written = asyncio.Event()
@@ -472,7 +472,7 @@ class TestLastSeen:
         with suppress(asyncio.CancelledError):
             await keeping
 
-    async def test_an_ended_session_does_not_come_back_through_it(self, sessions, db, clock):
+    async def test_a_last_seen_time_does_not_revive_an_ended_session(self, sessions, db, clock):
         session, text = await start(sessions)
         clock.pass_by(seconds=100)
         assert await who(sessions, text) == session.id
@@ -483,7 +483,7 @@ class TestLastSeen:
 
 
 class TestRenewal:
-    async def test_a_token_is_given_out_anew_long_before_its_cookie_ends(self, sessions, clock):
+    async def test_a_token_is_renewed_long_before_its_cookie_ends(self, sessions, clock):
         session, text = await start(sessions)
         recognised = await sessions.recognise([[text]])
         clock.pass_by(seconds=DAY)
@@ -495,7 +495,7 @@ class TestRenewal:
         assert await who(sessions, sessions.tokens.text_of(renewed), text) == session.id
 
     @pytest.mark.parametrize("skew", [-300, 300])
-    async def test_workers_whose_clocks_differ_agree(self, world, skew):
+    async def test_workers_whose_clocks_differ_agree_on_renewal(self, world, skew):
         """F30."""
         mine, other = world.worker(), world.worker(clock=Time(NOW + skew * 1_000_000))
         for here, there in ((mine, other), (other, mine)):
@@ -530,7 +530,7 @@ class TestRotating:
         standing_still(KNOWN_SECONDS)
         assert (await who(other, old), await who(mine, new)) == (None, session.id)
 
-    async def test_the_old_token_stays_ended_when_it_was_given_out_anew(self, sessions, clock):
+    async def test_the_old_token_stays_ended_when_it_was_renewed(self, sessions, clock):
         _, old = await start(sessions)
         recognised = await sessions.recognise([[old]])
         assert await who(sessions, await rotated(sessions, old))
@@ -547,7 +547,7 @@ class TestRotating:
         new = await rotated(sessions, old)
         assert (await who(sessions, new), await who(sessions, old)) == (session.id, None)
 
-    async def test_a_use_that_cannot_be_written_down_is_written_down_by_the_next(self, sessions, db, standing_still):
+    async def test_a_use_that_cannot_be_recorded_is_recorded_by_the_next(self, sessions, db, standing_still):
         session, old = await start(sessions)
         new = await rotated(sessions, old)
         db.fails = ["full"]
@@ -566,13 +566,13 @@ class TestRotating:
         assert await who(sessions, third) == session.id
         assert (await who(sessions, first), await who(sessions, second)) == (None, None)
 
-    async def test_other_browsers_keep_theirs(self, sessions):
+    async def test_other_browsers_keep_their_tokens(self, sessions):
         session, text = await start(sessions)
         other = await joined(sessions, "", await code_for(sessions, text))
         assert await who(sessions, await rotated(sessions, text)) == session.id
         assert await who(sessions, other) == session.id
 
-    async def test_of_several_at_once_the_first_that_is_used_wins(self, sessions):
+    async def test_the_first_used_of_several_new_tokens_wins(self, sessions):
         session, text = await start(sessions)
         news = await asyncio.gather(*(rotated(sessions, text) for _ in range(5)))
         opened = await asyncio.gather(*(who(sessions, new) for new in news))
@@ -609,7 +609,7 @@ class TestRotating:
 
 
 class TestEnding:
-    async def test_it_ends_for_every_browser_and_the_records_stay(self, world, sessions):
+    async def test_an_ended_session_ends_for_every_browser_and_its_records_stay(self, world, sessions):
         session, text = await start(sessions)
         other = await joined(sessions, "", await code_for(sessions, text))
         code = await code_for(sessions, text)
@@ -628,7 +628,7 @@ class TestEnding:
             await ended(sessions, text)
         assert (await upload_records.find_session(db, session.id)).ended_at == NOW
 
-    async def test_what_the_token_opens_now_ends_and_not_what_it_opened_a_moment_ago(self, world):
+    async def test_an_end_concerns_the_session_that_the_token_opens_now(self, world):
         mine, other = world.worker(), world.worker()
         session, text = await start(mine)
         own, own_text = await start(mine)
@@ -651,7 +651,7 @@ class TestJoining:
         assert (await world.history(session.id), await world.history(own.id)) == (uploads, [])
         assert (await upload_records.find_session(world.db, own.id)).merged_into == session.id
 
-    async def test_one_without_a_session_joins_too(self, sessions):
+    async def test_a_browser_without_a_session_joins_too(self, sessions):
         session, text = await start(sessions)
         assert await who(sessions, await joined(sessions, "", await code_for(sessions, text))) == session.id
         assert await who(sessions, text) == session.id
@@ -698,7 +698,7 @@ class TestJoining:
         assert await who(sessions, own_text) == own.id
         assert await world.history(own.id) == [upload]
 
-    async def test_with_its_own_code_a_session_stays_what_it_is(self, world, sessions):
+    async def test_a_session_that_joins_itself_stays_as_it_is(self, world, sessions):
         session, text = await start(sessions)
         upload = await world.upload(session.id)
         new = await joined(sessions, text, await code_for(sessions, text))
@@ -720,7 +720,7 @@ class TestJoining:
         await joined(sessions, own_text, await code_for(sessions, text))
         assert await who(sessions, await joined(sessions, "", code)) == session.id
 
-    async def test_chains_end_in_one_session_also_for_what_is_under_way(self, world, sessions):
+    async def test_chains_of_joins_end_in_one_session_also_for_uploads_in_flight(self, world, sessions):
         """First joins second, second joins third, while an upload of the first is still on its way in."""
         (first, first_text), (second, second_text), (third, third_text) = [await start(sessions) for _ in range(3)]
         uploads = [await world.upload(each.id) for each in (first, second, third)]
@@ -761,7 +761,7 @@ class TestJoining:
         assert await who(sessions, own_text) == own.id
         assert await world.history(own.id) == [upload]
 
-    async def test_nor_when_it_ends_at_that_very_moment(self, world, sessions, monkeypatch):
+    async def test_a_session_that_ends_during_a_join_is_not_joined(self, world, sessions, monkeypatch):
         session, text = await start(sessions)
         own, own_text = await start(sessions)
         code = await code_for(sessions, text)
@@ -779,7 +779,7 @@ class TestJoining:
                     await joined(sessions, joining, code)
         assert await who(sessions, own_text) == own.id
 
-    async def test_one_that_has_joined_another_meanwhile_takes_all_along(self, world, sessions):
+    async def test_a_session_that_has_joined_another_meanwhile_brings_everything(self, world, sessions):
         """What was recognised is a moment old; what counts is whose the token is now."""
         (own, own_text), (_, second_text), (third, third_text) = [await start(sessions) for _ in range(3)]
         upload = await world.upload(own.id)
@@ -790,7 +790,7 @@ class TestJoining:
         assert await who(sessions, second_text) == third.id
         assert await world.history(third.id) == [upload]
 
-    async def test_two_that_join_each_other_at_once_end_up_together(self, world, sessions):
+    async def test_two_sessions_that_join_each_other_at_once_end_up_together(self, world, sessions):
         for _ in range(2):
             (first, first_text), (second, second_text) = [await start(sessions) for _ in range(2)]
             uploads = [await world.upload(first.id), await world.upload(second.id)]

@@ -53,7 +53,7 @@ async def differences(db) -> list[str]:
     return [session_id async for session_id in totals_records.recount(db)]
 
 
-async def test_whatever_changes_an_upload_changes_what_is_counted(db):
+async def test_every_change_of_an_upload_changes_the_totals(db):
     await insert(db, session("mine"), session("other"))
     await upload_records.insert_uploads(
         db, [upload(3), upload(4), upload(5, **LOST), upload(7, "other"), upload(6, **COMING)]
@@ -75,7 +75,7 @@ async def test_whatever_changes_an_upload_changes_what_is_counted(db):
     assert await differences(db) == []
 
 
-async def test_what_is_granted_is_counted_too(db):
+async def test_granted_quota_is_counted_too(db):
     grants = [Allowance(name, "mine", "holder", 1, size, NOW + 5) for name, size in (("a", 2**30 + 1), ("b", 5))]
     await db.transaction(lambda unit: quota_records.grant(unit, grants))
     assert await counted(db) == ({}, (2, 2**30 + 6))
@@ -90,7 +90,7 @@ async def test_what_is_granted_is_counted_too(db):
     assert await differences(db) == []
 
 
-async def test_what_was_there_before_is_counted_once_while_uploads_go_on(stack, database_url, monkeypatch):
+async def test_uncounted_uploads_are_counted_once_while_uploads_go_on(stack, database_url, monkeypatch):
     """Several processes begin at the same time, and die half-way; more is recorded and deleted meanwhile."""
     monkeypatch.setattr(totals_records, "_PAGE", 7)
     before = Db(database_url)
@@ -178,7 +178,7 @@ async def test_sums_of_sessions_that_are_gone_are_forgotten(db):
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_first_grant_beside_a_join_that_is_not_committed_sees_all_of_it(db, database_url):
+async def test_a_first_grant_beside_an_uncommitted_join_counts_the_joined_uploads(db, database_url):
     """What was counted then from a snapshot was 1,566 of 6,002, for ever."""
     await insert(db, session("mine"), session("joined"))
     await upload_records.insert_uploads(db, [upload(number, "mine") for number in range(1, 30)])

@@ -30,7 +30,7 @@ def test_a_digest_may_be_put_down_and_taken_up_anywhere(pieces, data):
 
 @needs_openssl
 @pytest.mark.parametrize("count", [2**29 - 1, 2**29, 2**29 + 1, 2**32, 2**40, 2**60])
-def test_it_counts_beyond_what_a_word_holds(count):
+def test_a_digest_counts_beyond_what_a_word_holds(count):
     pending = "ab" * (count % 64)
     state = f"{count}.{_WORDS}.{pending}"
     assert digest_state.resumed(state, count).state() == state
@@ -54,11 +54,11 @@ def test_it_counts_beyond_what_a_word_holds(count):
         f"\u0661.{_WORDS}.ab",
     ],
 )
-def test_what_does_not_belong_to_the_offset_is_not_taken_up(state):
+def test_a_state_of_another_offset_is_not_resumed(state):
     assert digest_state.resumed(state, 1) is None
 
 
-def test_at_the_beginning_no_state_is_needed():
+def test_a_digest_at_offset_zero_needs_no_state():
     for state in (None, "", "nonsense"):
         assert digest_state.resumed(state, 0).hexdigest() == hashlib.sha256().hexdigest()
 
@@ -96,7 +96,7 @@ def refuse(*_):
 
 
 @pytest.mark.parametrize("wrong", [refuse, lambda _: object(), lambda _: Library(SHA256_Init=lambda *_: 0)])
-def test_without_openssl_digests_are_pythons_and_cannot_be_put_down(monkeypatch, wrong):
+def test_digests_without_openssl_are_those_of_python_and_cannot_be_saved(monkeypatch, wrong):
     library = digest_state._openssl()  # found before the door to it is taken away
     monkeypatch.setattr(digest_state.ctypes, "CDLL", wrong)
     without = digest_state._openssl.__wrapped__()

@@ -89,7 +89,7 @@ async def begun(*landings):
 
 
 class TestOrder:
-    async def test_files_are_published_before_rows_are_committed_before_anybody_is_told(self, world, story):
+    async def test_files_are_published_before_rows_are_committed_before_the_acknowledgement(self, world, story):
         async with world.publisher() as publisher:
             uploads = await publisher.land(await world.files(1, 2), None)
             story.append("told")
@@ -98,7 +98,7 @@ class TestOrder:
         assert await world.statuses() == [(1, "completed"), (2, "completed")]
 
     @pytest.mark.parametrize("sizes", [[10], [10] * 5, [700_000], [0, 10, 700_000, 3_000_000]])
-    async def test_on_disk_data_is_durable_before_its_name_and_names_before_their_rows(
+    async def test_data_on_disk_is_durable_before_its_name_and_names_before_their_rows(
         self, db, tmp_path, monkeypatch, story, sizes
     ):
         storage = LocalStorage(tmp_path / "store", owner=ids()(), min_free=0)
@@ -136,7 +136,7 @@ class TestOrder:
         assert later.completed_at == later.created_at + 5_000_000
         assert earlier.completed_at == earlier.created_at
 
-    async def test_what_comes_while_a_batch_is_flushed_is_the_next_batch(self, world):
+    async def test_uploads_that_come_during_a_flush_are_the_next_commit_group(self, world):
         world.store.gate.close()
         async with world.publisher() as publisher:
             first = await begun(publisher.land(await world.files(1), None))
@@ -146,7 +146,7 @@ class TestOrder:
             await asyncio.gather(*first, *others)
         assert world.store.batches == [1, 6]
 
-    async def test_while_rows_are_committed_the_next_files_are_flushed(self, world, story):
+    async def test_the_next_files_are_flushed_while_rows_are_committed(self, world, story):
         async with world.publisher() as publisher:
             world.db.gate.close()
             first = await begun(publisher.land(await world.files(1), None))
@@ -158,7 +158,7 @@ class TestOrder:
             await asyncio.gather(*first, second)
         assert story[2:] == ["committed", "committed"]
 
-    async def test_a_batch_is_bounded_and_keeps_a_request_together(self, world):
+    async def test_a_commit_group_is_bounded_and_keeps_a_request_together(self, world):
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(publisher.land(await world.files(0), None))
@@ -171,7 +171,7 @@ class TestOrder:
         assert [len(uploads) for uploads in landed] == [1, 100, 100, 100]
         assert MAX_BATCH_FILES < 300 < MAX_BATCH_FILES + 100
 
-    async def test_the_rest_waits_for_the_batch_after(self, world):
+    async def test_the_rest_waits_for_the_next_commit_group(self, world):
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(publisher.land(await world.files(0), None))
@@ -187,7 +187,7 @@ class TestFormsOfManyFiles:
 
     MANY = 2 * MAX_BATCH_FILES + 88
 
-    async def test_others_wait_for_a_slice_and_not_for_the_form(self, world, monkeypatch):
+    async def test_other_uploads_wait_for_a_slice_and_not_for_the_form(self, world, monkeypatch):
         asked = []
         publish = world.store.publish
 
@@ -210,7 +210,7 @@ class TestFormsOfManyFiles:
         assert len(uploads) == self.MANY
         assert len(await world.store.contents()) == self.MANY + 1
 
-    async def test_a_file_that_is_refused_takes_all_slices_back(self, world):
+    async def test_a_refused_file_undoes_all_slices_of_its_form(self, world):
         world.store.refuses = {13: StorageFull()}
         sizes = [1] * (self.MANY - 90) + [13] + [1] * 89
         async with world.publisher() as publisher:
@@ -222,7 +222,7 @@ class TestFormsOfManyFiles:
         assert await world.statuses() == []
         assert not world.store.staged
 
-    async def test_a_row_that_is_refused_takes_all_files_back(self, world):
+    async def test_a_refused_row_undoes_all_files_of_its_form(self, world):
         await TestRefusedRows.forbid(world.db, "bad")
         files = await world.files(*[1] * 1200)
         async with world.publisher() as publisher:
@@ -230,7 +230,7 @@ class TestFormsOfManyFiles:
                 await publisher.land([*files, await world.file(1, "bad")], None)
         assert await world.statuses() == []
 
-    async def test_a_failed_one_is_recorded_beside_others(self, world):
+    async def test_a_failed_form_is_recorded_beside_others(self, world):
         files = await world.files(*[1] * self.MANY)
         world.db.gate.close()
         async with world.publisher() as publisher:
@@ -243,7 +243,7 @@ class TestFormsOfManyFiles:
 
 
 class TestRefusedFiles:
-    async def test_a_refused_file_takes_its_request_back_and_no_other(self, world):
+    async def test_a_refused_file_undoes_its_request_and_no_other(self, world):
         world.store.refuses = {13: StorageFull()}
         world.store.gate.close()
         async with world.publisher() as publisher:
@@ -273,7 +273,7 @@ class TestRefusedFiles:
         assert await world.statuses() == [(1, "completed")]
 
     @pytest.mark.parametrize(("failure", "told"), [(Unavailable(), Unavailable), (OSError(5, "no disk"), Internal)])
-    async def test_a_store_that_fails_wholly_fails_its_batch_and_no_later_one(self, world, failure, told):
+    async def test_a_store_that_fails_wholly_fails_its_commit_group_and_no_later_one(self, world, failure, told):
         world.store.fails = failure
         async with world.publisher() as publisher:
             for result in await asyncio.gather(
@@ -367,7 +367,7 @@ class TestRefusedRows:
 
 
 class TestOutage:
-    async def test_a_short_one_is_not_noticed(self, world):
+    async def test_a_short_outage_is_not_noticed(self, world):
         world.db.fails = ["away", "away"]
         async with world.publisher() as publisher:
             await publisher.land(await world.files(1), None)
@@ -384,7 +384,7 @@ class TestOutage:
         assert await world.statuses() == [(1, "completed")]
         assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
 
-    async def test_a_long_one_leaves_the_outcome_open_and_the_files_there(self, world, story):
+    async def test_a_long_outage_leaves_the_outcome_open_and_the_files_there(self, world, story):
         world.db.away = True
         async with world.publisher(patience=0) as publisher:
             with pytest.raises(OutcomeUnknown):
@@ -398,7 +398,7 @@ class TestOutage:
         assert len(await world.store.contents()) == 2
         assert story == ["published"]
 
-    async def test_when_it_is_over_what_was_not_recorded_has_failed_and_goes(self, world):
+    async def test_an_upload_not_recorded_in_an_outage_has_failed_and_goes(self, world):
         world.db.away = True
         async with world.publisher(patience=0) as publisher:
             with pytest.raises(OutcomeUnknown):
@@ -412,7 +412,7 @@ class TestOutage:
         assert {row.error.code for row in await world.rows() if row.error} == {"unavailable"}
         assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
 
-    async def test_when_it_is_over_what_was_recorded_after_all_is_completed_and_stays(self, world):
+    async def test_an_upload_recorded_in_spite_of_an_outage_is_completed_and_stays(self, world):
         world.db.fails = ["lost"]
         async with world.publisher(patience=0) as publisher:
             with pytest.raises(OutcomeUnknown):
@@ -420,7 +420,7 @@ class TestOutage:
         assert await world.statuses() == [(1, "completed"), (2, "completed")]
 
     @pytest.mark.parametrize(("ends_with", "status"), [("COMMIT", "completed"), ("ROLLBACK", "failed")])
-    async def test_an_insert_that_is_still_under_way_decides(self, world, database_url, ends_with, status):
+    async def test_an_insert_still_in_flight_decides_the_outcome(self, world, database_url, ends_with, status):
         """The connection is lost, and the database goes on with what it was told before."""
         async with world.publisher(patience=0) as publisher:
             world.db.away = True
@@ -437,7 +437,7 @@ class TestOutage:
             await other.end(ends_with)
         assert await world.statuses() == [(7, status)]
 
-    async def test_what_was_deleted_before_it_was_settled_stays_deleted(self, world):
+    async def test_an_upload_deleted_while_in_doubt_stays_deleted(self, world):
         world.db.fails = ["lost"]
         async with world.publisher(patience=0) as publisher:
             files = await world.files(1)
@@ -455,7 +455,7 @@ class TestOutage:
                 await publisher.land(await world.files(1), None)
         assert await world.statuses() == [(1, "completed")]
 
-    async def test_who_comes_in_the_middle_waits_no_longer_than_the_first(self, world):
+    async def test_an_upload_in_the_middle_of_an_outage_waits_no_longer_than_the_first(self, world):
         world.db.away = True
         async with world.publisher(patience=0.3) as publisher:
             first = await begun(publisher.land(await world.files(1), None))
@@ -467,7 +467,7 @@ class TestOutage:
             world.db.away = False
         assert await world.statuses() == [(n, "failed") for n in range(1, 300)]
 
-    async def test_a_failure_is_recorded_when_it_is_over(self, world):
+    async def test_a_failure_is_recorded_when_the_outage_is_over(self, world):
         world.db.away = True
         async with world.publisher(patience=0) as publisher:
             [file] = await world.files(1)
@@ -479,7 +479,7 @@ class TestOutage:
         assert row.error == Failure(code="storage_full", detail=str(StorageFull()))
         assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
 
-    async def test_what_cannot_be_settled_is_left_and_ends_nothing(self, world, monkeypatch):
+    async def test_an_upload_in_doubt_that_cannot_be_settled_ends_nothing(self, world, monkeypatch):
         world.db.away = True
         async with world.publisher(patience=0) as publisher:
             with pytest.raises(OutcomeUnknown):
@@ -492,7 +492,7 @@ class TestOutage:
         assert sizes(await world.rows()) == [2]
         assert len(await world.store.contents()) == 2
 
-    async def test_an_odd_answer_to_whether_it_is_back_ends_nothing(self, world, monkeypatch):
+    async def test_an_odd_answer_to_the_probe_of_the_database_ends_nothing(self, world, monkeypatch):
         world.db.away = True
         answers = iter([ValueError("odd")])
         ping = Database.ping
@@ -582,7 +582,7 @@ class TestLockedSessions:
         assert [upload.status for upload in page.uploads] == ["completed", "failed"]
 
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-    async def test_what_is_in_doubt_of_a_locked_session_keeps_nobody_else_in_doubt(self, world, held):
+    async def test_an_upload_in_doubt_of_a_locked_session_keeps_no_other_in_doubt(self, world, held):
         world.db.away = True
         async with world.publisher(patience=0) as publisher:
             for landing in await self.land(world, publisher, "another", "held", "a third"):
@@ -688,7 +688,7 @@ def arrival(session_id: str) -> NewSession:
 
 class TestCallersThatLeave:
     @pytest.mark.parametrize("stage", ["store", "db"])
-    async def test_a_cancelled_one_stops_nothing(self, world, stage):
+    async def test_a_cancelled_caller_stops_nothing(self, world, stage):
         gate = {"store": world.store.gate, "db": world.db.gate}[stage]
         async with world.publisher() as publisher:
             gate.close()
@@ -703,7 +703,7 @@ class TestCallersThatLeave:
             assert gone.cancelled()
         assert await world.statuses() == [(1, "completed"), (2, "completed")]
 
-    async def test_a_cancelled_one_whose_batch_fails_disturbs_nobody(self, world):
+    async def test_a_cancelled_caller_whose_commit_group_fails_disturbs_nobody(self, world):
         world.store.refuses = {1: StorageFull()}
         world.store.gate.close()
         async with world.publisher() as publisher:
@@ -719,7 +719,7 @@ class TestCallersThatLeave:
 
 
 class TestClosing:
-    async def test_it_finishes_what_was_handed_over(self, world):
+    async def test_closing_finishes_uploads_that_were_handed_over(self, world):
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(*[publisher.land(await world.files(n), None) for n in (1, 2)])
@@ -729,7 +729,7 @@ class TestClosing:
         assert [sizes(task.result()) for task in tasks] == [[1], [2], [3], [4]]
         assert await world.statuses() == [(n, "completed") for n in (1, 2, 3, 4)]
 
-    async def test_it_takes_nothing_new_and_says_so_at_once(self, world):
+    async def test_closing_refuses_new_uploads_at_once(self, world):
         async with world.publisher() as publisher:
             pass
         [file] = await world.files(1)
@@ -743,7 +743,7 @@ class TestClosing:
             publisher.check()
         assert await world.statuses() == []
 
-    async def test_cancelled_it_still_finishes_both_stages(self, world):
+    async def test_a_cancelled_closing_still_finishes_both_stages(self, world):
         world.store.gate.close()
         inside, leave = asyncio.Event(), asyncio.Event()
 
@@ -768,7 +768,7 @@ class TestClosing:
         assert await world.statuses() == [(1, "completed")]
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("waybill-")]
 
-    async def test_a_database_that_stays_away_does_not_keep_it(self, world):
+    async def test_a_database_that_stays_away_does_not_delay_closing(self, world):
         async with world.publisher(patience=0) as publisher:
             world.db.away = True
             with pytest.raises(OutcomeUnknown):
@@ -776,7 +776,7 @@ class TestClosing:
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("waybill-")]
 
 
-async def test_a_fault_of_ours_fails_its_batch_and_no_later_one(world):
+async def test_a_fault_of_ours_fails_its_commit_group_and_no_later_one(world):
     readings = iter([1 / 2])
 
     def clock():

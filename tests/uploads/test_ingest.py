@@ -160,7 +160,7 @@ class TestRefusals:
             (GeneratorExit(), "internal"),
         ],
     )
-    async def test_what_had_begun_has_failed_with_the_code_of_what_ended_it(self, world, error, code):
+    async def test_files_that_had_begun_fail_with_the_code_of_the_error(self, world, error, code):
         async def send():
             async with world.request(declared=100) as landing:
                 await landing.begin_file("whole", "a/b")
@@ -174,7 +174,7 @@ class TestRefusals:
             await send()
         assert await world.outcome() == [("whole", 5, code), ("half", 2, code)]
 
-    async def test_the_history_says_what_the_client_was_told(self, world):
+    async def test_the_history_holds_the_refusal_that_the_client_got(self, world):
         with pytest.raises(TooLarge) as told:
             await world.send(("large", 1001))
         [row] = await world.rows()
@@ -187,7 +187,7 @@ class TestRefusals:
             await world.send(("b", 1001))
         assert await world.outcome() == [("a", 1000, "completed"), ("b", 900, "too_large")]
 
-    async def test_as_many_files_as_the_limit_and_not_one_more(self, world):
+    async def test_files_are_taken_up_to_the_limit(self, world):
         await world.send(("a", 1), ("b", 2), ("c", 3))
         with pytest.raises(TooManyFiles):
             await world.send(("d", 1), ("e", 2), ("f", 3), ("g", 4))
@@ -201,7 +201,7 @@ class TestRefusals:
         assert refusal.value.members == {"algorithm": "sha-256", "expected": EMPTY, "actual": actual}
         assert await world.outcome() == [("true", 0, "completed"), ("false", 1, "digest_mismatch")]
 
-    async def test_a_digest_that_differs_takes_the_request_back(self, world):
+    async def test_a_digest_that_differs_undoes_the_request(self, world):
         with pytest.raises(DigestMismatch):
             await world.send(("a", 0), ("b", 1), ("c", 0), digests=Digests(EMPTY))
         assert await world.outcome() == [("a", 0, "digest_mismatch"), ("b", 1, "digest_mismatch")]
@@ -215,7 +215,7 @@ class TestRefusals:
             await landing.end_file()
             await landing.publish()
 
-    async def test_one_refused_file_takes_its_whole_request_back(self, world):
+    async def test_one_refused_file_undoes_its_whole_request(self, world):
         world.store.refuses = {13: StorageFull()}
         with pytest.raises(StorageFull):
             await world.send(("a", 10), ("b", 13), declared=100)
@@ -263,7 +263,7 @@ class TestAdmission:
                 pass
             world.assert_nothing_is_left_behind()
 
-    async def test_so_many_at_once_and_not_one_more(self, world):
+    async def test_uploads_at_once_are_taken_up_to_the_limit(self, world):
         async with world.request(), world.request(declared=10):
             with pytest.raises(Unavailable, match="too many"):
                 await world.send(declared=10)
@@ -299,7 +299,7 @@ class TestOutages:
         assert await world.outcome() == [("a", 1, "completed")]
         assert db.story.count("committed") == 2  # the upload, and what settled it; no record of a failure
 
-    async def test_a_refusal_is_told_also_when_it_cannot_be_recorded(self, world):
+    async def test_a_refusal_is_raised_also_when_it_cannot_be_recorded(self, world):
         world.db.fails = ["full"]
         with pytest.raises(TooSlow):
             await world.send(("a", 1), then=TooSlow(30, 1024))
@@ -327,7 +327,7 @@ class TestArrivals:
         assert (await token_records.find_session(world.db, "hash of new", NOW)).session.id == "new"
         assert await world.outcome("new") == [("a", 1, "completed")]
 
-    async def test_or_with_the_record_of_its_failure(self, world):
+    async def test_a_new_session_rides_with_the_record_of_a_failure(self, world):
         visitor = newcomer()
         with pytest.raises(TooSlow):
             await world.send(("a", 1), visitor=visitor, then=TooSlow(30, 1024))
@@ -335,7 +335,7 @@ class TestArrivals:
         assert await self.known(world) == ["new"]
         assert await world.outcome("new") == [("a", 1, "too_slow")]
 
-    async def test_also_when_the_store_refused_it_at_last(self, world):
+    async def test_a_new_session_is_recorded_when_the_store_refuses_the_upload(self, world):
         visitor = newcomer()
         world.store.refuses = {1: StorageFull()}
         with pytest.raises(StorageFull):
@@ -350,7 +350,7 @@ class TestArrivals:
         assert visitor.arrival
         assert await self.known(world) == []
 
-    async def test_a_session_that_is_certainly_not_recorded_is_none(self, world):
+    async def test_a_session_that_is_certainly_not_recorded_is_not_given_to_the_client(self, world):
         visitor = newcomer()
         world.db.fails = ["full", "full"]
         with pytest.raises(StorageFull):
@@ -359,7 +359,7 @@ class TestArrivals:
         assert await self.known(world) == []
 
     @pytest.mark.parametrize("failure", ["away", "lost"])
-    async def test_one_that_may_be_recorded_is_the_clients_all_the_same(self, db, failure):
+    async def test_a_session_that_may_be_recorded_is_given_to_the_client(self, db, failure):
         visitor = newcomer()
         async with world_of(Store(), db, patience=0) as world:
             db.fails = [failure]
@@ -371,7 +371,7 @@ class TestArrivals:
 
 
 class TestClosing:
-    async def test_it_waits_for_what_is_under_way_and_takes_nothing_new(self, world):
+    async def test_closing_waits_for_uploads_in_flight_and_takes_no_new_one(self, world):
         async with world.request() as landing:
             closing = asyncio.create_task(world.ingest.close(60))
             await asyncio.sleep(0)
@@ -384,14 +384,14 @@ class TestClosing:
         await closing
         assert await world.outcome() == [("a", 0, "completed")]
 
-    async def test_it_does_not_wait_longer_than_the_grace(self, world):
+    async def test_closing_waits_no_longer_than_the_grace(self, world):
         async with world.request() as landing:
             await world.ingest.close(0)
             await landing.begin_file("a", "a/b")  # the publisher is still there
             await landing.end_file()
             await landing.publish()
 
-    async def test_with_nothing_under_way_it_does_not_wait(self, world):
+    async def test_closing_without_uploads_in_flight_does_not_wait(self, world):
         await world.ingest.close(10**9)
 
     async def test_an_upload_that_outlives_the_service_is_refused_and_hangs_nowhere(self, db):
@@ -436,7 +436,7 @@ class TestCancellation:
 
     @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
     @pytest.mark.parametrize("then_after", [None, 1, 2])
-    async def test_in_memory(self, db, late, then_after):
+    async def test_a_cancelled_upload_leaves_nothing_in_memory(self, db, late, then_after):
         async with world_of(Store(), db, limits=LARGE) as world:
             endings = await self.cancel_everywhere(world, [10, 20], late, then_after)
             world.assert_nothing_is_left_behind()
@@ -446,7 +446,7 @@ class TestCancellation:
 
     @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
     @pytest.mark.parametrize("then_after", [None, 1, 2])
-    async def test_on_disk(self, db, tmp_path, monkeypatch, late, then_after):
+    async def test_a_cancelled_upload_leaves_nothing_on_disk(self, db, tmp_path, monkeypatch, late, then_after):
         monkeypatch.setattr("tests.uploads.test_ingest.BLOCK", 300_000)
         store = LocalStorage(tmp_path / "store", owner=ids()(), min_free=0)
         await store.prepare()

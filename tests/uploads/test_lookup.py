@@ -44,7 +44,7 @@ async def asked(db):
     return Asked(db)
 
 
-async def test_everybody_gets_his_own(asked):
+async def test_each_caller_gets_its_own_record(asked):
     lookup = Lookup(asked)
     numbers = [1, 2, 2, 200, 300, *range(3, 150)]
     found = await asyncio.gather(*(lookup.find("mine", upload(number).id) for number in numbers))
@@ -72,7 +72,7 @@ async def test_an_answer_is_never_older_than_its_question(asked, db):
 @pytest.mark.parametrize(
     ("error", "told"), [(Unavailable("away", retry_after=9), Unavailable), (ValueError("a fault"), ValueError)]
 )
-async def test_a_failure_is_told_to_all_who_wait_and_to_nobody_later(asked, error, told):
+async def test_a_failure_reaches_all_who_wait_and_nobody_later(asked, error, told):
     lookup = Lookup(asked)
     asked.fails = [error]
     asked.gate.close()
@@ -87,7 +87,7 @@ async def test_a_failure_is_told_to_all_who_wait_and_to_nobody_later(asked, erro
     assert await lookup.find("mine", upload(1).id) == upload(1)
 
 
-async def test_who_leaves_takes_nobody_along(asked):
+async def test_a_caller_that_leaves_cancels_no_other(asked):
     lookup = Lookup(asked)
     asked.gate.close()
     waiting = [asyncio.create_task(lookup.find("mine", upload(number).id)) for number in (1, 2)]

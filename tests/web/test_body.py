@@ -264,7 +264,7 @@ async def test_a_body_has_only_so_long_however_fast_it_is(tmp_path: Path, monkey
         assert service.staged() == []
 
 
-async def test_who_is_late_while_we_are_busy_is_looked_at_again(
+async def test_a_client_that_is_late_while_the_service_is_busy_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> AsyncIterator[bytes]:
@@ -284,7 +284,7 @@ async def test_who_is_late_while_we_are_busy_is_looked_at_again(
 # --- not now
 
 
-async def test_too_many_uploads_at_once_are_told_to_come_back(tmp_path: Path) -> None:
+async def test_uploads_over_the_limit_at_once_are_told_to_retry(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path, max_concurrent_uploads=1)) as service:
         waits, goes_on = asyncio.Event(), asyncio.Event()
 

@@ -46,7 +46,7 @@ async def test_a_session_has_so_many_failed_uploads_and_no_more(
     assert (await client.put("a", b"x")).status == 201
 
 
-async def test_a_disk_below_its_floor_takes_no_row_that_nobody_needs(tmp_path: Path, database_url: str) -> None:
+async def test_a_disk_below_the_minimum_free_space_takes_no_needless_row(tmp_path: Path, database_url: str) -> None:
     async with serving(settings_in(tmp_path, database_url, min_free_space=2**60)) as service:
         client = service.client()
         (await client.post("/api/session")).refused(507, "storage_full")
@@ -77,7 +77,7 @@ def upload(number: int, created_at: int, status: Status, **more: Any) -> Upload:
     return Upload(**{**fields, **more})
 
 
-async def test_what_never_was_complete_is_forgotten_after_a_while(database_url: str) -> None:
+async def test_uploads_that_never_completed_are_forgotten_after_a_while(database_url: str) -> None:
     now = 1_000 * DAY_US
     old, recent = now - 8 * DAY_US, now - 6 * DAY_US
     whole = {"sha256": "0" * 64, "completed_at": old}

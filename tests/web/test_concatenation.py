@@ -54,7 +54,7 @@ async def test_another_order_or_name_or_digest_is_another_upload(service: Servic
     assert len({answer["location"] for answer in made}) == len(made) == len(await listed(client))
 
 
-async def test_it_is_found_again_by_the_same_session_or_by_none_both_times(service: Service) -> None:
+async def test_a_concatenation_is_found_again_by_its_own_session_or_by_none(service: Service) -> None:
     owner = service.client()
     url = await part(owner, b"x")
     by_owner = await concatenate(owner, url)
@@ -64,7 +64,7 @@ async def test_it_is_found_again_by_the_same_session_or_by_none_both_times(servi
     assert (await concatenate(owner, url))["location"] == by_owner["location"]
 
 
-async def test_one_that_waits_for_its_parts_is_found_again(service: Service) -> None:
+async def test_a_concatenation_that_waits_for_its_parts_is_found_again(service: Service) -> None:
     client = service.client()
     unfinished = (await client.post(UPLOADS, headers={**TUS, "Upload-Concat": "partial", "Upload-Length": "2"}))[
         "location"
@@ -77,7 +77,7 @@ async def test_one_that_waits_for_its_parts_is_found_again(service: Service) -> 
     assert len(await listed(client)) == 1
 
 
-async def test_one_that_was_cancelled_or_deleted_is_made_anew(service: Service) -> None:
+async def test_a_cancelled_or_deleted_concatenation_is_made_anew(service: Service) -> None:
     client = service.client()
     url = (await client.post(UPLOADS, headers={**TUS, "Upload-Concat": "partial", "Upload-Length": "2"}))["location"]
     cancelled = await concatenate(client, url)
@@ -92,7 +92,7 @@ async def test_one_that_was_cancelled_or_deleted_is_made_anew(service: Service) 
     assert (await concatenate(client, whole))["location"] != done["location"]
 
 
-async def test_one_is_made_when_it_is_asked_for_many_times_at_once(tmp_path: Path, database_url: str) -> None:
+async def test_one_concatenation_is_made_of_many_simultaneous_requests(tmp_path: Path, database_url: str) -> None:
     async with AsyncExitStack() as stack:
         settings = settings_in(tmp_path, database_url, session_quota_uploads=3)
         workers = [await stack.enter_async_context(serving(settings)) for _ in range(2)]
@@ -111,7 +111,7 @@ async def test_one_is_made_when_it_is_asked_for_many_times_at_once(tmp_path: Pat
 # --- how many, and of how many bytes
 
 
-async def test_a_part_is_in_so_many_concatenations_and_no_more(
+async def test_a_part_is_in_a_limited_number_of_concatenations(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resumables, "MAX_OF_PART", 3)
@@ -126,7 +126,9 @@ async def test_a_part_is_in_so_many_concatenations_and_no_more(
     assert len(await listed(client)) == 4  # nothing is left of those that were refused
 
 
-async def test_a_session_has_so_many_that_wait_and_no_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_has_a_limited_number_of_waiting_concatenations(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resumables, "MAX_WAITING_OF_SESSION", 2)
     client = service.client()
     begun = {**TUS, "Upload-Concat": "partial", "Upload-Length": "1"}

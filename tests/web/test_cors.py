@@ -51,7 +51,7 @@ async def test_a_preflight_is_answered_for_every_method_and_header(service: Serv
 
 
 @pytest.mark.parametrize("origin", [STRANGER, "null", "https://app.example.evil", "http://app.example", None])
-async def test_nobody_else_may_ask(service: Service, origin: str | None) -> None:
+async def test_other_origins_may_not_ask(service: Service, origin: str | None) -> None:
     headers = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "upload-offset"}
     preflight = await ask(service, origin, "OPTIONS", UPLOADS, headers=headers)
     made = await ask(service, origin, "PUT", f"{UPLOADS}/a", body=b"x")
@@ -100,7 +100,7 @@ async def test_a_fault_may_be_read_too(service: Service, monkeypatch: pytest.Mon
     assert readable(answer)
 
 
-async def test_without_allowed_origins_there_is_no_trace_of_it(tmp_path: Any) -> None:
+async def test_a_service_without_allowed_origins_sends_no_cors_headers(tmp_path: Any) -> None:
     async with serving(settings_in(tmp_path)) as service:
         answer = await service.client().put("a", b"x", headers={"Origin": PAGE})
         assert answer.status == 201

@@ -36,7 +36,7 @@ async def content_of(client: Client, content: bytes = CONTENT, **headers: str) -
     return str(record["links"]["content"])
 
 
-async def test_the_bytes_come_back_with_all_that_is_known_of_them(service: Service) -> None:
+async def test_a_download_brings_the_bytes_and_their_headers(service: Service) -> None:
     client = service.client()
     record = await upload(client, name="%E2%82%AC%20%22rates%22%3B.csv", **{"Content-Type": "text/csv"})
     answer = await client.get(record["links"]["content"])
@@ -109,7 +109,7 @@ async def test_head_is_get_without_the_bytes(service: Service) -> None:
         ("message/rfc822", None),
     ],
 )
-async def test_only_what_no_browser_runs_is_served_under_the_name_it_came_with(
+async def test_only_types_that_no_browser_runs_are_served_as_declared(
     service: Service, given: str, served: str | None
 ) -> None:
     client = service.client()
@@ -177,7 +177,7 @@ async def test_a_range_is_a_206_with_these_bytes(service: Service, asked: str, s
         "bytes=0-" + "9" * 5000,
     ],
 )
-async def test_what_is_no_range_that_is_served_gets_the_whole_file(service: Service, asked: str) -> None:
+async def test_an_unsupported_range_gets_the_whole_file(service: Service, asked: str) -> None:
     client = service.client()
     answer = await client.get(await content_of(client), headers={"Range": asked})
     assert (answer.status, answer.body) == (200, CONTENT)
@@ -195,7 +195,7 @@ async def test_a_range_outside_the_file_is_refused_with_its_size(service: Servic
     assert (head.status, head["content-length"]) == (200, "20")  # a Range is for GET alone
 
 
-async def test_head_hears_no_range(service: Service) -> None:
+async def test_a_head_ignores_ranges(service: Service) -> None:
     client = service.client()
     head = await client.request("HEAD", await content_of(client), headers={"Range": "bytes=0-1"})
     assert (head.status, head["content-length"], head.all("content-range")) == (200, "20", [])
@@ -293,7 +293,9 @@ CONDITIONS: list[tuple[dict[str, str], int]] = [
 
 
 @pytest.mark.parametrize(("headers", "status"), CONDITIONS)
-async def test_conditions_are_held(service: Service, headers: dict[str, str], status: int) -> None:
+async def test_conditional_requests_are_answered_by_their_conditions(
+    service: Service, headers: dict[str, str], status: int
+) -> None:
     client = service.client()
     target = await content_of(client)
     if headers.get("If-Range") == "Last-Modified":
@@ -317,7 +319,7 @@ async def test_a_list_of_tags_may_come_in_several_lines(service: Service) -> Non
         assert answer.status == status
 
 
-async def test_it_has_not_changed_since_it_was_last_modified(service: Service) -> None:
+async def test_a_file_has_not_changed_since_its_last_modified_time(service: Service) -> None:
     client = service.client()
     target = await content_of(client)
     modified = (await client.get(target))["last-modified"]
@@ -340,14 +342,14 @@ async def test_deleting_removes_the_bytes_and_keeps_the_record(service: Service)
     (await client.get(record["links"]["content"])).refused(404, "not_found")
 
 
-async def test_deletions_at_once_are_all_told_of_success(service: Service) -> None:
+async def test_simultaneous_deletions_all_succeed(service: Service) -> None:
     client = service.client()
     target = await content_of(client)
     answers = await asyncio.gather(*(client.delete(target) for _ in range(5)))
     assert [answer.status for answer in answers] == [204] * 5
 
 
-async def test_nothing_tells_foreign_absent_deleted_and_failed_apart(service: Service) -> None:
+async def test_foreign_absent_deleted_and_failed_uploads_are_answered_alike(service: Service) -> None:
     client, stranger = service.client(), service.client()
     foreign = (await upload(stranger))["id"]
     deleted = await upload(client)
@@ -389,7 +391,7 @@ async def test_nothing_tells_foreign_absent_deleted_and_failed_apart(service: Se
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
-async def test_without_a_session_there_is_no_file(service: Service, method: str) -> None:
+async def test_a_client_without_a_session_finds_no_file(service: Service, method: str) -> None:
     target = await content_of(service.client())
     for client in (service.client(), service.client()):
         answer = await client.request(method, target)
@@ -451,9 +453,7 @@ async def test_a_damaged_file_is_never_a_200(service: Service, damage: Any, cont
 
 
 @pytest.mark.parametrize(("code", "detail"), [("lost", "the stored file is missing"), ("damaged", "it was altered")])
-async def test_an_upload_that_was_found_damaged_is_gone_until_it_is_whole(
-    service: Service, code: str, detail: str
-) -> None:
+async def test_a_damaged_upload_is_gone_until_it_is_repaired(service: Service, code: str, detail: str) -> None:
     client, db = service.client(), service.state["db"]
     record = await upload(client)
     target = record["links"]["content"]
@@ -489,7 +489,7 @@ async def test_a_damaged_upload_can_be_deleted_by_its_owner(service: Service) ->
     (await client.get(target)).refused(404, "not_found")
 
 
-async def test_an_upload_that_failed_on_its_way_in_was_never_a_file(service: Service) -> None:
+async def test_an_upload_that_failed_in_flight_was_never_a_file(service: Service) -> None:
     client = service.client()
     (await client.put("a", b"x", headers={"Repr-Digest": f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"})).refused(
         400, "digest_mismatch"

@@ -75,7 +75,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("method", "target", "headers", "status"), REFUSED)
-async def test_a_refusal_keeps_nothing_alive(
+async def test_a_refusal_leaves_no_exception_to_the_garbage_collector(
     service: Service, method: str, target: str, headers: dict[str, str], status: int
 ) -> None:
     """Its traceback holds every frame, and so the last block of the body: none may wait for the collector of cycles."""
@@ -95,7 +95,7 @@ def fails(*arguments: Any, **others: Any) -> Any:
     raise RuntimeError(INNER)
 
 
-async def test_what_breaks_is_a_500_without_inner_detail(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_is_a_500_without_inner_detail(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     client = service.client()
     await client.post("/api/session")
     monkeypatch.setattr("app.uploads.records.list_uploads", fails)
@@ -173,7 +173,7 @@ async def refuse(client: Client, body: Any, **headers: str) -> Any:
     return answer
 
 
-async def test_after_an_early_answer_the_body_is_read_for_a_moment(service: Service) -> None:
+async def test_the_body_is_read_for_a_moment_after_an_early_answer(service: Service) -> None:
     taken = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -187,7 +187,9 @@ async def test_after_an_early_answer_the_body_is_read_for_a_moment(service: Serv
     assert answer.blocks[1:] == [b""]  # and its end only afterwards: a close would reset a connection in use
 
 
-async def test_it_is_not_read_for_long(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_body_is_not_read_for_long_after_an_early_answer(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.web.exchange._LINGER_BYTES", 3000)
     taken = 0
 
@@ -216,7 +218,7 @@ async def test_a_client_that_waits_for_100_continue_is_not_asked_for_what_was_re
     await refuse(service.client(), never(), Expect="100-continue")
 
 
-async def test_once_it_was_asked_such_a_client_is_heard_out_too(service: Service) -> None:
+async def test_a_client_that_was_sent_100_continue_is_heard_out_too(service: Service) -> None:
     taken = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -243,7 +245,7 @@ async def test_a_connection_is_kept_when_the_body_was_read_to_its_end(
         assert answer.all("connection") == []
 
 
-async def test_a_client_that_hangs_up_while_it_is_heard_out_is_let_go(service: Service) -> None:
+async def test_a_client_that_hangs_up_while_it_is_heard_out_is_released(service: Service) -> None:
     answer = await service.client().put("%00", [b"x", b"y"], hang_up_after=1)
     assert (answer.status, answer.heard) == (400, False)
 
@@ -251,7 +253,7 @@ async def test_a_client_that_hangs_up_while_it_is_heard_out_is_let_go(service: S
 # --- the log
 
 
-async def test_one_line_tells_of_each_request_and_never_of_cookies(service: Service) -> None:
+async def test_each_request_is_logged_in_one_line_without_its_cookies(service: Service) -> None:
     client = service.client()
     with capture_logs() as lines:
         created = (await client.put("a%0A%1B[31m%E2%80%AEb", b"abc")).status

@@ -55,7 +55,7 @@ async def gives(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("failing", sorted(CHECKS))
-async def test_what_fails_is_named(service: Service, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+async def test_a_failing_check_is_named(service: Service, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     state = service.state
     match failing:
         case "database":
@@ -172,7 +172,7 @@ class HeldTest:
         await self.may_end.wait()
 
 
-async def test_who_asks_often_costs_one_flush(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_frequent_checks_cost_one_flush(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     test = HeldTest()
     monkeypatch.setattr("app.web.health._SHARED_SECONDS", 3600.0)
     monkeypatch.setattr(service.state["storage"], "test", test)

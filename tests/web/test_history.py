@@ -259,7 +259,7 @@ async def test_a_status_may_be_repeated_instead(client: Client, everything: list
         assert answer.json()["items"] == expected(everything, {"status": "failed,deleted"})
 
 
-async def test_fifty_are_a_page_unless_said_otherwise(client: Client) -> None:
+async def test_a_page_has_fifty_records_by_default(client: Client) -> None:
     page = (await client.get(HISTORY)).json()
     assert (page["limit"], len(page["items"])) == (50, 50)
     assert page.keys() == {"items", "next_cursor", "limit", "skipped"}
@@ -273,7 +273,7 @@ async def test_a_page_is_not_kept_by_caches(client: Client) -> None:
     assert (await client.get(HISTORY))["vary"] == "Accept"
 
 
-async def test_what_arrives_meanwhile_moves_no_page(service: Service) -> None:
+async def test_new_uploads_move_no_page(service: Service) -> None:
     client = service.client()
     first = [(await client.put(f"{number}", b"")).json()["filename"] for number in range(4)]
     page = await client.get(f"{HISTORY}?limit=2")
@@ -317,7 +317,7 @@ async def test_the_summary_adds_up(client: Client, everything: list[dict[str, An
     }
 
 
-async def test_the_summary_of_nothing(service: Service) -> None:
+async def test_a_summary_of_nothing_is_zero(service: Service) -> None:
     client = service.client()
     await client.post("/api/session")
     told = (await client.get(f"{HISTORY}/summary")).json()
@@ -429,7 +429,7 @@ BAD_TOGETHER = [
     [*((f"{name}={value}", name) for name, values in BAD.items() for value in values), *BAD_TOGETHER],
     ids=lambda text: text[:40],
 )
-async def test_a_query_is_understood_whole_or_refused(client: Client, query: str, parameter: str) -> None:
+async def test_a_query_is_understood_as_a_whole_or_refused(client: Client, query: str, parameter: str) -> None:
     problem = (await client.get(f"{HISTORY}?{query}")).refused(400, "bad_query")
     assert problem["parameter"] == parameter
     assert problem["detail"].startswith(f"{parameter}: expected ")

@@ -51,7 +51,7 @@ async def test_a_put_that_is_sent_again_is_answered_as_the_first_time_and_stores
     assert len(service.files()) == before + 1
 
 
-async def test_so_is_a_post_whose_body_is_the_file(service: Service) -> None:
+async def test_a_post_whose_body_is_the_file_is_answered_as_the_first_time(service: Service) -> None:
     client = await visitor(service)
     headers = {**TEXT, "Content-Disposition": 'attachment; filename="a.txt"'}
     first = await client.post(UPLOADS, b"hello", headers=headers)
@@ -60,14 +60,14 @@ async def test_so_is_a_post_whose_body_is_the_file(service: Service) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["one", "two", "another-one", "x"])
-async def test_so_is_a_form_whatever_its_boundary(service: Service, boundary: str) -> None:
+async def test_a_form_is_answered_as_the_first_time_whatever_its_boundary(service: Service, boundary: str) -> None:
     client = await visitor(service)
     first = await send_form(client)
     is_the_same(first, await send_form(client, boundary=boundary))
     assert len(await listed(client)) == 2
 
 
-async def test_so_is_an_upload_that_would_be_resumable_if_anybody_heard_where(service: Service) -> None:
+async def test_a_resumable_put_without_interim_responses_is_answered_as_the_first_time(service: Service) -> None:
     client = await visitor(service)
     headers = {**TEXT, "Upload-Complete": "?1"}
     first = await client.put("a.txt", b"hello", headers=headers)
@@ -76,7 +76,7 @@ async def test_so_is_an_upload_that_would_be_resumable_if_anybody_heard_where(se
     assert len(await listed(client)) == 1
 
 
-async def test_who_waits_to_be_told_to_go_on_is_answered_without_sending(service: Service) -> None:
+async def test_a_client_that_waits_for_100_continue_is_answered_without_sending(service: Service) -> None:
     client = await visitor(service)
     first = await client.put("a.txt", b"hello", headers=TEXT)
 
@@ -116,7 +116,7 @@ async def test_a_key_may_stand_without_its_quotes(service: Service) -> None:
         "(a)(b) c",
     ],
 )
-async def test_what_is_no_key_is_refused(service: Service, key: str) -> None:
+async def test_a_malformed_key_is_refused(service: Service, key: str) -> None:
     client = service.client()
     answer = await client.put("a.txt", b"hello", headers={"Idempotency-Key": key.encode()})
     answer.refused(400, "bad_request")
@@ -148,7 +148,7 @@ async def test_a_key_stands_for_one_request(service: Service, name: str, body: b
     assert len(await listed(client)) == 1
 
 
-async def test_the_size_of_what_came_without_a_length_is_compared_too(service: Service) -> None:
+async def test_the_size_of_a_body_without_a_length_is_compared_too(service: Service) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"hello"
 
@@ -168,7 +168,7 @@ async def test_another_form_is_refused_whatever_its_boundary(service: Service, b
     assert len(await listed(client)) == 2
 
 
-async def test_while_the_first_is_at_work_the_others_are_told_to_come_back(service: Service) -> None:
+async def test_requests_beside_the_first_are_told_to_retry(service: Service) -> None:
     client, begun, go_on = await visitor(service), asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -191,7 +191,7 @@ async def test_while_the_first_is_at_work_the_others_are_told_to_come_back(servi
     assert len(await listed(client)) == 1
 
 
-async def test_many_at_once_land_once(service: Service) -> None:
+async def test_simultaneous_retries_land_once(service: Service) -> None:
     client = await visitor(service)
     answers = await asyncio.gather(*(client.put("a.txt", b"hello", headers=TEXT) for _ in range(20)))
     [first] = [answer for answer in answers if answer.status == 201 and not answer.get("idempotent-replayed")]
@@ -224,7 +224,7 @@ async def test_only_a_success_is_remembered(service: Service) -> None:
     assert [record["filename"] for record in await listed(client) if record["status"] == "completed"] == ["b.txt"]
 
 
-async def test_what_the_headers_alone_forbid_takes_no_key(service: Service) -> None:
+async def test_a_request_that_its_headers_forbid_claims_no_key(service: Service) -> None:
     client = await visitor(service)
     too_large = {**TEXT, "Content-Length": str(2**50)}
     (await client.put("a.txt", headers=too_large)).refused(413, "request_too_large")
@@ -261,7 +261,7 @@ async def test_a_session_that_joins_another_brings_its_keys(service: Service) ->
     assert len(await listed(client)) == 2
 
 
-async def test_an_upload_that_is_under_way_while_its_session_joins_another_has_its_key_there(service: Service) -> None:
+async def test_a_key_of_an_upload_in_flight_moves_with_its_session(service: Service) -> None:
     client, other, begun, go_on = await visitor(service), await visitor(service), asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -298,7 +298,7 @@ async def test_a_session_is_charged_once(tmp_path: Path, database_url: str) -> N
         assert (summary["quota"]["used"], summary["quota"]["uploads"]["used"]) == (5, 1)
 
 
-async def test_what_became_of_requests_with_a_key_is_counted(service: Service) -> None:
+async def test_outcomes_of_requests_with_a_key_are_counted(service: Service) -> None:
     client, before, name = await visitor(service), await figures(service), "waybill_keyed_requests_total"
     for filename in ("a.txt", "a.txt", "a.txt", "b.txt"):
         await client.put(filename, b"hello", headers=TEXT)

@@ -54,7 +54,7 @@ def refused_with_a_registered_type(answer: Answer, status: int, code: str, kind:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_careful_upload(service: Service, version: str | None) -> None:
+async def test_a_careful_upload_is_stored(service: Service, version: str | None) -> None:
     client, speak = service.client(), speaking(version)
     headers = {**MORE, **speak, "Content-Type": "text/x-notes", "Content-Disposition": "inline; filename=a.txt"}
     answer = await client.post(UPLOADS, headers=headers)
@@ -107,7 +107,7 @@ async def test_an_optimistic_upload_answers_as_an_ordinary_one(
 
 
 @pytest.mark.parametrize("version", VERSIONS[1:])
-async def test_who_offers_is_told_early_where_it_could_go_on(service: Service, version: str) -> None:
+async def test_an_offering_client_is_sent_the_location_early(service: Service, version: str) -> None:
     client = service.client()
     await client.post("/api/session")
     answer = await client.put("c.txt", [b"hel", b"lo"], headers={**DONE, **speaking(version)}, hang_up_after=1)
@@ -121,7 +121,7 @@ async def test_who_offers_is_told_early_where_it_could_go_on(service: Service, v
 
 
 @pytest.mark.parametrize(("version", "told"), [("10", ["3", "24"]), ("6", []), (None, [])])
-async def test_who_knows_of_it_is_told_what_is_durable_while_it_sends(
+async def test_a_client_of_the_draft_is_sent_its_durable_offset_while_it_sends(
     service: Service, monkeypatch: pytest.MonkeyPatch, version: str | None, told: list[str]
 ) -> None:
     monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
@@ -134,7 +134,9 @@ async def test_who_knows_of_it_is_told_what_is_durable_while_it_sends(
     assert not any("location" in headers for _, headers in answer.interim)
 
 
-async def test_who_asks_is_not_refused_for_what_will_pass(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_question_at_a_busy_upload_is_answered_with_retry_after(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = service.client()
     made = await client.post(UPLOADS, headers=MORE)
 
@@ -150,7 +152,7 @@ async def test_who_asks_is_not_refused_for_what_will_pass(service: Service, monk
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET", "DELETE"])
-async def test_no_cache_keeps_that_there_is_nothing(service: Service, method: str) -> None:
+async def test_an_absent_upload_is_not_kept_by_caches(service: Service, method: str) -> None:
     """The session that owns it would be told so too."""
     made = await service.client().post(UPLOADS, headers=MORE)
     other = service.client()
@@ -161,7 +163,7 @@ async def test_no_cache_keeps_that_there_is_nothing(service: Service, method: st
 
 
 @pytest.mark.parametrize("version", [None, "7", "11", "x"])
-async def test_what_breaks_off_and_cannot_go_on_leaves_nothing(service: Service, version: str | None) -> None:
+async def test_an_upload_that_breaks_off_and_cannot_go_on_leaves_nothing(service: Service, version: str | None) -> None:
     client = service.client()
     await client.post("/api/session")
     answer = await client.put("c.txt", [b"hel", b"lo"], headers={**DONE, **speaking(version)}, hang_up_after=1)
@@ -179,7 +181,7 @@ async def test_a_length_that_comes_apart_from_the_body_counts_too(service: Servi
     refused_with_a_registered_type(answer, 400, "inconsistent_upload_length", "inconsistent-upload-length")
 
 
-async def test_a_client_of_tus_that_speaks_this_protocol_may_name_the_file_in_its_own_way(service: Service) -> None:
+async def test_a_tus_client_of_this_protocol_may_name_the_file_by_its_metadata(service: Service) -> None:
     named = {"Upload-Metadata": "filename YS50eHQ=,filetype dGV4dC9wbGFpbg=="}
     for fields in (speaking("6"), {}):
         answer = await service.client().post(UPLOADS, b"hello", headers={**CHUNK, **DONE, **fields, **named})
@@ -240,7 +242,7 @@ async def test_the_final_answer_can_be_had_again(service: Service) -> None:
     assert len(await listed(client)) == 1
 
 
-async def test_another_offset_is_told(service: Service) -> None:
+async def test_a_wrong_offset_is_refused_with_the_right_one(service: Service) -> None:
     client = service.client()
     made = await client.post(UPLOADS, b"hel", headers=MORE)
     for offset in (0, 2, 4):
@@ -265,7 +267,7 @@ async def test_lengths_that_differ_are_refused(service: Service) -> None:
     assert (await append(client, made["location"], 3, b"lo", DONE)).status == 201
 
 
-async def test_who_sends_more_than_he_said_is_not_waited_for_any_more(service: Service) -> None:
+async def test_an_upload_longer_than_declared_fails_for_good(service: Service) -> None:
     client = service.client()
     made = await client.post(UPLOADS, b"hel", headers={**MORE, "Upload-Length": "5"})
 
@@ -343,7 +345,7 @@ async def test_a_cancelled_upload_is_gone(service: Service) -> None:
         ({"Upload-Offset": "3", "Upload-Complete": "?1", "Content-Type": "application/json"}, 415),
     ],
 )
-async def test_what_cannot_be_understood_is_refused_before_the_body(
+async def test_a_malformed_request_is_refused_before_the_body(
     service: Service, headers: dict[str, str], status: int
 ) -> None:
     client = service.client()
@@ -374,7 +376,7 @@ async def test_a_form_is_a_form_whatever_it_offers(service: Service) -> None:
     assert answer["upload-complete"] == "?1"
 
 
-async def test_the_newest_request_wins(service: Service) -> None:
+async def test_the_newest_request_preempts_the_writer(service: Service) -> None:
     client = service.client()
     made = await client.post(UPLOADS, headers=MORE)
     taken, more = asyncio.Event(), asyncio.Event()

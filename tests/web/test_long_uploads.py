@@ -148,7 +148,7 @@ async def test_an_append_by_the_url_alone_keeps_the_session_alive(
         assert await names(client) == ["a"]
 
 
-async def test_an_upload_keeps_the_session_alive_that_its_own_has_joined(
+async def test_an_upload_keeps_alive_the_session_that_its_own_has_joined(
     tmp_path: Path, database_url: str, clock: Clock
 ) -> None:
     async with serving(settings_in(tmp_path, database_url, **SHORT)) as service:

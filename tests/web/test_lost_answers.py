@@ -278,7 +278,7 @@ async def test_a_join_leads_to_where_the_joined_session_went_since(service: Serv
     assert sorted(await names(carrying(service, new))) == ["a", "b", "c"]
 
 
-async def test_a_used_code_opens_nothing_to_anybody_else(service: Service) -> None:
+async def test_a_used_code_opens_nothing_to_others(service: Service) -> None:
     client, target, other = [await started(service, name) for name in ("a", "b", "c")]
     old, code = client.cookies[COOKIE], await code_of(target)
     assert (await joined(service, old, code))[0].status == 200

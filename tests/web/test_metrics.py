@@ -115,7 +115,7 @@ async def test_a_resumable_upload_is_counted_once_and_when_it_has_ended(service:
     }
 
 
-async def test_what_is_under_way_is_there_while_it_is(service: Service) -> None:
+async def test_an_upload_in_flight_is_counted_while_it_lasts(service: Service) -> None:
     sent, go_on = asyncio.Event(), asyncio.Event()
 
     async def body() -> Any:
@@ -136,7 +136,7 @@ async def test_what_is_under_way_is_there_while_it_is(service: Service) -> None:
     assert now["waybill_workers"] == 1
 
 
-async def test_free_space_is_what_an_upload_could_use_and_no_figure_when_nobody_knows(
+async def test_free_space_is_what_an_upload_could_use_and_absent_when_unknown(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, name = service.state["storage"], "waybill_storage_free_bytes"

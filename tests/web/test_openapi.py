@@ -41,11 +41,11 @@ def of_route(path: str) -> str:
     return re.sub(r"\{(key|filename:rest)\}", "{name}", path)
 
 
-async def test_it_is_openapi(service: Service) -> None:
+async def test_the_description_is_valid_openapi(service: Service) -> None:
     validate(await described(service))
 
 
-async def test_it_describes_every_route_and_method_and_no_others(service: Service) -> None:
+async def test_the_description_has_every_route_and_method_and_no_others(service: Service) -> None:
     document = await described(service)
     written = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert written == {(of_route(route.path), method) for route in routes for method in route.methods or ()}
@@ -67,7 +67,7 @@ async def test_every_code_stands_with_its_status_and_nothing_else_does(service: 
     assert found == codes.keys()
 
 
-async def test_whoever_has_it_is_not_sent_it_again(service: Service) -> None:
+async def test_a_client_that_has_the_description_is_not_sent_it_again(service: Service) -> None:
     client = service.client()
     tag = (await client.get("/openapi.json"))["etag"]
     again = await client.get("/openapi.json", headers={"If-None-Match": f'"other", W/{tag}'})

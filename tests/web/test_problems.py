@@ -26,7 +26,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("target", METHODS)
-async def test_a_method_that_is_not_possible_is_told_all_that_are(service: Service, target: str) -> None:
+async def test_an_unsupported_method_is_refused_with_the_supported_ones(service: Service, target: str) -> None:
     possible = METHODS[target]
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"} - possible:
         answer = await service.client().request(method, target, body=b"x")

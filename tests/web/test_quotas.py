@@ -81,7 +81,7 @@ async def patch(client: Client, url: str, offset: int, body: Any, **headers: str
 
 
 @pytest.mark.parametrize("way", ["raw", "form", "chunked", "tus"])
-async def test_what_the_quota_holds_is_taken_to_the_last_byte(
+async def test_the_quota_is_used_to_the_last_byte(
     stack: AsyncExitStack, tmp_path: Path, database_url: str, way: str
 ) -> None:
     client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=1000))
@@ -124,7 +124,9 @@ async def test_uploads_are_counted_as_well_as_bytes(stack: AsyncExitStack, tmp_p
     assert (await other.put("d", b"d")).status == 201  # the quota is each session's own
 
 
-async def test_what_is_deleted_is_free_again(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
+async def test_quota_of_a_deleted_upload_is_free_again(
+    stack: AsyncExitStack, tmp_path: Path, database_url: str
+) -> None:
     client = await a_session(await service(stack, tmp_path, database_url, session_quota=10))
     made = (await client.put("f", b"x" * 10)).json()
     (await client.put("f", b"x")).refused(413, "quota_exceeded")
@@ -133,7 +135,7 @@ async def test_what_is_deleted_is_free_again(stack: AsyncExitStack, tmp_path: Pa
     assert (await client.put("f", b"x" * 10)).status == 201
 
 
-async def test_what_is_damaged_counts_again_when_it_is_whole(
+async def test_a_damaged_upload_counts_again_when_it_is_repaired(
     stack: AsyncExitStack, tmp_path: Path, database_url: str
 ) -> None:
     client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=100))
@@ -145,7 +147,7 @@ async def test_what_is_damaged_counts_again_when_it_is_whole(
     (await client.put("f", b"x" * 41)).refused(413, "quota_exceeded")
 
 
-async def test_it_is_refused_before_the_body_is_asked_for(
+async def test_an_upload_over_the_quota_is_refused_before_the_body_is_asked_for(
     stack: AsyncExitStack, tmp_path: Path, database_url: str
 ) -> None:
     client = await a_session(await service(stack, tmp_path, database_url, session_quota=10, session_quota_uploads=1))
@@ -160,7 +162,7 @@ async def test_it_is_refused_before_the_body_is_asked_for(
 
 
 @pytest.mark.parametrize("way", ["raw", "form", "tus"])
-async def test_fifty_at_once_get_the_last_places_and_no_more(
+async def test_fifty_uploads_at_once_get_the_last_places_and_no_more(
     stack: AsyncExitStack, tmp_path: Path, database_url: str, way: str
 ) -> None:
     """F36, over two processes."""
@@ -185,9 +187,7 @@ async def test_fifty_at_once_get_the_last_places_and_no_more(
     assert len(workers[0].files()) == 7
 
 
-async def test_broken_uploads_give_back_what_they_were_granted(
-    stack: AsyncExitStack, tmp_path: Path, database_url: str
-) -> None:
+async def test_broken_uploads_release_their_quota(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
     client = await a_session(running := await service(stack, tmp_path, database_url, session_quota=100_000))
 
     async def hang_up() -> AsyncIterator[bytes]:
@@ -225,7 +225,7 @@ async def test_an_upload_in_several_requests_has_its_place_from_its_creation_to_
     assert await quota(client) == (1000, 1)
 
 
-async def test_one_of_unknown_length_is_granted_more_as_it_grows(
+async def test_an_upload_of_unknown_length_is_granted_more_as_it_grows(
     stack: AsyncExitStack, tmp_path: Path, database_url: str
 ) -> None:
     client = await a_session(await service(stack, tmp_path, database_url, session_quota=1000))
@@ -244,7 +244,7 @@ async def test_one_of_unknown_length_is_granted_more_as_it_grows(
     assert await quota(client) == (1000, 1)
 
 
-async def test_parts_count_once_with_what_is_made_of_them(
+async def test_parts_count_once_with_their_concatenation(
     stack: AsyncExitStack, tmp_path: Path, database_url: str
 ) -> None:
     client = await a_session(await service(stack, tmp_path, database_url, session_quota=1000, session_quota_uploads=1))
@@ -285,7 +285,7 @@ async def test_a_quota_is_not_passed_by_parts_again_and_again(
 # --- over time
 
 
-async def test_who_crashed_holds_a_place_until_nobody_renews_it(
+async def test_a_crashed_process_holds_quota_until_nobody_renews_it(
     stack: AsyncExitStack, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F18, as far as quotas go: what a process held that is gone is free a lease later."""
@@ -309,7 +309,7 @@ async def session_id(client: Client) -> str:
     return found
 
 
-async def test_what_was_there_before_the_quota_counts(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
+async def test_uploads_from_before_the_quota_count(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
     async with serving(settings_in(tmp_path, database_url)) as before:
         client = await a_session(before)
         assert (await client.put("f", b"x" * 900)).status == 201
@@ -347,7 +347,9 @@ async def test_a_session_that_joins_another_brings_what_it_has(
 # --- how many at once, and what answers say
 
 
-async def test_a_session_sends_so_many_at_once(stack: AsyncExitStack, tmp_path: Path, database_url: str) -> None:
+async def test_a_session_sends_a_limited_number_of_uploads_at_once(
+    stack: AsyncExitStack, tmp_path: Path, database_url: str
+) -> None:
     running = await service(stack, tmp_path, database_url, session_concurrent_uploads=2)
     client = await a_session(running)
     url = (await create(client, 2))["location"]
@@ -391,7 +393,7 @@ async def test_answers_say_what_is_limited_and_left(stack: AsyncExitStack, tmp_p
     assert (await create(client, 700))["ratelimit"].startswith('"at-once";r=4, "quota";r=0')
 
 
-async def test_without_limits_nothing_is_said_and_nothing_counted(
+async def test_a_service_without_limits_says_and_counts_nothing(
     stack: AsyncExitStack, tmp_path: Path, database_url: str
 ) -> None:
     running = await service(stack, tmp_path, database_url)

@@ -109,7 +109,7 @@ async def test_a_resumable_upload_can_be_created_with_its_bytes(world: World) ->
     assert "a" in await names(world.joined)
 
 
-async def test_parts_that_have_moved_are_put_together(world: World) -> None:
+async def test_parts_that_have_moved_are_concatenated(world: World) -> None:
     part = world.uploads["part"]
     assert (
         await world.client.request("PATCH", part, headers={**CHUNK, "Upload-Offset": "0"}, body=b"xx")

@@ -77,7 +77,7 @@ async def test_a_first_upload_starts_a_session(service: Service) -> None:
         ("GET", f"{HISTORY}/0193a1f0-0000-7000-8000-000000000000"),
     ],
 )
-async def test_what_shows_or_changes_a_session_needs_one(service: Service, method: str, target: str) -> None:
+async def test_reading_or_changing_a_session_needs_one(service: Service, method: str, target: str) -> None:
     client = service.client()
     answer = await client.request(method, target)
     answer.refused(401, "no_session")
@@ -262,7 +262,7 @@ async def test_keys_rotate_without_ending_a_session(tmp_path: Path, database_url
 # --- /api/session
 
 
-async def test_a_session_tells_of_itself_and_not_its_secret(service: Service) -> None:
+async def test_a_session_is_shown_without_its_secret(service: Service) -> None:
     client = await started(service, "a", "b")
     await client.put("c", b"yy")
     await client.put("failed", b"x", headers={"Content-Length": "3"})
@@ -382,7 +382,7 @@ async def test_a_caller_that_keeps_no_cookies_is_given_the_token(service: Servic
     assert [item["filename"] for item in listed.json()["items"]] == ["theirs"]
 
 
-async def test_nobody_else_is_given_the_token(service: Service) -> None:
+async def test_the_token_is_given_to_no_other_client(service: Service) -> None:
     browser = await started(service)
     for headers in ({}, {"Waybill-Token": "true"}):
         assert "token" not in (await browser.post(SESSION, headers=headers)).json()
@@ -454,7 +454,7 @@ async def test_a_second_browser_joins_a_session(service: Service) -> None:
     (await second.get(HISTORY)).refused(401, "no_session")
 
 
-async def test_what_the_second_browser_had_moves_along(service: Service) -> None:
+async def test_uploads_of_a_joining_browser_move_along(service: Service) -> None:
     first, second = await started(service, "a"), await started(service, "b", "c")
     third = service.client()
     await join(third, await code_from(second))
@@ -629,7 +629,7 @@ async def test_a_page_of_another_site_changes_nothing(service: Service, headers:
     assert await names(client) == ["mine"]
 
 
-async def test_our_own_pages_and_configured_ones_may(tmp_path: Path) -> None:
+async def test_our_own_pages_and_configured_ones_may_change_a_session(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path, allowed_origins="https://friend.test")) as service:
         for headers in ALLOWED:
             client = await started(service)
@@ -663,7 +663,7 @@ async def test_a_port_that_its_scheme_implies_is_no_other_origin(
         assert (line["origin"], line["own_origin"]) == (origin, f"http://{host}")
 
 
-async def test_without_a_cookie_there_is_nothing_to_misuse(service: Service) -> None:
+async def test_a_request_without_a_cookie_needs_no_origin(service: Service) -> None:
     client = await started(service, "mine")
     token = client.cookies[COOKIE]
     assert (await service.client().put("a", b"x", headers={"Origin": FOREIGN})).status == 201

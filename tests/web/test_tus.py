@@ -57,7 +57,7 @@ async def listed(client: Client) -> list[dict[str, Any]]:
     return answer.json()["items"]
 
 
-async def test_a_file_in_pieces(service: Service) -> None:
+async def test_a_file_in_pieces_is_stored(service: Service) -> None:
     client = service.client()
     answer = await client.post(UPLOADS, headers={**TUS, "Upload-Length": "10240", "Upload-Metadata": METADATA})
     assert answer.status == 201
@@ -185,7 +185,7 @@ async def test_bytes_with_another_checksum_do_not_count(service: Service, algori
     assert (await listed(client))[0]["sha256"] == sha256(b"helloworld")
 
 
-async def test_bytes_whose_checksum_cannot_be_told_do_not_count_either(service: Service) -> None:
+async def test_bytes_whose_checksum_cannot_be_checked_do_not_count(service: Service) -> None:
     client = service.client()
     url = await create(client, 10)
     how = {"headers": checksum("sha1", b"hello")}
@@ -196,7 +196,7 @@ async def test_bytes_whose_checksum_cannot_be_told_do_not_count_either(service: 
     assert (await head(client, answer["location"]))["upload-offset"] == "0"
 
 
-async def test_what_arrived_before_the_connection_broke_stays(service: Service) -> None:
+async def test_bytes_that_arrived_before_the_connection_broke_stay(service: Service) -> None:
     client = service.client()
     url = await create(client, len(CONTENT))
     await patch(client, url, 0, [CONTENT[:1000], CONTENT[1000:3000], CONTENT[3000:]], hang_up_after=2)
@@ -208,7 +208,9 @@ async def test_what_arrived_before_the_connection_broke_stays(service: Service) 
 
 
 @pytest.mark.slow
-async def test_who_sends_too_slowly_is_told_to_go_on_later(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_sends_too_slowly_is_told_to_resume_later(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not 408, for which clients of tus give up."""
     monkeypatch.setattr("app.web.body.PACE_SECONDS", 0.05)
     client = service.client()
@@ -310,7 +312,7 @@ async def test_a_post_may_stand_for_a_patch_or_a_delete(service: Service) -> Non
     answer.refused(405, "method_not_allowed")
 
 
-async def test_a_cancelled_upload_is_gone_and_history_tells(service: Service) -> None:
+async def test_a_cancelled_upload_is_gone_and_listed_in_the_history(service: Service) -> None:
     client = service.client()
     url = await create(client, 10)
     assert (await patch(client, url, 0, b"hello")).status == 204
@@ -324,7 +326,7 @@ async def test_a_cancelled_upload_is_gone_and_history_tells(service: Service) ->
     assert (record["status"], record["error"]["code"]) == ("failed", "gone")
 
 
-async def test_to_cancel_a_finished_upload_leaves_its_file(service: Service) -> None:
+async def test_cancelling_a_completed_upload_leaves_its_file(service: Service) -> None:
     client = service.client()
     url = await create(client, 5)
     assert (await patch(client, url, 0, b"hello")).status == 204
@@ -346,7 +348,7 @@ async def test_an_unknown_upload_is_not_found(service: Service) -> None:
         assert (await head(client, f"{UPLOADS}/{nonsense}")).status == 404
 
 
-class TestWho:
+class TestOwners:
     """Whoever holds the URL may go on, unless he shows another session."""
 
     async def test_the_url_is_enough(self, service: Service) -> None:
@@ -375,7 +377,7 @@ class TestWho:
         late.cookies["waybill_session"] = "expired"
         assert (await patch(late, url, 0, b"hello")).status == 204
 
-    async def test_the_session_may_be_demanded(self, tmp_path: Any) -> None:
+    async def test_a_session_may_be_demanded(self, tmp_path: Any) -> None:
         async with serving(settings_in(tmp_path, upload_url_needs_session=True)) as service:
             owner, bare = service.client(), service.client()
             url = await create(owner, 5)
@@ -430,7 +432,7 @@ class TestConcatenation:
         assert again.status == 201
         assert len(await listed(client)) == 2
 
-    async def test_a_final_that_was_answered_201_is_completed_though_nobody_asks_for_it(
+    async def test_an_acknowledged_final_upload_is_completed_though_nobody_asks_for_it(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The database goes away in the middle, and comes back; only the history is looked at."""
@@ -461,7 +463,7 @@ class TestConcatenation:
         [record] = await listed(client)
         assert (record["status"], record["sha256"]) == ("completed", sha256(b"helloworld"))
 
-    async def test_only_parts_of_ones_own_serve(self, service: Service) -> None:
+    async def test_a_concatenation_takes_only_parts_of_its_own_session(self, service: Service) -> None:
         owner, other = service.client(), service.client()
         part, whole = await self.part(owner, b"hello"), await create(owner, 5)
         (await self.final(owner, whole)).refused(400, "bad_request")
@@ -471,7 +473,7 @@ class TestConcatenation:
         body.refused(403, "forbidden")
 
 
-class TestTheNewestWins:
+class TestPreemption:
     async def begun(self, client: Client, url: str, *, first: bytes) -> tuple["asyncio.Task[Answer]", asyncio.Event]:
         """A PATCH under way, which has sent its first bytes and then nothing; and what lets it go on."""
         taken, more = asyncio.Event(), asyncio.Event()
@@ -486,7 +488,7 @@ class TestTheNewestWins:
         await taken.wait()
         return running, more
 
-    async def test_a_head_ends_who_is_still_sending_and_tells_what_he_brought(self, service: Service) -> None:
+    async def test_a_head_preempts_the_writer_and_returns_its_offset(self, service: Service) -> None:
         client = service.client()
         url = await create(client, 10)
         running, more = await self.begun(client, url, first=b"hello")
@@ -497,7 +499,7 @@ class TestTheNewestWins:
         assert (await patch(client, url, 5, b"world")).status == 204
         assert (await listed(client))[0]["sha256"] == sha256(b"helloworld")
 
-    async def test_so_does_a_patch(self, service: Service) -> None:
+    async def test_a_patch_preempts_the_writer(self, service: Service) -> None:
         client = service.client()
         url = await create(client, 10)
         running, more = await self.begun(client, url, first=b"hello")
@@ -506,7 +508,7 @@ class TestTheNewestWins:
         (await running).refused(409, "in_progress")
         assert (await listed(client))[0]["sha256"] == sha256(b"helloworld")
 
-    async def test_and_a_delete(self, service: Service) -> None:
+    async def test_a_delete_preempts_the_writer(self, service: Service) -> None:
         client = service.client()
         url = await create(client, 10)
         running, more = await self.begun(client, url, first=b"hello")
@@ -524,7 +526,7 @@ async def test_the_address_may_end_in_a_slash(service: Service) -> None:
     assert "//" not in answer["location"]
 
 
-async def test_options_tell_everything(service: Service) -> None:
+async def test_options_name_extensions_and_limits(service: Service) -> None:
     for target in (UPLOADS, f"{UPLOADS}/anything"):
         answer = await service.client().request("OPTIONS", target, headers={"Tus-Resumable": "0.0.1"})
         assert answer.status == 204
@@ -538,7 +540,7 @@ async def test_options_tell_everything(service: Service) -> None:
         assert ("PATCH" in answer["allow"]) == (target != UPLOADS)
 
 
-async def test_a_browser_that_opens_the_url_is_told_politely(service: Service) -> None:
+async def test_a_browser_that_opens_the_url_gets_a_readable_answer(service: Service) -> None:
     client = service.client()
     url = await create(client, 10)
     answer = await client.get(url)
@@ -550,7 +552,7 @@ async def test_a_browser_that_opens_the_url_is_told_politely(service: Service) -
     content=st.binary(max_size=3000),
     cuts=st.lists(st.tuples(st.integers(1, 1500), st.sampled_from(["whole", "hang up", "bad checksum"])), max_size=8),
 )
-async def test_however_it_is_cut_the_file_is_the_same(service: Service, content: bytes, cuts: Any) -> None:
+async def test_a_file_is_the_same_however_it_is_cut(service: Service, content: bytes, cuts: Any) -> None:
     """Pieces of any length, connections that break, checksums that do not match: HEAD leads to the same file."""
     client = service.client()
     await client.post("/api/session")
@@ -594,7 +596,7 @@ async def test_a_refusal_names_the_version_wherever_it_comes_from(
     assert (await service.client().request(method, path)).get("tus-resumable") is None
 
 
-async def test_the_log_does_not_tell_the_key(service: Service) -> None:
+async def test_the_log_does_not_hold_the_key(service: Service) -> None:
     client = service.client()
     with capture_logs() as lines:
         url = await create(client, 5)

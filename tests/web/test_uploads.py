@@ -39,7 +39,7 @@ async def listed(client: Client) -> list[dict[str, Any]]:
     return answer.json()["items"]
 
 
-async def test_files_of_a_form_land_in_its_order_and_its_fields_are_passed_over(service: Service) -> None:
+async def test_files_of_a_form_land_in_its_order_and_its_fields_are_ignored(service: Service) -> None:
     client = service.client()
     answer = await send_form(
         client,
@@ -283,7 +283,7 @@ FRAGMENTS = ["bytes 0-4/12", "bytes 5-9/12", "bytes 0-4/*", "bytes */5", "bytes 
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("method", ["PUT", "POST", "form"])
-async def test_a_fragment_of_a_file_is_refused_and_the_whole_taken(
+async def test_a_fragment_of_a_file_is_refused_and_the_complete_file_taken(
     service: Service, method: str, chunked: bool
 ) -> None:
     client = service.client()
@@ -406,7 +406,7 @@ EARLY = {
 
 @pytest.mark.parametrize("case", EARLY.values(), ids=EARLY)
 @pytest.mark.parametrize("expect", [True, False], ids=["expect", "blunt"])
-async def test_what_the_headers_forbid_is_refused_before_the_body_is_asked_for(
+async def test_an_upload_that_its_headers_forbid_is_refused_before_the_body_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any, expect: bool
 ) -> None:
     method, path, headers, status, code = case
@@ -430,7 +430,7 @@ async def test_an_encoding_that_changes_nothing_is_taken(service: Service) -> No
     assert answer.status == 201
 
 
-async def test_options_say_what_is_spoken_and_the_limits(service: Service) -> None:
+async def test_options_name_the_protocols_and_the_limits(service: Service) -> None:
     answer = await service.client().request("OPTIONS", UPLOADS)
     assert answer.status == 204
     assert answer["allow"] == "OPTIONS, POST, PUT"
@@ -499,7 +499,7 @@ async def test_a_request_may_be_as_long_as_allowed_and_no_longer(tmp_path: Path)
             (await client.put("a", b"x" * 11, headers=headers)).refused(413, "too_large")
 
 
-async def test_what_was_passed_and_what_is_allowed_stand_in_the_problem(tmp_path: Path) -> None:
+async def test_a_refusal_over_a_limit_names_the_size_and_the_limit(tmp_path: Path) -> None:
     async with serving(settings_in(tmp_path, **SMALL)) as service:
         client = service.client()
         problem = (await client.put("a", b"x" * 11)).refused(413, "too_large")

@@ -64,7 +64,7 @@ def files_end_at(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_goes_wrong_is_told_by_waiting_and_not_to_the_next_write(file, block):
+def test_an_error_is_raised_by_its_own_wait_and_not_by_the_next_write(file, block):
     with files_end_at(MiB):
         assert begun(file, block, 4096).wait() == MiB - 4096
         with pytest.raises(OSError, match="File too large") as raised:
@@ -73,7 +73,7 @@ def test_what_goes_wrong_is_told_by_waiting_and_not_to_the_next_write(file, bloc
     assert begun(file, block, MiB).wait() == MiB
 
 
-def test_what_cannot_be_begun_is_left_to_the_caller(tmp_path, file, block):
+def test_a_write_that_cannot_be_begun_is_left_to_the_caller(tmp_path, file, block):
     reading = os.open(tmp_path / "file", os.O_RDONLY)
     with memoryview(block) as view:
         assert aio.begin_write(reading, view, 0) is None
@@ -94,14 +94,14 @@ def test_a_failing_wait_leaves_nothing_for_the_next(file, block, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [10**6, None])
-def test_a_kernel_without_it_is_asked_once_by_each_thread(file, block, monkeypatch, number):
+def test_a_kernel_without_asynchronous_writes_is_asked_once_by_each_thread(file, block, monkeypatch, number):
     monkeypatch.setattr(aio, "_SETUP", number)
     with memoryview(block) as view, capture_logs() as lines:
         assert [aio.begin_write(file, view, 0) for _ in range(3)] == [None] * 3
     assert [line["reason"] for line in lines] == ["Function not implemented"]
 
 
-def test_each_thread_has_a_queue_of_its_own_and_gives_it_back(tmp_path):
+def test_each_thread_has_a_queue_of_its_own_and_releases_it(tmp_path):
     written, queues = [], []
 
     def work(number):

@@ -132,9 +132,7 @@ class Pending:
 
 
 @pytest.mark.parametrize("count", [0, 4096, 512, BLOCK_BYTES - 4096, BLOCK_BYTES])
-def test_what_the_kernel_leaves_of_a_block_that_it_wrote_by_itself_is_gone_on_with(
-    tmp_path, opened, monkeypatch, count
-):
+def test_a_block_that_the_kernel_wrote_in_part_is_completed(tmp_path, opened, monkeypatch, count):
     real, content = aio.begin_write, content_of(3 * BLOCK_BYTES + 5)
 
     def cut_short(fd, view, offset):
@@ -153,7 +151,7 @@ def test_what_the_kernel_leaves_of_a_block_that_it_wrote_by_itself_is_gone_on_wi
     assert [pending.waited for pending in begun] == [True] * (1 if count == 512 else 2)  # no longer aligned
 
 
-def test_memory_is_not_let_go_while_the_kernel_reads_it(opened, monkeypatch):
+def test_memory_is_not_released_while_the_kernel_reads_it(opened, monkeypatch):
     """Whatever happens meanwhile: in the next moment it may hold another upload's bytes."""
 
     class Broken:

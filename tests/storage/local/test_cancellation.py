@@ -145,7 +145,7 @@ async def upload(file, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"), [(os, "write"), (syscalls, "syncfs"), (syscalls, "rename_new"), (syscalls, "written_back")]
 )
-async def test_a_batch_that_has_begun_is_published_to_the_end(tmp_path, storage, monkeypatch, owner, name):
+async def test_a_commit_group_that_has_begun_is_published_to_completion(tmp_path, storage, monkeypatch, owner, name):
     files = [await staged(storage, content_of(size, size)) for size in [10, 20, 30]]
     with monkeypatch.context() as patched:
         gate = Gate(patched, owner, name)
@@ -208,7 +208,7 @@ async def test_closing_waits_for_the_threads_and_then_leaves_nothing(tmp_path, m
         storage.stage(new_key())
 
 
-async def test_closing_lets_who_still_reads_come_to_an_end(tmp_path, monkeypatch):
+async def test_closing_lets_open_readers_finish(tmp_path, monkeypatch):
     storage = local(tmp_path)
     await storage.prepare()
     key, order = await put(storage, b"hello"), []
@@ -228,7 +228,7 @@ async def test_closing_lets_who_still_reads_come_to_an_end(tmp_path, monkeypatch
     assert order == ["read", "closed"]
 
 
-def test_the_end_of_the_event_loop_stops_no_batch_that_has_begun(tmp_path, monkeypatch):
+def test_the_end_of_the_event_loop_stops_no_commit_group_that_has_begun(tmp_path, monkeypatch):
     files = {new_key(): content_of(size, size) for size in (10, 20, 300_000, 30)}
     gate = Gate(monkeypatch, os, "open", when=lambda path, *more: path == next(iter(files)))
 

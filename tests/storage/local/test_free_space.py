@@ -31,7 +31,7 @@ def disk(monkeypatch):
     return disk
 
 
-def test_what_is_kept_free_is_not_there(disk):
+def test_space_kept_free_is_not_available(disk):
     space = Space(min_free=600)
     assert space.free_bytes() == 400
     space.reserve(400)
@@ -55,7 +55,7 @@ def test_a_file_system_that_does_not_count_inodes_has_room(monkeypatch):
     assert Space(min_free=0).free_bytes() == 1000
 
 
-def test_writes_at_the_same_moment_cannot_pass_the_floor_together(disk):
+def test_simultaneous_writes_keep_the_minimum_free_space_together(disk):
     """Each alone would fit; the disk does not show yet what the others are writing."""
     space = Space(min_free=0)
     let_in, refused = [], []
@@ -112,7 +112,7 @@ def test_a_disk_with_plenty_of_space_is_not_asked_for_every_file(disk, monkeypat
     assert len(looks) == 3
 
 
-def test_what_was_written_since_the_last_look_counts(disk):
+def test_bytes_written_since_the_last_measurement_count(disk):
     disk.free = 3 * GiB
     space = Space(min_free=0)
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_what_was_written_since_the_last_look_counts(disk):
         space.begin_write(GiB + 1, None)
 
 
-def test_a_promise_is_kept_to_whom_it_was_given(disk):
+def test_a_reservation_is_kept_for_its_upload(disk):
     space = Space(min_free=0)
     mine, other = space.reserve(400), space.reserve(500)
     with pytest.raises(OSError, match="No space"):
@@ -137,7 +137,7 @@ def test_a_promise_is_kept_to_whom_it_was_given(disk):
     assert (other.left, space.reserved) == (0, 0)
 
 
-def test_a_promise_is_no_more_than_the_disk_can_keep(disk):
+def test_a_reservation_is_no_more_than_the_disk_has(disk):
     """Another program may take what was promised. Then the floor counts, first come, first served."""
     space = Space(min_free=100)
     mine, other = space.reserve(400), space.reserve(500)
@@ -252,7 +252,7 @@ async def test_a_full_disk_costs_the_upload_that_filled_it_and_no_other(tiny, di
 
 
 @needs_root
-async def test_a_batch_that_does_not_fit_is_published_as_far_as_it_does(tiny):
+async def test_a_commit_group_that_does_not_fit_is_published_as_far_as_it_does(tiny):
     storage, root = tiny
     files = [await staged(storage, content_of(200 * KiB, seed)) for seed in range(40)]
     refused = await storage.publish(files)
@@ -285,7 +285,7 @@ async def test_the_disk_itself_may_refuse_what_the_count_allowed(tiny, monkeypat
 
 @needs_root
 @pytest.mark.parametrize("durability", ["full", "fast"])
-async def test_the_floor_is_never_passed(tmp_path, durability):
+async def test_the_minimum_free_space_is_always_kept(tmp_path, durability):
     with tmpfs(tmp_path / "volume", "24m"):
         root = tmp_path / "volume"
         storage = local(root, min_free=8 * MiB, durability=durability)

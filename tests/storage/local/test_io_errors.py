@@ -84,7 +84,7 @@ async def test_a_flush_that_fails_refuses_the_files_and_is_never_repeated(tmp_pa
 
 
 @pytest.mark.parametrize("at", ["data", "names"])
-async def test_a_flush_of_the_file_system_that_fails_refuses_the_whole_batch(tmp_path, storage, monkeypatch, at):
+async def test_a_flush_of_the_file_system_that_fails_refuses_the_whole_commit_group(tmp_path, storage, monkeypatch, at):
     batch = [await staged(storage, content_of(size, size)) for size in [0, 10, 300_000, 2 * MiB, 5]]
     with monkeypatch.context() as broken:
         syncfs = Broken(broken, syscalls, "syncfs", at=1 if at == "data" else 2)
@@ -105,7 +105,7 @@ async def test_a_file_is_asked_itself_whether_it_was_written(tmp_path, storage, 
     await trusted_again(storage)
 
 
-async def test_the_next_batch_is_untouched_by_a_batch_that_failed(storage, monkeypatch):
+async def test_the_next_commit_group_is_untouched_by_one_that_failed(storage, monkeypatch):
     first = [await staged(storage, content_of(10, seed)) for seed in range(5)]
     second = [await staged(storage, content_of(10, seed)) for seed in range(5)]
     Broken(monkeypatch, syscalls, "syncfs")
@@ -127,7 +127,7 @@ async def test_a_flush_for_which_there_is_no_space_does_not_end_the_trust(tmp_pa
         await storage.remove(await keys(storage))
 
 
-async def test_without_durability_nothing_is_flushed(tmp_path, monkeypatch):
+async def test_a_store_without_durability_flushes_nothing(tmp_path, monkeypatch):
     storage = local(tmp_path, durability="fast")
     await storage.prepare()
     with monkeypatch.context() as counted:
@@ -212,7 +212,7 @@ async def test_a_large_file_whose_write_fails_is_refused_by_the_next_call(tmp_pa
     await trusted_again(storage)
 
 
-async def test_an_error_that_was_passed_over_never_becomes_a_file(tmp_path, storage, monkeypatch):
+async def test_a_write_error_that_was_ignored_never_becomes_a_file(tmp_path, storage, monkeypatch):
     """The block after the lost one may well be written: what is not whole gets no name."""
     write_at_once(monkeypatch)
     file = storage.stage(new_key())
@@ -231,7 +231,7 @@ async def test_an_error_that_was_passed_over_never_becomes_a_file(tmp_path, stor
 
 
 @pytest.mark.parametrize("size", [10, 2 * MiB])
-async def test_a_fault_of_ours_refuses_one_file_and_settles_the_batch(tmp_path, storage, monkeypatch, size):
+async def test_a_fault_of_ours_refuses_one_file_and_settles_the_commit_group(tmp_path, storage, monkeypatch, size):
     files = [await staged(storage, content_of(size, seed)) for seed in range(3)]
 
     def ours(old, new, **directories):
@@ -289,7 +289,7 @@ async def test_a_file_too_large_for_the_file_system_is_refused_without_a_limit_t
     storage.stage(new_key())
 
 
-async def test_a_file_that_cannot_be_removed_is_still_let_go_of(tmp_path, storage, monkeypatch):
+async def test_a_file_that_cannot_be_removed_is_still_closed(tmp_path, storage, monkeypatch):
     before = len(descriptors())
     with monkeypatch.context() as broken:
         Broken(broken, os, "unlink", times=1000, error=OSError(errno.EROFS, "Read-only file system"))
@@ -306,7 +306,7 @@ async def test_a_file_that_cannot_be_removed_is_still_let_go_of(tmp_path, storag
 # --- asking
 
 
-async def test_what_cannot_be_asked_is_unavailable(storage, monkeypatch):
+async def test_a_store_that_cannot_be_asked_is_unavailable(storage, monkeypatch):
     key, large = await put(storage, b"hello"), await put(storage, content_of(2 * MiB))
     stored = await storage.open(large)
     with monkeypatch.context() as broken:
@@ -343,7 +343,7 @@ async def test_a_test_that_fails_leaves_nothing_and_restores_nothing(tmp_path, s
     assert len(files_in(tmp_path)) == 1
 
 
-async def test_an_old_error_is_told_to_the_test_and_not_to_an_innocent_batch(tmp_path, storage, monkeypatch):
+async def test_an_old_error_meets_the_test_of_the_store_and_no_innocent_commit_group(tmp_path, storage, monkeypatch):
     """A write that failed for one file is told once more, to whoever flushes the file system next."""
     batch = [await staged(storage, b"x")]
     with monkeypatch.context() as broken:
@@ -377,7 +377,7 @@ async def test_a_test_restores_no_trust_that_was_lost_while_it_ran(storage, monk
     await trusted_again(storage)
 
 
-async def test_uploads_under_way_may_end_well_while_no_new_one_is_taken(tmp_path, storage, monkeypatch):
+async def test_uploads_in_flight_may_succeed_while_no_new_one_is_taken(tmp_path, storage, monkeypatch):
     under_way = storage.stage(new_key())
     await under_way.write(content_of(2 * MiB))
     failing = await staged(storage, b"x")
@@ -414,7 +414,7 @@ async def test_a_file_system_that_becomes_read_only_refuses_uploads_and_serves_f
 
 @needs_root
 @pytest.mark.parametrize("kind", ["small", "large", "large through the page cache"])
-async def test_a_disk_that_really_fails(tmp_path, kind):
+async def test_a_disk_that_really_fails_refuses_the_file(tmp_path, kind):
     """Writes to the page cache succeed and the flush of the batch does not; a direct write fails by itself."""
     with thin_disk(tmp_path) as root:
         storage = local(root)

@@ -404,7 +404,7 @@ async def test_a_lock_that_fails_later_costs_no_live_upload(tmp_path, monkeypatc
 # --- what others put there
 
 
-async def test_what_is_no_regular_file_is_not_stored_and_never_followed(tmp_path):
+async def test_a_stored_name_that_is_no_regular_file_is_never_followed(tmp_path):
     (tmp_path / "secret").write_bytes(b"not for download")
     root = tmp_path / "store"
     storage = await prepared(root)
@@ -441,7 +441,7 @@ async def test_what_is_no_regular_file_is_not_stored_and_never_followed(tmp_path
     await storage.close()
 
 
-async def test_foreign_names_are_told_and_left_alone(tmp_path):
+async def test_foreign_names_are_reported_and_left_alone(tmp_path):
     storage = await prepared(tmp_path)
     key = await put(storage, b"hello")
     wrong_shard = f"files/{'00' if key[-2:] != '00' else '01'}/{key}"
@@ -460,7 +460,7 @@ async def test_foreign_names_are_told_and_left_alone(tmp_path):
     await storage.close()
 
 
-async def test_a_directory_in_the_staging_of_a_dead_owner_is_told_and_left(tmp_path):
+async def test_a_directory_in_the_staging_of_a_dead_owner_is_reported_and_left(tmp_path):
     storage = await prepared(tmp_path)
     (tmp_path / "staging" / new_key() / "foreign").mkdir(parents=True)
     assert await storage.sweep() == 0
@@ -468,7 +468,7 @@ async def test_a_directory_in_the_staging_of_a_dead_owner_is_told_and_left(tmp_p
     await storage.close()
 
 
-async def test_what_was_set_aside_begins_its_days_then(tmp_path):
+async def test_a_file_set_aside_ages_from_that_moment(tmp_path):
     """Also where a rename does not count as a change of the file."""
     storage = await prepared(tmp_path)
     file = await staged(storage, b"aside")

@@ -122,7 +122,7 @@ async def send(root, key: str, pieces: list[bytes], *, before_call: int) -> tupl
 
 
 @pytest.mark.parametrize("sizes", [[10], [5, 2 * MiB + 5, 4096], [MiB, 300_000]])
-def test_bytes_that_have_a_mark_survive_and_no_partial_file_is_seen(disk, sizes):
+def test_bytes_up_to_the_mark_survive_and_no_unfinished_file_is_seen(disk, sizes):
     before_call, behind = 1, False
     while not behind:
         key, pieces = new_key(), [content_of(size, before_call + seed) for seed, size in enumerate(sizes)]

@@ -77,7 +77,7 @@ async def test_every_byte_is_digested_once(storage, way, size):
 
 
 @pytest.mark.parametrize("often_read", [True, False])
-async def test_what_was_in_the_page_cache_stays_there_and_nothing_else_comes(storage, tmp_path, way, often_read):
+async def test_reading_leaves_the_page_cache_as_it_was(storage, tmp_path, way, often_read):
     key = await put(storage, content_of(3 * BLOCK + 5000, 1))
     path = path_of(tmp_path, key)
     os.sync()
@@ -154,14 +154,14 @@ async def test_a_store_that_cannot_be_asked_says_nothing_against_the_file(storag
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to give a file to somebody else")
-async def test_somebody_elses_file_is_no_file_of_the_store(storage, tmp_path):
+async def test_a_file_of_another_owner_is_no_file_of_the_store(storage, tmp_path):
     key = await put(storage, b"hello")
     os.chown(path_of(tmp_path, key), 12345, 12345)
     with pytest.raises(Replaced):
         await storage.digest(key)
 
 
-async def test_who_is_cancelled_on_the_way_leaves_nothing_open(storage):
+async def test_a_cancelled_reading_leaves_nothing_open(storage):
     key, reached = await put(storage, content_of(2 * BLOCK, 4)), asyncio.Event()
 
     async def pace(count):
@@ -178,7 +178,7 @@ async def test_who_is_cancelled_on_the_way_leaves_nothing_open(storage):
     assert descriptors() == before
 
 
-async def test_once_the_store_closes_no_more_is_read(tmp_path):
+async def test_a_closing_store_reads_no_more(tmp_path):
     storage = local(tmp_path)
     await storage.prepare()
     key = await put(storage, content_of(2 * BLOCK, 5))

@@ -47,7 +47,7 @@ def test_a_rename_never_replaces(place, rename):
     assert (place[0] / "old").read_bytes() == b"old"
 
 
-def test_what_is_not_there_cannot_be_renamed(place, rename):
+def test_an_absent_file_cannot_be_renamed(place, rename):
     with pytest.raises(FileNotFoundError):
         rename("other", "new")
 
@@ -94,7 +94,7 @@ def test_flushing_and_asking_succeed_on_a_sound_file(place):
         syscalls.written_back(file.fileno())
 
 
-def test_an_error_is_told_with_its_number():
+def test_an_error_is_raised_with_its_number():
     for call in (syscalls.syncfs, syscalls.written_back):
         with pytest.raises(OSError, match="Bad file descriptor") as told:
             call(-1)
@@ -123,14 +123,14 @@ def test_a_call_that_this_system_lacks_is_an_error_like_any_other(monkeypatch):
 
 
 class TestOpenCached:
-    def test_it_opens_what_the_kernel_knows(self, place):
+    def test_open_cached_opens_a_cached_name(self, place):
         os.stat("old", dir_fd=place[1])
         fd = syscalls.open_cached("old", os.O_RDONLY, dir_fd=place[1])
         assert os.read(fd, 9) == b"old"
         os.close(fd)
 
     @pytest.mark.parametrize("name", ["absent", "link", "../outside"])
-    def test_nothing_else_is_opened(self, place, name):
+    def test_open_cached_opens_nothing_else(self, place, name):
         (place[0] / "link").symlink_to("old")
         (place[0].parent / "outside").touch()
         with suppress(FileNotFoundError):

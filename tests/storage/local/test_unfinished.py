@@ -90,7 +90,7 @@ _STEPS = st.lists(
 @pytest.mark.parametrize("direct", [True, False])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS)
-def test_whatever_is_done_to_it_a_file_has_the_bytes_that_were_kept(tmp_path, direct, steps):
+def test_an_unfinished_file_keeps_its_committed_bytes_through_any_calls(tmp_path, direct, steps):
     asyncio.run(play(tmp_path, direct, steps))
 
 
@@ -179,7 +179,7 @@ async def test_large_requests_go_past_the_page_cache_wherever_they_begin(storage
 # --- where it lies
 
 
-async def test_it_can_be_written_by_its_owner_until_it_is_published_and_by_nobody_then(tmp_path, storage):
+async def test_an_unfinished_file_is_writable_until_it_is_published(tmp_path, storage):
     key, fence, mark = await kept(storage, b"hello")
     assert partial_files(tmp_path) == {f"{key}.{fence}": b"hello"}
     assert stat.S_IMODE((tmp_path / "partial" / f"{key}.{fence}").stat().st_mode) == 0o600
@@ -187,7 +187,7 @@ async def test_it_can_be_written_by_its_owner_until_it_is_published_and_by_nobod
     assert stat.S_IMODE((tmp_path / "files" / key[-2:] / key).stat().st_mode) == 0o440
 
 
-async def test_it_stays_when_its_process_ends(tmp_path):
+async def test_an_unfinished_file_stays_when_its_process_ends(tmp_path):
     first, second = local(tmp_path), local(tmp_path)
     await first.prepare()
     key, fence, mark = await kept(first, content_of(2 * MiB))
@@ -198,7 +198,7 @@ async def test_it_stays_when_its_process_ends(tmp_path):
     await second.close()
 
 
-async def test_what_is_foreign_is_not_listed(tmp_path, storage):
+async def test_foreign_files_are_not_listed(tmp_path, storage):
     key, fence, _ = await kept(storage, b"hello")
     for name in [
         "foreign",
@@ -225,7 +225,7 @@ async def test_what_is_foreign_is_not_listed(tmp_path, storage):
     assert (tmp_path / "partial" / f"{key}.{fence}").read_bytes() == b"hello"
 
 
-async def test_many_are_listed_in_slices_and_may_go_meanwhile(tmp_path, storage):
+async def test_many_unfinished_files_are_listed_in_slices_and_may_go_meanwhile(tmp_path, storage):
     for number in range(1500):
         (tmp_path / "partial" / f"{new_key()}.{number}").touch()
     met = []
@@ -294,7 +294,7 @@ def holder_of(root, key: str):
             holder.kill()
 
 
-async def test_another_process_has_it_until_it_is_dead_even_if_it_is_stopped(storage, tmp_path):
+async def test_a_stopped_process_holds_its_unfinished_file_until_it_is_dead(storage, tmp_path):
     key, mark = new_key(), Mark(5)
     with holder_of(tmp_path, key) as holder:
         for send in (signal.SIGSTOP, signal.SIGCONT):
@@ -354,7 +354,7 @@ async def test_a_mark_is_given_once_data_and_name_are_flushed(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("durability", ["full", "fast"])
-async def test_a_publication_that_a_crash_cut_short_is_made_whole(tmp_path, monkeypatch, durability):
+async def test_a_publication_that_a_crash_cut_short_is_completed(tmp_path, monkeypatch, durability):
     """It ended between the rename and what follows."""
     storage = local(tmp_path, durability=durability)
     await storage.prepare()
@@ -406,7 +406,7 @@ async def append_and_keep(partial, content: bytes) -> None:
 
 @pytest.mark.parametrize("size", [5, 3 * MiB])
 @pytest.mark.parametrize("call", ["write", "fsync"])
-async def test_after_an_error_only_what_had_a_mark_counts(tmp_path, storage, monkeypatch, call, size):
+async def test_bytes_without_a_mark_do_not_count_after_an_error(tmp_path, storage, monkeypatch, call, size):
     content = content_of(MiB + 77)
     key, fence, mark = await kept(storage, content)
     partial = await storage.partial(key, fence, mark)
@@ -498,7 +498,7 @@ async def test_a_directory_of_published_files_that_is_gone_ends_the_trust(tmp_pa
         storage.stage(new_key())
 
 
-async def test_to_be_taken_over_does_not_end_the_trust(storage):
+async def test_a_preemption_does_not_end_the_trust(storage):
     key, fence, mark = await kept(storage, b"hello")
     partial = await storage.partial(key, fence, mark)
     await partial.finish()
@@ -519,7 +519,7 @@ async def still_waits(task) -> bool:
 
 
 @pytest.mark.parametrize("step", ["write", "fsync"])
-async def test_nobody_lets_go_of_a_file_under_a_thread(tmp_path, storage, monkeypatch, step):
+async def test_no_file_is_released_under_a_thread(tmp_path, storage, monkeypatch, step):
     key = new_key()
     partial = await storage.partial(key, 1, Mark(0))
     with monkeypatch.context() as patched:
@@ -541,7 +541,7 @@ async def test_nobody_lets_go_of_a_file_under_a_thread(tmp_path, storage, monkey
 
 
 @pytest.mark.parametrize("step", ["open", "flock"])
-async def test_who_is_cancelled_while_it_is_opened_holds_nothing(tmp_path, storage, monkeypatch, step):
+async def test_a_cancelled_opening_holds_nothing(tmp_path, storage, monkeypatch, step):
     key, fence, mark = await kept(storage, b"hello")
     with monkeypatch.context() as patched:
         if step == "open":
@@ -560,7 +560,7 @@ async def test_who_is_cancelled_while_it_is_opened_holds_nothing(tmp_path, stora
     assert await complete(storage, key, fence, mark) == b"hello"
 
 
-async def test_a_store_that_closes_waits_for_who_opens_a_file_and_lets_go_of_it(tmp_path, monkeypatch):
+async def test_a_closing_store_waits_for_an_opening_and_releases_its_file(tmp_path, monkeypatch):
     storage = local(tmp_path)
     await storage.prepare()
     key, fence, mark = await kept(storage, b"hello")
@@ -617,7 +617,7 @@ async def test_a_prefix_that_is_read_again_stops_when_the_store_does(tmp_path, m
     assert partial_files(tmp_path) == {f"{key}.{fence}": content_of(5 * MiB)}
 
 
-async def test_no_mix_of_leavings_leaks_anything(tmp_path, storage):
+async def test_no_mix_of_endings_leaks_anything(tmp_path, storage):
     before = len(descriptors())
     contents = {}
 
