@@ -254,8 +254,6 @@ class Metrics:
             ],
         )
 
-    # --- the list's making
-
     def _family(
         self, name: str, kind: Kind, help: str, labels: tuple[str, ...] = (), bounds: tuple[float, ...] = ()
     ) -> Family:

@@ -114,8 +114,6 @@ class Sessions:
         """The interval at which `last_seen` is saved."""
         return min(FLUSH_SECONDS, self._max_age_us / 1_000_000 / _SHARE)
 
-    # --- tokens
-
     def text_of(self, token: Token) -> str:
         """The token as a cookie or bearer value."""
         return self._signer.sign(f"{token.secret}.{token.given_at_us // 1_000_000}")
@@ -155,8 +153,6 @@ class Sessions:
             return self.renewed(token) if await token_records.is_current(self._db, token.hash, self._now_us()) else None
         except UploadError:
             return None  # the browser gets it with the next answer
-
-    # --- recognising
 
     async def recognise(self, groups: Sequence[Sequence[str]]) -> Recognised | None:
         """Find the live session that one of the texts opens, or None. Earlier groups take precedence.
@@ -230,8 +226,6 @@ class Sessions:
             return await self._db.transaction(work)
         finally:
             self._known.clear()
-
-    # --- what a client may do with its session
 
     def begin(self) -> tuple[NewSession, Token]:
         """Make a session and its token; it is recorded along with the first upload."""
@@ -383,8 +377,6 @@ class Sessions:
         if joined is None or joined.session.id != into_id or (before is not None and before.session.id != into_id):
             raise Forbidden("one of the two sessions has changed at this very moment; try again")
         return joined.session
-
-    # --- last seen
 
     async def keep_seen(self, in_use: Callable[[], Iterable[str]]) -> None:
         """Save, now and then and in one statement, when sessions were last seen. Runs until cancelled.
