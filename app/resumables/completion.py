@@ -149,8 +149,6 @@ class Completions:
         task.add_done_callback(ended)
         return task
 
-    # --- publishing
-
     async def _commit_and_publish(self, resource: Resource, held_by: Holder, partial: Partial) -> Resource:
         await self._holding.commit_open(resource, held_by, partial)
         return await self._publish(resource, partial)

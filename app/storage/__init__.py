@@ -1,10 +1,10 @@
-"""Where bytes live: the contract that every backend keeps.
+"""The storage of bytes: the contract that every backend keeps.
 
-A *staged* file is received but not visible. Publishing gives it its key, whole and
-durable; from then on it never changes. A *partial* file is staged too, but comes in several
-requests and stays when its process ends. Refusals are `errors.StorageFull` (no room above the floor of
-free space, or for so large a file) and `errors.Unavailable` (the store cannot be used or
-trusted now); any method that waits may raise the last.
+A *staged* file is received but not visible. Publishing gives it its key, complete and
+durable; from then on it never changes. An *unfinished* file (`Partial`) is staged too, but comes in
+several requests and stays when its process ends. Refusals are `errors.StorageFull` (no space above
+the minimum of free space, or for so large a file) and `errors.Unavailable` (the store cannot be used
+or trusted now); any method that waits may raise the last.
 """
 
 import re
@@ -23,15 +23,15 @@ def is_key(name: str) -> bool:
 
 
 class NotStored(Exception):
-    """The key holds no whole file: it is absent, or what lies there is not a regular file."""
+    """The key has no complete file: it is absent, or not a regular file."""
 
 
 class Replaced(NotStored):
-    """What lies under the key is no file of this store's own: a link, a directory, somebody else's file."""
+    """The key has something that is no file of this store's own: a link, a directory, another owner's file."""
 
 
 class Unreadable(Unavailable):
-    """The file is there, but the disk does not give its bytes."""
+    """The file is there, but the disk fails to read its bytes."""
 
 
 class Withheld(Unavailable):
@@ -39,22 +39,22 @@ class Withheld(Unavailable):
 
 
 Pace = Callable[[int], Awaitable[None]]
-"""Is told of bytes that were read, and returns when the next may be."""
+"""Called with the number of bytes that were read; returns when more may be read."""
 
 
 class InUse(Exception):
-    """Somebody, perhaps another process, has the partial file and may still write into it."""
+    """The unfinished file is open, perhaps in another process, and may still be written to."""
 
 
 class Reservation(Protocol):
     """Space promised to one request for bytes that are still to come; it shrinks as they are written."""
 
     def release(self) -> None:
-        """Give back what was not used. Harmless when repeated."""
+        """Release the space that was not used. Harmless when repeated."""
 
 
 class Staged(Protocol):
-    """A file on its way in. Publishing ends it, or `abort` does; after an error nothing but `abort` helps."""
+    """A file that is being received. It ends by publishing, or by `abort`, the only call allowed after an error."""
 
     key: str
     size: int
@@ -66,32 +66,32 @@ class Staged(Protocol):
         """
 
     async def finish(self) -> None:
-        """No more bytes come; from here on `sha256` is known. Raises what `write` raises."""
+        """Finish the file: no more bytes come, and `sha256` is known. Raises what `write` raises."""
 
     @property
     def sha256(self) -> str:
         """The digest of all bytes, lower-case hex."""
 
     async def abort(self) -> None:
-        """Leave nothing behind, and wait for whatever is under way.
+        """Discard the file, and wait for calls that are under way.
 
-        Harmless when repeated, and once the file is being published: it is published then.
+        Harmless when repeated, and without effect once the file is being published.
         """
 
 
 class Mark(NamedTuple):
-    """A place in a partial file; with `digest_state` the digest of what lies before can be taken up there."""
+    """An offset in an unfinished file, and with `digest_state` the running digest of the bytes before it."""
 
     offset: int
     digest_state: str | None = None
 
 
 class Partial(Staged, Protocol):
-    """A file that comes in several requests, open for appending. One call at a time, but for `detach`.
+    """An unfinished file, open for appending. One call at a time, except `detach`.
 
-    It outlives this object and its process: only publishing ends it, or `Storage.remove_partials`.
-    What has a mark, and no more than that, is sure to be there when it is opened again. After
-    an error nothing but `detach` helps; the file can then be opened again at its last mark.
+    The file outlives this object and its process: it ends only by publishing, or by `Storage.remove_partials`.
+    Bytes before a mark, and no others, are sure to be there when it is opened again. After an
+    error only `detach` is allowed; the file can then be opened again at its last mark.
     """
 
     async def checkpoint(self) -> Mark:
@@ -101,7 +101,7 @@ class Partial(Staged, Protocol):
         """
 
     async def back_to(self, mark: Mark) -> None:
-        """Give up every byte behind the mark, which this object returned or began with. Raises what `write` raises."""
+        """Discard all bytes behind the mark, which this object returned or began with. Raises what `write` raises."""
 
     async def digest(self, algorithm: str) -> str:
         """The digest in hex of the bytes up to the last mark; any but sha256 reads them all again.
@@ -111,9 +111,9 @@ class Partial(Staged, Protocol):
         """
 
     async def detach(self) -> None:
-        """Let go of the file, for somebody else to open, and wait for whatever is under way.
+        """Release the file, for others to open, and wait for calls that are under way.
 
-        What has no mark may stay or not. Harmless when repeated, and once the file is being
+        Bytes behind the last mark may stay or not. Harmless when repeated, and once the file is being
         published. `abort` does the same.
         """
 
@@ -130,10 +130,10 @@ class StoredFile(Protocol):
 
 
 class Found(NamedTuple):
-    """What a walk met under a key.
+    """A published file that a walk found.
 
-    `settled` is true once it is as old as the grace that was asked for. `left` is true when the
-    process that published it ended before it heard of a committed record (`Storage.recorded`):
+    `settled` is true once the file is as old as the requested grace. `left` is true when the
+    process that published it ended before it was notified of a committed record (`Storage.recorded`):
     that crash explains why there is none.
     """
 
@@ -144,7 +144,7 @@ class Found(NamedTuple):
 
 
 class FoundPartial(NamedTuple):
-    """A partial file, open or not. `settled` is true once nobody has changed it for the grace that was asked for."""
+    """An unfinished file, open or not. `settled` is true once it has not changed for the requested grace."""
 
     key: str
     fence: int
@@ -153,7 +153,7 @@ class FoundPartial(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """A file that was set aside `age` seconds ago: a published one or, with a fence, a partial one.
+    """A file that was set aside `age` seconds ago: a published one or, with a fence, an unfinished one.
 
     `left` as in `Found`.
     """
@@ -165,42 +165,41 @@ class Aside(NamedTuple):
 
 
 Work = Literal["sweep", "scrub", "complete", "merges"]
-"""What looks over the whole store, and is done by one process at a time."""
+"""Background work on the whole store, done by one process at a time."""
 
 
 class Storage(Protocol):
     async def prepare(self) -> None:
-        """Make the store usable, or raise `errors.Unusable` naming what is wrong. Any number of times."""
+        """Make the store usable, or raise `errors.Unusable` with the reason. Can be repeated."""
 
     async def close(self) -> None:
-        """Give up what is still on its way in, and let go of everything. Harmless when repeated."""
+        """Discard files that are being received, and release everything. Harmless when repeated."""
 
     def reserve(self, size: int) -> Reservation:
-        """Promise `size` bytes, which no other upload of this process then takes.
+        """Reserve `size` bytes, which no other upload of this process then takes.
 
-        Raises StorageFull when they would pass the floor of free space.
+        Raises StorageFull when they do not fit above the minimum of free space.
         """
 
     def stage(self, key: str, reservation: Reservation | None = None) -> Staged:
-        """Begin a file, whose bytes come out of the reservation as far as it goes.
+        """Begin a file, whose bytes use up the reservation first.
 
-        Raises Unavailable while the store cannot be trusted, and ValueError when `key` is none.
+        Raises Unavailable while the store cannot be trusted, and ValueError for an invalid `key`.
         """
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
-        """Give every finished file of the batch its key, durably.
+        """Give every finished file of the commit group its key, durably.
 
-        Returns the files it refused, by key; of those nothing is left, but a partial file
-        stays what it was and is let go. All others are there whole, and their bytes and
-        names would survive a power cut. No file is ever replaced. A cancelled caller does
-        not stop it.
+        Returns the refused files, by key; nothing of them is left, except that an unfinished file
+        stays as it was and is released. All others are complete, and their bytes and names would
+        survive a power cut. No file is ever replaced. A cancelled caller does not stop it.
         """
 
     async def recorded(self, keys: Collection[str]) -> None:
-        """Take note that these published files have committed records: no crash explains any more that one has none.
+        """Note that these published files have committed records: a crash would not explain any more if one had none.
 
-        To be awaited before anybody is told that they have. Partial files need no such note, since they had records
-        from the beginning.
+        To be awaited before the uploads are acknowledged. Unfinished files need no such note, since they have
+        records from the beginning.
         """
 
     async def partial(
@@ -212,101 +211,101 @@ class Storage(Protocol):
         *,
         confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> Partial:
-        """Open the partial file that is named by `key` and `fence`, for appending at the mark.
+        """Open the unfinished file of `key` and `fence`, for appending at the mark.
 
-        It is made when the mark stands at 0 and there is none. What lies behind the mark is
-        cut off, after `confirm` has been asked whether it still counts for nobody: by then no
-        other can open the file. What that raises is passed on, and nothing is cut off. Raises
-        NotStored when the file is absent or ends before the mark, InUse when somebody has it
-        open, ValueError when `key` is none, and Unavailable as `stage` does.
+        An absent file is created when the mark is at 0. Bytes behind the mark are cut off, after
+        `confirm` has checked that they do not count: by then no other can open the file. An
+        exception of `confirm` is passed on, and nothing is cut off. Raises NotStored when the file
+        is absent or ends before the mark, InUse when it is open elsewhere, ValueError for an
+        invalid `key`, and Unavailable as `stage` does.
         """
 
     async def assemble(
         self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None
     ) -> Mark:
-        """Make a partial file from other ones, each up to its mark, in this order; all of it is durable then.
+        """Assemble an unfinished file from others, each up to its mark, in this order; it is durable on return.
 
-        The others stay, and may be in use. A part whose mark stands at 0 needs no file. Raises
-        InUse when something lies under the name, which is left alone; NotStored when a part is
-        absent or ends before its mark, and what `Staged.write` raises; nothing is left then. A
-        cancelled caller stops it.
+        The others stay, and may be in use. A part whose mark is at 0 needs no file. Raises InUse
+        when the name is taken, by a file that is left alone; NotStored when a part is absent or
+        ends before its mark, and what `Staged.write` raises; nothing is left then. Cancelling the
+        caller stops it.
         """
 
     async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
-        """Remove partial files, given as key and fence; absent ones are passed over.
+        """Remove unfinished files, given as key and fence; absent ones are skipped.
 
-        Who has one open may go on, but what it writes is lost, and publishing refuses it.
+        A process that has one open may go on, but its bytes are lost, and publishing refuses the file.
         """
 
     async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
-        """Move partial files where `partials` does not meet them; `partial` and `assemble` put them back."""
+        """Move unfinished files to where `partials` does not find them; `partial` and `assemble` put them back."""
 
     async def end_partial(self, key: str, fence: int, offset: int) -> None:
-        """Remove a partial file that ended at the offset. One that is longer is set aside: some database knows more."""
+        """Remove an unfinished file that ended at the offset; set aside a longer one, which another database knows."""
 
     def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
-        """Every partial file, in slices."""
+        """Iterate over every unfinished file, in slices."""
 
     async def open(self, key: str) -> StoredFile:
         """Open a published file; raises NotStored."""
 
     async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
-        """Size and SHA-256 of what is stored under the key now, read from the disk, and as slowly as `pace` says.
+        """Size and SHA-256 of the file now stored under the key, read from the disk, as slowly as `pace` makes it.
 
-        What others have read often, and is at hand for that, stays at hand. Raises NotStored,
-        also as Replaced, Unreadable and Withheld; Unavailable when the reason is not this file.
+        Pages that are cached because clients read them stay cached. Raises NotStored, also as
+        Replaced, Unreadable and Withheld; Unavailable when the reason is not this file.
         """
 
     async def make_durable(self, key: str) -> None:
-        """Make sure of a published file, bytes and name, that a process left before `publish` told so.
+        """Make bytes and name of a published file durable, whose process ended before `publish` returned.
 
         Raises NotStored.
         """
 
     async def remove(self, keys: Sequence[str]) -> None:
-        """Remove published files, also where they were set aside; absent ones are passed over."""
+        """Remove published files, also those that were set aside; absent ones are skipped."""
 
     async def set_aside(self, keys: Sequence[str]) -> None:
-        """Move published files where `walk` does not meet them.
+        """Move published files to where `walk` does not find them.
 
-        Whoever asks for one by its key, through `open`, `digest`, `missing` or `make_durable`, puts it back.
+        Access to one by its key, through `open`, `digest`, `missing` or `make_durable`, puts it back.
         """
 
     async def put_back(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """Put back what was set aside of these published files; the sizes of those that were."""
+        """Put back those of these published files that were set aside; return their sizes."""
 
     async def aside(self) -> Sequence[Aside]:
-        """Everything that was set aside."""
+        """List all files that were set aside."""
 
     async def remove_aside(self, files: Sequence[Aside]) -> int:
-        """Remove files that were set aside; how many. One that was put back meanwhile stays."""
+        """Remove files that were set aside; return how many. One that was put back meanwhile stays."""
 
     def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
-        """Every published file, in slices; a file is settled when it is at least `grace_seconds` old."""
+        """Iterate over every published file, in slices; a file is settled when it is at least `grace_seconds` old."""
 
     async def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of `keys` under which no regular file lies, nor was set aside."""
+        """List those of `keys` that have no regular file, nor one that was set aside."""
 
     async def strays(self) -> list[str]:
-        """Names in the store that are none of its own: under no key, or not what such a name stands for."""
+        """List unknown names in the store: those that are no key, or not the kind of file that the name stands for."""
 
     async def sweep(self) -> int:
-        """Remove what dead owners left staged; return how many files. What was staged was never acknowledged."""
+        """Remove files that dead owners left staged; return how many. Staged files were never acknowledged."""
 
     async def forget_left(self, after_seconds: float) -> None:
-        """Forget what processes left that ended longer ago, but for files that are still set aside."""
+        """Delete the notes of processes that ended longer ago, except those about files that are still set aside."""
 
     def alone_at(self, work: Work) -> AbstractContextManager[bool]:
-        """Whether the caller alone, of all who use this store, does this work now; no other can until it ends."""
+        """Lock this work against all other users of the store until the block ends; False if another has locked it."""
 
     async def free_bytes(self) -> int | None:
-        """Bytes an upload could still use above the floor, or None where the store has no such limit.
+        """Bytes that uploads could still use above the minimum of free space; None for a store without such a limit.
 
-        The number is stale when you read it: use it to refuse early, never to promise.
+        The number is stale when you read it: use it to refuse early, never to guarantee space.
         """
 
     def staged_bytes(self) -> int:
-        """Bytes of the files that this process has on their way in."""
+        """The bytes of the files that this process is receiving."""
 
     async def test(self) -> None:
         """Write, sync, publish and remove a file of its own; raises Unavailable or StorageFull.

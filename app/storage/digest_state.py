@@ -1,8 +1,8 @@
-"""A SHA-256 that can be put down as text and taken up again, by another process if need be.
+"""Running SHA-256 digests whose state can be saved as text and resumed, by another process if need be.
 
 Python's own digests cannot be saved. Those of the OpenSSL that Python is linked with can:
-their state is a plain structure. Where it is out of reach, or does not pass the test below,
-Python's are used; their state is None, and who takes up the work reads the bytes again.
+their state is a plain structure. Where that is unavailable, or does not pass the test below,
+Python's are used; their state is None, and the bytes are read again to resume.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ class RunningDigest(Protocol):
         """The digest of all bytes so far; more may follow."""
 
     def state(self) -> str | None:
-        """What `resumed` takes up again, or None where it cannot be told."""
+        """The state from which `resumed` continues, or None where it cannot be saved."""
 
 
 class _PythonDigest:
@@ -40,7 +40,7 @@ class _PythonDigest:
 
 
 class _Context(ctypes.Structure):
-    """OpenSSL's SHA256_CTX, with room to spare behind it in case that a relative's is larger."""
+    """OpenSSL's SHA256_CTX, with spare space behind it in case that a fork's is larger."""
 
     _fields_ = (
         ("words", ctypes.c_uint32 * 8),
@@ -54,7 +54,7 @@ class _Context(ctypes.Structure):
 
 
 class _OpenSSLDigest:
-    """The state as text: the bytes counted, the eight words, and the bytes that do not fill a block yet."""
+    """A digest of OpenSSL's. Its state: the byte count, the eight words, and the bytes that do not fill a block."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -68,7 +68,7 @@ class _OpenSSLDigest:
     def update(self, block: memoryview | bytes | bytearray, /) -> None:
         view = memoryview(block)
         if view.nbytes:
-            # Nothing is copied that can be written to, as are all the blocks of large files.
+            # Writable buffers, as are all blocks of large files, are not copied.
             start = bytes(view) if view.readonly else ctypes.byref(ctypes.c_char.from_buffer(view))
             self._call("SHA256_Update", ctypes.byref(self._context), start, ctypes.c_size_t(view.nbytes))
 
@@ -92,13 +92,13 @@ class _OpenSSLDigest:
 
 
 def begun() -> RunningDigest:
-    """The digest of no bytes yet."""
+    """Begin a digest, of no bytes yet."""
     library = _openssl()
     return _PythonDigest() if library is None else _OpenSSLDigest(library)
 
 
 def resumed(state: str | None, offset: int) -> RunningDigest | None:
-    """The digest of the first `offset` bytes, or None when `state` does not tell it."""
+    """Resume the digest of the first `offset` bytes; None when `state` does not hold it."""
     if offset == 0:
         return begun()
     library, match = _openssl(), _STATE.fullmatch(state or "")
@@ -127,7 +127,7 @@ def _openssl() -> Any:
 
 
 def _try_out(library: Any) -> None:
-    """Raise RuntimeError unless digests, put down and taken up anywhere, come out as Python's do."""
+    """Raise RuntimeError unless digests, saved and resumed at any point, equal Python's."""
     content = bytes(range(256)) * 2
     for cut in (0, 1, 55, 56, 63, 64, 65, 127, 128, 300):
         first, second = _OpenSSLDigest(library), _OpenSSLDigest(library)

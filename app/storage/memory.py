@@ -1,4 +1,4 @@
-"""The same promises in a dict: the reference for tests, and for trying the service without a disk.
+"""The memory store, which keeps the contract in a dict: the reference for tests, and for trials without a disk.
 
 "Durable" means here: as long as the process lives.
 """
@@ -77,7 +77,7 @@ class MemoryStaged:
 
 
 class MemoryPartial(MemoryStaged):
-    """What has no mark is lost when it is let go."""
+    """An unfinished file in memory. Bytes behind its last mark are lost when it is released."""
 
     def __init__(
         self, storage: "MemoryStorage", name: tuple[str, int], mark: Mark, reservation: _Reserved | None
@@ -109,7 +109,7 @@ class MemoryPartial(MemoryStaged):
 
     @property
     def there(self) -> bool:
-        """Whether nobody has removed it meanwhile."""
+        """Whether the file still exists, and was not removed meanwhile."""
         return self._storage.partial_files.get(self.name) is self._kept
 
     async def checkpoint(self) -> Mark:
@@ -163,7 +163,7 @@ def _require_key(key: str) -> None:
 
 
 class MemoryStorage:
-    """At most `capacity` bytes, staged and published together."""
+    """A store of at most `capacity` bytes, staged and published together."""
 
     def __init__(self, capacity: int = 2**63) -> None:
         self._free = capacity
@@ -183,7 +183,7 @@ class MemoryStorage:
             await staged.abort()
 
     def take(self, size: int, reservation: _Reserved | None) -> None:
-        """Use space: what was promised to this upload, then what is promised to nobody."""
+        """Use space: first what is reserved for this upload, then unreserved space."""
         promised = min(size, reservation.left) if reservation else 0
         if size > self._free - self.reserved + promised:
             raise StorageFull
@@ -208,7 +208,7 @@ class MemoryStorage:
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         refused: dict[str, UploadError] = {}
-        for staged in cast("Sequence[MemoryStaged]", batch):  # by `stage`
+        for staged in cast("Sequence[MemoryStaged]", batch):  # made by `stage`
             removed = isinstance(staged, MemoryPartial) and not staged.there
             if not staged.finished or staged.ended or staged.key in self._files or removed:
                 refused[staged.key] = Unavailable()
@@ -220,7 +220,7 @@ class MemoryStorage:
         return refused
 
     async def recorded(self, keys: Collection[str]) -> None:
-        return  # no crash leaves anything here
+        return  # nothing here outlives a crash
 
     def _holds(self, key: str) -> bool:
         """Whether the key has a file, which is put back if it was set aside."""
@@ -229,7 +229,7 @@ class MemoryStorage:
         return key in self._files
 
     def _partial(self, name: tuple[str, int], mark: Mark) -> bytearray:
-        """What the partial file holds; raises NotStored when that ends before the mark."""
+        """The bytes of an unfinished file; raises NotStored when they end before the mark."""
         if name in self._partials_aside and name not in self.partial_files:
             self.partial_files[name] = self._partials_aside.pop(name)
         content = self.partial_files.get(name, bytearray())

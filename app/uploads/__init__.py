@@ -1,1 +1,1 @@
-"""Uploads: admitted, ingested, committed in groups, and recorded."""
+"""Uploads: their admission, ingest, group commit, and records."""

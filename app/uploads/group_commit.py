@@ -1,9 +1,9 @@
-"""Group commit: what is finished together becomes durable, named and recorded together.
+"""Group commit: uploads that are finished together become durable, named and recorded together.
 
     stage → write → data durable → rename → names durable → rows committed → 201
 
-While one batch is flushed the next one gathers, and while its rows are committed the next
-one is flushed: an idle service adds no delay, a busy one pays for few flushes.
+While one commit group is flushed the next one gathers, and while its rows are committed the
+next one is flushed: an idle service adds no delay, a busy one pays for few flushes.
 """
 
 import asyncio
@@ -33,22 +33,22 @@ log = structlog.stdlib.get_logger("waybill.publish")
 
 MAX_BATCH_FILES: Final = 256
 ANSWERED_US: Final = 86_400_000_000
-"""So long what landed under an Idempotency-Key is told again."""
+"""How long a repeated request with an Idempotency-Key is answered by what landed under the key."""
 _MAX_BATCH_ROWS: Final = 4096
 _PATIENCE_SECONDS: Final = 4.0
-"""How long recording is tried again when the database is away; then the client is told to come back."""
+"""How long recording is tried again while the database is away; then the client is asked to retry."""
 _ROWS_A_SECOND: Final = 2000
-"""For what a form has beyond the rows of a group there is so much more time: it can take longer than patience."""
+"""The time for a form's rows beyond those of one group is extended at this rate: they can take longer than patience."""
 _HASTE_SECONDS: Final = 1.0
-"""The same for those who waited meanwhile: by then it is known to be away."""
+"""The patience of requests that waited meanwhile: by then the database is known to be away."""
 _RETRY_SECONDS: Final = 0.1
 _SEARCH_SECONDS: Final = 1.0
-"""How long a group may be delayed by looking for those of it that are locked."""
+"""How long a group may be delayed by the search for its locked sessions."""
 _OUTCOMES: Final[dict[Status, Outcome]] = {Status.COMPLETED: "completed", Status.FAILED: "failed"}
 
 
 class ClaimLost(Exception):
-    """Others hold the keys that some of a batch were to land under; nothing of the batch is recorded."""
+    """Claims of some landings of a group were lost to other requests; nothing of the group is recorded."""
 
     def __init__(self, claim_ids: Collection[str]) -> None:
         super().__init__(f"{len(claim_ids)} claims were passed over")
@@ -56,10 +56,10 @@ class ClaimLost(Exception):
 
 
 class Publisher:
-    """Publish files and record them, in that order, in shared batches.
+    """Publishes files and records them, in that order, in commit groups.
 
-    Use as an async context manager: leaving it finishes what was handed over, and takes
-    nothing new. `patience_seconds` is how long a request waits for a database that is away.
+    Use as an async context manager: on exit, landings that were handed over are finished, and
+    no new ones taken. `patience_seconds` is how long a request waits for a database that is away.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Publisher:
         self._publishing = Stage(self._publish, most=MAX_BATCH_FILES)
         self._recording = Stage(self._record_group, most=_MAX_BATCH_ROWS)
         self._waiting_for_locks = Stage(self._record_locked, most=_MAX_BATCH_ROWS)
-        self._locked: Counter[str] = Counter()  # the sessions of those who wait for locks
+        self._locked: Counter[str] = Counter()  # the sessions of landings that wait for locks
         self._in_doubt = InDoubt(storage, db, self.metrics)
         self._away = self._in_doubt.away
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,7 +106,7 @@ class Publisher:
     def check(self, session_id: str | None = None) -> None:
         """Raise Unavailable when an upload, of this session if it is known, could not land now.
 
-        The database is away, somebody holds the session locked for long, or the service stops.
+        The database is away, the session is locked for long, or the service stops.
         """
         self._publishing.check()
         self._in_doubt.check(session_id)
@@ -121,14 +121,14 @@ class Publisher:
     ) -> list[Upload]:
         """Return the records of `files` once their bytes, names and rows would survive a power cut.
 
-        All of them land or none; with them the `allowances` are given back. With a `claim` on an
+        All of them land or none; the `allowances` are released along with that. With a `claim` on an
         Idempotency-Key they land only while it holds the key. A cancelled caller does not stop
-        it: the outcome is then in the history.
+        this: the outcome is then in the history.
 
         Raises:
-            KeyInUse: it does not: another request has passed it over.
+            KeyInUse: the claim was lost to another request.
             OutcomeUnknown: the database went away in the middle, or the session stayed locked; nothing was lost.
-            UploadError: none of them landed. What is staged still is the caller's to abort.
+            UploadError: none of them landed. The caller aborts those that are still staged.
         """
         self.check()
         landing = Landing(
@@ -141,7 +141,7 @@ class Publisher:
         return await landing.done
 
     async def count_failed(self, session_id: str) -> int:
-        """How many failed uploads the session's history has."""
+        """Count the failed uploads in a session's history."""
         found = await totals_records.find(self._db, session_id)
         return found.of(Status.FAILED).uploads
 
@@ -149,7 +149,7 @@ class Publisher:
         """Record uploads that have no files: those that failed.
 
         Raises:
-            OutcomeUnknown: the database is away, or the session locked; they are recorded when it is back.
+            OutcomeUnknown: the database is away, or the session locked; they are recorded once that is over.
             UploadError: they are not recorded.
         """
         landing = Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
@@ -161,7 +161,7 @@ class Publisher:
         await landing.done
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work on a request that is too large for any group, beside the groups."""
+        """Begin to work on a request that is too large for any group, beside the groups."""
         task = asyncio.create_task(work, name="waybill-large-form")
         self._large.add(task)
         task.add_done_callback(self._large.discard)
@@ -177,11 +177,9 @@ class Publisher:
         await asyncio.wait((settling,))
         if self._in_doubt:
             with suppress(Unavailable):
-                await self._in_doubt.settle()  # the last chance
+                await self._in_doubt.settle()  # the last attempt
         if self._in_doubt:
             log.error("these uploads stay in doubt; the sweeper will find the files", uploads=self._in_doubt.ids)
-
-    # --- first stage: files
 
     async def _publish(self, batch: list[Landing]) -> None:
         refused = await self._publish_files([file for landing in batch for file in landing.files])
@@ -199,7 +197,7 @@ class Publisher:
                 self._recording.put(landing)
 
     async def _publish_files(self, files: Sequence[Incoming]) -> Mapping[str, UploadError]:
-        """Those of the files that were refused, by their ids; all others are there."""
+        """Publish files; return the refusals by id. All other files are published."""
         self.metrics.batch_files.observe(len(files))
         try:
             return await self._storage.publish([file.staged for file in files])
@@ -207,7 +205,7 @@ class Publisher:
             return dict.fromkeys([file.id for file in files], refusal_of(error))
 
     async def _publish_in_slices(self, landing: Landing) -> None:
-        """Publish a form of very many files, others' in between, and record it in a transaction of its own."""
+        """Publish a form of very many files in slices, between groups, and record it in a transaction of its own."""
         published: list[str] = []
         try:
             for files in _slices(landing.files):
@@ -228,7 +226,7 @@ class Publisher:
             await self._record_alone(landing)
 
     async def _take_back(self, keys: list[str]) -> None:
-        """Remove published files that are known to have no rows: nobody was told of them."""
+        """Remove published files that are known to have no rows, and so were never acknowledged."""
         if not keys:
             return
         try:
@@ -236,10 +234,8 @@ class Publisher:
         except (OSError, UploadError):
             log.exception("files that did not land could not be removed", keys=keys)
 
-    # --- second stage: rows
-
     async def _record_group(self, batch: list[Landing]) -> None:
-        """Record what has gathered, but for sessions that others hold locked: those leave the group."""
+        """Record the group, except sessions that others have locked: those leave the group."""
         for landing in batch:
             if landing.session_id in self._locked:
                 self._set_aside(landing)
@@ -253,7 +249,7 @@ class Publisher:
             landing.refuse(refusal_of(error))
 
     async def _record_locked(self, batch: list[Landing]) -> None:
-        """Try again, after a moment, to record what was set aside; whose patience is over is in doubt."""
+        """Try again, after a moment, to record landings that left their groups; those out of patience are in doubt."""
         await asyncio.sleep(_RETRY_SECONDS)
         now = asyncio.get_running_loop().time()
         late = {landing for landing in batch if landing.patient_until is not None and landing.patient_until <= now}
@@ -268,7 +264,7 @@ class Publisher:
             self._locked -= Counter(landing.session_id for landing in batch)
 
     def _set_aside(self, landing: Landing) -> None:
-        """Leave the group, and the others in it, alone: somebody holds what this one needs."""
+        """Take a landing out of its group, because it needs a lock that is held; the others go on."""
         if landing.patient_until is None:
             landing.patient_until = asyncio.get_running_loop().time() + self._patience_seconds
         self._locked[landing.session_id] += 1
@@ -287,7 +283,7 @@ class Publisher:
             if rest := [landing for landing in batch if landing not in passed]:
                 await self._record(rest)
         except Locked:
-            # One whose session is locked must not hold up its neighbours: by halves it is soon alone.
+            # A landing whose session is locked must not hold up its group: bisect the group until it is alone.
             now = asyncio.get_running_loop().time()
             search_until = now + _SEARCH_SECONDS if search_until is None else search_until
             sessions = sorted({landing.session_id for landing in batch})
@@ -299,13 +295,13 @@ class Publisher:
             await self._record([landing for landing in batch if landing.session_id in some], search_until)
             await self._record([landing for landing in batch if landing.session_id not in some], search_until)
         except Unavailable as error:
-            # The files stay: the rows may be there after all.
+            # The files stay: the rows may have been committed after all.
             uploads = sum(len(each.uploads) for each in batch)
             log.error("the outcome of uploads is open", uploads=uploads, reason=root_reason(error))
             self._in_doubt.put(batch, away=True)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, UploadError):
-                # One bad row must not fail its neighbours: by halves it is soon alone.
+                # A bad row must not fail its group: bisect the group until it is alone.
                 middle = len(batch) // 2
                 await self._record(batch[:middle])
                 await self._record(batch[middle:])
@@ -325,13 +321,13 @@ class Publisher:
                     self.metrics.ended(upload.protocol, _OUTCOMES[upload.status])
 
     async def _commit(self, batch: list[Landing]) -> None:
-        """One transaction for all rows; repeated while the database is away, which is safe by their ids.
+        """Commit all rows in one transaction; repeated while the database is away, which is safe by their ids.
 
         Raises:
-            Locked: they are not recorded by this, since somebody holds what one of them needs.
-            Unavailable: whether they are recorded is not known.
-            ClaimLost: they are not, because of some of them.
-            Exception: they are not by this; those that are `doubted` may be by an attempt before.
+            Locked: they are not recorded by this, since another transaction holds a lock that one of them needs.
+            Unavailable: whether they are recorded is unknown.
+            ClaimLost: they are not recorded, because some have lost their claims.
+            Exception: they are not recorded by this; `doubted` ones may be by an earlier attempt.
         """
         uploads = [upload for landing in batch for upload in landing.uploads]
         clock = asyncio.get_running_loop().time
@@ -358,14 +354,14 @@ class Publisher:
     def _insert_once(
         self, uploads: Sequence[Upload], batch: Sequence[Landing]
     ) -> Callable[[Transaction], Awaitable[object]]:
-        """Record these uploads, and under the keys of those that have one what landed; raises ClaimLost."""
+        """Record these uploads, also under their Idempotency-Keys, if they have any; raises ClaimLost."""
         insert_all = insert(uploads, batch)
         keyed = {landing.claim: landing.uploads for landing in batch if landing.claim is not None}
         if not keyed:
             return insert_all
 
         async def run(transaction: Transaction) -> None:
-            # The uploads first, as whoever moves a session's does: two that lock in the same order never deadlock.
+            # The uploads first, as in a merge of sessions: transactions that lock in the same order never deadlock.
             await insert_all(transaction)
             if passed := await key_records.answer(transaction, keyed, self._now_us() + ANSWERED_US):
                 raise ClaimLost(passed)

@@ -1,4 +1,4 @@
-"""Uploads in doubt: published, but nobody learnt whether their rows are committed; settled when that can be asked."""
+"""Uploads in doubt: published, but perhaps not recorded; settled once the database can be asked."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -24,10 +24,10 @@ _RETRY_SECONDS: Final = 0.1
 
 
 class InDoubt:
-    """Landings in doubt. New ones are refused meanwhile: all while the database is `away`, else of locked sessions.
+    """Landings in doubt. Meanwhile new ones are refused: all while the database is `away`, else of locked sessions.
 
-    The files of those that failed are set aside, not removed: the database that is back may be another than the one
-    that went away, and that one, which may have recorded them, may come back as well.
+    The files of failed ones are set aside, not removed: the database that is back may be another than the one that
+    went away, and that one, which may have recorded them, may come back as well.
     """
 
     def __init__(self, storage: Storage, db: Db, metrics: Metrics) -> None:
@@ -54,10 +54,10 @@ class InDoubt:
             raise Locked
 
     def put(self, landings: Collection[Landing], *, away: bool = False, locked: bool = False) -> None:
-        """Take landings in, and refuse their requests: the history will tell.
+        """Take landings in, and refuse their requests: the history will show the outcome.
 
-        The database is `away`, or their sessions are locked. A landing that stays can be landed again, and is
-        settled by that.
+        The database is `away`, or their sessions are locked. A landing that stays can be landed again, which
+        settles it.
         """
         if not landings:
             return
@@ -73,7 +73,7 @@ class InDoubt:
         self._work.set()
 
     async def run(self) -> None:
-        """Settle as soon as the database answers. Until cancelled."""
+        """Settle as soon as the database answers. Runs until cancelled."""
         while True:
             await self._work.wait()
             try:
@@ -82,19 +82,19 @@ class InDoubt:
                 if not self._landings:
                     self._work.clear()
             except Unavailable:
-                pass  # it is asked again
+                pass  # the next round asks again
             except Exception:
                 log.exception("asking whether the database is back failed")
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def settle(self) -> None:
-        """Settle what can be settled now: by halves, until whoever is locked is alone, and stays in doubt.
+        """Settle all landings that can be settled now: bisect them until a locked one is alone, which stays in doubt.
 
-        The database is back when a transaction that writes was answered: a good ping is not enough where
-        others hold the only writer.
+        The database is back when a transaction that writes succeeds: a good ping is not enough where others
+        hold the only writer.
 
         Raises:
-            Unavailable: it is away still.
+            Unavailable: the database is still away.
         """
         waiting = self._landings.copy()
         groups = [waiting[at : at + _AT_ONCE] for at in range(0, len(waiting), _AT_ONCE)] or [[]]
@@ -123,11 +123,11 @@ class InDoubt:
         self._locked = locked
 
     async def _settle(self, group: Sequence[Landing]) -> None:
-        """What was in doubt has failed, unless it was recorded after all.
+        """Record the landings as failed, unless they were recorded as completed after all.
 
-        The failed rows decide it, since an id has one row: an insert that is still under
-        way is waited for, and one that came later would find the id taken. So a file may go
-        when the row of its id, asked for after that, is not that of a completed upload.
+        Inserting failed rows decides, since an id has one row: an insert that is still under way
+        is waited for, and a later one would find the id taken. So a file may go when the row of
+        its id, read after that, is not that of a completed upload.
         """
         ids = [upload_id for landing in group for upload_id in landing.ids]
         failed = _failed(group)
@@ -148,7 +148,7 @@ class InDoubt:
 def insert(
     uploads: Sequence[Upload], batch: Sequence[Landing], *, then_ask_for: Sequence[str] = ()
 ) -> Callable[[Transaction], Awaitable[dict[str, str]]]:
-    """Record these uploads and the new sessions of the batch; the statuses of those asked for."""
+    """Record these uploads and the new sessions of the group; return the statuses of those asked for."""
     arrivals = [landing.arrival for landing in batch if landing.arrival]
     allowances = [allowance for landing in batch for allowance in landing.allowances]
 
@@ -165,7 +165,7 @@ def insert(
 
 
 def _failed(batch: Sequence[Landing]) -> list[Upload]:
-    """The records that say of all uploads of the batch that they failed."""
+    """The failed records of all uploads of the group."""
     unknown = OutcomeUnknown()
     failed: list[Upload] = []
     for landing in batch:

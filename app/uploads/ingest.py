@@ -1,4 +1,4 @@
-"""The write path of one request: stage, count, digest, hand over to publish."""
+"""Ingest, the write path of one request: stage, count, digest, and hand over to be published."""
 
 import asyncio
 import hashlib
@@ -34,16 +34,16 @@ from app.uploads.records import NewSession
 log = structlog.stdlib.get_logger("waybill.ingest")
 
 MAX_FAILED_OF_REQUEST: Final = 10
-"""How many files of a request that failed are put into the history: the last ones, which say why."""
+"""How many files of a failed request are put into the history: the last ones, which show the reason."""
 MAX_FAILED_OF_SESSION: Final = 1000
-"""How many failed uploads a session's history has; the next are in the log alone until older ones are forgotten."""
+"""How many failed uploads a session's history may have; further ones are only logged until older ones are deleted."""
 _SMALL_BYTES: Final = 64 * 1024
 _FILES_A_TURN: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class IngestLimits:
-    """What one request, and all of them together, may ask for."""
+    """The limits of one request, and of all together."""
 
     file_bytes: int
     files: int
@@ -53,14 +53,14 @@ class IngestLimits:
 
 @dataclass(slots=True)
 class Visitor:
-    """Who sends: a session's id, and the session itself as long as the database does not have it."""
+    """The sender of a request: its session's id, and the session itself until it is recorded."""
 
     session_id: str
     arrival: NewSession | None = None
 
 
 class Ingest:
-    """Receive files, request by request."""
+    """Receives files, request by request."""
 
     def __init__(
         self,
@@ -89,14 +89,14 @@ class Ingest:
     def request(
         self, *, visitor: Visitor, protocol: Protocol, declared: int | None = None, claim: str | None = None
     ) -> "Ingestion":
-        """Receive the files of one request; leaving without `publish` leaves nothing visible.
+        """Receive the files of one request; on exit without `publish`, they are discarded.
 
-        `declared` is the length of the body, when it is known: that much space is set
-        aside, so that a disk that is too small refuses the request before its body. With a
-        `claim` they land once, see `IdempotencyKeys`.
+        `declared` is the length of the body, when it is known: that much space is reserved,
+        so that a disk that is too small refuses the request before its body. With a
+        `claim` the files land once, see `IdempotencyKeys`.
 
         Entering it raises:
-            StorageFull: the declared bytes do not fit above the floor of free space.
+            StorageFull: the declared bytes do not fit above the minimum of free space.
             RateLimited: the session has too many requests under way.
             QuotaExceeded: the session's quota does not hold it.
             Unavailable: the service stops, the database is away, or too many requests are under way.
@@ -104,7 +104,7 @@ class Ingest:
         return Ingestion(self, visitor, protocol, declared, claim)
 
     async def close(self, grace_seconds: float) -> None:
-        """Take nothing new; wait for what is under way, but no longer than the grace."""
+        """Take no new requests; wait for those under way, but no longer than the grace."""
         self._closing = True
         try:
             async with asyncio.timeout(grace_seconds):
@@ -113,17 +113,15 @@ class Ingest:
             log.warning("uploads are still under way at the end of the grace", uploads=len(self._live))
 
     def check(self) -> None:
-        """Raise Unavailable while nothing that was received could be recorded."""
+        """Raise Unavailable while received uploads could not be recorded."""
         self._publisher.check()
 
     def sessions_in_use(self) -> set[str]:
-        """The sessions for which something is under way, however long that takes."""
+        """The sessions that have requests under way, however long these take."""
         return {session_id for session_id in self._live.values() if session_id is not None}
 
-    # What follows is for Landing, and for whoever else receives bytes.
-
     def under_way(self, session_id: str) -> int:
-        """How many requests of a session are under way, as far as they are counted."""
+        """The number of a session's requests that are under way; 0 if there is no limit on it."""
         return self._live_of[session_id]
 
     def admit(self, landing: object, declared: int | None) -> Reservation:
@@ -132,13 +130,13 @@ class Ingest:
         if len(self._live) >= self.limits.requests_at_once:
             raise Unavailable("too many uploads are under way")
         self._publisher.check()
-        reservation = self._storage.reserve(declared or 0)  # below the floor not even an empty file is taken
+        reservation = self._storage.reserve(declared or 0)  # without free space not even an empty file is accepted
         self._live[landing] = None
         self._idle.clear()
         return reservation
 
     def count(self, landing: object, session_id: str) -> None:
-        """It is this session's; raises RateLimited when that has too many under way, Unavailable while it is locked."""
+        """Count a landing for its session; raises RateLimited if that has too many, Unavailable while it is locked."""
         self._publisher.check(session_id)
         most = self.limits.requests_at_once_of_session
         if most is not None:
@@ -149,7 +147,7 @@ class Ingest:
 
     def dismiss(self, landing: object) -> None:
         session_id = self._live.pop(landing, None)
-        if session_id is not None and session_id in self._live_of:  # as far as they are counted
+        if session_id is not None and session_id in self._live_of:  # only counted if there is a limit
             self._live_of[session_id] -= 1
             if not self._live_of[session_id]:
                 del self._live_of[session_id]
@@ -174,9 +172,9 @@ class Ingest:
             return await self._publisher.land(files, arrival, allowances=allowances, claim=landing.claim)
 
     async def record_failure(self, landing: "Ingestion", files: list[Incoming], error: UploadError) -> None:
-        """Put the failure into the history; the client is told in any case, also when that is not possible."""
+        """Put the failure into the history, if possible; the client gets the refusal in any case."""
         try:
-            self._storage.reserve(0).release()  # what nobody needs must not grow on a disk that is full
+            self._storage.reserve(0).release()  # records of failures must not grow on a full disk
             if landing.visitor.arrival is None:
                 failed = await self._publisher.count_failed(landing.visitor.session_id)
                 if failed >= MAX_FAILED_OF_SESSION:
@@ -194,10 +192,10 @@ class Ingest:
 
 @contextmanager
 def _arriving(visitor: Visitor, now_us: int) -> Iterator[NewSession | None]:
-    """A new session rides along, seen now; afterwards the database has it, unless it certainly does not.
+    """Yield the visitor's new session, seen now, to be recorded along; then it counts as recorded, unless that failed.
 
-    While that is open the client gets its token all the same: if the session proves not to
-    be there the token opens nothing, and if it is there nobody else could ever open it.
+    If the outcome is unknown, the client gets its token nevertheless: if the session was not
+    recorded the token opens none, and if it was, no other token would ever open it.
     """
     try:
         yield visitor.arrival.seen(now_us) if visitor.arrival else None
@@ -208,7 +206,7 @@ def _arriving(visitor: Visitor, now_us: int) -> Iterator[NewSession | None]:
 
 
 class Ingestion:
-    """The files of one request on their way in. Enter it, feed it, `publish` it, leave it."""
+    """The ingestion of one request's files. Enter it, feed it, `publish` it, leave it."""
 
     def __init__(
         self, ingest: Ingest, visitor: Visitor, protocol: Protocol, declared: int | None, claim: str | None
@@ -235,7 +233,7 @@ class Ingestion:
             self._ingest.count(self, self.visitor.session_id)
             if self._ingest.quotas is not None:
                 self.granted = self._ingest.quotas.request(self.visitor.session_id)
-                # How much of a form is file is not known before it comes.
+                # The share of files in a form is not known before it arrives.
                 await self.granted.need(1, 0 if self.protocol is Protocol.FORM else self._declared or 0)
         except BaseException:
             self._leave()
@@ -246,7 +244,7 @@ class Ingestion:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._handed_over:  # a hang-up, a refusal and a cancellation all pass here
+            if not self._handed_over:  # after a hang-up, a refusal or a cancellation
                 await run_to_completion(self._abort(error))
         finally:
             self._leave()
@@ -260,24 +258,24 @@ class Ingestion:
 
     @property
     def receiving(self) -> bool:
-        """Whether a file is begun and not ended."""
+        """Whether a file has been begun and not ended."""
         return self._current is not None
 
     @property
     def sizes(self) -> list[int]:
-        """How many bytes each file has so far, in their order."""
+        """The bytes that each file has so far, in the files' order."""
         return [file.staged.size for file in self._files]
 
     async def begin_file(self, filename: str, content_type: str, *, digests: Digests = UNDECLARED) -> None:
         """Begin the next file. Its bytes must have the `digests`.
 
         Raises:
-            TooManyFiles: the request holds more files than are accepted.
+            TooManyFiles: the request has more files than allowed.
         """
         if len(self._files) >= self._ingest.limits.files:
             raise TooManyFiles(len(self._files) + 1, self._ingest.limits.files)
         if len(self._files) % _FILES_A_TURN == _FILES_A_TURN - 1:
-            await asyncio.sleep(0)  # a block of the body can hold a thousand small files; others have their turn
+            await asyncio.sleep(0)  # a block of the body can hold a thousand small files: let other tasks run
         self._current = self._ingest.begin(self, filename, content_type)
         self._expected = digests
         self._sha512 = None if digests.sha512 is None else hashlib.sha512()
@@ -298,16 +296,16 @@ class Ingestion:
         await staged.write(block)
 
     def _yet_to_come(self, size: int) -> int:
-        """Bytes that are asked for in advance. Not for a small form: what is around its files would count as well."""
+        """The quota to request in advance. None for a small form, whose length includes the bytes around its files."""
         if self._declared is None:
             return STEP_BYTES
         return max(0, self._declared - size) if self._declared > _SMALL_BYTES else 0
 
     async def end_file(self) -> None:
-        """The file that was begun is whole; raises DigestMismatch when it is not what was declared."""
+        """End the file that was begun; raises DigestMismatch when its digest is not the declared one."""
         assert self._current is not None
         staged, self._current = self._current.staged, None
-        if self.granted is not None:  # a file without bytes was not asked for yet
+        if self.granted is not None:  # quota for an empty file was not requested yet
             await self.granted.need(len(self._files), self._before + staged.size)
         self._before += staged.size
         await staged.finish()
@@ -318,10 +316,10 @@ class Ingestion:
             raise DigestMismatch(sha512, self._sha512.hexdigest(), "sha-512")
 
     async def publish(self) -> list[Upload]:
-        """Make all files visible, whole and durable, and return their records; or none of them.
+        """Make all files visible, complete and durable, and return their records; or none of them.
 
         Raises:
-            NoFile: the request held no file.
+            NoFile: the request had no file.
             UploadError: see Publisher.land.
         """
         assert self._current is None
@@ -329,8 +327,8 @@ class Ingestion:
             raise NoFile
         metrics = self._ingest.metrics
         metrics.stages["receive"].observe(metrics.stopwatch() - self._began)
-        # From here on they are the publisher's: it goes on when we are cancelled, and after an
-        # unknown outcome it settles what became of them. A record of ours could contradict its own.
+        # From here on the files belong to the publisher: it goes on when we are cancelled, and
+        # settles an unknown outcome. A failure recorded by us could contradict its record.
         self._handed_over = True
         try:
             return await self._ingest.land(self, self._files)
@@ -351,7 +349,7 @@ class Ingestion:
 
 
 def _told(error: BaseException) -> UploadError:
-    """The refusal by which a failure is known to the client and to history."""
+    """The refusal by which a failure is reported to the client and the history."""
     if isinstance(error, UploadError):
         return error
     if isinstance(error, asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What lands together: a file on its way in, the files of one request, and the stages that requests pass in batches."""
+"""Landings: the files of one request, which land together, and the stages that landings pass in commit groups."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +16,7 @@ log = structlog.stdlib.get_logger("waybill.publish")
 
 @dataclass(slots=True)
 class Incoming:
-    """One file of a request on its way in."""
+    """One file of a request that is being received."""
 
     id: str
     session_id: str
@@ -26,7 +26,7 @@ class Incoming:
     created_at: int
     staged: Staged
     stays: bool = False
-    """It came in several requests and has its record already: whatever its landing meets, it can be landed again."""
+    """Whether it is a resumable upload, which has its record already: after any failure it can be landed again."""
 
     def completed(self, at: int) -> Upload:
         return self._upload(Status.COMPLETED, sha256=self.staged.sha256, completed_at=max(at, self.created_at))
@@ -59,20 +59,20 @@ class Incoming:
 
 @dataclass(slots=True, eq=False)
 class Landing:
-    """The files of one request, or the records of its failure: they land together or not at all."""
+    """A landing: the files of one request, or the records of its failure. They land together or not at all."""
 
     files: Sequence[Incoming]
     arrival: NewSession | None
     done: "asyncio.Future[list[Upload]]"
     uploads: list[Upload] = field(default_factory=list)
     allowances: Sequence[str] = ()
-    """Of the session's quota; given back by the transaction that records the uploads, which are counted then."""
+    """The ids of grants of quota, released by the transaction that records the uploads, which count from then on."""
     claim: str | None = None
-    """On an Idempotency-Key: the same transaction records under it what landed, or nothing when it was passed over."""
+    """A claim on an Idempotency-Key: the transaction records the uploads under it too, or nothing if it was lost."""
     doubted: bool = False
-    """An attempt to record it may have been committed, though nobody heard of it."""
+    """Whether an attempt to record it may have been committed without an answer."""
     patient_until: float | None = None
-    """Until then, by the loop's clock, it waits for whoever has locked what it needs."""
+    """The time, by the loop's clock, until which it waits for locks that others hold."""
 
     @property
     def session_id(self) -> str:
@@ -80,7 +80,7 @@ class Landing:
 
     @property
     def ids(self) -> list[str]:
-        """Those of the files that go when they do not land."""
+        """The ids of the files to remove if they do not land."""
         return [file.id for file in self.files if not file.stays]
 
     @property
@@ -88,7 +88,7 @@ class Landing:
         return any(file.stays for file in self.files)
 
     def landed(self) -> None:
-        if not self.done.done():  # else its request was cancelled; the outcome is in the history
+        if not self.done.done():  # else the request was cancelled; the outcome is in the history
             self.done.set_result(self.uploads)
 
     def refuse(self, refusal: UploadError) -> None:
@@ -97,10 +97,10 @@ class Landing:
 
 
 class Stage:
-    """One step of the way. What has gathered while a batch was worked on is the next batch.
+    """A stage of the group commit. Landings that gather while one group is worked on form the next group.
 
-    No batch is larger than `most` files by more than one request, none is lost, and none
-    can end the stage.
+    No group exceeds `most` files by more than one request, none is lost, and no failure of one
+    ends the stage.
     """
 
     def __init__(self, work: Callable[[list[Landing]], Awaitable[None]], *, most: int) -> None:
@@ -115,18 +115,18 @@ class Stage:
             raise Unavailable("the service is stopping", retry_after=5)
 
     def put(self, landing: Landing) -> None:
-        """Take a landing in; raises Unavailable when none is taken any more."""
+        """Take a landing in; raises Unavailable once the stage is closed."""
         self.check()
         self._waiting.append(landing)
         self._soon.set()
 
     def put_back(self, landing: Landing) -> None:
-        """Take in what another stage, or this one, took in before."""
+        """Take in a landing that another stage, or this one, took in before."""
         self._waiting.append(landing)
         self._soon.set()
 
     def close(self) -> None:
-        """Take nothing new; `run` ends when all that was taken has been worked on."""
+        """Take no new landings; `run` ends when all that were taken have been worked on."""
         self._closing = True
         self._soon.set()
 
@@ -146,7 +146,7 @@ class Stage:
 
 
 def refusal_of(error: Exception) -> UploadError:
-    """The refusal that a failure amounts to. What is ours to fix goes to the log, once for all whom it hits."""
+    """The refusal that a failure amounts to. A bug of ours is logged, once for all requests that it affects."""
     if isinstance(error, UploadError):
         return error
     log.error("uploads failed through a fault of ours", exc_info=error)
@@ -156,7 +156,7 @@ def refusal_of(error: Exception) -> UploadError:
 
 
 def _take(waiting: list[Landing], most: int) -> list[Landing]:
-    """Take the next batch from those who wait: whole landings, in order, until it holds enough files."""
+    """Take the next group from the waiting landings, in order, until it has enough files."""
     files = count = 0
     while count < len(waiting) and files < most:
         files += max(1, len(waiting[count].files))

@@ -1,4 +1,4 @@
-"""Single records, for many who ask at once: they share a query."""
+"""Look-ups of single records, of which many at once share a query."""
 
 import asyncio
 from typing import Final
@@ -16,8 +16,8 @@ _Asked = tuple[str, "asyncio.Future[Upload | None]"]
 class Lookup:
     """Finds uploads by their ids.
 
-    While one query runs, those who ask gather for the next one: no answer is older than its
-    question, and one that shares its query with 63 others costs a fifth of one alone.
+    While one query runs, further look-ups gather for the next one: no answer is older than its
+    look-up, and one that shares its query with 63 others costs a fifth of one alone.
     """
 
     def __init__(self, db: Db) -> None:
@@ -26,7 +26,7 @@ class Lookup:
         self._answering: asyncio.Task[None] | None = None
 
     async def find(self, session_id: str, upload_id: str) -> Upload | None:
-        """One upload of a session; None too when its row is broken.
+        """Find an upload of a session; None if there is none, or its row is broken.
 
         Raises:
             Unavailable: the database is away.
@@ -38,7 +38,7 @@ class Lookup:
         upload = await future
         if upload is None or upload.session_id == session_id:
             return upload
-        # It may be on its way here, from a session that has joined this one.
+        # The upload may be on its way here, from a session that has joined this one.
         owner = await records.find_session(self._db, upload.session_id)
         return (
             upload.model_copy(update={"session_id": session_id}) if owner and owner.merged_into == session_id else None
@@ -51,10 +51,10 @@ class Lookup:
                 asked, self._asked = self._asked[:_AT_ONCE], self._asked[_AT_ONCE:]
                 found = await records.list_these(self._db, {upload_id for upload_id, _ in asked})
                 for upload_id, future in asked:
-                    if not future.done():  # else its request was cancelled
+                    if not future.done():  # else the request was cancelled
                         future.set_result(found.get(upload_id))
         except Exception as error:
-            # Those too who came meanwhile: they would only wait as long again.
+            # Look-ups that arrived meanwhile fail, too: they would only wait as long again.
             for _, future in asked + self._asked:
                 if not future.done():
                     future.set_exception(Unavailable(str(error)) if isinstance(error, UploadError) else error)

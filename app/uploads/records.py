@@ -1,8 +1,8 @@
-"""Every sentence said to the database, one function each.
+"""Statements about uploads, scrubs and sessions, one function each.
 
-Functions that only ask take `Queryable`: the database, or a transaction in it. Functions that say
-several things which belong together take the `Transaction` of one transaction. What several statements
-say is repeatable: saying it twice, after an answer got lost, leaves what saying it once leaves.
+Functions of one statement take a `Queryable`: the database, or a transaction in it. Functions of
+several statements that belong together take a `Transaction`. Every statement can be repeated after a
+lost answer, with the same result.
 """
 
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ _log = structlog.get_logger(__name__)
 
 DELETED_AGAIN_US: Final = 86_400_000_000
 """How long a deletion can be repeated with success."""
-# Beyond everything that a column can hold, so that a row with an impossible time or size is still
-# found, and counted as broken, where nobody asks about times and sizes.
+# Beyond everything that a column can hold, so that a query without filters on times and sizes still
+# finds a row with an impossible one, and counts it as broken.
 _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1
 _ROWS_AT_ONCE: Final = 1000
-"""Rows in one statement: no one takes long, nor holds the event loop."""
+"""Rows in one statement: none takes long, nor blocks the event loop."""
 LAST_ID: Final = "\U0010ffff"
 _IN_SEVERAL_REQUESTS: Final = {Protocol.TUS, Protocol.RESUMABLE}
 _LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
@@ -40,7 +40,7 @@ class NewSession(NamedTuple):
     token_hash: str
 
     def seen(self, now_us: int) -> "NewSession":
-        """The same, seen now: the upload that it comes with may have taken longer than it would have lived."""
+        """The same session, seen now: its first upload may have taken longer than the session's maximum age."""
         session = self.session
         age_us = session.expires_at - session.last_seen_at
         if (now_us - session.last_seen_at) * 30 < age_us:
@@ -49,7 +49,7 @@ class NewSession(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A live session was seen, and lives until then."""
+    """The use of a live session, which extends its life until `expires_at_us`."""
 
     id: str
     last_seen_us: int
@@ -57,7 +57,7 @@ class Seen(NamedTuple):
 
 
 class StoredRecord(NamedTuple):
-    """What storage must hold for a completed upload."""
+    """The size and digest that a completed upload's file must have."""
 
     id: str
     size: int
@@ -65,10 +65,10 @@ class StoredRecord(NamedTuple):
 
 
 class Scrub(NamedTuple):
-    """How far a pass over all stored files is, or how it ended.
+    """The progress of a pass of the scrub over all stored files, or its outcome.
 
-    `files` uploads were looked at, up to `after_id`, and `found` of them turned out damaged.
-    `whole_at_us` is when a pass last came to its end without being `stopped`.
+    `files` uploads were read, up to `after_id`, and `found` of them turned out damaged.
+    `whole_at_us` is when a pass last ended without being `stopped`.
     """
 
     began_at_us: int
@@ -87,21 +87,18 @@ class SessionRecord(Session):
     merged_into: str | None
 
 
-# Uploads.
-
-
 async def insert_uploads(db: Queryable, uploads: Sequence[Upload]) -> None:
-    """Record uploads; those that are recorded already stay as they are, but for those still on their way in.
+    """Record uploads; existing records stay as they are, unless their uploads are still being received.
 
-    Many take several statements, and so a transaction. An upload whose session has joined another one meanwhile is
-    recorded for that one.
+    Many take several statements, and so need a transaction. An upload whose session has joined another one meanwhile
+    is recorded for that one.
     """
-    # By session, in which order PostgreSQL locks them: two that lock in the same order never deadlock.
+    # In order of sessions, in which PostgreSQL locks them: transactions that lock in the same order never deadlock.
     uploads = sorted(uploads, key=attrgetter("session_id"))
     slices = [uploads[at : at + _ROWS_AT_ONCE] for at in range(0, len(uploads), _ROWS_AT_ONCE)]
     batches = [_json([upload.as_row() for upload in some]) for some in slices]
     if len({upload.protocol in _IN_SEVERAL_REQUESTS for upload in uploads}) > 1:
-        # Of some there is a record, of others not: their sums would be locked in two rounds.
+        # Some have a record, others do not: their totals would be locked in two rounds.
         for rows in batches:
             await db.many("lock_uploads", rows=rows)
     for rows in batches:
@@ -109,14 +106,14 @@ async def insert_uploads(db: Queryable, uploads: Sequence[Upload]) -> None:
 
 
 async def try_recording(db: Queryable) -> None:
-    """Return when a row of an upload could be written now: nobody holds the table, and the database takes writes."""
+    """Return if an upload could be recorded now: the table is not locked, and the database takes writes."""
     await db.run("try_recording")
 
 
 async def list_uploads(
     db: Queryable, session_id: str, query: HistoryQuery, *, after: Position | None, page_size: int
 ) -> Page:
-    """One page of a session's uploads, from behind `after` or from the start."""
+    """List a page of a session's uploads, from behind `after` or from the start."""
     bounds = _newest_first(query, after) if query.order == "newest" else _oldest_first(query, after)
     name, wanted = _LISTS[query.order], _filters(query)
     if query.filename_pattern is not None:
@@ -124,13 +121,13 @@ async def list_uploads(
     rows = await db.many(name, session_id=session_id, page_size=page_size + 1, **bounds, **wanted)
     more, rows = len(rows) > page_size, rows[:page_size]
     uploads = list(_readable(rows))
-    # The end comes from the rows: a broken one is left out, but must not end the listing early.
+    # The end is that of the rows: a broken one is left out, but must not end the listing early.
     end = Position(rows[-1]["created_at_us"], rows[-1]["id"]) if more else None
     return Page(uploads, end, skipped=len(rows) - len(uploads))
 
 
 async def count_uploads(db: Queryable, session_id: str, query: HistoryQuery) -> int:
-    """How many rows `list_uploads` goes through over all pages, broken ones included."""
+    """Count the rows of `list_uploads` over all pages, broken ones included."""
     row = await db.one(
         "count_uploads",
         session_id=session_id,
@@ -143,22 +140,22 @@ async def count_uploads(db: Queryable, session_id: str, query: HistoryQuery) -> 
 
 
 async def list_these(db: Queryable, upload_ids: Collection[str]) -> dict[str, Upload]:
-    """Those of these uploads that are recorded, by their ids, over all sessions. Broken rows are left out."""
+    """Find these uploads, as far as they are recorded, by their ids, over all sessions. Broken rows are left out."""
     rows = await db.many("list_uploads_by_id", ids=_json(list(upload_ids)))
     return {upload.id: upload for upload in _readable(rows)}
 
 
 async def find_span(db: Queryable, session_id: str) -> tuple[int, int] | None:
-    """When a session's first upload and its last one were created; None if it has none."""
+    """Find the creation times of a session's first and last upload; None if it has none."""
     row = await db.one("find_upload_span", session_id=session_id)
     return (row["first_us"], row["last_us"]) if row and row["first_us"] is not None else None
 
 
 async def delete_upload(db: Queryable, session_id: str, upload_id: str, now_us: int) -> bool:
-    """An upload that was completed, damaged or not, becomes a deleted one; False if the session has no such.
+    """Record the deletion of a completed upload, damaged or not; False if the session has no such upload.
 
-    One that was deleted within `DELETED_AGAIN_US` stays so, and that is no different: whoever deleted it may not have
-    learnt of it.
+    For an upload that was deleted within `DELETED_AGAIN_US` the result is True as well: its client may have lost the
+    answer.
     """
     row = await db.one(
         "delete_upload",
@@ -171,65 +168,62 @@ async def delete_upload(db: Queryable, session_id: str, upload_id: str, now_us: 
 
 
 async def statuses_of(db: Queryable, ids: Sequence[str]) -> dict[str, str]:
-    """The status of each of these uploads, over all sessions; those not recorded are not in it."""
+    """Find the status of each of these uploads, over all sessions; unknown ones are left out."""
     return {row["id"]: row["status"] for row in await db.many("list_statuses", ids=_json(ids))}
 
 
 async def list_stored(db: Queryable, after_id: str, page_size: int) -> list[StoredRecord]:
-    """What storage must hold, over all sessions, by id from behind `after_id`; all from behind the empty id."""
+    """List the uploads that storage must hold, over all sessions, by id from behind `after_id`; begin with ''."""
     rows = await db.many("list_stored", after_id=after_id, page_size=page_size)
     return [StoredRecord(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
 
 
 async def list_damaged(db: Queryable, after_id: str, page_size: int) -> list[StoredRecord]:
-    """What storage should hold and was found not to, in the same manner."""
+    """List the uploads that storage should hold but that were found damaged, in the same manner."""
     rows = await db.many("list_damaged", after_id=after_id, page_size=page_size)
     return [StoredRecord(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
 
 
 async def count_damaged(db: Queryable) -> int:
-    """How many uploads storage should hold and was found not to, over all sessions."""
+    """Count the uploads that storage should hold but that were found damaged, over all sessions."""
     row = await db.one("count_damaged")
     return int(row["uploads"]) if row else 0
 
 
 async def count_stored(db: Queryable) -> int:
-    """How many uploads storage must hold, over all sessions."""
+    """Count the uploads that storage must hold, over all sessions."""
     row = await db.one("count_stored")
     return int(row["uploads"]) if row else 0
 
 
 async def delete_uploads(db: Queryable, ids: Sequence[str], now_us: int) -> list[str]:
-    """The bytes of completed uploads are gone, as was asked for; the ids of those that were completed until now."""
+    """Record the deletion of completed uploads' bytes; return the ids of those that were completed until now."""
     return [row["id"] for row in await db.many("delete_uploads", ids=_json(ids), now_us=now_us)]
 
 
 async def fail_uploads(db: Queryable, ids: Sequence[str], code: str, detail: str) -> list[str]:
-    """Completed uploads turn out not to be there; the ids of those that were completed until now."""
+    """Record that completed uploads are lost or damaged; return the ids of those that were completed until now."""
     return [row["id"] for row in await db.many("fail_uploads", ids=_json(ids), code=code, detail=detail)]
 
 
 async def repair_uploads(db: Queryable, ids: Sequence[str]) -> list[str]:
-    """Uploads that were found damaged turn out to be whole; the ids of those that were damaged until now."""
+    """Record that damaged uploads are intact after all; return the ids of those that were damaged until now."""
     return [row["id"] for row in await db.many("repair_uploads", ids=_json(ids))]
 
 
 async def find_scrub(db: Queryable) -> Scrub | None:
-    """How far the reading again of stored files is; None if it never began."""
+    """Find the scrub's progress; None if it never began."""
     row = await db.one("find_scrub")
     return Scrub(**row) if row else None
 
 
 async def save_scrub(db: Queryable, scrub: Scrub) -> None:
-    """So far it is now."""
+    """Save the scrub's progress."""
     await db.run("save_scrub", **scrub._asdict())
 
 
-# Sessions.
-
-
 async def insert_sessions(transaction: Transaction, arrivals: Sequence[NewSession]) -> None:
-    """Record new sessions with their first tokens; those that are recorded already stay as they are."""
+    """Record new sessions with their first tokens; existing records stay as they are."""
     await transaction.run(
         "insert_sessions",
         rows=_json(
@@ -256,52 +250,52 @@ async def insert_sessions(transaction: Transaction, arrivals: Sequence[NewSessio
 
 
 async def find_session(db: Queryable, session_id: str) -> SessionRecord | None:
-    """A session, live or not, for an operator."""
+    """Find a session, live or not, for an operator."""
     row = await db.one("find_session", session_id=session_id)
     return _session_record(row) if row else None
 
 
 async def are_one(db: Queryable, session_id: str, other_id: str) -> bool:
-    """Whether two sessions are one by now: one joined the other, or both the same third one."""
+    """Whether two sessions have been merged: one joined the other, or both the same third one."""
     found = [await find_session(db, each) or each for each in (session_id, other_id)]
     here, there = [each if isinstance(each, str) else each.merged_into or each.id for each in found]
     return here == there
 
 
 async def list_sessions(db: Queryable, limit: int) -> list[SessionRecord]:
-    """The sessions that were seen last, live or not, for an operator."""
+    """List the most recently seen sessions, live or not, for an operator."""
     return [_session_record(row) for row in await db.many("list_sessions", limit=limit)]
 
 
 async def touch_sessions(db: Queryable, seen: Iterable[Seen]) -> None:
-    """Live sessions, or those that they joined, were seen; a time never goes back, in whatever order news comes."""
+    """Record that live sessions, or those that they joined, were seen; a time never goes back."""
     latest: dict[str, Seen] = {}
     for each in seen:
         known = latest.get(each.id, each)
         latest[each.id] = Seen(
             each.id, max(known.last_seen_us, each.last_seen_us), max(known.expires_at_us, each.expires_at_us)
         )
-    # By id, so that two batches rarely lock the same rows in opposite order.
+    # By id, so that two statements rarely lock the same rows in opposite order.
     await db.run("touch_sessions", rows=_json([latest[each]._asdict() for each in sorted(latest)]))
 
 
 async def lock_sessions(transaction: Transaction, first_id: str, second_id: str, now_us: int) -> None:
-    """Two sessions, if they are live, neither end nor join another until the transaction ends."""
+    """Lock two sessions, if they are live, so that they neither end nor join another until the transaction ends."""
     await transaction.many("lock_live_sessions", first_id=first_id, second_id=second_id, now_us=now_us)
 
 
 async def expire_sessions(transaction: Transaction, now_us: int, page_size: int) -> int:
-    """Some of the sessions whose time is over end; how many. Their records stay."""
+    """End expired sessions, a page at most; return how many. Their records stay."""
     return len(await transaction.many("expire_sessions", now_us=now_us, page_size=page_size))
 
 
 async def forget_failed(db: Queryable, created_before_us: int, page_size: int) -> int:
-    """Records of what failed or expired and never was complete, begun before then, go; how many, a page at most."""
+    """Delete old records of failed or expired uploads that were never completed, a page at most; return how many."""
     return len(await db.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
 
 
 async def end_unused_sessions(db: Queryable, seen_before_us: int, now_us: int, page_size: int) -> AsyncIterator[int]:
-    """Live sessions that were not seen since then and never uploaded end, page by page; how many."""
+    """End live sessions that were not seen since `seen_before_us` and never uploaded, page by page; yield how many."""
     async for after_id, until_id in _session_pages(db, page_size):
         ended = await db.many(
             "end_unused_sessions", after_id=after_id, until_id=until_id, seen_before_us=seen_before_us, now_us=now_us
@@ -310,7 +304,7 @@ async def end_unused_sessions(db: Queryable, seen_before_us: int, now_us: int, p
 
 
 async def forget_empty_sessions(db: Queryable, ended_before_us: int, page_size: int) -> AsyncIterator[int]:
-    """Sessions that ended before then, without an upload and not needed to find one, go, page by page; how many."""
+    """Delete sessions, ended before `ended_before_us`, that no upload needs, page by page; yield how many."""
     async for after_id, until_id in _session_pages(db, page_size):
         gone = await db.many(
             "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
@@ -319,7 +313,7 @@ async def forget_empty_sessions(db: Queryable, ended_before_us: int, page_size: 
 
 
 async def _session_pages(db: Queryable, page_size: int) -> AsyncIterator[tuple[str, str]]:
-    """All sessions in the order of their ids, in ranges of so many: behind the first id, up to the second."""
+    """Iterate over all sessions by id, in ranges of `page_size`: behind the first id, up to the second."""
     after_id = ""
     while after_id != LAST_ID:
         row = await db.one("find_session_page", after_id=after_id, page_size=page_size)
@@ -361,7 +355,7 @@ def _or(asked: int | None, otherwise: int) -> int:
 
 
 def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
-    """The uploads that rows stand for. A row that breaks the model is left out, and logged by its id."""
+    """Make the uploads of rows. A row that breaks the model is left out, and logged by its id."""
     for row in rows:
         try:
             yield Upload.from_row(row)
@@ -370,7 +364,7 @@ def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
 
 
 def session_in(row: Row) -> Session:
-    """The session that a row stands for."""
+    """Make the session of a row."""
     return Session(**_session_fields(row))
 
 
@@ -388,5 +382,5 @@ def _session_record(row: Row) -> SessionRecord:
 
 
 def _json(value: object) -> str:
-    """As a batch travels: one parameter, whatever its length."""
+    """Serialise a list as JSON: one parameter of a statement, whatever its length."""
     return pydantic_core.to_json(value).decode()

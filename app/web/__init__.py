@@ -1,1 +1,1 @@
-"""Starlette's side of the service: requests in, answers out."""
+"""The web layer: Starlette's requests in, answers out."""

@@ -1,4 +1,4 @@
-"""Where the service is mounted: below which path its URLs are read and written (WAYBILL_BASE_PATH)."""
+"""The base path below which the service is mounted, and its URLs are read and written (WAYBILL_BASE_PATH)."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from app.model import Upload
 
 
 def unmount(scope: Scope, base: str) -> None:
-    """Take the base path off the request's path, so that all below knows its own paths alone.
+    """Remove the base path from the request's path, so that all other code knows only its own paths.
 
     Raises:
-        NotFound: the request is for something that does not lie below it.
+        NotFound: the request's path is not below the base path.
     """
     raw: bytes = scope["raw_path"]
     prefix = f"{base}/"
@@ -37,7 +37,7 @@ def shown(upload: Upload, base: str) -> Upload | dict[str, Any]:
 
 
 def as_json(upload: Upload, base: str) -> bytes:
-    """The record as text, with such links."""
+    """The record as JSON, with links that clients can follow."""
     return to_json(shown(upload, base)) if base else upload.as_json()
 
 

@@ -16,16 +16,16 @@ PACE_SECONDS: Final = 30.0
 
 
 class Body:
-    """Enter it and iterate over it once for the blocks. What the headers alone forbid, the constructor refuses.
+    """A request's body. Enter it and iterate once over its blocks. The constructor refuses by the headers alone.
 
     Raises:
-        UnsupportedMediaType: it is compressed; nothing is ever decompressed here.
-        BadRequest: its length is told in two ways or in none that can be read.
-        RequestTooLarge: it is, or proves to be, over `limit` bytes.
+        UnsupportedMediaType: the body is compressed; nothing is ever decompressed here.
+        BadRequest: its length is declared in two ways or in an unreadable one.
+        RequestTooLarge: the body is, or proves to be, over `limit` bytes.
         IncompleteBody: the client hung up, or sent another length than it declared.
         TooSlow: fewer than `min_rate` bytes a second arrived for `PACE_SECONDS`.
-        DigestMismatch, ChecksumMismatch: it is whole and fails one of the `checks`.
-        TookTooLong: it had not arrived when `timeout` seconds had passed, and up to `PACE_SECONDS` more.
+        DigestMismatch, ChecksumMismatch: the complete body fails one of the `checks`.
+        TookTooLong: the body had not arrived after `timeout` seconds, and up to `PACE_SECONDS` more.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def _tokens(values: list[str]) -> set[str]:
 
 
 class _Pace:
-    """Ends a wait for the client when too little came for too long; our own slowness is never counted.
+    """Ends a wait for the client when too few bytes arrive for too long; our own slowness is never counted.
 
     One timer a request, not one a block: it looks back over the window that has passed.
     """
@@ -122,7 +122,7 @@ class _Pace:
             self._waiting = None
 
     def _look_back(self) -> None:
-        # The last window may be a shorter one, after which only the whole time counts.
+        # The last window may be shorter: at its end only the whole time counts.
         window = min(PACE_SECONDS, self._left)
         self._left -= window
         if self._waiting is not None:
@@ -133,7 +133,7 @@ class _Pace:
             if self._late is not None:
                 self._waiting.cancel()
                 return
-        self._left = self._left or PACE_SECONDS  # it is late, and busy with us: it is looked at again
+        self._left = self._left or PACE_SECONDS  # the time is up while we are busy: check again
         self._mark = self._received
         self.start()
 

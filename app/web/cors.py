@@ -1,4 +1,4 @@
-"""Pages of other origins: which of them may use the service, and what they may see of its answers."""
+"""CORS: the pages of other origins that may use the service, and the parts of its answers that they may read."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -18,14 +18,14 @@ _EXPOSED: Final = ", ".join(
         | {"Idempotent-Replayed", "RateLimit", "RateLimit-Policy", "Want-Repr-Digest", "X-Request-Id"}
     )
 )
-_PREFLIGHT_SECONDS: Final = 7200  # no browser remembers it for longer but Firefox
+_PREFLIGHT_SECONDS: Final = 7200  # only Firefox caches for longer
 
 
 class CorsMiddleware:
-    """Answer preflights of the origins that are allowed, and let their pages read every other answer.
+    """Answers preflights of the allowed origins, and lets their pages read every other answer.
 
-    Within ExchangeMiddleware, so that refusals and faults can be read as well. For any other
-    origin the service behaves as if there were no such thing, and the browser refuses.
+    Placed within ExchangeMiddleware, so that refusals and faults can be read as well. For any other
+    origin the service behaves as if there were no CORS, and the browser refuses.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_origins: frozenset[str]) -> None:
@@ -46,10 +46,10 @@ class CorsMiddleware:
             await self._app(scope, receive, send)
             return
         allowed = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS)}
-        # It may also be the question what is spoken here, and there is one answer to both.
+        # An OPTIONS request may also ask for the supported protocols; one answer serves both.
         allowed.update(offers(scope["state"]["settings"]))
         if names := asked.get("access-control-request-headers"):
-            # Whatever it asks for: an origin that may use sessions has nothing to gain by a header.
+            # All requested headers are allowed: an origin that may use sessions gains nothing by one.
             allowed["Access-Control-Allow-Headers"] = names
         await Response(status_code=204, headers=allowed)(scope, receive, send)
 

@@ -1,6 +1,6 @@
-"""What a request shows of its session, and how an answer gives it back: cookies, or a bearer token.
+"""Credentials: the session tokens in a request, and their return in an answer, as cookies or a bearer token.
 
-A bearer token is said on purpose, a cookie is not: with one the cookies are not looked at, and none is set.
+A bearer token is sent on purpose, a cookie is not: with a bearer token cookies are ignored, and none is set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from app.web.request import RequestHeaders
 
 COOKIE: Final = "waybill_session"
 _NAMES: Final = (f"__Host-{COOKIE}", f"__Secure-{COOKIE}", COOKIE)
-"""The cookie's names, the most trustworthy first: only a page of this very host and HTTPS can set the first."""
+"""The cookie's names, the most trustworthy first, which only a page of this very host and HTTPS can set."""
 _PLAIN: Final = 2
 _RANKS: Final = {name: rank for rank, name in enumerate(_NAMES)}
 
 
 class Credentials:
-    """The tokens that a request carries, as text, good or not."""
+    """The tokens that a request carries, as text, valid or not."""
 
     def __init__(self, headers: RequestHeaders, sessions: Sessions) -> None:
         self.bearers = [text for text in _bearers(headers) if sessions.tokens.is_ours(text)]
@@ -28,26 +28,26 @@ class Credentials:
             if (rank := _RANKS.get(name)) is not None:
                 self._cookies[rank].append(value)
         self.by_cookie = not self.bearers and any(self._cookies)
-        """Whether its session, if any, is shown by a cookie, which a browser sends on its own account."""
+        """Whether the request carries its session, if any, by a cookie, which a browser sends by itself."""
         self.groups = [self.bearers] if self.bearers else self._cookies
-        """The tokens that count, those of one kind together, the kind that goes first before the others."""
+        """The tokens that count, grouped by kind, in order of precedence."""
         self.wants_token = bool(self.bearers) or (
             "cookie" not in headers and headers.get("waybill-token", "").lower() == "true"
         )
 
     @property
     def texts(self) -> list[str]:
-        """The tokens that count, in their order."""
+        """The tokens that count, in order of precedence."""
         return [text for group in self.groups for text in group]
 
     def to_exchange(self, recognised: Recognised) -> bool:
-        """Whether the session came by the plain cookie: over HTTPS that has a better name."""
+        """Whether the session came by the plain cookie, which over HTTPS is to be replaced by one of a better name."""
         return self.by_cookie and recognised.group == _PLAIN
 
     def set_cookie(
         self, sessions: Sessions, token: Token | str, *, secure: bool, base_path: str
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The fields that make the cookie hold `token`; "" takes it away."""
+        """The header fields that set the cookie to `token`; "" deletes it."""
         if self.bearers:
             return
         text = sessions.tokens.text_of(token) if isinstance(token, Token) else ""
@@ -55,8 +55,8 @@ class Credentials:
         path, flags = base_path or "/", "; Secure" if secure else ""
         yield _field(name, text, sessions.max_age_seconds if text else 0, path, flags)
         for other, values in zip(_NAMES, self._cookies, strict=True):
-            # A cookie of another name would open the old session once this one has gone. Over HTTP the browser lets
-            # nobody take a secure one away.
+            # A cookie of another name would open the old session once this one is deleted. Over HTTP the browser
+            # does not allow a secure one to be deleted.
             if values and other != name and (secure or other == COOKIE):
                 yield _field(other, "", 0, "/" if other == _NAMES[0] else path, flags)
 

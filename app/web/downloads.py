@@ -1,4 +1,4 @@
-"""Bytes out: whole or in ranges, under conditions, and never in a form that a browser runs."""
+"""Downloads: complete or in ranges, under conditions, and never in a form that a browser runs."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ _BLOCK_BYTES: Final = 256 * 1024
 _LARGE_BLOCK_BYTES: Final = 1024 * 1024
 """Measured: 0.64 CPU seconds a GiB with the small block, 0.40 with this one."""
 _LARGE_BLOCKS: Final = 32
-"""So many downloads may have large ones, since each keeps up to two in memory while its client is slow."""
+"""How many downloads may have large blocks, since each keeps up to two in memory while its client is slow."""
 _BYTES: Final = "application/octet-stream"
 _INERT: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
@@ -39,11 +39,11 @@ _MEDIA_TYPE = re.compile(r'([a-z]+)/([a-z0-9.+_-]+)(?:[ \t]*;[ \t]*charset="?([a
 _HARMLESS_FAMILIES: Final = frozenset({"image", "audio", "video"})
 _HARMLESS: Final = frozenset({"application/pdf", "application/zip", "text/plain", "text/csv"})
 _Part = tuple[bytes, int, int]
-"""What goes before, and the range of the file: start, and stop exclusive."""
+"""The bytes before a part, and the part's range of the file: start, and stop exclusive."""
 
 
 async def download(request: Request[Services]) -> Response:
-    """GET, HEAD /api/ingestion/files/{id}: the bytes, or the ranges of them that are asked for."""
+    """GET, HEAD /api/ingestion/files/{id}: the bytes, or the requested ranges of them."""
     upload = await _completed(request)
     assert upload.sha256 is not None
     assert upload.completed_at is not None
@@ -86,7 +86,7 @@ async def download(request: Request[Services]) -> Response:
 
 
 async def delete(request: Request[Services]) -> Response:
-    """DELETE /api/ingestion/files/{id}: the bytes go, the record stays. Asked again within a day it is the same."""
+    """DELETE /api/ingestion/files/{id}: remove the bytes, keep the record. Can be repeated within a day."""
     upload_id = request.path_params["id"]
     if not is_upload_id(upload_id):
         raise NotFound
@@ -96,16 +96,16 @@ async def delete(request: Request[Services]) -> Response:
         session = await opened(transaction, token, now_us())
         return await upload_records.delete_upload(transaction, session.id, upload_id, now_us())
 
-    # The record first: once that is committed the file is nobody's, and a crash before its
-    # removal leaves it to the sweeper. The other order could lose bytes that a row promises.
+    # The record first: once that is committed no record needs the file, and a crash before its
+    # removal leaves it to the sweep. The other order could lose bytes that a row promises.
     if not await request.state["db"].transaction_that_frees(run):
         raise NotFound
-    await request.state["storage"].remove([upload_id])  # also when it was deleted before: that answer may be lost
+    await request.state["storage"].remove([upload_id])  # also when repeated: the first one may have failed
     return Response(status_code=204)
 
 
 async def _completed(request: Request[Services]) -> Upload:
-    """The caller's upload, if its file is whole as far as is known; raises Gone if it was found not to be."""
+    """Find the caller's upload; raises Gone if its file was found to be damaged."""
     upload = await _kept(request)
     if upload.error is not None and await trash.find_again(request.state["storage"], request.state["db"], [upload]):
         upload = await _kept(request)
@@ -115,7 +115,7 @@ async def _completed(request: Request[Services]) -> Upload:
 
 
 async def _kept(request: Request[Services]) -> Upload:
-    """The caller's upload that was completed. Foreign, absent and deleted ones are all the same to it."""
+    """Find the caller's completed upload; foreign, absent and deleted ones are NotFound alike."""
     upload_id = request.path_params["id"]
     if not is_upload_id(upload_id):
         raise NotFound
@@ -126,11 +126,11 @@ async def _kept(request: Request[Services]) -> Upload:
 
 
 async def _open(request: Request[Services], upload: Upload) -> StoredFile:
-    """What is stored, if it is what the record says. Damage is an error, never a 200."""
+    """Open the stored file, if it agrees with the record. Damage is an error, never a 200."""
     try:
         stored = await request.state["storage"].open(upload.id)
     except NotStored:
-        await _completed(request)  # it may have been deleted meanwhile
+        await _completed(request)  # the upload may have been deleted meanwhile
         log.error("a file is missing from the store", upload=upload.id)
         raise Unavailable("the file cannot be read now") from None
     if stored.size != upload.size:
@@ -156,7 +156,7 @@ def _not_modified(request: Request[Any], tag: str, changed_at_us: int) -> bool:
 
 
 def _ranges_count(request: Request[Any], tag: str, upload: Upload) -> bool:
-    """Whether Range is to be heard: If-Range must name exactly this file."""
+    """Whether Range applies: If-Range, if sent, must name exactly this file."""
     condition = request.headers.get("if-range")
     if condition is None:
         return True
@@ -167,10 +167,10 @@ def _ranges_count(request: Request[Any], tag: str, upload: Upload) -> bool:
 
 
 def _media_type(upload: Upload) -> str:
-    """The type the client gave, if no browser could ever run it; else bytes."""
+    """The type that the client gave, if no browser could ever run it; else application/octet-stream."""
     match = _MEDIA_TYPE.fullmatch((upload.content_type or _BYTES).lower())
     if match is None:
-        return _BYTES  # among others a list of types: browsers take the last
+        return _BYTES  # a list of types, for example, of which browsers take the last
     family, kind, charset = match.groups()
     drawn = family in _HARMLESS_FAMILIES and "svg" not in kind and "xml" not in kind
     if not drawn and f"{family}/{kind}" not in _HARMLESS:
@@ -179,9 +179,9 @@ def _media_type(upload: Upload) -> str:
 
 
 class _FileAnswer(Response):
-    """Sends the parts of a stored file, each behind its head, then `end`; the file is closed however this ends."""
+    """An answer of the parts of a stored file, each behind its head, then `end`; the file is closed in any case."""
 
-    large_blocks = _LARGE_BLOCKS  # not lent out, in this process
+    large_blocks = _LARGE_BLOCKS  # those that are free, in this process
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _FileAnswer(Response):
         media_type: str,
         end: bytes = b"",
     ) -> None:
-        # Not as Starlette's media_type, which would say of a text that it is UTF-8.
+        # Not as Starlette's media_type, which would declare a text to be UTF-8.
         super().__init__(None, status_code, {**headers, "Content-Type": media_type})
         self._stored = stored
         self._parts = parts
@@ -218,7 +218,7 @@ class _FileAnswer(Response):
                     if start < stop and listening is None:
                         listening = asyncio.create_task(_hang_up(receive))
                     if listening is not None and listening.done():
-                        return  # the server would go on taking blocks for a client that has gone
+                        return  # else the server would go on taking blocks for a client that has left
             await send(_body(self._end, more=False))
         finally:
             if block_bytes == _LARGE_BLOCK_BYTES:
@@ -233,6 +233,6 @@ def _body(block: bytes, *, more: bool = True) -> Message:
 
 
 async def _hang_up(receive: Receive) -> None:
-    """Return when the client has gone."""
+    """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         continue

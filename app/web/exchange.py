@@ -1,7 +1,7 @@
-"""One request and its answer: the id they share, the log line they leave, and a clean end.
+"""The exchange of one request and its answer: their id, their log line, and a clean end.
 
-Outermost middleware. Every refusal becomes its problem document here, what is none a 500, and an
-answer that comes before the end of the body ends the connection in a way that lets the client read it.
+The outermost middleware. Here every refusal becomes its problem document, any other exception a 500, and
+an answer that comes before the end of the body ends the connection such that the client can read it.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from app.web.request import RequestHeaders
 log = structlog.stdlib.get_logger("waybill.web")
 
 NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
-"""On every answer: no browser guesses that it is something else than its Content-Type says."""
+"""A header of every answer: no browser shall guess another type than Content-Type."""
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _LINGER_SECONDS: Final = 2.0
 _KEYS: Final = "/api/ingestion/uploads/"
@@ -30,10 +30,10 @@ _SHOWN_OF_KEY: Final = 6
 
 
 class Exchange:
-    """What is known of a request while it is answered; `notes` go into its log line.
+    """A request while it is answered; `notes` go into its log line.
 
-    `more_headers` gives what else the answer carries. It is asked once the answer starts,
-    whoever made that: also a 500 that replaced another.
+    `more_headers` returns further headers of the answer. It is called when the answer starts,
+    whatever made that: also a 500 that replaced another.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, new_id: Callable[[], str]) -> None:
@@ -82,12 +82,12 @@ class Exchange:
     async def refuse(self, refusal: UploadError, scope: Scope) -> None:
         """Answer with the refusal's problem document."""
         self.notes["code"] = refusal.code
-        if "tus-resumable" in self.headers:  # which wants it on every answer
+        if "tus-resumable" in self.headers:  # tus requires it on every answer
             refusal.headers.setdefault("Tus-Resumable", tus.VERSION)
         await problem(refusal, self.id)(scope, self.receive, self.send)
 
     def end(self) -> None:
-        """Let go of the server's side. It holds the scope, which holds this: a circle for the collector."""
+        """Release the server's callables, which hold the scope, which holds this: a reference cycle."""
         del self._receive, self._send
 
     async def _linger(self) -> None:
@@ -97,7 +97,7 @@ class Exchange:
         would never see the answer.
         """
         if self._may_hold_back:
-            return  # it waits for 100 Continue; reading would ask for the body that was just refused
+            return  # the client waits for 100 Continue; reading would request the body that was just refused
         limit = self.received + _LINGER_BYTES
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
@@ -108,7 +108,7 @@ class Exchange:
 
 
 class ExchangeMiddleware:
-    """Give every request its Exchange, as `scope["exchange"]`."""
+    """Gives every request its Exchange, as `scope["exchange"]`."""
 
     def __init__(
         self, app: ASGIApp, *, new_id: Callable[[], str], stopwatch: Callable[[], float], base_path: str = ""
@@ -132,9 +132,9 @@ class ExchangeMiddleware:
         except (UploadError, HTTPException) as error:
             if exchange.status:
                 _log_failure(exchange, scope, path)
-                raise  # the answer has begun and cannot be taken back: the server cuts the connection
-            # Under no name: what a traceback names, and names it, is a circle that keeps the request and its body's
-            # last block until the collector comes by.
+                raise  # the answer has begun and cannot be changed: the server closes the connection
+            # Not bound to a name: the error, its traceback and this frame would be a reference cycle, which keeps the
+            # request and its body's last block alive.
             await exchange.refuse(refusal_of(error, scope), scope)
         except Exception:
             _log_failure(exchange, scope, path)
@@ -160,10 +160,10 @@ def _log_failure(exchange: Exchange, scope: Scope, path: str) -> None:
 
 
 def _shown_path(scope: Scope) -> str:
-    """The path as it was sent, in ASCII: decoded it could hold what moves a terminal's cursor or begins a line.
+    """The path as it was sent, in ASCII: decoded it could move a terminal's cursor or begin a line.
 
-    Of a resumable upload's key, which opens it, only the beginning, also where a client or a proxy
-    has put something before our own path; less, if that was escaped.
+    A resumable upload's key, which gives access to it, is cut to its beginning, also where a client or
+    a proxy has put a prefix before our own path; shorter, if that was escaped.
     """
     path: str = scope["raw_path"].decode("ascii", "backslashreplace")
     begin = scope["path"].find(_KEYS)

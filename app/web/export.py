@@ -1,4 +1,4 @@
-"""Everything that matches, as a stream in constant memory: CSV for tables, NDJSON for programs."""
+"""Exports: all matching records, streamed in constant memory, as CSV for tables or NDJSON for programs."""
 
 import codecs
 import csv
@@ -39,11 +39,11 @@ class Export(NamedTuple):
         base: str = "",
         with_bom: bool = False,
     ) -> AsyncIterator[bytes]:
-        """All matching records, page by page: memory and each query stay small however many there are.
+        """Stream all matching records, page by page: memory and each query stay small however many there are.
 
-        The first page is there when this returns: what fails by then is still a refusal,
-        and not a stream that breaks off. `left_out` is told how many rows are broken. The
-        records' links lie below `base`. With a byte order mark Excel takes the text for UTF-8.
+        The first page is fetched when this returns: an earlier error is still a refusal, and
+        not a broken stream. `left_out` is called with the number of broken rows. The records'
+        links lie below `base`. With a byte order mark Excel takes the text for UTF-8.
         """
         page = await upload_records.list_uploads(db, session_id, query, after=None, page_size=_PAGE_SIZE)
         left_out(page.skipped)
@@ -81,7 +81,7 @@ def _cells(upload: Upload) -> list[Any]:
 
 
 def _inert(text: str) -> str:
-    """The text, made so that no spreadsheet takes it for a formula: behind an apostrophe if need be."""
+    """The text, behind an apostrophe if a spreadsheet could take it for a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 

@@ -1,4 +1,4 @@
-"""Alive? Ready?"""
+"""Health checks: whether the process is alive, and whether it is ready for uploads."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -20,7 +20,7 @@ log = structlog.stdlib.get_logger("waybill.web")
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _SHARED_SECONDS: Final = 1.0
-"""So long one result serves all who ask: to test the store is to flush the disk."""
+"""How long one result serves all requests, since testing the store flushes the disk."""
 
 
 class _Shared(NamedTuple):
@@ -36,8 +36,8 @@ async def live(request: Request[Any]) -> Response:
 async def ready(request: Request[Services]) -> Response:
     """GET /health/ready: whether an upload would be taken now, with each check's result.
 
-    Damage among the stored files is a warning: uploads are taken and all other files given
-    out, so whoever sends requests elsewhere because of it would only make things worse.
+    Damage among the stored files is a warning: uploads are taken and all other files
+    served, so a load balancer that stopped sending requests would only make things worse.
     """
     now = asyncio.get_running_loop().time()
     shared: _Shared | None = getattr(request.app.state, "readiness", None)
@@ -65,7 +65,7 @@ async def _results(services: Services, state: Any) -> tuple[dict[str, str], dict
 
 
 async def _warnings(db: Db) -> dict[str, str]:
-    """What an operator should look at, by name, though uploads are taken; nothing while the database is away."""
+    """The warnings to an operator, by name, though uploads are taken; none while the database is away."""
     found = {}
     try:
         if damaged := await upload_records.count_damaged(db):
@@ -81,7 +81,7 @@ async def _warnings(db: Db) -> dict[str, str]:
 async def _checks(services: Services) -> dict[str, str]:
     storage = services["storage"]
     free = await storage.free_bytes()
-    schema = await _result(_schema(services["schema"]))  # first: what it keeps from the database is not asked of that
+    schema = await _result(_schema(services["schema"]))  # first: if the schema is unusable, the database is not queried
     database, store = await asyncio.gather(_result(_database(services)), _result(storage.test()))
     return {
         "database": database,
@@ -92,7 +92,7 @@ async def _checks(services: Services) -> dict[str, str]:
 
 
 async def _database(services: Services) -> None:
-    """Return when the row of an upload could be written; what the schema keeps from it is another check's."""
+    """Return if an upload could be recorded; an unusable schema is reported by another check."""
     db = services["db"]
     await db.ping()
     services["ingest"].check()
@@ -102,7 +102,7 @@ async def _database(services: Services) -> None:
         await upload_records.try_recording(db.hasty)
     except UploadError:
         raise
-    except Exception as error:  # a right was taken away, for instance
+    except Exception as error:  # a privilege was revoked, for instance
         log.error("database refuses to record", reason=root_reason(error))
         raise Unavailable("the database refuses to record uploads") from error
 

@@ -1,4 +1,4 @@
-"""GET /api/ingestion/history: pages, single records, sums, and streams of everything that matches."""
+"""GET /api/ingestion/history: pages, single records, summaries, and streams of all matching records."""
 
 import hashlib
 import re
@@ -36,7 +36,7 @@ from app.web.session import caller_of
 HISTORY: Final = "/api/ingestion/history"
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
-_MAX_FILTER_CHARACTERS: Final = 1024  # as a path may be that a client calls its file by
+_MAX_FILTER_CHARACTERS: Final = 1024  # a client may use a whole path as the name of its file
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _JSON: Final = "application/json"
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class HistoryRequest(NamedTuple):
-    """A history request, understood."""
+    """A parsed history request."""
 
     query: HistoryQuery
     limit: int
@@ -131,15 +131,12 @@ def _quota(used: int, limit: int | None) -> dict[str, int | None]:
     return {"used": used, "limit": limit, "left": None if limit is None else max(0, limit - used)}
 
 
-# --- the query string
-
-
 def parse(request: Request[Any], session_id: str) -> HistoryRequest:
-    """Understand the whole query or refuse it, naming the parameter and what was expected.
+    """Parse the whole query or refuse it, naming the parameter and the expected values.
 
     Raises:
         BadQuery: unknown, repeated, malformed or contradictory parameters.
-        BadCursor: the cursor was not made for this query of this session.
+        BadCursor: the cursor is not one of this query of this session.
     """
     given = _Parameters(_parameters(request))
     query = HistoryQuery(
@@ -175,7 +172,7 @@ def parse(request: Request[Any], session_id: str) -> HistoryRequest:
 
 
 def _parameters(request: Request[Any]) -> list[tuple[str, str]]:
-    """The query string's pairs. Starlette's own reading would put U+FFFD for what is not UTF-8."""
+    """The query string's pairs. Starlette's own parser would replace what is not UTF-8 by U+FFFD."""
     try:
         return parse_qsl(request.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
@@ -183,7 +180,7 @@ def _parameters(request: Request[Any]) -> list[tuple[str, str]]:
 
 
 class _Parameters:
-    """The query string, taken piece by piece; what is left in the end was not understood."""
+    """The query string, taken piece by piece; parameters that are left in the end are unknown."""
 
     def __init__(self, given: Iterable[tuple[str, str]]) -> None:
         self._given: dict[str, list[str]] = {}
@@ -214,11 +211,11 @@ class _Parameters:
 
 def _moment(text: str) -> int:
     if len(text) > len("2026-11-22T"):
-        text = _SPACED_ZONE.sub("+", text)  # a `+` that was not escaped; nothing else can be meant there
+        text = _SPACED_ZONE.sub("+", text)  # an unescaped `+`, the only possible meaning
     if _MOMENT.fullmatch(text) is None:
         raise ValueError
     fraction = re.search(r"\.(\d+)", text)
-    if fraction:  # Python reads three or six digits; RFC 3339 has any number
+    if fraction:  # Python reads three or six digits; RFC 3339 allows any number
         text = text.replace(fraction[0], f".{fraction[1][:6].ljust(6, '0')}")
     moment = datetime.fromisoformat(text.upper())
     moment_us = microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
@@ -275,8 +272,8 @@ def _format(text: str) -> str:
 
 
 def _accepted(request: Request[Any]) -> Export | None:
-    """The stream that Accept asks for by name, and no less than for JSON; anything else is a page."""
-    named: dict[str, tuple[float, int]] = {}  # its weight, and how early it stands
+    """The export that Accept names, with no lower weight than JSON; None for a page."""
+    named: dict[str, tuple[float, int]] = {}  # its weight, and its position
     for position, element in enumerate(",".join(request.headers.getlist("accept")).split(",")):
         kind, *parameters = (text.strip(" \t") for text in element.split(";"))
         weight = next((float(match[1]) for text in parameters if (match := _WEIGHT.fullmatch(text))), 1.0)
@@ -290,11 +287,8 @@ def _accepted(request: Request[Any]) -> Export | None:
     return wanted
 
 
-# --- cursors
-
-
 def _cursor(signer: Signer, end: Position, query: HistoryQuery, session_id: str) -> str:
-    # The last row may be a broken one, and its id anything.
+    # The last row may be a broken one, with any text as its id.
     return signer.sign(f"{end.created_at_us:x}_{_fingerprint(query, session_id)}_{quote(end.id)}")
 
 
@@ -309,5 +303,5 @@ def _position(signer: Signer, cursor: str, query: HistoryQuery, session_id: str)
 
 
 def _fingerprint(query: HistoryQuery, session_id: str) -> str:
-    """What the cursor belongs to: this session and these filters."""
+    """The fingerprint of a session and its filters, to which a cursor belongs."""
     return hashlib.sha256(to_json([session_id, query.model_dump(mode="python")])).hexdigest()[:32]

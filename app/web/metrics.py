@@ -1,4 +1,4 @@
-"""GET /metrics: what all processes of the service counted, as Prometheus reads it."""
+"""GET /metrics: the metrics of all processes of the service, in Prometheus' format."""
 
 import platform
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ _BUILD: Final = {"version": metadata.version("waybill"), "python": platform.pyth
 
 
 async def show(request: Request[Services]) -> Response:
-    """GET /metrics: every figure; none of them names a session, a client or a file."""
+    """GET /metrics: every metric; none of them names a session, a client or a file."""
     free = await _free_bytes(request.state["storage"])
     registry = CollectorRegistry()
     registry.register(_Exposed([*_of_this_service(free), *map(_exposed, request.state["metrics"].read())]))
@@ -30,7 +30,7 @@ async def show(request: Request[Services]) -> Response:
 
 
 class _Exposed(Collector):
-    """Families as they are, in the form in which the library asks for them."""
+    """A collector of the families, in the form that the library requires."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -40,7 +40,7 @@ class _Exposed(Collector):
 
 
 async def _free_bytes(storage: Storage) -> int | None:
-    """None also while the store cannot be asked: then there is no such figure, but all the others."""
+    """The store's free bytes; None also while the store cannot be asked, so that only this metric is missing."""
     try:
         return await storage.free_bytes()
     except UploadError:
@@ -78,7 +78,7 @@ def _exposed(reading: Reading) -> Metric:
 
 
 def _buckets(bounds: tuple[float, ...], counts: list[float]) -> list[tuple[str, float]]:
-    """As Prometheus has them: how many up to each bound, in the end all."""
+    """Buckets in Prometheus' form: the number up to each bound, and in the end of all."""
     found, below = [], 0.0
     for bound, count in zip([*bounds, inf], counts, strict=True):
         below += count

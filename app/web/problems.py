@@ -1,4 +1,4 @@
-"""Refusal → problem document (RFC 9457), in one place."""
+"""Problem documents (RFC 9457), made from refusals in one place."""
 
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
@@ -10,7 +10,7 @@ from app.errors import BadRequest, MethodNotAllowed, NotFound, UploadError
 
 
 def problem(error: UploadError, request_id: str) -> Response:
-    """The refusal as `application/problem+json`; `members` are the numbers and names it speaks of."""
+    """The refusal as `application/problem+json`; its `members` are the numbers and names in its text."""
     document = {
         "type": error.registered or f"urn:waybill:problem:{error.code}",
         "title": error.title,
@@ -25,7 +25,7 @@ def problem(error: UploadError, request_id: str) -> Response:
 
 
 def refusal_of(error: UploadError | HTTPException, scope: Scope) -> UploadError:
-    """The refusal that leaves the service; what Starlette refuses by itself is an unknown path or method."""
+    """The refusal to send; Starlette's own exceptions mean an unknown path or method."""
     if isinstance(error, UploadError):
         return error
     if error.status_code == 404:

@@ -1,4 +1,4 @@
-"""What a session may send, said on every answer to an upload (draft-ietf-httpapi-ratelimit-headers-10)."""
+"""Rate limit headers: a session's limits on every answer to an upload (draft-ietf-httpapi-ratelimit-headers-10)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -10,11 +10,11 @@ from app.web.exchange import exchange_of
 from app.web.services import Services
 from app.web.session import caller_of
 
-_MOST: Final = 999_999_999_999_999  # of an integer in a structured field (RFC 9651 §3.3.1)
+_MOST: Final = 999_999_999_999_999  # the largest integer of a structured field (RFC 9651 §3.3.1)
 
 
 def tell(request: Request[Services]) -> None:
-    """Let the answer say how much the caller's session may send, and has left, of what is limited at all."""
+    """Have the answer state the limits of the caller's session, and how much is left of each."""
     ingest: Ingest = request.state["ingest"]
     if ingest.quotas is None and ingest.limits.requests_at_once_of_session is None:
         return
@@ -32,7 +32,7 @@ def _fields(ingest: Ingest, session_id: str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _standing(ingest: Ingest, session_id: str) -> Iterator[tuple[str, str, int, int | None]]:
-    """Name, unit, limit and what is left, which nobody knows before it was asked for, of what is limited."""
+    """Iterate over the limits: name, unit, limit, and how much is left, None while unknown."""
     at_once = ingest.limits.requests_at_once_of_session
     if at_once is not None:
         yield "at-once", "concurrent-requests", at_once, max(0, at_once - ingest.under_way(session_id))

@@ -1,4 +1,4 @@
-"""A request as handlers get it, and the shortest way from the router to one and back."""
+"""Requests as handlers get them, and the shortest way from the router to a handler and back."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -12,7 +12,7 @@ _NONE: list[str] = []
 
 
 class RequestHeaders(SearchedHeaders):
-    """Starlette's headers, sorted by name once. Its own are searched, and decoded, anew for every question."""
+    """Starlette's headers, sorted by name once. Its own are searched and decoded anew for every access."""
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         self._list = list(pairs)
@@ -48,9 +48,9 @@ class Request(StarletteRequest[Any]):
 
 
 class Handler:
-    """A handler as an ASGI application. What it refuses goes up to ExchangeMiddleware, as what it breaks does.
+    """A handler as an ASGI application. Its refusals, like all its exceptions, go up to ExchangeMiddleware.
 
-    Starlette's own way looks for handlers of exceptions twice on the way out, in closures made for each request.
+    Starlette's own would look for exception handlers twice on the way out, in closures made for each request.
     """
 
     def __init__(self, handle: Callable[[StarletteRequest[Any]], Awaitable[Response]]) -> None:

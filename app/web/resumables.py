@@ -1,6 +1,6 @@
-"""Many requests, one file: tus and HTTP's own resumable uploads, by one driver.
+"""Resumable uploads, many requests for one file: tus and HTTP's own protocol, by one driver.
 
-A protocol turns headers into an intent, and what came of it into headers. What happens between
+A codec turns headers into an intent, and the resulting state into headers. The work between
 the two is the same for both.
 """
 
@@ -27,13 +27,13 @@ from app.web.services import Services
 from app.web.session import caller_of
 
 INTERIM: Final = "waybill.interim"
-"""The scope's extension that sends an interim response, given its status and headers; not every server has it."""
+"""The scope's extension that sends an interim response of a status and headers; not every server has it."""
 
 _MOST_REPORTS: Final = 3
 """Most offsets that one request is sent while its body comes. Go's HTTP client, and Caddy by it, fails a request at the
 sixth interim response: 100, the offer to resume and these are five."""
 _REPORTS_APART: Final = 8
-"""So many times as much as at one report must have come before the next."""
+"""Each report needs this many times the bytes of the one before."""
 
 _HERE: Final = "OPTIONS, POST, PUT"
 _AT_RESOURCE: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
@@ -54,7 +54,7 @@ async def put(request: Request[Services]) -> Response:
 
 
 async def resource(request: Request[Services]) -> Response:
-    """GET, HEAD, PATCH, DELETE /api/ingestion/uploads/{key}: ask how far it is, go on, give up.
+    """GET, HEAD, PATCH, DELETE /api/ingestion/uploads/{key}: query the offset, append, cancel.
 
     Where a PATCH or a DELETE would not get through, a POST with X-HTTP-Method-Override stands for it.
     """
@@ -64,7 +64,7 @@ async def resource(request: Request[Services]) -> Response:
     try:
         return await _at_resource(request, method, _opener)
     except NotFound:
-        # For a tus client that is the end of its upload, so it does not rest on what was recognised a second ago.
+        # For a tus client a 404 ends its upload, so this does not rely on a session recognised a second ago.
         opener = _opener(request)
         if opener is None or not await request.state["resumes"].belongs(request.path_params["key"], opener):
             raise
@@ -90,7 +90,7 @@ async def _at_resource(
 
 
 async def options(request: Request[Services]) -> Response:
-    """OPTIONS /api/ingestion/uploads, and below: what is spoken here, and its limits."""
+    """OPTIONS /api/ingestion/uploads, and below: the supported protocols, and their limits."""
     answer = await uploads.options(request)
     answer.headers.update(offers(request.state["settings"]))
     if "key" in request.path_params:
@@ -99,7 +99,7 @@ async def options(request: Request[Services]) -> Response:
 
 
 def offers(settings: Settings) -> dict[str, str]:
-    """The headers that say what is spoken, and its limits."""
+    """The headers that announce the supported protocols, and their limits."""
     limits = _limits(settings)
     return dict((*tus.options(limits), *ietf.options(limits)))
 
@@ -120,13 +120,13 @@ async def _begin(request: Request[Services], protocol: Protocol) -> Response:
 
 
 def _is_ordinary(request: Request[Services], codec: Codec, intent: Create) -> bool:
-    """Whether the file comes whole, from a client that would not learn in time where it could go on."""
+    """Whether the request brings the complete file, from a client that would not learn the upload's URL in time."""
     length_is_checked = intent.length is None or "content-length" in request.headers
     return intent.ends is True and length_is_checked and not intent.checks and not codec.accepts_interim
 
 
 async def _receive_whole(request: Request[Services], codec: Codec, intent: Create) -> Response:
-    """An ordinary upload, with the protocol's words on its answer."""
+    """Receive an ordinary upload, with the protocol's headers on its answer."""
     upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, digests=intent.digests)
     where, now_us = here(request, upload.links["self"] or ""), request.state["now_us"]()
     state = State(where, upload.size, upload.size, completed=True, at_us=now_us, record=where, sha256=upload.sha256)
@@ -147,11 +147,11 @@ async def _create(request: Request[Services], codec: Codec, intent: Create, prot
         is_part=intent.is_part,
         digests=intent.digests,
     )
-    # Whatever becomes of the body, the client can go on from here.
+    # From here on the client can resume, whatever happens to the body.
     with _refusing_as(codec, location=_url_of(request, key)):
         if body is not None and body.declared != 0:
             _send_interim(request, codec.interim(_state(request, made, key)))
-            made = await _receive(request, codec, intent, body, key, None)  # who made it may append
+            made = await _receive(request, codec, intent, body, key, None)  # the creator may append without a session
     return _answer(request, codec, intent, made, key)
 
 
@@ -181,7 +181,7 @@ async def _receive(
 ) -> Resource:
     """Add the body to the resource, which is completed if that was its end.
 
-    What arrives of a body that breaks off stays, unless it has a checksum that nobody can compare now.
+    The bytes of a body that breaks off are kept, unless it has a checksum, which cannot be compared then.
     """
     resumes = request.state["resumes"]
     offset = intent.offset if isinstance(intent, Append) else 0
@@ -203,13 +203,13 @@ async def _receive(
                     if reports < _MOST_REPORTS and appending.durable - offset >= due:
                         reports, due = reports + 1, (appending.durable - offset) * _REPORTS_APART
                         _send_interim(request, codec.progress(appending.durable))
-            # Where nobody says what ends the file its length does, and `keep` sees to that.
+            # Unless the request states whether it ends the file, the length does, in `keep`.
             return await (appending.complete() if intent.ends else appending.keep())
     except (TooSlow, RateLimited) as error:
-        # A 4xx would be the last word for these clients, and what they brought is kept.
+        # A 4xx would be final for these clients, although their bytes are kept.
         raise Unavailable(f"{error}; go on from what arrived", retry_after=1) from error
     except TooLarge as error:
-        if intent.ends is not None:  # a client that tells so, and is wrong, cannot mend it by going on
+        if intent.ends is not None:  # a client whose declaration is wrong cannot correct it by going on
             await resumes.fail(key, opener, error)
         raise
 
@@ -219,7 +219,7 @@ async def _ask(request: Request[Services], codec: Codec, intent: Ask, opener: st
     try:
         found = await request.state["resumes"].find(key, opener, newest=True)
     except InProgress as error:
-        # Clients give an upload up for any 4xx to this question, and this will pass.
+        # Clients abandon an upload at any 4xx to this query, and this state is temporary.
         raise Unavailable(str(error), retry_after=1) from error
     return _answer(request, codec, intent, found, key)
 
@@ -232,7 +232,7 @@ async def _cancel(request: Request[Services], codec: Codec, intent: Intent, open
 
 
 def _opener(request: Request[Services]) -> str | None:
-    """Whose session the request shows; None for whoever holds the URL, where that is enough."""
+    """The id of the caller's session; None where possession of the URL is enough."""
     caller = caller_of(request)
     if caller.is_nobody and not request.state["settings"].upload_url_needs_session:
         return None
@@ -252,7 +252,7 @@ def _limits(settings: Settings) -> Limits:
 
 @contextmanager
 def _refusing_as(codec: Codec, location: str | None = None) -> Iterator[None]:
-    """Let a refusal carry what the protocol says of refusals."""
+    """Add the protocol's headers to a refusal raised in the block."""
     try:
         yield
     except UploadError as error:
@@ -292,7 +292,7 @@ def _answer(request: Request[Services], codec: Codec, intent: Intent, found: Res
     answer = codec.answer(intent, _state(request, found, key))
     if not answer.with_record:
         return _response(answer)
-    assert found.upload is not None  # only parts have no record, and nobody is told of theirs
+    assert found.upload is not None  # only parts have no record, and no URL of one is given out
     return _response(answer, record_json(request, found.upload), "application/json")
 
 

@@ -1,4 +1,4 @@
-"""Every URL the service answers. Read this first."""
+"""Routes: every URL the service answers. Read this first."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from app.web.request import Handler
 
 
 class Route(routing.Route):
-    """A URL, who answers, and to which methods."""
+    """A URL, its handler, and its methods."""
 
     def __init__(self, path: str, handle: Any, *, methods: list[str]) -> None:
         super().__init__(path, Handler(handle), methods=methods)
 
 
 class _Rest(PathConvertor):
-    """The rest of a path, with the line breaks in it, which Starlette's own `path` does not match."""
+    """The rest of a path, line breaks included, which Starlette's own `path` does not match."""
 
     regex = "(?s:.*)"
 
@@ -25,29 +25,29 @@ class _Rest(PathConvertor):
 register_url_convertor("rest", _Rest())
 
 routes = [
-    # Send files, each in one request or in several: the request's headers say which. What is asked most is tried first.
+    # Upload files, each in one request or in several, as the headers indicate. Frequent routes come first.
     Route("/api/ingestion/uploads/{filename:rest}", resumables.put, methods=["PUT"]),
     Route("/api/ingestion/uploads", resumables.post, methods=["POST"]),
     Route("/api/ingestion/uploads", resumables.options, methods=["OPTIONS"]),
-    Route("/api/ingestion/uploads/", resumables.post, methods=["POST"]),  # clients of tus are often given it like this
-    # Go on with one, by the URL it was given.
+    Route("/api/ingestion/uploads/", resumables.post, methods=["POST"]),  # tus clients are often configured like this
+    # Resume an upload, by its own URL.
     Route("/api/ingestion/uploads/{key}", resumables.resource, methods=["GET", "PATCH", "POST", "DELETE"]),
     Route("/api/ingestion/uploads/{key}", resumables.options, methods=["OPTIONS"]),
-    # Ask what was sent.
+    # Query the history.
     Route("/api/ingestion/history", history.list_page, methods=["GET"]),
     Route("/api/ingestion/history/summary", history.summarize, methods=["GET"]),
     Route("/api/ingestion/history/{id}", history.show, methods=["GET"]),
-    # Have it back, or have it gone.
+    # Download and delete.
     Route("/api/ingestion/files/{id}", downloads.download, methods=["GET"]),
     Route("/api/ingestion/files/{id}", downloads.delete, methods=["DELETE"]),
-    # Say who asks.
+    # Manage the session.
     Route("/api/session", session.show, methods=["GET"]),
     Route("/api/session", session.ensure, methods=["POST"]),
     Route("/api/session", session.end, methods=["DELETE"]),
     Route("/api/session/rotate", session.rotate, methods=["POST"]),
     Route("/api/session/link", session.link, methods=["POST"]),
     Route("/api/session/join", session.join, methods=["POST"]),
-    # Ask the service about itself.
+    # Health, metrics, and the description of the service.
     Route("/health/live", health.live, methods=["GET"]),
     Route("/health/ready", health.ready, methods=["GET"]),
     Route("/metrics", metrics.show, methods=["GET"]),

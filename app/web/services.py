@@ -1,4 +1,4 @@
-"""What handlers need, typed, from the lifespan's state."""
+"""The services that handlers use, typed, from the lifespan's state."""
 
 from typing import TypedDict
 

@@ -1,4 +1,4 @@
-"""Cookie in, session on the scope, cookie out; and what a client may ask of its session."""
+"""The caller's session: cookie in, session on the scope, cookie out; and the handlers of /api/session."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -26,7 +26,7 @@ _JSON_BYTES: Final = 64 * 1024
 
 
 class Caller:
-    """Who sends this request. `token` is what the answer's cookie shall hold; "" takes the cookie away."""
+    """The caller of a request. `token` is the answer's cookie; "" deletes the cookie."""
 
     def __init__(self, sessions: Sessions, recognised: Recognised | None, credentials: Credentials) -> None:
         self._sessions = sessions
@@ -52,14 +52,14 @@ class Caller:
         """Whether the caller has no session and may be given one.
 
         Raises:
-            NoSession: it shows a bearer token that opens none: it is told so, and not given another.
+            NoSession: the caller's bearer token opens none, which is refused instead of replaced.
         """
         if self.recognised is None and self.credentials.bearers:
             raise NoSession
         return self.recognised is None
 
     def visitor(self) -> Visitor:
-        """The caller as one who uploads: with the session it has, or with a new one that rides along.
+        """The caller as the sender of uploads: with its own session, or a new one that is recorded along with them.
 
         Raises:
             NoSession: see `is_nobody`.
@@ -81,25 +81,25 @@ class Caller:
         return self.living()
 
     def cookie_token(self) -> Token | str | None:
-        """What the cookie shall hold when the answer leaves; a session that was never recorded gets none."""
+        """The cookie's value when the answer is sent; None for a session that was never recorded."""
         if self._first_token is not None and self._visitor is not None and self._visitor.arrival is None:
             return self._first_token
         return self.token
 
     @property
     def is_stale(self) -> bool:
-        """Whether its cookie has become old, when the answer is about to leave: a long upload may have outlasted it."""
+        """Whether the cookie is stale when the answer is about to be sent, for example after a long upload."""
         return (
             self.token is None and self.recognised is not None and self._sessions.tokens.is_stale(self.recognised.token)
         )
 
     async def renew(self) -> None:
-        """Give a stale cookie out anew; meanwhile the browser may have been given another token."""
+        """Issue a stale cookie anew, unless the browser was given another token meanwhile."""
         self.token = await self._sessions.renew(self.living().token)
 
 
 class SessionMiddleware:
-    """Put the Caller of every request to the API on the scope, and its cookie on the answer."""
+    """Puts the Caller of every request to the API on the scope, and its cookie on the answer."""
 
     def __init__(
         self, app: ASGIApp, *, allowed_origins: frozenset[str], always_secure: bool, base_path: str = ""
@@ -116,7 +116,7 @@ class SessionMiddleware:
         exchange = exchange_of(scope)
         sessions: Sessions = scope["state"]["sessions"]
         shown = Credentials(exchange.headers, sessions)
-        # A cross-site form brings no SameSite cookie, yet its answer could put a new one over the browser's own.
+        # A cross-site form sends no SameSite cookie, yet its answer could replace the browser's own by a new one.
         navigates = exchange.headers.get("sec-fetch-mode") == "navigate"
         if (shown.by_cookie or navigates) and scope["method"] not in _SAFE_METHODS:
             self._refuse_other_sites(exchange, scope["scheme"])
@@ -150,7 +150,7 @@ class SessionMiddleware:
             raise
 
     def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
-        """A page of another site may not use this browser's cookie to change anything."""
+        """Refuse changes by a page of another site with this browser's cookie."""
         headers = exchange.headers
         origin = headers.get("origin")
         if origin in self._allowed_origins:
@@ -160,7 +160,7 @@ class SessionMiddleware:
             return
         own = f"{scheme}://{headers.get('host', '')}"
         if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):
-            exchange.notes.update(origin=origin, own_origin=own)  # an operator sees which proxy changes the Host
+            exchange.notes.update(origin=origin, own_origin=own)  # shows an operator that a proxy changes the Host
             raise CrossOrigin
 
 
@@ -182,14 +182,14 @@ def caller_of(request: Request[Any]) -> Caller:
 
 
 async def show(request: Request[Services]) -> Response:
-    """GET /api/session: what is known of the caller's session."""
+    """GET /api/session: show the caller's session."""
     return await _session_answer(request, caller_of(request).session, None)
 
 
 async def ensure(request: Request[Services]) -> Response:
     """POST /api/session: make sure there is one, before several uploads start at once."""
     if caller_of(request).is_nobody:
-        request.state["storage"].reserve(0).release()  # a full disk takes no session that nobody has used yet
+        request.state["storage"].reserve(0).release()  # no unused sessions are recorded on a full disk
     session, token, _ = await caller_of(request).ensure()
     return await _session_answer(request, session, token)
 
@@ -203,7 +203,7 @@ async def rotate(request: Request[Services]) -> Response:
 
 
 async def end(request: Request[Services]) -> Response:
-    """DELETE /api/session: end it everywhere; its records stay in the database."""
+    """DELETE /api/session: end the session for all browsers; its records stay in the database."""
     caller = caller_of(request)
     await request.state["sessions"].end(caller.living().token)
     caller.token = ""
@@ -240,7 +240,7 @@ async def join(request: Request[Services]) -> Response:
 
 
 async def _session_answer(request: Request[Services], session: Session, token: Token | None) -> Response:
-    """What is known of a session; and its token, for a caller that keeps no cookies."""
+    """The answer that describes a session, with its token, for a caller without cookies."""
     db = request.state["db"]
     has = await totals_records.find(db, session.id)
     answer = {

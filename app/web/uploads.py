@@ -1,4 +1,4 @@
-"""One request, whole files: form POST, raw PUT and POST."""
+"""Ordinary uploads, complete files in one request: form POST, raw PUT and POST."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,15 +31,15 @@ from app.web.services import Services
 from app.web.session import caller_of
 
 _RECORDS_A_TURN: Final = 256
-"""So many records are written out before others have their turn."""
+"""How many records are serialised before other tasks run."""
 _JSON: Final = "application/json"
 _FORM: Final = "multipart/form-data"
 _URLENCODED: Final = "application/x-www-form-urlencoded"
 _PLAIN_FORMS: Final = {_URLENCODED, "text/plain"}
-"""What a browser makes of a form that says no enctype, or this one: names without their files."""
+"""The media types of forms without enctype, or with this one: browsers send names without their files."""
 UPLOADS: Final = "/api/ingestion/uploads"
 MAX_FIELDS: Final = 1000
-"""So many parts of a form may be plain fields, beside its files."""
+"""How many parts of a form may be plain fields, beside its files."""
 
 
 async def post(request: Request[Services]) -> Response:
@@ -66,7 +66,7 @@ async def put_file(request: Request[Services]) -> Response:
 
 
 def _is_navigation(request: Request[Any], essence: str) -> bool:
-    """Whether a browser sends its page's own form, by what it says of that or, an old one, by what it takes."""
+    """Whether a browser sends its page's own form, by Sec-Fetch-Mode or, of an old browser, by Accept."""
     mode = request.headers.get("sec-fetch-mode")
     if mode is not None or essence != _URLENCODED:
         return bool(mode == "navigate")
@@ -77,15 +77,15 @@ def _is_navigation(request: Request[Any], essence: str) -> bool:
 
 def filename_of(request: Request[Any]) -> str:
     """The clean name that the path of a PUT gives its file."""
-    # From the raw path: the decoded one has lost what was not UTF-8.
+    # From the raw path: the decoded one has lost bytes that are not UTF-8.
     _, here, raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())
     if not here:
-        raise NotFound  # the letters of our own path were escaped; nobody does, and where the name begins is unsure
+        raise NotFound  # our own path was escaped, which no client does, so the name's beginning is unclear
     return safe_filename(unquote_to_bytes(raw_name))
 
 
 async def options(request: Request[Services]) -> Response:
-    """OPTIONS /api/ingestion/uploads: what is spoken here, and its limits."""
+    """OPTIONS /api/ingestion/uploads: the supported protocols, and their limits."""
     settings = request.state["settings"]
     offered = (
         f"max-file-size={settings.max_file_size}, max-request-size={settings.max_request_size}, "
@@ -110,7 +110,7 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
 
 
 async def _items(uploads: list[Upload], base: str) -> bytes:
-    """The records as JSON; others have their turn meanwhile when they are many."""
+    """The records as JSON; other tasks run in between when there are many."""
     parts = []
     for at in range(0, len(uploads), _RECORDS_A_TURN):
         if at:
@@ -150,7 +150,7 @@ async def _receive_raw(request: Request[Services], filename: str) -> Response:
 
 
 async def receive(request: Request[Services], filename: str, kind: str, *, digests: Digests) -> Upload:
-    """Take the body as a file, which must have these digests; once, if the request has a key."""
+    """Receive the body as a file, which must have these digests; once, if the request has an Idempotency-Key."""
     whole = _whole_size(request)
     with body_of(request) as body:
         limit = request.state["settings"].max_file_size
@@ -190,7 +190,7 @@ async def _land_raw(
 async def _once(
     request: Request[Services], asked: Callable[[], KeyedRequest], land: Callable[[str | None], Awaitable[list[Upload]]]
 ) -> list[Upload]:
-    """What lands; with an Idempotency-Key, what landed under that key before, if anything did."""
+    """Receive uploads; with an Idempotency-Key, return those that landed under the key before, if any did."""
     key = _single(request, "idempotency-key")
     if key is None:
         return await land(None)
@@ -207,7 +207,7 @@ async def _once(
 
 
 def body_of(request: Request[Services], checks: Sequence[Checksum] = ()) -> Body:
-    """The request's body under the service's bounds; see Body for what it refuses."""
+    """The request's body under the service's limits; see Body for its refusals."""
     settings = request.state["settings"]
     timeout = settings.request_timeout.total_seconds()
     return Body(
@@ -222,13 +222,13 @@ def _whole_size(request: Request[Any]) -> int | None:
 
 
 def _refuse_fragment(whole: int | None, sizes: list[int]) -> None:
-    """Refuse what is not the one whole file that the request's Content-Range speaks of."""
+    """Refuse a body that is not exactly the one complete file of its request's Content-Range."""
     if whole is not None and sizes != [whole]:
         raise BadRequest(f"the Content-Range speaks of one file of {whole} bytes, and the request has another content")
 
 
 def _single(request: Request[Any], name: str) -> str | None:
-    """A header that may stand only once; two could mean two things to two readers."""
+    """The value of a header that must not be repeated, since two readers could take two values."""
     values = request.headers.getlist(name)
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")

@@ -1,6 +1,6 @@
-"""A local directory as the store: files are staged, flushed, renamed, and read again.
+"""The local store, a directory: files are staged, flushed, renamed, and read again.
 
-Everything lies on one file system (`directories.py`), so that a rename publishes.
+Everything lies on one file system (`layout.py`), so that a rename publishes.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ _SLICE: Final = 1000
 
 
 class LocalStorage:
-    """The local directory.
+    """The local directory as a storage backend.
 
     `min_free` bytes of its file system are never used. With `durability="fast"` nothing is
-    flushed: files are still whole or absent after a crash of the service, and partial files
-    keep what has a mark, but not so after a power cut. `owner`, a key, names this process's
-    staging directory and is held by a lock for life, so that nobody sweeps it.
+    flushed: files are still complete or absent after a crash of the service, and unfinished files
+    keep their bytes up to the mark, but not so after a power cut. `owner`, a key, names this process's
+    staging directory and is locked for life, so that no other process sweeps it.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class LocalStorage:
         self._directories = Directories(root, owner)
         self._trust = Trust()
         self._threads = ThreadPoolExecutor(8, "waybill-files")
-        # One thread: an error that syncfs tells must reach the batch that it is about.
+        # One thread: an error that syncfs reports must reach the commit group that it is about.
         self._publishing = ThreadPoolExecutor(1, "waybill-publish")
-        # One thread, and its own: tests of a disk that hangs wait for each other and for nobody's upload.
+        # One thread of its own: tests of a disk that hangs wait for each other, and hold up no upload.
         self._testing = ThreadPoolExecutor(1, "waybill-test")
-        # One thread, and its own: whoever is to be told that a file is recorded waits for nobody's blocks.
+        # One thread of its own: noting that files are recorded never waits for the writing of blocks.
         self._listing = ThreadPoolExecutor(1, "waybill-list")
-        # Few, and their own: copying takes long, and nobody's blocks wait for it.
+        # A few threads of their own: copying takes long, and the writing of blocks must not wait for it.
         self._copying = ThreadPoolExecutor(4, "waybill-copy")
         durable = durability == "full"
         self._staging = Staging(self._directories, self.space, self._trust, self._threads, durable=durable)
@@ -94,7 +94,7 @@ class LocalStorage:
             raise Unusable(f"{self._directories.root} cannot be used: {what}") from error
 
     def _takes_direct_writes(self) -> bool:
-        """Whether large files may go past the page cache; some file systems refuse only the write itself."""
+        """Whether large files may bypass the page cache; some file systems refuse only the write itself."""
         try:
             with self._scratch("direct", direct=True) as file, mmap.mmap(-1, ALIGNMENT) as block:
                 os.write(file.fileno(), block)
@@ -107,7 +107,7 @@ class LocalStorage:
 
     @contextmanager
     def _scratch(self, name: str, *, direct: bool = False) -> Iterator[DigestingFile]:
-        """A staged file of the store's own, removed in the end."""
+        """Open a staged file for the store's own tests, removed on exit."""
         self._staging.unlink(name)
         try:
             with closing(self._staging.create(name, None, direct=direct)) as file:
@@ -128,11 +128,9 @@ class LocalStorage:
             for threads in (self._threads, self._publishing, self._testing, self._listing, self._copying):
                 threads.shutdown()
             self._under_way.close()
-            self._directories.close()  # and not before: a descriptor may be in use
+            self._directories.close()  # last, since a descriptor may be in use
 
         await asyncio.to_thread(run)
-
-    # --- space and trust
 
     def reserve(self, size: int) -> Reservation:
         self._require()
@@ -156,7 +154,7 @@ class LocalStorage:
         fault = self._trust.fault
         try:
             if fault is not None:
-                # What the kernel has yet to tell about the old fault is told here, not to the next batch.
+                # The kernel may have yet to report an error of the old fault: here, and not to the next commit group.
                 syscalls.syncfs(self._directories.root_fd)
             self._try_out()
         except OSError as error:
@@ -166,8 +164,8 @@ class LocalStorage:
         self._trust.restore(fault)
 
     def _try_out(self) -> None:
-        """Do once what every upload relies on; nothing of it stays."""
-        name = self._directories.owner  # no other process tests with the same
+        """Try out, without a trace, all operations that uploads rely on."""
+        name = self._directories.owner  # no other process tests with the same name
         shard_fd = self._directories.shard_fd(name)
         with self._scratch(name) as file:
             file.write(b"waybill")
@@ -178,9 +176,7 @@ class LocalStorage:
                 os.fsync(shard_fd)
             finally:
                 self._directories.remove(name)
-            os.fsync(shard_fd)  # or a power cut brings it back, as a file without a record
-
-    # --- staging and publishing
+            os.fsync(shard_fd)  # else a power cut could restore it, as a file without a record
 
     def stage(self, key: str, reservation: Reservation | None = None) -> LocalStaged:
         assert reservation is None or isinstance(reservation, Reserved)
@@ -188,7 +184,7 @@ class LocalStorage:
         return self._staging.stage(key, reservation)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
-        files = cast("Sequence[LocalStaged]", batch)  # by `stage`
+        files = cast("Sequence[LocalStaged]", batch)  # made by `stage`
         whole = [staged for staged in files if staged.finished and not staged.ended]
         refused: dict[str, UploadError] = {}
         if len(whole) < len(files):
@@ -211,8 +207,6 @@ class LocalStorage:
     async def recorded(self, keys: Collection[str]) -> None:
         if not self._closed and self._under_way.holds(keys):
             await run_to_completion(in_thread(self._listing, self._under_way.end, keys))
-
-    # --- partial files
 
     async def partial(
         self,
@@ -261,8 +255,6 @@ class LocalStorage:
         names = await self._ask(self._directories.partials)
         for at in range(0, len(names), _SLICE):
             yield await self._ask(self._directories.found_partials, names[at : at + _SLICE], before)
-
-    # --- published files
 
     async def open(self, key: str) -> LocalStored:
         with self._asked("open"):
@@ -340,7 +332,7 @@ class LocalStorage:
 
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
-        """Raise Unavailable for an I/O error, and when the store is closed."""
+        """Raise Unavailable for an I/O error in the block, and when the store is closed."""
         self._require()
         try:
             yield

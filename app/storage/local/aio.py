@@ -1,8 +1,8 @@
-"""Writes that the kernel does while the thread that began them goes on: Linux's asynchronous I/O (io_submit(2)).
+"""Asynchronous writes, done by the kernel while the thread that began them goes on: Linux's io_submit(2).
 
-Python has no door to it, and a library would be one more for four calls. It waits for nothing
-only with direct writes into a file that is long enough already; other writes are right as well,
-but done before `begin_write` returns.
+Python does not offer it, and a library would be a dependency for four calls. Only direct writes
+into a file that is long enough already are asynchronous; other writes are correct as well, but
+done before `begin_write` returns.
 """
 
 import ctypes
@@ -32,14 +32,14 @@ class PendingWrite:
         self._context = context
 
     def wait(self) -> int:
-        """How many bytes were written, perhaps fewer than there were; raises OSError."""
+        """Wait for the write; return how many bytes were written, perhaps not all; raises OSError."""
         return self._context.wait()
 
 
 def begin_write(fd: int, view: memoryview, offset: int) -> PendingWrite | None:
-    """Begin to write `view`, which can be written to itself; None where that cannot be done now.
+    """Begin to write `view`, a writable buffer; None where that cannot be done now.
 
-    A thread waits for one before it begins the next.
+    A thread waits for one write before it begins the next.
     """
     context = _context()
     if context is None:
@@ -47,12 +47,12 @@ def begin_write(fd: int, view: memoryview, offset: int) -> PendingWrite | None:
     try:
         context.submit(fd, view, offset)
     except OSError:
-        return None  # whoever writes it as usual then is told what is wrong, if anything is
+        return None  # the ordinary write that follows reports the error, if there is one
     return PendingWrite(context)
 
 
 def _context() -> "_Context | None":
-    """The queue of this thread, which keeps it; None where there is none to be had."""
+    """The queue of this thread, which keeps it; None where the kernel offers none."""
     if not hasattr(_own, "context"):
         try:
             _own.context = _Context()
@@ -64,7 +64,7 @@ def _context() -> "_Context | None":
 
 
 class _Request(ctypes.Structure):
-    """struct iocb, little-endian."""
+    """The kernel's struct iocb, little-endian."""
 
     _fields_ = (
         ("data", ctypes.c_uint64),
@@ -83,7 +83,7 @@ class _Request(ctypes.Structure):
 
 
 class _Event(ctypes.Structure):
-    """struct io_event."""
+    """The kernel's struct io_event."""
 
     _fields_ = (
         ("data", ctypes.c_uint64),
@@ -94,7 +94,7 @@ class _Event(ctypes.Structure):
 
 
 class _Context:
-    """One thread's queue, for one write at a time. Raises OSError where the kernel has none to give."""
+    """One thread's queue, for one write at a time. Raises OSError where the kernel offers none."""
 
     def __init__(self) -> None:
         self._id = ctypes.c_ulong(0)
@@ -113,7 +113,7 @@ class _Context:
         try:
             _call(_GETEVENTS, self._id, ctypes.c_long(1), ctypes.c_long(1), ctypes.byref(self._event), None)
         except OSError:
-            self._end()  # waits for what is under way
+            self._end()  # waits for a write that is under way
             raise
         result: int = self._event.result
         if result < 0:

@@ -1,8 +1,8 @@
-"""Large files, written in large aligned blocks, each digested in the thread hop that writes it.
+"""The block writer: large files are written in large aligned blocks, each digested in the thread hop that writes it.
 
-Measured: page-cache writes cost 0.25 to 2.4 CPU seconds a GiB and leave the flush to wait
-for them; direct writes of 1 MiB from aligned memory cost 0.05 to 0.1 and leave it nothing
-to do. While one block is digested and written, the next one fills; and in a long file the
+Measured: page-cache writes cost 0.25 to 2.4 CPU seconds a GiB, and the flush has to wait
+for them; direct writes of 1 MiB from aligned memory cost 0.05 to 0.1 and leave nothing to
+flush. While one block is digested and written, the next one fills; and in a long file the
 disk writes a block while the processor digests it.
 """
 
@@ -26,7 +26,7 @@ BLOCK_BYTES: Final = 1024 * 1024
 ALIGNMENT: Final = 4096
 _WRITEBACK_BYTES: Final = 8 * 1024 * 1024
 _AHEAD_BYTES: Final = 64 * 1024 * 1024
-"""A long file is lengthened by so much at a time: ext4 waits for a direct write that lengthens it. `cut` ends it."""
+"""A long file is extended by so much at a time, since ext4 waits for direct writes that extend it; see `cut`."""
 
 
 class Digest(Protocol):
@@ -36,14 +36,14 @@ class Digest(Protocol):
 
 
 class BlockPool:
-    """Page-aligned blocks, made once and lent; never more than `blocks` of them."""
+    """A pool of at most `blocks` page-aligned blocks, allocated once and lent."""
 
     def __init__(self, blocks: int) -> None:
         self._unmade = blocks
         self._free: list[mmap.mmap] = []
 
     def take(self) -> mmap.mmap | None:
-        """A block, or None when all are lent."""
+        """Lend a block; None when all are lent."""
         if self._free:
             return self._free.pop()
         if not self._unmade:
@@ -58,9 +58,9 @@ class BlockPool:
 class DigestingFile(io.FileIO):
     """A file whose `write` digests and writes everything it is given, in order, in one call.
 
-    `write` raises ENOSPC rather than pass the floor of free space. `close` waits for a
-    `write` in another thread: a descriptor that is closed under a thread may by the next
-    moment be another upload's.
+    `write` raises ENOSPC rather than use the minimum of free space. `close` waits for a
+    `write` in another thread: a descriptor that is closed under a thread may be another
+    upload's a moment later.
     """
 
     def __init__(self, fd: int, *, direct: bool, space: Space, reservation: Reserved | None) -> None:
@@ -89,7 +89,7 @@ class DigestingFile(io.FileIO):
             super().close()
 
     def cut(self) -> None:
-        """Let the file end where its bytes do."""
+        """Truncate the file to its bytes, which ends its extension in advance."""
         if self.length > self.written:
             os.ftruncate(self.fileno(), self.written)
             self.length = self.written
@@ -106,28 +106,28 @@ class DigestingFile(io.FileIO):
         self._write_all(fd, view[count:])
 
     def _begin_write(self, fd: int, view: memoryview) -> aio.PendingWrite | None:
-        """Have the disk begin with a block of a long file; None for any other, which is to be written afterwards."""
+        """Begin to write a block of a long file; None for any other, which is to be written afterwards."""
         if len(view) < BLOCK_BYTES or self.written < BLOCK_BYTES or not self._bypasses():
             return None
         if self.written + len(view) > self.length:
             try:
                 os.ftruncate(fd, self.written + _AHEAD_BYTES)
             except OSError:
-                return None  # a limit is near, and the write itself will tell if it is met
+                return None  # a limit is near, and the write itself will show whether it is met
             self.length = self.written + _AHEAD_BYTES
         return aio.begin_write(fd, view, self.written)
 
     def _bypasses(self) -> bool:
-        """Whether a whole block goes past the page cache now."""
+        """Whether a full block bypasses the page cache now."""
         return self._direct and self.written % ALIGNMENT == 0
 
     def _write_all(self, fd: int, view: memoryview) -> None:
         while view:
             piece = view
             if self._direct:
-                # Only the end of a file is not aligned, and what the kernel leaves over of a
-                # write that it cuts short. Those bytes go through the page cache and become
-                # durable with the flush that publishes the file.
+                # Only the end of a file is not aligned, and the rest of a write that the
+                # kernel cuts short. Those bytes go through the page cache and become durable
+                # with the flush that publishes the file.
                 aligned = len(view) - len(view) % ALIGNMENT
                 if aligned and self.written % ALIGNMENT == 0:
                     piece = view[:aligned]
@@ -150,27 +150,27 @@ class DigestingFile(io.FileIO):
         self._direct = False
 
     def _keep_dirty_pages_few(self) -> None:
-        """Without this a flush for somebody's small file would wait for all of this one."""
+        """Start writeback early, lest the flush of another, small file wait for all dirty pages of this one."""
         end = self.written // _WRITEBACK_BYTES * _WRITEBACK_BYTES
         syscalls.start_writeback(self.fileno(), max(0, end - _WRITEBACK_BYTES), 2 * _WRITEBACK_BYTES)
         os.posix_fadvise(self.fileno(), 0, max(0, end - _WRITEBACK_BYTES), os.POSIX_FADV_DONTNEED)
 
 
 class BlockWriter:
-    """Write one file from the event loop, block by block, network and disk side by side.
+    """A writer of one file from the event loop, block by block, with network and disk in parallel.
 
     With a block `write` returns as soon as its bytes are copied or handed to a thread; an
-    error of a write behind it is raised by the next call. A file longer than a block fills a
-    second one meanwhile, if there is one to be had. Without a block (the pool is bounded)
-    every piece is written as it comes. `settle` ends a file that is given up, at any point.
+    error of a write in the background is raised by the next call. A file longer than a block
+    fills a second one meanwhile, if the pool has one. Without a block (the pool is bounded)
+    every piece is written as it comes. `settle` ends a file that is abandoned, at any point.
     """
 
     def __init__(self, file: DigestingFile, pool: BlockPool, block: mmap.mmap | None, executor: Executor) -> None:
         self._file = wrap(file, executor=executor)
         self._pool = pool
-        self._blocks = [] if block is None else [block]  # all that are borrowed
-        self._filling = block  # None: the next one is still to be chosen
-        # A block lies in memory as it will in the file, which may begin it elsewhere than at its start.
+        self._blocks = [] if block is None else [block]  # all borrowed blocks
+        self._filling = block  # None: the next block is still to be chosen
+        # A block is aligned in memory as in the file, where it may begin elsewhere than at the block's start.
         self._begun = self._filled = file.written % ALIGNMENT
         self._behind: asyncio.Task[int] | None = None
 
@@ -189,34 +189,34 @@ class BlockWriter:
                 await self._turn()
 
     async def flush(self) -> None:
-        """Write what is there; all bytes are in the file and in its digest when this returns."""
+        """Write all buffered bytes; they are in the file and in its digest when this returns."""
         if self._filled > self._begun:
             await self._turn()
         await self._wait_behind()
 
     async def finish(self) -> None:
-        """Write what is left, the last."""
+        """Write the last bytes."""
         await self.flush()
         self._release()
 
     async def settle(self) -> None:
-        """Wait for the thread, whatever it meets, and let the blocks go."""
+        """Wait for the thread, whatever its outcome, and return the blocks."""
         if self._behind is not None:
             await asyncio.wait((self._behind,))
             if not self._behind.cancelled():
-                self._behind.exception()  # the file goes: its error has no one to tell
+                self._behind.exception()  # the file is abandoned, so the error is of no interest
             self._behind = None
         self._release()
 
     async def _next_block(self) -> mmap.mmap:
-        """One that no thread reads any more."""
+        """Choose a block that no thread reads any more."""
         if len(self._blocks) == 1:
             spare = self._pool.take()
             if spare is None:
                 await self._wait_behind()
             else:
                 self._blocks.append(spare)
-        self._blocks.reverse()  # the other one, if there are two: what was handed over last is still being written
+        self._blocks.reverse()  # the other one, if there are two: the last one handed over is still being written
         self._filling = self._blocks[0]
         return self._filling
 

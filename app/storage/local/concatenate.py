@@ -1,4 +1,4 @@
-"""A partial file made from others: several that were sent side by side, or one whose writer may still go on."""
+"""Concatenation of unfinished files: parts that were sent in parallel, or one file whose writer may still go on."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ async def assemble(
     parts: Sequence[tuple[str, int, Mark]],
     reservation: Reserved | None,
 ) -> Mark:
-    """As `Storage.assemble`, but for the OSErrors."""
+    """Assemble a file as `Storage.assemble` does, but raise OSErrors as they are."""
     left = threading.Event()
     assembly = Assembly(staging, partial_name(*name), reservation, lambda: left.is_set() or staging.closing.is_set())
     sources = [(partial_name(key, fence), mark) for key, fence, mark in parts]
@@ -41,12 +41,12 @@ async def assemble(
         left.set()
         await run_to_completion(asyncio.wait((running,)))
         if not running.cancelled():
-            running.exception()  # fetched, so that asyncio does not report it as forgotten
+            running.exception()  # retrieved, so that asyncio does not report it
         raise
 
 
 class Assembly:
-    """The work in the thread, which takes as long as the parts are."""
+    """The assembly in its thread, which takes as long as the parts are."""
 
     def __init__(self, staging: Staging, name: str, reservation: Reserved | None, stopped: Callable[[], bool]) -> None:
         self._staging = staging
@@ -76,7 +76,7 @@ class Assembly:
             return Mark(file.written, file.digest.state())
 
     def _append(self, file: PartialFile, name: str, mark: Mark) -> None:
-        """One part more. What comes first need not be digested when its digest is known."""
+        """Append a part. The first one need not be digested when its digest is known."""
         source = open_partial(self._staging.directories, name, os.O_RDONLY)
         try:
             if os.fstat(source).st_size < mark.offset:
@@ -94,17 +94,17 @@ class Assembly:
     def _copy(self, file: PartialFile, source: int, length: int, write: Callable[[memoryview], object]) -> None:
         if self._staging.direct:
             file.enter_direct()
-            if file.written % ALIGNMENT == 0:  # or the memory does not suit both files
+            if file.written % ALIGNMENT == 0:  # else the memory cannot be aligned for both files
                 bypass_cache(source, True)
         read_through(source, length, write, stopped=self._stopped, at=file.written)
-        os.posix_fadvise(source, 0, length, os.POSIX_FADV_DONTNEED)  # nobody asked for it to be cached
+        os.posix_fadvise(source, 0, length, os.POSIX_FADV_DONTNEED)  # this pass must not fill the cache
 
 
 def _share(file: PartialFile, source: int) -> bool:
-    """Let two files share their blocks; False where the file system cannot.
+    """Have two files share their blocks; False where the file system cannot.
 
     Not by copy_file_range, which would then copy through the page cache: that costs twice
-    as much as reading the bytes, digesting them and writing them past it.
+    as much as reading, digesting and writing the bytes directly.
     """
     try:
         fcntl.ioctl(file.fileno(), _FICLONE, source)

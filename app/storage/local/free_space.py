@@ -1,4 +1,4 @@
-"""How much may still be written: the floor of free space, what is promised, and memory for small files."""
+"""Free space: the minimum that stays free, the reserved bytes, and the memory for small files."""
 
 import errno
 import os
@@ -9,21 +9,21 @@ from typing import Final
 from app.errors import StorageFull
 
 HELD_BYTES_IN_ALL: Final = 64 * 1024 * 1024
-"""Memory for files that are still small enough to wait for their batch there."""
+"""The memory for files that are small enough to wait there for their commit group."""
 _PLENTY: Final = 1024 * 1024 * 1024
 _PLENTY_SECONDS: Final = 0.05
-"""With so much to spare, no disk takes in so short a time what would bring it near the floor: no need to look again."""
+"""With plenty of space, no disk is fast enough to come near the minimum in this time: no need to look again."""
 
 
 class FloorReached(OSError):
-    """The space that the write needs is there, and kept free."""
+    """The write needs space that is kept free."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Reserved:
-    """A part of the free space that is promised; it shrinks as its bytes are written."""
+    """A reserved part of the free space; it shrinks as its bytes are written."""
 
     def __init__(self, space: "Space", size: int) -> None:
         self._space = space
@@ -34,12 +34,12 @@ class Reserved:
 
 
 class Space:
-    """What one process may still use of a file system, `min_free` bytes of which stay free.
+    """The space that one process may still use of a file system, `min_free` bytes of which stay free.
 
-    Bytes are promised on the event loop (`reserve`), may be kept in memory for a while
+    Bytes are reserved on the event loop (`reserve`), may be kept in memory for a while
     (`hold`, `let_go`), and are written by threads, each write between `begin_write` and
-    `end_write`: so threads that write at the same moment cannot pass the floor together,
-    and no upload takes what is promised to another.
+    `end_write`: so threads that write at the same moment cannot pass the minimum together,
+    and no upload takes the bytes reserved for another.
     """
 
     def __init__(self, min_free: int) -> None:
@@ -54,13 +54,13 @@ class Space:
         self.held = 0
 
     def watch(self, root_fd: int) -> None:
-        """Look at the file system of this directory from now on."""
+        """Use the file system of this directory from now on."""
         self._root_fd = root_fd
 
-    # --- on the event loop
+    # Called on the event loop:
 
     def reserve(self, size: int) -> Reserved:
-        """Promise `size` bytes; raises StorageFull when they are not there."""
+        """Reserve `size` bytes; raises StorageFull when they are not free."""
         with self._lock:
             state, room = self._look(size)
             if room - self.reserved < size or _is_without_inodes(state):
@@ -69,13 +69,13 @@ class Space:
         return Reserved(self, size)
 
     def release(self, reservation: Reserved) -> None:
-        """Take back what is left of a promise."""
+        """Release the rest of a reservation."""
         with self._lock:
             self.reserved -= reservation.left
             reservation.left = 0
 
     def free_bytes(self) -> int:
-        """Bytes above the floor; 0 when no file can be made."""
+        """The free bytes above the minimum; 0 when no file can be created."""
         state = os.fstatvfs(self._root_fd)
         return 0 if _is_without_inodes(state) else max(0, self._above_floor(state))
 
@@ -89,13 +89,13 @@ class Space:
     def let_go(self, size: int) -> None:
         self.held -= size
 
-    # --- in threads
+    # Called in threads:
 
     def begin_write(self, size: int, reservation: Reserved | None) -> int:
-        """Claim room for one write, or raise FloorReached; what it returns is for `end_write`."""
+        """Claim space for one write, or raise FloorReached; the result is for `end_write`."""
         with self._lock:
             state, room = self._look(size)
-            claimed = -(-size // state.f_frsize) * state.f_frsize  # whole blocks
+            claimed = -(-size // state.f_frsize) * state.f_frsize  # in full blocks
             promised = min(size, reservation.left) if reservation else 0
             if claimed > max(0, room) or (size > promised and claimed - promised > room - self.reserved):
                 raise FloorReached
@@ -110,10 +110,10 @@ class Space:
         with self._lock:
             self._writing -= claimed
 
-    # --- under the lock
+    # Called under the lock:
 
     def _look(self, size: int) -> tuple[os.statvfs_result, int]:
-        """The file system, and the bytes above the floor that nobody writes; as seen just now where that will do."""
+        """The file system's state, and the unclaimed bytes above the minimum; cached for a moment if that will do."""
         spare = self._seen_room - self.reserved - size
         if self._seen is not None and spare > _PLENTY and time.monotonic() < self._seen_until:
             return self._seen, self._seen_room

@@ -1,4 +1,4 @@
-"""What an I/O error means: for the upload that met it, and for the store as a whole."""
+"""I/O errors: their consequences for the upload that met one, and for the whole store."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ _OUT_OF: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Trust:
-    """Whether new uploads are taken. `fault` is the error that ended the trust, or None."""
+    """The trust in the store, without which no uploads are taken. `fault` is the error that ended it, or None."""
 
     def __init__(self) -> None:
         self.fault: OSError | None = None
@@ -31,15 +31,15 @@ class Trust:
             raise Unavailable
 
     def restore(self, fault: OSError | None) -> None:
-        """End the mistrust that began with `fault`, but not one that began since."""
+        """Restore the trust that ended with `fault`, unless another fault has ended it since."""
         if fault is not None and self.fault is fault:
             log.info("the store passed its test and is trusted again")
             self.fault = None
 
     def refusal(self, error: Exception, key: str, size: int) -> UploadError:
-        """Why the upload is refused.
+        """The refusal of an upload that met an error.
 
-        A full disk, a file beyond what the process or the file system may hold, and the lack of
+        A full disk, a file beyond the limit of the process or the file system, and the lack of
         descriptors concern this upload alone; any other I/O error ends the trust in the store.
         """
         if isinstance(error, UploadError):
@@ -54,9 +54,9 @@ class Trust:
             return StorageFull(FULL[error.errno])
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         limited = 0 <= limit <= size
-        # A write past the page cache that the kernel cuts at the limit is no longer aligned.
+        # A direct write that the kernel cuts at the limit is no longer aligned.
         if error.errno == errno.EFBIG or (limited and error.errno == errno.EINVAL):
-            by = f"ulimit -f, {limit} bytes" if limited else "the file system"  # whose limit nobody can ask for
+            by = f"ulimit -f, {limit} bytes" if limited else "the file system"  # whose limit cannot be queried
             log.error("no file of this size can be written", key=key, size=size, limited_by=by)
             return StorageFull(f"this server cannot store a file of {size} bytes or more")
         if error.errno == errno.EEXIST:

@@ -1,10 +1,10 @@
-"""The tree of the local store: made, checked, opened once, and cleared of what crashes leave.
+"""The layout of the local store: its directories are made, checked, opened once, and cleared of leftovers of crashes.
 
-    staging/<owner>/<key>     received, not visible; one directory a process, held by a lock
-    partial/<key>.<fence>     received in part, not visible; of any process, who writes it holds a lock on it
+    staging/<owner>/<key>     received, not visible; one directory a process, which locks it
+    partial/<key>.<fence>     unfinished, not visible; of any process, the writer holds a lock on it
     files/<last two>/<key>    published
-    trash/                    set aside, under the name that it had (`trash.py`)
-    <owner>.unrecorded        which published files have no committed record yet (`under_way.py`)
+    trash/                    set aside, under the former name (`trash.py`)
+    <owner>.unrecorded        the published files without a committed record (`unrecorded.py`)
 
 Directories are opened without following links and every file is reached through their
 descriptors, so no name and no link leads out of the root.
@@ -34,7 +34,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def shard_of(key: str) -> str:
-    """Keys begin with the time and end with chance: the end spreads them evenly."""
+    """The shard of a key: its last two characters, which are random and spread the files evenly."""
     return key[-2:]
 
 
@@ -45,7 +45,7 @@ def partial_name(key: str, fence: int) -> str:
 
 
 def partial_of(name: str) -> tuple[str, int] | None:
-    """Key and fence of a partial file's name; None for any other."""
+    """Parse the name of an unfinished file into key and fence; None for any other name."""
     match = _PARTIAL.fullmatch(name)
     return (match[1], int(match[2])) if match is not None and is_key(match[1]) else None
 
@@ -64,7 +64,7 @@ class Directories:
         self._open: list[int] = []
 
     def open(self) -> bool:
-        """Make what is missing and open everything; False if it was open.
+        """Make missing directories and open all; False if they were open.
 
         Raises Unusable, naming the path, or OSError; nothing is open then.
         """
@@ -90,17 +90,17 @@ class Directories:
         self.trash_fd = self._enter("trash", self.root_fd, self.root)
         for shard in SHARDS:
             self._shard_fds[shard] = self._enter(shard, self._files_fd, self.root / "files")
-        syscalls.syncfs(self.root_fd)  # the names of all these, also of those that another process has just made
+        syscalls.syncfs(self.root_fd)  # makes all these names durable, also those of another process
         self.own_fd = self._own_staging()
 
     def _enter(self, name: str, parent_fd: int, parent: Path) -> int:
-        """Open a directory of the tree, which is made if it is not there."""
+        """Open a directory of the tree, and make it if it is missing."""
         path = parent / name
         while True:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent_fd)
             except FileExistsError:
-                pass  # what it is, opening it will show
+                pass  # opening it will show what it is
             except OSError as error:
                 raise Unusable(f"{path} cannot be made: {error.strerror}") from error
             try:
@@ -125,7 +125,7 @@ class Directories:
         return fd
 
     def _own_staging(self) -> int:
-        """A staging directory of this process alone, locked before anyone could take it for stale."""
+        """Make this process's own staging directory, locked before another process could take it for stale."""
         path = self.root / "staging" / self.owner
         while True:
             fd = self._enter(self.owner, self._staging_fd, path.parent)
@@ -141,7 +141,7 @@ class Directories:
                 return fd
 
     def close(self) -> None:
-        """Close everything. What is still staged is left, and without its lock from now on."""
+        """Close everything. Files that are still staged stay behind, without a lock."""
         if self.own_fd >= 0:
             try:
                 os.rmdir(self.owner, dir_fd=self._staging_fd)
@@ -153,7 +153,7 @@ class Directories:
         self._shard_fds.clear()
 
     def shard_fd(self, key: str) -> int:
-        """The directory that holds, or would hold, the published file."""
+        """The descriptor of the directory for the published file of a key."""
         return self._shard_fds[shard_of(key)]
 
     def publish(self, key: str) -> None:
@@ -165,10 +165,8 @@ class Directories:
         os.utime(self.own_fd)
         return os.fstat(self.own_fd).st_ctime
 
-    # --- looking over everything
-
     def left_by_the_dead(self, suffix: str) -> Iterator[tuple[str, int]]:
-        """Files in the root that are named by an owner who is dead: name, and a descriptor for as long as it is met."""
+        """Iterate over files in the root that dead owners left: name, and a descriptor that is open for that step."""
         with listing(self.root_fd) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(suffix) and _is_file(entry)]
         for name in names:
@@ -192,7 +190,7 @@ class Directories:
             return True
 
     def found_in(self, shard: str, before: float, left: Collection[str]) -> list[Found]:
-        """The published files of one shard; those not changed since `before` are settled."""
+        """List the published files of one shard; those not changed since `before` are settled."""
         found = []
         for name in self._entries(shard, files=True):
             try:
@@ -203,12 +201,12 @@ class Directories:
         return found
 
     def partials(self) -> list[tuple[str, int]]:
-        """Key and fence of every partial file."""
+        """List key and fence of every unfinished file."""
         with listing(self.partial_fd) as entries:
             return [name for entry in entries if _is_file(entry) and (name := partial_of(entry.name)) is not None]
 
     def found_partials(self, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
-        """Those of the partial files that are still there; the ones not changed since `before` are settled."""
+        """List those of the unfinished files that still exist; the ones not changed since `before` are settled."""
         found = []
         for key, fence in names:
             try:
@@ -219,7 +217,7 @@ class Directories:
         return found
 
     def strays(self) -> list[str]:
-        """Names that are none of ours: foreign ones, and what is not of the kind that the name stands for."""
+        """List unknown names, and those of files that are not of the kind that the name stands for."""
         found = [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
         for directory, fd, is_ours in (
             ("files", self._files_fd, lambda entry: entry.name in self._shard_fds),
@@ -232,7 +230,7 @@ class Directories:
         return found
 
     def _entries(self, shard: str, *, files: bool) -> list[str]:
-        """The names in one shard that are published files, or those that are not."""
+        """List the names in one shard that are published files, or those that are not."""
         with listing(self._shard_fds[shard]) as entries:
             return [
                 entry.name
@@ -241,7 +239,7 @@ class Directories:
             ]
 
     def holds_file(self, key: str) -> bool:
-        """Whether a regular file lies under the key."""
+        """Whether the key has a regular file."""
         if not is_key(key):
             return False
         shard_fd = self.shard_fd(key)
@@ -257,8 +255,8 @@ class Directories:
 
     @contextmanager
     def alone_at(self, work: Work) -> Iterator[bool]:
-        """Whether no other process does this work now; if so, none will until this ends."""
-        # Not for writing: a lock is held for long, and keeps no file system from being made read-only.
+        """Lock this work against other processes until the block ends; False if another has locked it."""
+        # Not opened for writing: the lock is held for long, and must not keep a file system from becoming read-only.
         flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(f"{work}.lock", flags, 0o600, dir_fd=self.root_fd)
         try:
@@ -271,21 +269,19 @@ class Directories:
         finally:
             os.close(fd)
 
-    # --- what is removed, and when
-
     def remove(self, key: str) -> None:
-        """Remove a published file; an absent one is passed over."""
+        """Remove a published file; an absent one is skipped."""
         if is_key(key):
             with suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(key, dir_fd=self.shard_fd(key))
 
     def remove_partial(self, name: str) -> None:
-        """Remove a partial file; an absent one is passed over."""
+        """Remove an unfinished file; an absent one is skipped."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.partial_fd)
 
     def remove_stale(self) -> int:
-        """Remove what dead owners left staged, and return how many files; whether one is dead, its lock tells."""
+        """Remove files that dead owners left staged, and return how many; an owner without its lock is dead."""
         with listing(self._staging_fd) as entries:
             owners = [entry.name for entry in entries if entry.name != self.owner]
         return sum(map(self._remove_stale, owners))
@@ -303,7 +299,7 @@ class Directories:
         except NotADirectoryError:
             log.warning("something foreign lies in staging", name=owner)
         except (BlockingIOError, FileNotFoundError):
-            pass  # its owner lives; or another sweeper is at it
+            pass  # its owner lives, or another sweeper has locked it
         except OSError as error:
             log.warning("stale staging could not be removed", owner=owner, error=error.strerror)
         if removed:
@@ -312,7 +308,7 @@ class Directories:
 
     @contextmanager
     def _dead(self, owner: str) -> Iterator[int]:
-        """The staging directory of an owner that is dead, which nobody else looks at meanwhile; else OSError."""
+        """Open and lock the staging directory of a dead owner; raises OSError if it is locked, by owner or sweeper."""
         fd = os.open(owner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._staging_fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -323,7 +319,7 @@ class Directories:
 
 @contextmanager
 def listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
-    """What lies in the directory. Opened anew: listings of one descriptor share its position."""
+    """List a directory through a new descriptor, since listings through one descriptor share its position."""
     require(directory)
     fd = os.open(".", _DIRECTORY, dir_fd=directory)
     try:
@@ -338,12 +334,12 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def is_ours_aside(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry of the trash is a file of ours, under the name that it had."""
+    """Whether an entry of the trash is a file of ours, under its former name."""
     return (is_key(entry.name) or partial_of(entry.name) is not None) and _is_file(entry)
 
 
 def require(directory: int) -> None:
-    """Raise FileNotFoundError if the directory itself was removed: that it looks empty says nothing about files."""
+    """Raise FileNotFoundError if the directory itself was removed: then its looking empty proves nothing."""
     if os.fstat(directory).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 

@@ -1,4 +1,4 @@
-"""A batch of staged files gets its names, in the order that may never change."""
+"""Publishing: a commit group of staged files gets its names, in the order that may never change."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from app.storage.local.unrecorded import UnderWay
 log = structlog.stdlib.get_logger("waybill.storage")
 
 FLUSH_EACH: Final = 2
-"""Up to so many files of a batch are flushed one by one; above, one flush of the file system is cheaper."""
+"""Up to so many files of a commit group are flushed one by one; above, one flush of the file system is cheaper."""
 
 
 class BatchPublisher:
-    """Publishes batches, all in one thread: an error that syncfs tells must reach the batch that it is about."""
+    """Publishes commit groups, all in one thread: an error of syncfs must reach the group that it is about."""
 
     def __init__(self, staging: Staging, under_way: UnderWay, metrics: Metrics) -> None:
         self._staging = staging
@@ -28,7 +28,7 @@ class BatchPublisher:
         self._metrics = metrics
 
     def publish(self, batch: Sequence[LocalStaged]) -> dict[str, UploadError]:
-        """Stage → list → data durable → rename → names durable. The order may never change.
+        """Publish a commit group: stage → list → data durable → rename → names durable. The order may never change.
 
         A rename before the data is durable can come back from a power cut as an empty
         file under its final name. A flush that fails is final for every file it covered:
@@ -48,7 +48,7 @@ class BatchPublisher:
     def _each(
         self, batch: Sequence[LocalStaged], step: Callable[[LocalStaged], None], refused: dict[str, UploadError]
     ) -> list[LocalStaged]:
-        """Do one step for each file; those that fail are refused and removed."""
+        """Do one step for each file; refuse and remove those that fail."""
         passed = []
         for staged in batch:
             try:
@@ -65,7 +65,7 @@ class BatchPublisher:
         step: Callable[[Sequence[LocalStaged]], None],
         refused: dict[str, UploadError],
     ) -> list[LocalStaged]:
-        """Do one step for all of them; if it fails all are refused and removed."""
+        """Do one step for all files together; if it fails, refuse and remove all."""
         try:
             step(batch)
         except Exception as error:
@@ -76,7 +76,7 @@ class BatchPublisher:
 
     def _refuse(self, staged: LocalStaged, error: Exception, refused: dict[str, UploadError]) -> None:
         refused[staged.key] = self._staging.trust.refusal(error, staged.key, staged.size)
-        if staged.named:  # under a name that it did not get, another file may lie
+        if staged.named:  # a name that it did not get may be another file's
             try:
                 staged.lose_name()
             except OSError as problem:

@@ -1,4 +1,4 @@
-"""Published files, read again."""
+"""Readers of published files: for downloads, and for verification."""
 
 import errno
 import fcntl
@@ -27,13 +27,13 @@ log = structlog.stdlib.get_logger("waybill.storage")
 _READ_AHEAD: Final = 256 * 1024
 _DIGEST_BYTES: Final = 1024 * 1024
 _OF_THIS_FILE: Final = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
-"""What a kernel says of one file whose blocks or checksums are broken. It may say so of a whole disk, too."""
+"""The kernel's errors for one file with broken blocks or checksums. They can also mean a broken disk."""
 _OF_OUR_RIGHTS: Final = {errno.EACCES, errno.EPERM}
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LocalStored:
-    """A published file, open for reading. A small one has been read whole and holds no descriptor."""
+    """A published file, open for reading. A small one has been read completely and holds no descriptor."""
 
     def __init__(self, threads: Executor, key: str, fd: int | None, size: int, whole: bytes) -> None:
         self.size = size
@@ -58,7 +58,7 @@ class LocalStored:
 
 
 def open_stored(key: str, directories: Directories, threads: Executor) -> LocalStored:
-    """Open what is stored under the key; raises NotStored, or OSError."""
+    """Open the published file of a key; raises NotStored, or OSError."""
     fd = _open(key, directories)
     size = os.fstat(fd).st_size
     if size > _READ_AHEAD:
@@ -70,7 +70,7 @@ def open_stored(key: str, directories: Directories, threads: Executor) -> LocalS
 
 
 def open_at_hand(key: str, directories: Directories, threads: Executor) -> LocalStored | None:
-    """The same without a thread, if the kernel has all that is needed in memory; None if not, whatever the reason."""
+    """Open a published file without a thread, if the kernel has it cached; None if not, whatever the reason."""
     if not is_key(key):
         return None
     try:
@@ -84,18 +84,18 @@ def open_at_hand(key: str, directories: Directories, threads: Executor) -> Local
             if os.preadv(fd, [whole], 0, os.RWF_NOWAIT) == len(whole):
                 return LocalStored(threads, key, None, len(whole), bytes(whole))
     except OSError:
-        pass  # a file system that cannot tell, or a fault that whoever may wait will meet and report
+        pass  # the file system does not support this, or a fault that the ordinary way will meet and report
     finally:
         os.close(fd)
     return None
 
 
 class Inspection:
-    """A published file on its way through its digest: what the disk has, not what the page cache remembers.
+    """The digesting of a published file from the disk's bytes, not the page cache's.
 
-    Where the file system reads past the page cache, it does. Elsewhere what was in the cache
-    stays there, and what was not is dropped again: looking over all files must not push
-    out those that are asked for.
+    Where the file system supports it, the page cache is bypassed. Elsewhere pages that were cached
+    stay so, and others are dropped again: reading all files must not push out those that
+    clients read.
     """
 
     def __init__(self, key: str, directories: Directories) -> None:
@@ -109,7 +109,7 @@ class Inspection:
         self._digest = hashlib.sha256()
 
     def step(self) -> int:
-        """Read and digest the next bytes; how many. Raises NotStored, Replaced, Unreadable, Withheld, or OSError."""
+        """Read and digest the next bytes; return how many. Raises NotStored, Unreadable, Withheld, or OSError."""
         try:
             if self._fd < 0:
                 self._begin()
@@ -120,7 +120,7 @@ class Inspection:
             log.error("a stored file cannot be read", key=self._key, error=reason(error))
             raise (Unreadable if error.errno in _OF_THIS_FILE else Withheld) from error
         self.size += count
-        self.ended = count == 0 or self.size >= self._length  # it may have become shorter meanwhile
+        self.ended = count == 0 or self.size >= self._length  # the file may have become shorter meanwhile
         return count
 
     @property
@@ -128,7 +128,7 @@ class Inspection:
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """No thread may be in `step` any more."""
+        """Close the file. No thread may be in `step` any more."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -138,12 +138,12 @@ class Inspection:
         state = os.fstat(self._fd)
         owners = {0, os.geteuid(), os.fstat(self._directories.shard_fd(self._key)).st_uid}
         if state.st_uid not in owners:
-            raise Replaced(self._key)  # whoever it belongs to can change it, whatever is in it now
+            raise Replaced(self._key)  # its owner can change it, whatever it contains now
         self._length = state.st_size
         self._block = mmap.mmap(-1, min(_DIGEST_BYTES, _aligned(max(1, self._length))))
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         try:
-            # Nor shall the time of the last access, which nobody asks for, be written for every file.
+            # Nor shall the time of the last access, which nobody needs, be written for every file.
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT | os.O_NOATIME)
             self._direct = True
         except OSError:
@@ -151,7 +151,7 @@ class Inspection:
 
     def _go_through_the_cache(self, flags: int) -> None:
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # what is read ahead would look as if others had read it
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # read-ahead pages would look as if others had read them
         self._direct = False
 
     def _next(self) -> int:
@@ -169,7 +169,7 @@ class Inspection:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        # Some file systems refuse only the read itself; all refuse one that is not aligned, behind one cut short.
+        # Some file systems refuse only the read itself; all refuse an unaligned one, which follows a short read.
         self._go_through_the_cache(fcntl.fcntl(self._fd, fcntl.F_GETFL))
         return 0
 
@@ -181,7 +181,7 @@ class Inspection:
         except BlockingIOError:
             not_cached = True
         except OSError:
-            not_cached = False  # a file system that cannot tell: the kernel judges by itself what is read once only
+            not_cached = False  # the file system cannot tell: the kernel recognises pages that are read only once
         count = os.preadv(self._fd, [block], self.size)
         if not_cached:
             os.posix_fadvise(self._fd, self.size, count, os.POSIX_FADV_DONTNEED)
@@ -193,7 +193,7 @@ def _aligned(count: int) -> int:
 
 
 def make_durable(key: str, directories: Directories, durable: bool) -> None:
-    """Do what may be missing of a publication that nobody saw the end of; raises NotStored, or OSError."""
+    """Complete a publication that may have been interrupted; raises NotStored, or OSError."""
     fd = _open(key, directories)
     try:
         os.fchmod(fd, FILE_MODE)
@@ -205,7 +205,7 @@ def make_durable(key: str, directories: Directories, durable: bool) -> None:
 
 
 def _open(key: str, directories: Directories) -> int:
-    """A descriptor of a regular file; a link, a pipe or a directory under the key is not a stored file."""
+    """Open a regular file, and return its descriptor; a link, a pipe or a directory under the key is no stored file."""
     if not is_key(key):
         raise NotStored(key)
     try:

@@ -1,4 +1,4 @@
-"""Files on their way in: held in memory while they are small, then written in blocks to a staged name."""
+"""Staged files: held in memory while they are small, then written in blocks to a staged name."""
 
 import asyncio
 import hashlib
@@ -23,16 +23,16 @@ from app.storage.local.threads import in_thread
 log = structlog.stdlib.get_logger("waybill.storage")
 
 HELD_BYTES: Final = 256 * 1024
-"""A file up to this size stays in memory until its batch is published: a thread hop costs more than it."""
+"""A file up to this size stays in memory until its commit group is published, which saves a thread hop."""
 POOLED_BLOCKS: Final = 32
 _SMALL_BLOCK: Final = 4096
 FILE_MODE: Final = 0o440
 
 
 class Staging:
-    """What staged files share: directories, blocks to write with, threads to write in. `live` are those not ended.
+    """The resources that staged files share: directories, blocks, threads. `live` are those that have not ended.
 
-    `closing` is set when the store is about to close: what takes long leaves off then.
+    `closing` is set when the store is about to close: long work stops then.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Staging:
 
 
 class Held:
-    """Bytes in memory, in the blocks in which they came; small ones are joined, so that they stay few."""
+    """Bytes in memory, in the blocks in which they arrived; small ones are joined, so that they stay few."""
 
     def __init__(self) -> None:
         self.blocks: list[bytes | bytearray | memoryview] = []
@@ -96,7 +96,7 @@ class Held:
 
 
 class LocalStaged:
-    """One staged file. `finished` is true once all its bytes are in it, `named` from its rename on."""
+    """A staged file. `finished` is true once all its bytes are in it, `named` from its rename on."""
 
     has_record = False
 
@@ -131,7 +131,7 @@ class LocalStaged:
                 raise self._staging.trust.refusal(error, self.key, self.size) from error
 
     async def _spill(self) -> None:
-        """Move from memory to a file; what was held stays accounted for until it is written."""
+        """Move the bytes from memory to a file; they stay accounted as memory until they are written."""
         await run_to_completion(in_thread(self._staging.threads, self._create, self._staging.direct))
         assert self._file is not None
         self._writer = self._staging.writer(self._file)
@@ -140,7 +140,7 @@ class LocalStaged:
         self._let_go()
 
     def _create(self, direct: bool) -> DigestingFile:
-        # Assigned in the thread that creates: a caller that was cancelled meanwhile still finds it.
+        # Assigned in the thread that creates it: a caller that is cancelled meanwhile still finds it.
         self._file = self._staging.create(self.key, self._reservation, direct=direct)
         return self._file
 
@@ -153,12 +153,12 @@ class LocalStaged:
                 except OSError as error:
                     raise self._staging.trust.refusal(error, self.key, self.size) from error
         if self._file is not None and self._file.written != self.size:
-            raise Unavailable  # an error was passed over: bytes are missing
+            raise Unavailable  # an earlier error was ignored: bytes are missing
         self.finished = True
 
     def _require(self) -> None:
         if self.finished or self.ended:
-            raise Unavailable  # given up by somebody else: the store is closing
+            raise Unavailable  # aborted by another caller: the store is closing
 
     @property
     def sha256(self) -> str:
@@ -172,7 +172,7 @@ class LocalStaged:
             self._ending = asyncio.ensure_future(self._abort())
         if not self._ending.done():
             await run_to_completion(asyncio.wait((self._ending,)))
-        if not self._ending.cancelled():  # as a whole event loop is at its end; the thread goes on
+        if not self._ending.cancelled():  # at the end of the event loop; the thread goes on
             self._ending.result()
 
     async def _abort(self) -> None:
@@ -187,15 +187,15 @@ class LocalStaged:
 
     @property
     def ended(self) -> bool:
-        """Whether it is, or is being, published or given up."""
+        """Whether the file is, or is being, published or aborted."""
         return self._ending is not None
 
     def end_with(self, publishing: "asyncio.Future[Any]") -> None:
-        """It is being published: an abort from here on waits for that, and does nothing."""
+        """Register that the file is being published: an abort from here on only waits for that."""
         self._ending = publishing
 
     def forget(self) -> None:
-        """Give back memory; the file itself is published or gone."""
+        """Release memory; the file itself is published or gone."""
         self._let_go()
         self._staging.live.discard(self)
 
@@ -203,10 +203,10 @@ class LocalStaged:
         self._staging.space.let_go(self._held.size)
         self._held = Held()
 
-    # --- in the batch's thread
+    # Called in the thread that publishes:
 
     def to_disk(self) -> None:
-        """Have every byte in a file of this staged name."""
+        """Write all bytes to the file of this staged name."""
         if self._file is None:
             file = self._create(direct=False)
             for block in self._held.blocks:
@@ -216,7 +216,7 @@ class LocalStaged:
             self._file.cut()
 
     def take_name(self) -> None:
-        """Lie under the key among the published files."""
+        """Rename the file to its key, among the published files."""
         self._staging.directories.publish(self.key)
         self.named = True
 
@@ -235,7 +235,7 @@ class LocalStaged:
             self._file.close()
 
     def discard(self) -> None:
-        """Remove the staged file, as far as the store still lets us: what stays is for the sweeper."""
+        """Remove the staged file, as far as the store still allows it; else the sweep does."""
         if self._file is None:
             return
         try:

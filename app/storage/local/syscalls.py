@@ -1,15 +1,15 @@
-"""The few system calls that Python does not offer, through libc."""
+"""System calls that Python does not offer, through libc."""
 
 import ctypes
 import errno
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_at_once = ctypes.PyDLL(None, use_errno=True)  # what never waits need not let another thread run
+_at_once = ctypes.PyDLL(None, use_errno=True)  # calls that never wait keep the interpreter's lock
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
-_OPENAT2 = 437  # on every architecture
+_OPENAT2 = 437  # the number on every architecture
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
@@ -29,14 +29,14 @@ def _call(name: str, *arguments: int | bytes | ctypes.c_int64) -> None:
 def syncfs(fd: int) -> None:
     """Make everything written so far on the file system of `fd` durable, data and names.
 
-    An error anywhere on the file system is told once to each descriptor, and before
-    Linux 5.8 to none: whoever relies on a file asks `written_back` about it too.
+    An error anywhere on the file system is reported once to each descriptor, and before
+    Linux 5.8 to none: to rely on a file, call `written_back` for it, too.
     """
     _call("syncfs", fd)
 
 
 def written_back(fd: int) -> None:
-    """Raise what went wrong, since `fd` was opened, when the kernel wrote this file out."""
+    """Raise the error, if any, that the kernel met while writing this file out since `fd` was opened."""
     _call("sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WAIT_BEFORE)
 
 
@@ -80,8 +80,8 @@ def _link_and_unlink(old: str, new: str, old_dir_fd: int, new_dir_fd: int) -> No
     try:
         os.link(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd)
     except FileExistsError:
-        # The answer to a link that was made can get lost, and the call is then repeated by the
-        # client of a network file system: whether the name is ours, its inode tells.
+        # The answer to a successful link can get lost, and the client of a network file
+        # system then repeats the call: the inode shows whether the name is ours.
         ours = os.stat(old, dir_fd=old_dir_fd, follow_symlinks=False)
         there = os.stat(new, dir_fd=new_dir_fd, follow_symlinks=False)
         if not os.path.samestat(ours, there):
@@ -89,5 +89,5 @@ def _link_and_unlink(old: str, new: str, old_dir_fd: int, new_dir_fd: int) -> No
     try:
         os.unlink(old, dir_fd=old_dir_fd)
     except OSError:
-        os.unlink(new, dir_fd=new_dir_fd)  # who is told of an error finds nothing under the new name
+        os.unlink(new, dir_fd=new_dir_fd)  # after an error nothing must have the new name
         raise

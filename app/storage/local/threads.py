@@ -1,4 +1,4 @@
-"""The way from the event loop into a thread."""
+"""Calls from the event loop into a thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor

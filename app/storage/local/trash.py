@@ -1,8 +1,8 @@
-"""Files that were set aside. Whoever looks over the store does not meet them; whoever asks for one by its name gets it.
+"""The trash: files that were set aside. A walk of the store skips them; access by name finds them.
 
 A file is set aside on suspicion, and a suspicion can be wrong: an older database was in use, and the right one is back.
-So a file never counts as missing while it lies here, and nothing goes from here unless somebody who has asked the
-database says so.
+So a file never counts as missing while it is here, and nothing is removed from here unless a caller that has asked
+the database requests it.
 """
 
 import os
@@ -20,20 +20,20 @@ log = structlog.stdlib.get_logger("waybill.storage")
 
 
 def set_aside(directories: Directories, keys: Sequence[str]) -> None:
-    """Move published files into the trash; absent ones are passed over."""
+    """Move published files into the trash; absent ones are skipped."""
     for key in keys:
         if is_key(key):
             _set_aside(directories, key, directories.shard_fd(key))
 
 
 def set_partials_aside(directories: Directories, names: Sequence[tuple[str, int]]) -> None:
-    """Move partial files into the trash; absent ones are passed over."""
+    """Move unfinished files into the trash; absent ones are skipped."""
     for name in names:
         _set_aside(directories, partial_name(*name), directories.partial_fd)
 
 
 def remove(directories: Directories, keys: Sequence[str]) -> None:
-    """Remove published files for good, here too; absent ones are passed over."""
+    """Remove published files for good, also from the trash; absent ones are skipped."""
     for key in keys:
         directories.remove(key)
         if is_key(key):
@@ -41,7 +41,7 @@ def remove(directories: Directories, keys: Sequence[str]) -> None:
 
 
 def remove_partials(directories: Directories, names: Sequence[tuple[str, int]]) -> None:
-    """Remove partial files for good, here too; absent ones are passed over."""
+    """Remove unfinished files for good, also from the trash; absent ones are skipped."""
     for name in names:
         directories.remove_partial(partial_name(*name))
         _remove_here(directories, partial_name(*name))
@@ -57,7 +57,7 @@ def _remove_here(directories: Directories, name: str) -> bool:
 
 
 def end_partial(directories: Directories, name: tuple[str, int], offset: int) -> None:
-    """Remove a partial file, or set it aside if it is longer than the offset; an absent one is passed over."""
+    """Remove an unfinished file, or set it aside if it is longer than the offset; an absent one is skipped."""
     with suppress(FileNotFoundError):
         if os.stat(partial_name(*name), dir_fd=directories.partial_fd, follow_symlinks=False).st_size > offset:
             set_partials_aside(directories, [name])
@@ -67,7 +67,7 @@ def end_partial(directories: Directories, name: tuple[str, int], offset: int) ->
 
 def _set_aside(directories: Directories, name: str, where: int) -> None:
     try:
-        # Not every file system counts a rename as a change, and the days begin now.
+        # Not every file system counts a rename as a change, and the file's time in the trash begins now.
         os.utime(name, dir_fd=where, follow_symlinks=False)
         os.rename(name, name, src_dir_fd=where, dst_dir_fd=directories.trash_fd)
     except FileNotFoundError:
@@ -76,15 +76,15 @@ def _set_aside(directories: Directories, name: str, where: int) -> None:
 
 
 def put_back(directories: Directories, key: str) -> int | None:
-    """Give a published file its key again; its size, or None if it was not set aside or the key is taken.
+    """Put a published file back under its key; return its size, or None if it was not set aside or the key is taken.
 
-    Nothing needs to be flushed: a power cut leaves it in the one place or the other, and it counts in both.
+    Nothing needs to be flushed: after a power cut the file is in one place or the other, and it counts in both.
     """
     return _put_back(directories, key, directories.shard_fd(key)) if is_key(key) else None
 
 
 def put_partial_back(directories: Directories, name: str) -> bool:
-    """Give a partial file its name again; False if it was not set aside or the name is taken."""
+    """Put an unfinished file back under its name; False if it was not set aside or the name is taken."""
     return _put_back(directories, name, directories.partial_fd) is not None
 
 
@@ -101,12 +101,12 @@ def _put_back(directories: Directories, name: str, where: int) -> int | None:
 
 
 def missing(directories: Directories, keys: Sequence[str]) -> list[str]:
-    """Those of the keys under which no regular file lies, here neither."""
+    """List the keys that have no regular file, in the trash neither."""
     return [key for key in keys if not directories.holds_file(key) and put_back(directories, key) is None]
 
 
 def list_aside(directories: Directories, left: Collection[str]) -> list[Aside]:
-    """Everything that was set aside."""
+    """List all files that were set aside."""
     now = directories.now()
     found = []
     with listing(directories.trash_fd) as entries:
@@ -116,14 +116,14 @@ def list_aside(directories: Directories, left: Collection[str]) -> list[Aside]:
             try:
                 age = now - entry.stat(follow_symlinks=False).st_ctime
             except FileNotFoundError:
-                continue  # somebody has just put it back
+                continue  # another process has just put it back
             key, fence = partial_of(entry.name) or (entry.name, None)
             found.append(Aside(key, fence, age, entry.name in left))
     return found
 
 
 def remove_aside(directories: Directories, files: Sequence[Aside]) -> int:
-    """Remove files that were set aside; how many. One that was put back meanwhile stays."""
+    """Remove files that were set aside; return how many. One that was put back meanwhile stays."""
     return sum(
         _remove_here(directories, file.key if file.fence is None else partial_name(file.key, file.fence))
         for file in files

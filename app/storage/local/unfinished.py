@@ -1,7 +1,7 @@
-"""Files that come in several requests. They lie apart from what one process stages, and any may go on with them.
+"""Unfinished files, of resumable uploads. They are kept apart from staged files, and any process may continue one.
 
-Who has one open holds a lock on it, which ends with its process: so a file that is locked
-may still be written into, by a process that is slow or stopped, and one that is not is not.
+A process that has one open locks it until it ends: so a locked file may still be written to, by
+a process that is slow or suspended, and an unlocked one is not.
 """
 
 import errno
@@ -36,9 +36,9 @@ _UNFINISHED_MODE: Final = 0o600
 
 
 class PartialFile(DigestingFile):
-    """A file that is written on from any offset, past the page cache as far as its blocks are whole.
+    """A file that can be continued from any offset, in full blocks that bypass the page cache.
 
-    Its descriptor begins at the file's start; `go_to` says where to write.
+    Its descriptor begins at the file's start; `go_to` sets the offset.
     """
 
     digest: RunningDigest
@@ -49,14 +49,14 @@ class PartialFile(DigestingFile):
         self.digest = digest_state.begun()
 
     def go_to(self, offset: int, digest: RunningDigest) -> None:
-        """Cut off what lies behind the offset, and write on there."""
+        """Truncate the file at the offset, and continue there."""
         os.ftruncate(self.fileno(), offset)
         os.lseek(self.fileno(), offset, os.SEEK_SET)
         self.written = self.length = offset
         self.digest = digest
 
     def write_undigested(self, view: memoryview) -> None:
-        """For bytes whose digest is known: `go_to` tells it."""
+        """Write bytes whose digest is known, which `go_to` sets."""
         claimed = self._space.begin_write(len(view), self._reservation)
         try:
             self._write_all(self.fileno(), view)
@@ -64,7 +64,7 @@ class PartialFile(DigestingFile):
             self._space.end_write(claimed)
 
     def enter_direct(self) -> None:
-        """Write past the page cache from here on. What comes lies in memory, modulo the alignment, as in the file."""
+        """Bypass the page cache from here on. Buffers must have the same offset modulo the alignment as in the file."""
         self._direct = True
 
     def leave_direct(self) -> None:
@@ -96,13 +96,13 @@ class PartialFile(DigestingFile):
 
 
 def bypass_cache(fd: int, bypass: bool) -> None:
-    """Read and write past the page cache from now on, or not."""
+    """Switch bypassing the page cache on or off."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if bypass else flags & ~os.O_DIRECT)
 
 
 def open_partial(directories: Directories, name: str, flags: int) -> int:
-    """A descriptor of a partial file; raises NotStored, or OSError."""
+    """Open an unfinished file and return its descriptor; raises NotStored, or OSError."""
     try:
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(name, flags, _UNFINISHED_MODE, dir_fd=directories.partial_fd)
@@ -120,7 +120,7 @@ def open_partial(directories: Directories, name: str, flags: int) -> int:
 
 
 def _open_locked(directories: Directories, name: str, flags: int) -> int:
-    """As `open_partial`, with the lock; raises InUse."""
+    """Open an unfinished file as `open_partial` does, and lock it; raises InUse."""
     while True:
         fd = open_partial(directories, name, flags)
         try:
@@ -133,15 +133,15 @@ def _open_locked(directories: Directories, name: str, flags: int) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # who removed it was faster than the lock
+        os.close(fd)  # another process removed the file before it was locked
 
 
 def read_through(
     fd: int, length: int, take: Callable[[memoryview], object], *, stopped: Callable[[], bool], at: int = 0
 ) -> None:
-    """Give `take` the first `length` bytes of a file, in blocks that lie in memory as `at` in a file would ask.
+    """Feed `take` the first `length` bytes of a file, in blocks that are aligned for writing at offset `at`.
 
-    Raises NotStored when the file is shorter, and Unavailable once `stopped` says so.
+    Raises NotStored when the file is shorter, and Unavailable once `stopped` returns True.
     """
     block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
     done = 0
@@ -150,7 +150,7 @@ def read_through(
             raise Unavailable
         begin = (at + done) % ALIGNMENT
         count = min(BLOCK_BYTES - begin, length - done)
-        # Read up to a boundary: past the page cache it cannot be less.
+        # Read up to a boundary: a direct read cannot be shorter.
         if os.preadv(fd, [block[begin : begin + count + -count % ALIGNMENT]], done) < count:
             raise NotStored
         take(block[begin : begin + count])
@@ -158,7 +158,7 @@ def read_through(
 
 
 class LocalPartial(LocalStaged):
-    """One partial file, open. What it shares with staged files: held while small, written in blocks, published."""
+    """An open unfinished file. Like staged files it is held while small, written in blocks, and published."""
 
     has_record = True
 
@@ -188,7 +188,7 @@ class LocalPartial(LocalStaged):
                     await self._writer.flush()
                 await in_thread(self._staging.threads, self._keep)
             self._let_go()
-            self.size = self._mark.offset  # a write that was cancelled counted more
+            self.size = self._mark.offset  # a cancelled write may have counted more
 
     async def digest(self, algorithm: str) -> str:
         self._require()
@@ -229,7 +229,7 @@ class LocalPartial(LocalStaged):
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """After an error nothing behind the last mark can be relied on, whatever another flush would say."""
+        """Mark the file as broken after an error: bytes behind the last mark are lost, even if a new flush succeeds."""
         try:
             yield
         except BaseException as error:
@@ -239,7 +239,7 @@ class LocalPartial(LocalStaged):
             raise
 
     async def open(self, mark: Mark, threads: Executor, confirm: Callable[[], Awaitable[None]] | None) -> None:
-        """Open the file at the mark; made if that stands at 0. Raises NotStored, InUse, or what `write` raises."""
+        """Open the file at the mark; create it if that is at 0. Raises NotStored, InUse, or what `write` raises."""
         async with self._writing:
             with self._failing():
                 if not await run_to_completion(in_thread(threads, self._open_at, mark, confirm is None)):
@@ -248,12 +248,12 @@ class LocalPartial(LocalStaged):
                     await run_to_completion(in_thread(threads, self._go_to, mark))
             self.size = mark.offset
 
-    # --- in threads
+    # Called in threads:
 
     def _open_at(self, mark: Mark, cuts: bool) -> bool:
-        """Open and lock it, and go to the mark; False if that would cut off bytes that may be somebody's."""
+        """Open and lock the file, and go to the mark; False if that would cut off bytes, which `cuts` must allow."""
         fd = _open_locked(self._staging.directories, self.name, os.O_RDWR | (0 if mark.offset else os.O_CREAT))
-        # Assigned here: a caller that was cancelled meanwhile still finds it.
+        # Assigned here: a caller that is cancelled meanwhile still finds it.
         self._file = PartialFile(fd, space=self._staging.space, reservation=self._reservation)
         state = os.fstat(fd)
         if state.st_size < mark.offset or (state.st_nlink > 1 and self._is_published(state)):
@@ -264,7 +264,7 @@ class LocalPartial(LocalStaged):
         return True
 
     def _is_published(self, state: os.stat_result) -> bool:
-        """Whether the file lies under its key too, after a crash where a rename is a link and an unlink."""
+        """Whether the file has its key as well, after a crash where a rename is a link and an unlink."""
         with suppress(FileNotFoundError):
             shard_fd = self._staging.directories.shard_fd(self.key)
             return os.path.samestat(state, os.stat(self.key, dir_fd=shard_fd, follow_symlinks=False))
@@ -314,25 +314,25 @@ class LocalPartial(LocalStaged):
         shard_fd = directories.shard_fd(self.key)
         try:
             if not self._is_named():
-                raise FileNotFoundError(self.name)  # another's, under the name that was ours
+                raise FileNotFoundError(self.name)  # another file has taken the name
             syscalls.rename_new(self.name, self.key, old_dir_fd=directories.partial_fd, new_dir_fd=shard_fd)
         except FileNotFoundError as error:
             require(directories.partial_fd)
             require(shard_fd)
-            raise Unavailable from error  # removed: somebody else goes on with the upload
+            raise Unavailable from error  # removed: another process goes on with the upload
         self.named = True
         os.fchmod(self._opened().fileno(), FILE_MODE)
 
     def lose_name(self) -> None:
         directories = self._staging.directories
         shard_fd = directories.shard_fd(self.key)
-        os.chmod(self.key, _UNFINISHED_MODE, dir_fd=shard_fd)  # by its name: it may be that it could not be closed
+        os.chmod(self.key, _UNFINISHED_MODE, dir_fd=shard_fd)  # by its name, since its descriptor may be closed
         syscalls.rename_new(self.key, self.name, old_dir_fd=shard_fd, new_dir_fd=directories.partial_fd)
 
     def discard(self) -> None:
-        """Close the file, and with that give up the lock; it stays, up to its last mark.
+        """Close the file, which releases the lock; the file stays, up to its last mark.
 
-        What lies behind that counts for nobody, and on a full disk would keep it full.
+        Bytes behind the mark do not count, and would keep a full disk full.
         """
         try:
             try:
@@ -347,11 +347,11 @@ class LocalPartial(LocalStaged):
         if self._mark.offset:
             os.ftruncate(self._opened().fileno(), self._mark.offset)
         elif self._is_named():
-            # btrfs over its quota refuses to cut a file short, but not to remove it; who goes on makes it anew.
+            # btrfs over its quota refuses to truncate a file, but not to remove it; the next writer creates it anew.
             self._staging.directories.remove_partial(self.name)
 
     def _is_named(self) -> bool:
-        """Whether the file still has its name: another may, if somebody has removed this one."""
+        """Whether the file still has its name, which another may have if this one was removed."""
         with suppress(FileNotFoundError):
             named = os.stat(self.name, dir_fd=self._staging.directories.partial_fd, follow_symlinks=False)
             return os.path.samestat(named, os.fstat(self._opened().fileno()))

@@ -1,8 +1,8 @@
-"""Which published files no committed record names yet: a list that a crash leaves behind, and nobody else's file on it.
+"""The lists of published files without a committed record, which tell leftovers of a crash from files of others.
 
-Each process keeps one, `<owner>.unrecorded` in the root of the store. A key is on it before its file gets its name,
-and is taken off when its record is committed, before anybody is told. So a file without a record that is on the list
-of a dead process was never acknowledged; one that is on no list was known to some database.
+Each process keeps one, `<owner>.unrecorded` in the root of the store. A key is added before its file gets its name,
+and removed when its record is committed, before the upload is acknowledged. So a file without a record that is on the
+list of a dead process was never acknowledged; one that is on no list was known to some database.
 """
 
 import os
@@ -35,25 +35,25 @@ class UnderWay:
         self._fails = False
 
     def begin(self, keys: Collection[str]) -> None:
-        """List the keys before their files can get them. One flush for many files makes the list durable with them."""
+        """Add keys before their files get them. One flush for many files makes the list durable with them."""
         if keys:
             with self._writing:
                 self._keys.update(keys)
                 self._write()
 
     def end(self, keys: Collection[str]) -> None:
-        """Take the keys off: a crash explains nothing about them any more."""
+        """Remove keys: a crash would not explain any more if their files had no records."""
         if self.holds(keys):
             with self._writing:
                 self._keys.difference_update(keys)
                 self._write()
 
     def holds(self, keys: Collection[str]) -> bool:
-        """Whether one of the keys is on the list. Its own ones, who asks has published or not; so no lock is needed."""
+        """Whether one of the keys is on the list. No lock is needed: only the caller adds or removes its own keys."""
         return not self._keys.isdisjoint(keys)
 
     def close(self) -> None:
-        """Leave the list only if something is on it. No thread may be in a method any more."""
+        """Remove the list if it is empty. No thread may be in a method any more."""
         if self._is_there:
             self._write()
             if not self._keys:
@@ -61,7 +61,7 @@ class UnderWay:
                     os.unlink(self._directories.owner + _SUFFIX, dir_fd=self._directories.root_fd)
 
     def _write(self) -> None:
-        """Write the whole list, up to an empty line; what stands behind that is of a longer one before.
+        """Write the whole list, up to an empty line; text behind that is left from a longer one before.
 
         The file is not kept open: while one is open for writing a file system cannot be made read-only.
         """
@@ -73,7 +73,7 @@ class UnderWay:
                 os.pwrite(fd, "\n".join([*self._keys, "\n"]).encode("ascii"), 0)
             finally:
                 os.close(fd)
-        except OSError as error:  # no reason to refuse a file: the sweep will believe less, not more
+        except OSError as error:  # no reason to refuse a file: the sweep will remove fewer files, not more
             if not self._fails:
                 log.warning("what is under way could not be listed", error=reason(error))
             self._fails = True
@@ -82,12 +82,12 @@ class UnderWay:
 
 
 def left_under_way(directories: Directories) -> set[str]:
-    """The keys on the lists of dead processes."""
+    """Read the keys on the lists of dead processes."""
     return {key for _, fd in directories.left_by_the_dead(_SUFFIX) for key in _keys_on(fd)}
 
 
 def forget_left(directories: Directories, older_than_seconds: float) -> None:
-    """Remove the lists of dead processes that are older, unless a file that one explains is still set aside."""
+    """Remove old lists of dead processes, unless a file on one is still set aside."""
     before = directories.now() - older_than_seconds
     for name, fd in directories.left_by_the_dead(_SUFFIX):
         if os.fstat(fd).st_mtime <= before and not any(directories.is_aside(key) for key in _keys_on(fd)):

@@ -52,6 +52,6 @@ def document(settings: Settings) -> Json:
 
 @lru_cache(maxsize=8)
 def _written(settings: Any) -> tuple[bytes, str]:
-    """The document's text and its entity tag; made once for each settings that this process has seen."""
+    """The document's text and its entity tag; made once for all settings that this process has seen."""
     text = to_json(document(settings))
     return text, f'"{hashlib.sha256(text).hexdigest()[:32]}"'

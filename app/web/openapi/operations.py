@@ -1,4 +1,4 @@
-"""Every URL and method of the service: what it takes, what it answers, how it refuses."""
+"""The operations of the description: for every URL and method its parameters, answers and refusals."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -32,7 +32,7 @@ _BYTES: Final[Json] = {"type": "integer", "minimum": 0, "maximum": MAX_SIZE}
 _MOMENT: Final[Json] = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
 _NO_STORE: Final = ("Cache-Control",)
 
-# What may become of any request; of any with a session; of any that changes something.
+# Refusals of any request; of any with a session; of any that changes something.
 _ANY: Final = ("bad_request", "internal", "unavailable")
 _API: Final = (*_ANY, "ambiguous_session")
 _CHANGE: Final = (*_API, "cross_origin")
@@ -101,7 +101,7 @@ def _operation(
     refused = refusals(codes, headers)
     operation: Json = {"summary": summary, "responses": {**refused, **answers}}
     if both := refused.keys() & answers.keys():
-        for status in both:  # one status, and the media type says which it is
+        for status in both:  # one status for both, distinguished by the media type
             content = {**answers[status]["content"], **refused[status]["content"]}
             fields = {**answers[status]["headers"], **refused[status]["headers"]}
             operation["responses"][status] = {**answers[status], "content": content, "headers": fields}
@@ -113,7 +113,7 @@ def _operation(
 
 
 def _head(get: Json) -> Json:
-    """The same as GET, without the bytes."""
+    """The operation HEAD: the same as GET, without the bytes."""
     bare = {
         status: {name: value for name, value in given.items() if name != "content"}
         for status, given in get["responses"].items()
@@ -204,7 +204,7 @@ def _put(largest: str) -> Json:
 
 def _resource() -> dict[str, Json]:
     key = in_path("name", "The key in the URL that an upload in several requests was given.")
-    mine = ("no_session",)  # where WAYBILL_UPLOAD_URL_NEEDS_SESSION asks for it
+    mine = ("no_session",)  # where WAYBILL_UPLOAD_URL_NEEDS_SESSION is set
     asked = (*mine, "gone", "in_progress", "not_found", "unsupported_version")
     said = (*SESSION, *RESUMABLE)
     grown = {

@@ -1,4 +1,4 @@
-"""What the description's operations are written with: schemas from the model, problems from the errors, headers."""
+"""The vocabulary of the description's operations: schemas from the model, problems from the errors, headers."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -30,12 +30,9 @@ def ref(name: str, kind: str = "schemas") -> Json:
 
 
 def record(properties: Json, *, optional: Iterable[str] = (), more: bool = False) -> Json:
-    """An object; every key is always there but those that are optional."""
+    """The schema of an object; every key is required except the optional ones."""
     required = [name for name in properties if name not in set(optional)]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": more}
-
-
-# --- parameters
 
 
 def header(name: str, description: str, *, schema: Json = _TEXT, required: bool = False) -> Json:
@@ -43,15 +40,13 @@ def header(name: str, description: str, *, schema: Json = _TEXT, required: bool 
 
 
 def query(name: str, description: str, schema: Json = _TEXT) -> Json:
-    # Each may stand once: an array is one value with commas.
+    # No parameter may be repeated: an array is one value with commas.
     return {"name": name, "in": "query", "description": description, "schema": schema, "explode": False}
 
 
 def in_path(name: str, description: str, schema: Json = _TEXT) -> Json:
     return {"name": name, "in": "path", "description": description, "schema": schema, "required": True}
 
-
-# --- answers
 
 _HEADERS: Final = {
     "X-Request-Id": "The request's id: the client's own, if it is 1 to 64 characters of A-Za-z0-9._-",
@@ -124,7 +119,7 @@ def answer(
 
 
 def refusals(codes: Iterable[str], headers: Iterable[str]) -> dict[str, Json]:
-    """The answers that these codes make, by status."""
+    """The answers for these problem codes, by status."""
     known, by_status = problem_codes(), dict[int, list[str]]()
     for code in codes:
         by_status.setdefault(known[code].status, []).append(code)
@@ -147,8 +142,6 @@ _OF_STATUS: Final[dict[int, tuple[str, ...]]] = {
     416: ("Content-Range",),
     503: ("Retry-After",),
 }
-
-# --- components
 
 EXAMPLE_ID: Final = "01a2072b-436b-72c0-93cc-cad2c7aed296"
 EXAMPLE: Final[Json] = {
