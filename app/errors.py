@@ -17,7 +17,7 @@ class UploadError(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     registered: ClassVar[str | None] = None
-    """The problem type that a standard gives to this refusal; where there is none, `code` makes our own."""
+    """The problem type that a standard defines for this refusal; where there is none, ours is made of `code`."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -305,7 +305,7 @@ class Locked(Unavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """The files are durable; whether their rows are could not be learnt in time.
+    """The files are durable; whether their rows are committed was not known in time.
 
     The outcome is settled when the database answers again, or the session's lock is released: the
     uploads stand in the history, as completed if they were recorded after all, else as failed.

@@ -41,8 +41,8 @@ class _Lines:
     """Lines on their way to standard error, written by a thread of its own.
 
     Logging never waits for a reader: a full pipe, a stopped terminal or a closed one costs
-    lines, never a request. The thread calls the system and not `sys.stderr`, whose lock it would
-    still hold, stuck on a full pipe, when the interpreter wants to end.
+    lines, never a request. The thread calls the system and not `sys.stderr`: blocked by a full pipe, it
+    would still hold that stream's lock when the interpreter wants to end.
     """
 
     def __init__(self) -> None:

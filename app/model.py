@@ -289,7 +289,7 @@ class Resource:
     """A resumable upload, as the database knows it. Times are microseconds.
 
     `offset` bytes are durable, in the file that `upload_id` and `file_fence` name, and have
-    the running digest `digest_state`. `metadata` and `concat` are the headers as they came.
+    the running digest `digest_state`. `metadata` and `concat` are the headers as received.
     A part only serves concatenations; `parts` are the key hashes of the parts of a concatenation.
     """
 

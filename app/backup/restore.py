@@ -1,8 +1,8 @@
 """Restoring a backup: into an empty store and an empty database, and nowhere else.
 
-    every file → the key → all durable → the database → what its rows say of files that the backup lacks
+    every file → the key → all durable → the database → its rows are marked whose files the backup lacks
 
-The database comes last: as long as it is empty nobody serves what is not there, and a service that is started too early
+The database comes last: as long as it is empty no missing file is promised, and a service that is started too early
 takes the store for that of another database and leaves it alone.
 """
 
@@ -49,7 +49,7 @@ class Restored:
 async def restore(
     snapshot: Snapshot, store: Path, open_database: Callable[[], Db], url: str, schema: str | None, *, now_us: int
 ) -> Restored:
-    """Put the snapshot into the store and the database at `url`, which `open_database` opens once it is there.
+    """Restore the snapshot into the store and the database at `url`, which `open_database` opens once it is loaded.
 
     Raises:
         Unusable: one of them is not empty, the snapshot is incomplete, or of another kind of database.

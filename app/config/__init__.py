@@ -47,7 +47,7 @@ LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 
 class Settings(BaseSettings):
-    """Everything that differs between two running copies.
+    """The settings: everything that differs between two running copies of the service.
 
     Built from keywords it holds those and the defaults, whatever the machine's
     environment; `load` reads the environment.
@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, case_sensitive=True, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    # What is kept, and where.
+    # Storage and database.
     storage_dir: Directory = Field(
         Path("waybill-data"), description="Directory of the stored and the unfinished files; made if it is missing."
     )
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         description="How long the records of failed and expired uploads that never were complete are kept.",
     )
 
-    # What is accepted.
+    # Limits on uploads and sessions.
     max_file_size: SizeAboveZero = Field(5 * GiB, description="Largest accepted file, in bytes.")
     max_request_size: SizeAboveZero = Field(
         default_factory=lambda given: min(given["max_file_size"] + GiB, MAX_SIZE),
@@ -139,7 +139,7 @@ class Settings(BaseSettings):
         "proxy in front, such as nginx, that does not pass it on.",
     )
 
-    # Who is believed.
+    # Trust: proxies, origins, keys.
     secret_keys: Keys = Field(
         (),
         description=f"Keys that sign sessions, {MIN_KEY_CHARACTERS} characters or more: the first signs, all verify. "
@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         "the socket file, * for all.",
     )
 
-    # How it runs.
+    # Operation.
     host: Host = Field("127.0.0.1", description="Address, or name of one, to listen on.")
     port: Annotated[int, whole_number(0, 65_535)] = Field(
         8000, description="Port to listen on; 0 for any that is free."
@@ -256,7 +256,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) ->
 def _read(env_file: Path) -> tuple[dict[str, str], list[str]]:
     """Read the variables in a file of NAME=value lines, if the file exists, and the problems found in it.
 
-    Values stand as they are written: a `$` is a character like others.
+    Values are taken literally: a `$` is an ordinary character.
     """
     try:
         with env_file.open(encoding="utf-8-sig") as stream:

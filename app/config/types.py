@@ -1,8 +1,8 @@
 """The types of settings: how each is written, and what each text means.
 
-Every type below reads a text, or a value that is already of its kind, and takes nothing that is not written exactly
-so. What a reader raises ends the sentence "WAYBILL_NAME is 'found', …"; for the two secrets it ends "WAYBILL_NAME: …"
-and never repeats any part of what was read.
+Every type below reads a text, or a value that is already of its kind, and refuses all that is not written exactly so.
+The text of an error completes the sentence "WAYBILL_NAME is 'found', …"; for the two secrets it completes
+"WAYBILL_NAME: …", and never repeats any part of the value.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Access to the database: named queries, transactions, and nothing that can hang or leak.
 
-Underneath lies `databases`. Two of its habits are not used. Its transactions lose a connection for
+The library beneath is `databases`, without two of its features. Its transactions lose a connection for
 ever when a COMMIT fails or a cancellation meets a BEGIN; and its connections belong to a task, so
 that each request would open one. Here a few connections are held open and every call borrows one,
 in a task of its own that no cancellation reaches and that ends by its own deadline.
@@ -34,14 +34,14 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger("waybill.db")
 
 _PAUSE: Final = (0.002, 0.05)  # seconds, from and to, before a transaction that lost a race is tried again
-_LOCK_PAUSE: Final = (0.05, 0.15)  # the same when somebody held a lock
+_LOCK_PAUSE: Final = (0.05, 0.15)  # the same when a lock was held
 _REFUSED: Final = "the database cannot be used now"
 _HASTE_SECONDS: Final = 2.0
 _WATCH_SECONDS: Final = 2.0
 _REPEAT_SECONDS: Final = 60.0
 """For this long the same trouble with the database is not logged again."""
 
-# On DEBUG both print the arguments of every statement.
+# On DEBUG both log the arguments of every statement.
 for _talkative in ("databases", "aiosqlite"):
     logging.getLogger(_talkative).setLevel(logging.WARNING)
 
@@ -85,7 +85,7 @@ class Db(NamedQueries):
     Every call ends within `timeout` seconds, and so does the wait for one of `pool_size`
     connections. Queries of `reading` never have more than half of them. When the database
     is away, busy, frozen or lost in the middle, a call raises Unavailable; when its disk is full,
-    StorageFull; what it refuses (a constraint, a mistake in a statement) passes through as the
+    StorageFull; an error of the statement (a constraint, a mistake) passes through as the
     driver's own exception. A cancelled call runs to completion before the cancellation goes on; it
     has `timeout` seconds for that, also where it was given longer.
 
@@ -114,7 +114,7 @@ class Db(NamedQueries):
         self.explain: Callable[[], Awaitable[str | None]] | None = None
         """Called when a statement fails by a mistake: returns the reason if the schema is to blame, else None."""
         self._is_open = self._closing = False
-        self._trouble: dict[bool, str] = {}  # of writers, and of readers
+        self._trouble: dict[bool, str] = {}  # False: of readers, True: of writers
         self._logged: dict[str, float] = {}  # when a kind of trouble was logged last
 
     @property
@@ -161,10 +161,10 @@ class Db(NamedQueries):
         await self._once(lambda raw: self._driver.execute(raw, "SELECT 1"))
 
     async def watch(self) -> None:
-        """Look at the database every few seconds, until cancelled, and log what is wrong before a request meets it."""
+        """Check the database every few seconds, until cancelled, and log problems before a request meets them."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            with suppress(UploadError):  # it is logged
+            with suppress(UploadError):  # the problem is logged
                 await self.ping()
 
     async def check(self) -> dict[str, str]:
@@ -185,7 +185,7 @@ class Db(NamedQueries):
         """Do all of `work` or nothing of it; return its result once the transaction is durable.
 
         `work` may be called more than once, because a transaction that lost a race is tried again as a
-        whole: nothing outside the database may depend on how often. It waits for nothing but the
+        whole: nothing outside the database may depend on how often. It awaits nothing but the
         transaction, and runs in the task that calls it. A lock that others hold is waited for as long as there is
         time, in several tries between which no connection is borrowed; with `lock_timeout`, in one try of so
         many seconds.
@@ -193,7 +193,7 @@ class Db(NamedQueries):
         Raises:
             Locked: the lock was held for longer; nothing was done.
             Unavailable: the outcome is unknown, since the answer to a COMMIT may have been lost.
-                Ask again, or make `work` such that doing it twice is doing it once.
+                Query the state, or make `work` idempotent.
         """
 
         async def use(raw: Any) -> T:

@@ -47,7 +47,7 @@ class Driver(ABC):
 
         Raises:
             Unusable: the database could lose what it acknowledges.
-            Exception: the connection is of no use now; `refusal` says what that amounts to.
+            Exception: the connection is unusable now; `refusal` translates the error.
         """
 
     def concerns_all(self, error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """Dumps: a copy of the whole database, taken while it is in use, and loaded into an empty one.
 
-async with copies.reader(url, db) as reader:      # sees the database as it is at this moment, until it is left
+async with dump.reader(url, db) as reader:        # sees the database as it is at this moment, until it is left
     await reader.copy(to=path)                    # exactly that
     ... await records.list_stored(reader.connection, ...)
 """

@@ -26,7 +26,7 @@ _TIMEOUT: Final = 600.0  # seconds for one file
 _LOCK_SECONDS: Final = 1.0  # a statement waits for a lock, and others behind it
 _CONFLICTS: Final = {"55P03", "40P01"}  # lock timeout; deadlock
 _TURN_SECONDS: Final = 0.1  # until another process that migrates may be done with a file
-_PAUSE_SECONDS: Final = 4.0  # after a try for which others waited up to a second
+_PAUSE_SECONDS: Final = 4.0  # after a try that delayed others by up to a second
 _LONG_PAUSE_SECONDS: Final = 40.0
 
 
@@ -45,11 +45,11 @@ async def pending(db: Db) -> Pending:
     """Find the migrations that are still to be applied; changes nothing.
 
     A database that has more migrations than this code knows is not behind: old code survives a new schema, unless
-    a migration says that it needs newer code.
+    a migration requires newer code.
 
     Raises:
         Unusable: a file has been edited after it was applied, this code is too old for the schema, the role may not do
-            what has to be done, or tables of these names are somebody else's.
+            what has to be done, or tables of these names have another owner.
     """
     known = migrations(db.dialect)
     try:
@@ -116,7 +116,7 @@ async def keep_building(db: Db, *, now_us: Callable[[], int]) -> None:
 
 
 async def build_indexes(db: Db, *, now_us: int) -> list[str]:
-    """Build the indexes that are missing beside whoever uses their tables, and record their files.
+    """Build missing indexes while their tables are in use, and record their files.
 
     A draft takes as long as the longest open transaction. One whose building was interrupted is dropped and
     begun again, a valid one is used. While another process builds, nothing is done.

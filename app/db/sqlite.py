@@ -48,8 +48,8 @@ class _Connection(sqlite3.Connection):
             super().__init__(path, *args, **kwargs)
             self.row_factory = sqlite3.Row
             # In WAL mode anything less than FULL may forget the last commits at a power cut. The file
-            # keeps the mode, but somebody may have changed it while no connection was open. Switching takes the
-            # file for itself for a moment and, when another process opens it just then, fails; `Db` tries again.
+            # keeps the mode, but it may have been changed while no connection was open. Switching locks the file
+            # for a moment and, when another process opens it just then, fails; `Db` tries again.
             self.execute("PRAGMA synchronous = FULL")
             self.execute("PRAGMA foreign_keys = ON")
             [[journal]] = self.execute("PRAGMA journal_mode = WAL")
@@ -179,8 +179,8 @@ class SqliteDriver(Driver):
         await raw.execute_fetchall(statement)
 
     async def begin(self, raw: aiosqlite.Connection, timeout: float | None, lock_timeout: float | None = None) -> None:
-        # A deferred BEGIN that reads first and writes later fails at once when somebody wrote
-        # in between, whatever the busy timeout says.
+        # A deferred BEGIN that reads first and writes later fails at once when another process wrote
+        # in between, whatever the busy timeout is.
         await raw.execute_fetchall("BEGIN IMMEDIATE")
 
     async def commit(self, raw: aiosqlite.Connection) -> None:
@@ -198,9 +198,9 @@ class SqliteDriver(Driver):
     async def settle(self, raw: aiosqlite.Connection) -> None:
         """Checkpoint the whole log into the database's file, and restart the log.
 
-        A commit whose flush failed lies in the log, whole: once that was opened again it looks like
-        any other, to repeat it changes nothing and flushes nothing, and behind a part of the log that
-        never reached the disk later commits would be lost with it. Nor can another flush be believed.
+        A commit whose flush failed is complete in the log: once that is opened again it looks like
+        any other, and repeating it changes and flushes nothing. But behind a part of the log that
+        never reached the disk, later commits would be lost with it. Nor can another flush be trusted.
         """
         self._doubts = False  # another connection may be abandoned meanwhile
         try:
@@ -216,7 +216,7 @@ class SqliteDriver(Driver):
 
     async def abandon(self, raw: aiosqlite.Connection) -> "Future[Any] | None":
         self._doubts = True  # the outcome of its last flush will never be known
-        await raw.interrupt()  # what runs ends soon; closing, its thread's last act, then rolls back
+        await raw.interrupt()  # its statement ends soon; closing, the last act of its thread, then rolls back
         return raw.stop()
 
     async def close(self, raw: aiosqlite.Connection) -> None:

@@ -28,7 +28,7 @@ LEASE_SECONDS: Final = 15.0
 
 
 class IdempotencyKeys:
-    """The claims of one process, beside those of others in the same database."""
+    """The claims on keys of one process, which shares the database with others."""
 
     def __init__(self, db: Db, metrics: Metrics, *, now_us: Clock, new_id: Callable[[], str]) -> None:
         self._db = db

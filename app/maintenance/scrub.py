@@ -1,4 +1,4 @@
-"""The scrub: all stored files are slowly read again, so that damage is found before somebody asks for the file."""
+"""The scrub: all stored files are slowly read again, so that damage is found before the file is downloaded."""
 
 import asyncio
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ GRACE_SECONDS: Final = 3600.0
 KEEP_ASIDE_SECONDS: Final = 7 * 86_400.0
 RETAIN_FAILED_SECONDS: Final = 90 * 86_400.0
 EMPTY_SESSION_US: Final = 86_400_000_000
-"""A session that never uploaded ends a day after its last use, and is forgotten a day later."""
+"""A session that never uploaded ends a day after its last use, and is deleted a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
 """How long an expired claim is kept: its request may just be slow, and keep the key if no other wanted it."""
 _AT_ONCE: Final = 500
@@ -74,7 +74,7 @@ class Swept:
 
 
 class Sweeper:
-    """Sweep once, or every so often.
+    """Sweeps once, or at intervals.
 
     `grace_seconds` is for files that may still get their row. `resumables` sweeps resumable uploads,
     which live for `idle_seconds` without bytes. `retain_failed_seconds` is how long records of
@@ -130,7 +130,7 @@ class Sweeper:
         swept = Swept()
         with self._storage.alone_at("sweep") as alone:
             if alone:
-                # What frees space comes first: on a full disk the database takes no change.
+                # Steps that free space come first: on a full disk the database takes no change.
                 swept.staged_removed = await self._storage.sweep()
                 if self._resumables is not None:
                     done = await self._resumables()
@@ -204,7 +204,7 @@ class Sweeper:
         return found
 
     async def _sweep_files(self, swept: Swept, unknown_aside: int) -> None:
-        """Finish deletions that a crash interrupted; set aside files that no row knows, or whose row keeps nothing.
+        """Finish deletions that a crash interrupted; set aside files without a row, or whose row promises no bytes.
 
         Files that were set aside lately count with those found now: a wrong database must not
         empty the store little by little.

@@ -93,7 +93,7 @@ def _means_bytes(failed: Upload) -> bool:
 
 
 async def find_again(storage: Storage, db: Db, uploads: Collection[Upload]) -> list[str]:
-    """Repair the records of lost uploads whose files had only been set aside; the ids of those repaired."""
+    """Repair the records of lost uploads whose files had only been set aside; return their ids."""
     lost = {
         upload.id: upload.size for upload in uploads if upload.damaged and upload.error and upload.error.code == LOST
     }

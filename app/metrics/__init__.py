@@ -1,6 +1,6 @@
 """Metrics: what the service counts and times; `families` has the list of them.
 
-Counting must cost next to nothing, since every upload does it and few ask: a counter is a number in
+Counting must cost next to nothing, since every upload counts and scrapes are rare: a counter is a number in
 memory that one process changes, and a scrape adds up those of all processes. Labels have few
 values, all known beforehand.
 """
@@ -22,7 +22,7 @@ _TICK_SECONDS: Final = 0.5
 
 
 class Counter:
-    """How often something happened, or how much of it. One thread of a process changes it."""
+    """A counter: how often something happened, or how much of it. One thread of a process changes it."""
 
     __slots__ = ("_at", "_cells")
 
@@ -34,7 +34,7 @@ class Counter:
 
 
 class Histogram:
-    """How long, or how large: a count for each range up to a bound, one for what lies above, and the sum."""
+    """A histogram of durations or sizes: a count for each range up to a bound, one for larger values, and the sum."""
 
     __slots__ = ("_at", "_bounds", "_cells", "_sum")
 
@@ -48,7 +48,7 @@ class Histogram:
 
 
 class Gauge:
-    """How much there is now, as `read` returns it, summed over all processes; 0 until it is first refreshed."""
+    """A gauge: how much there is now, as `read` returns it, summed over all processes; 0 until first refreshed."""
 
     __slots__ = ("_at", "_cells", "read")
 
@@ -86,7 +86,7 @@ class Family:
 
 
 class Reading(NamedTuple):
-    """A family with what all processes counted: for each combination of label values, the sums of its cells."""
+    """A family summed over all processes: for each combination of label values, the sums of its cells."""
 
     family: Family
     values: list[tuple[tuple[str, ...], list[float]]]

@@ -120,7 +120,7 @@ def parameters(value: str) -> tuple[str, dict[str, str]]:
             raise BadRequest('a header has parameters like ; name=value or ; name="value", and something else here')
         at = match.end()
         name, text = match.groups()
-        if name is None:  # nothing between two semicolons, or after the last one
+        if name is None:  # empty, between two semicolons or after the last one
             continue
         name = name.lower()
         if name in found:
@@ -137,7 +137,7 @@ def unquoted(text: str) -> str:
 def extended_value(text: str) -> bytes:
     """The bytes of a `filename*`, which is `UTF-8'language'percent-encoded` (RFC 8187).
 
-    `(`, `)`, `'` and `*` may stand there as they are: nothing else can be meant by them.
+    `(`, `)`, `'` and `*` may be left unescaped: they are unambiguous.
 
     Raises:
         BadRequest: the text is none, or names another character set.

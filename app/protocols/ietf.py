@@ -181,7 +181,7 @@ class Resumable:
         return Append(offset, self._length(offset, ends), ends, checks, digests)
 
     def _length(self, offset: int, ends: bool) -> int | None:
-        """The file's length, by its own field or by where the last body ends; both must agree."""
+        """The file's length, by its own field or by the end of the last body; both must agree."""
         length = integer(self._headers, "Upload-Length")
         body = grammar.content_length(self._headers.getlist("content-length"))
         end = offset + (body or 0)

@@ -57,7 +57,7 @@ DIGEST_BYTES: Final = {name: len(hasher().digest()) for name, hasher in _HASHERS
 class Checksum:
     """The digest that the bytes of one request must have, or none of them counts.
 
-    `algorithm` is one of ALGORITHMS, `mismatch` the refusal of the protocol it came by.
+    `algorithm` is one of ALGORITHMS, `mismatch` the refusal of the request's protocol.
     """
 
     algorithm: str
@@ -113,7 +113,7 @@ def checksums(digests: Digests, mismatch: Callable[[str, str, str], UploadError]
 class Create:
     """Begin an upload. The request's body, if it `brings_bytes`, is the beginning of the file.
 
-    `ends` says whether the file ends with this request; None when the length alone tells.
+    `ends` is whether the file ends with this request; None when only the length determines that.
     `filename` is clean, None when the request names none; `metadata` and `concat` are raw.
     `digests` are those that the complete file must have; `checks` those of this body.
     With `is_part` the upload is a part, which only serves a later Concatenate.

@@ -1,4 +1,4 @@
-"""Form bodies, `multipart/form-data`, as events.
+"""Form bodies, `multipart/form-data`, decoded into events.
 
 Accepted are forms as RFC 7578 defines them, and as browsers, curl and other clients write
 them. All else is refused; nothing is read leniently, since two readers could read it differently.
@@ -320,7 +320,7 @@ def _form_value(text: str) -> bytes:
       `%22`, and nothing else is escaped; a `%22` in the name itself looks the same, so it
       comes out as `"`. CR and LF are `%0D` and `%0A`, which stay: they could only be refused.
     * Older curl, Go, Apache's client: `\"` is `"` and `\\` is `\`. No browser sends `\"`
-      except at the very end, so it tells the two apart.
+      except at the very end, which distinguishes the two.
     """
     if text[0] != '"':
         return text.encode("latin-1")

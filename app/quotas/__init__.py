@@ -219,7 +219,7 @@ class Quotas:
         async def run(transaction: Transaction) -> list[Amount | QuotaExceeded]:
             return await self._decide(transaction, group.asked)
 
-        # One after the other: each locks the sums of its sessions in their order.
+        # One after the other: each locks the totals of its sessions in their order.
         if group.returned:
             await self._db.transaction(give_back, lock_timeout=lock_timeout)
         answers = await self._db.transaction(run, lock_timeout=lock_timeout) if group.asked else []

@@ -130,7 +130,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, with a second Ctrl+C that does what uvicorn says of it.
+    """uvicorn's server, in which a second Ctrl+C forces the exit, as uvicorn announces.
 
     Clients that have connected when it stops are still served; with several workers, by the others.
     """
@@ -154,13 +154,13 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        if self.force_exit:  # uvicorn goes on waiting for the listening sockets, and they for every connection
+        if self.force_exit:  # uvicorn would go on waiting for the listening sockets, and these for every connection
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
 
 
 def _accepted(listening: socket.socket) -> list[socket.socket]:
-    """The connections that wait to be accepted: to close the socket would reset them."""
+    """Accept the waiting connections, which closing the socket would reset."""
     found = []
     with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
         same.setblocking(False)

@@ -53,7 +53,7 @@ class _Body:
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, bounded.
 
-    A head that is not complete after `HEAD_SECONDS`, or a client that takes nothing of its answer
+    A head that is incomplete after `HEAD_SECONDS`, or a client that reads nothing of its answer
     for `STALLED_SECONDS`, ends the connection. `HEAD_FIELDS` and `HEAD_BYTES` bound a head, the latter
     also the bytes beside a body: trailers, and chunk extensions beyond `BESIDE_BODY` times the body.
     The rest of a body of known length bypasses the parser when it is more than `STRAIGHT_BYTES`.

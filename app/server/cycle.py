@@ -16,7 +16,7 @@ class Cycle(RequestResponseCycle):
     """uvicorn's cycle. A body is passed on in the blocks in which it arrived, without a copy.
 
     All bytes that arrived are passed on, even after the client has left: an upload can go on from there.
-    The head of an answer leaves together with the first of its body.
+    The head of an answer is sent together with the first block of its body.
     """
 
     def __init__(self, **arguments: Any) -> None:

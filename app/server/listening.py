@@ -114,7 +114,7 @@ def _socket_file(path: Path) -> socket.socket:
 
 
 def _remove_what_was_left(path: Path) -> None:
-    """Remove the socket file of a process that has ended; one at which somebody listens stays."""
+    """Remove the socket file of a process that has ended; one on which a process listens stays."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise Unusable(f"{path} is there and is no socket")

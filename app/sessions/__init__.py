@@ -188,7 +188,7 @@ class Sessions:
         return Recognised(await self._change(run), new)
 
     async def end(self, token: Token) -> None:
-        """End the session that a token opens for every browser that shares it; its records stay. Raises NoSession."""
+        """End the session of a token for every browser that shares it; its records stay. Raises NoSession."""
 
         async def run(transaction: Transaction) -> None:
             session = await opened(transaction, token, self._now_us())

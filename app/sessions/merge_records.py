@@ -2,7 +2,7 @@
 
 A merge is one short transaction: the session ends, and names the one it joined; from then on nothing new is recorded
 for it, since every insert looks there, and waits for a merge that is under way. Afterwards its records move, a few
-at a time, so that nobody has to wait, however many they are. A row of `merges` says that some are left.
+at a time, so that no other transaction has to wait, however many they are. A row of `merges` says that some are left.
 """
 
 from typing import Final, NamedTuple

@@ -35,7 +35,7 @@ class Unreadable(Unavailable):
 
 
 class Withheld(Unavailable):
-    """The file is there, but this process is not allowed to read it, which says nothing against its bytes."""
+    """The file is there, but this process is not allowed to read it; its bytes may be intact."""
 
 
 Pace = Callable[[int], Awaitable[None]]
@@ -47,7 +47,7 @@ class InUse(Exception):
 
 
 class Reservation(Protocol):
-    """Space promised to one request for bytes that are still to come; it shrinks as they are written."""
+    """Space reserved for the bytes that one request is still to bring; it shrinks as they are written."""
 
     def release(self) -> None:
         """Release the space that was not used. Harmless when repeated."""
@@ -308,7 +308,7 @@ class Storage(Protocol):
         """The bytes of the files that this process is receiving."""
 
     async def test(self) -> None:
-        """Write, sync, publish and remove a file of its own; raises Unavailable or StorageFull.
+        """Test the store: write, sync, publish and remove a file of its own; raises Unavailable or StorageFull.
 
         Passing it restores trust after an I/O error.
         """

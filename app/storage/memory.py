@@ -1,6 +1,6 @@
 """The memory store, which keeps the contract in a dict: the reference for tests, and for trials without a disk.
 
-"Durable" means here: as long as the process lives.
+Here "durable" means: as long as the process lives.
 """
 
 import hashlib

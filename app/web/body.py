@@ -1,4 +1,4 @@
-"""The body of one request: counted, never longer or shorter than declared, never too slow."""
+"""The body of one request: counted, refused when longer or shorter than declared, or too slow."""
 
 import asyncio
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ _COLUMNS: Final = (
 
 
 class Export(NamedTuple):
-    """One format of the whole history."""
+    """A format in which all of a history is exported."""
 
     name: str
     media_type: str

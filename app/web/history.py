@@ -60,7 +60,7 @@ class HistoryRequest(NamedTuple):
 
 
 async def list_page(request: Request[Services]) -> Response:
-    """GET /api/ingestion/history: one page, newest first; or everything, as CSV or NDJSON."""
+    """GET /api/ingestion/history: one page, newest first; or all matching records, as CSV or NDJSON."""
     db = request.state["db"].reading
     left_out = request.state["metrics"].broken_records.add
     session_id = caller_of(request).session.id
@@ -98,7 +98,7 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 
 async def show(request: Request[Services]) -> Response:
-    """GET /api/ingestion/history/{id}: one record of the caller's."""
+    """GET /api/ingestion/history/{id}: one of the caller's records."""
     session_id = caller_of(request).session.id
     upload_id = request.path_params["id"]
     upload = await request.state["lookup"].find(session_id, upload_id) if is_upload_id(upload_id) else None

@@ -40,7 +40,7 @@ _AT_RESOURCE: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
 
 
 async def post(request: Request[Services]) -> Response:
-    """POST /api/ingestion/uploads: a form, a file, or the beginning of one; the headers say which."""
+    """POST /api/ingestion/uploads: a form, a file, or the beginning of a file, as the headers declare."""
     if (method := tus.method("POST", request.headers)) != "POST":
         raise MethodNotAllowed(method, _HERE)
     protocol = detect("POST", request.headers)
@@ -48,7 +48,7 @@ async def post(request: Request[Services]) -> Response:
 
 
 async def put(request: Request[Services]) -> Response:
-    """PUT /api/ingestion/uploads/{filename}: a file, or the beginning of one."""
+    """PUT /api/ingestion/uploads/{filename}: a file, or the beginning of a file."""
     protocol = detect("PUT", request.headers)
     return await (uploads.put_file(request) if protocol is None else _begin(request, protocol))
 
@@ -56,7 +56,7 @@ async def put(request: Request[Services]) -> Response:
 async def resource(request: Request[Services]) -> Response:
     """GET, HEAD, PATCH, DELETE /api/ingestion/uploads/{key}: query the offset, append, cancel.
 
-    Where a PATCH or a DELETE would not get through, a POST with X-HTTP-Method-Override stands for it.
+    Where a proxy blocks PATCH or DELETE, a POST with X-HTTP-Method-Override stands for it.
     """
     method = tus.method(request.method, request.headers)
     if method == "POST":
@@ -179,7 +179,7 @@ async def _append(request: Request[Services], codec: Codec, intent: Append, open
 async def _receive(
     request: Request[Services], codec: Codec, intent: Create | Append, body: Body, key: str, opener: str | None
 ) -> Resource:
-    """Add the body to the resource, which is completed if that was its end.
+    """Append the body to the resource, which is completed if that was its end.
 
     The bytes of a body that breaks off are kept, unless it has a checksum, which cannot be compared then.
     """
@@ -292,7 +292,7 @@ def _answer(request: Request[Services], codec: Codec, intent: Intent, found: Res
     answer = codec.answer(intent, _state(request, found, key))
     if not answer.with_record:
         return _response(answer)
-    assert found.upload is not None  # only parts have no record, and no URL of one is given out
+    assert found.upload is not None  # only parts have no record, and their answers name none
     return _response(answer, record_json(request, found.upload), "application/json")
 
 

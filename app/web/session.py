@@ -187,7 +187,7 @@ async def show(request: Request[Services]) -> Response:
 
 
 async def ensure(request: Request[Services]) -> Response:
-    """POST /api/session: make sure there is one, before several uploads start at once."""
+    """POST /api/session: ensure that the caller has a session, before several uploads start at once."""
     if caller_of(request).is_nobody:
         request.state["storage"].reserve(0).release()  # no unused sessions are recorded on a full disk
     session, token, _ = await caller_of(request).ensure()

@@ -1,10 +1,10 @@
--- idempotency_keys: one row for each key under which a session sent a request. What takes a key, and batches, are in
--- the dialects' folders.
+-- idempotency_keys: one row for each key under which a session sent a request. Acquiring a key, and lists, are in the
+-- dialects' folders.
 
 -- name: find_idempotency_key :one
 -- params: session_id, key_hash, now_us
--- The claim on a session's key, or the answer, if it still means something; a session that has joined another one
--- has its keys there, or they are on their way.
+-- The claim on a session's key, or its answer, unless expired. The keys of a session that has joined another one are
+-- found there, also while they are moving.
 SELECT claim_id, protocol, filename, content_type, length_bytes, boundary_bytes, answer
 FROM idempotency_keys
 WHERE session_id IN (SELECT coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = :session_id), :session_id)
@@ -23,14 +23,14 @@ LIMIT 1;
 
 -- name: free_idempotency_key :run
 -- params: claim_id
--- The request that has this claim came to nothing: its key is as if it had never been used. An answer stays.
+-- Release the key of a claim whose request failed, as if it had never been used. An answer stays.
 DELETE FROM idempotency_keys
 WHERE claim_id = :claim_id
   AND answer IS NULL;
 
 -- name: delete_old_idempotency_keys :many
 -- params: until_us, page_size
--- So many of those that have meant nothing since then go, the oldest first.
+-- Delete expired claims and answers, a page of the oldest.
 DELETE FROM idempotency_keys
 WHERE expires_at_us <= :until_us
   AND claim_id IN (SELECT old.claim_id

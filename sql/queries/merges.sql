@@ -1,9 +1,9 @@
--- merges: sessions that joined another one, and whose records are on their way there, slice by slice. A trigger of
--- sessions adds them. What moves, in slices that wait for nobody, is in the dialects' folders.
+-- merges: sessions that joined another one, and whose records are moving there, slice by slice. A trigger of sessions
+-- adds them. The moves, in slices that wait for no lock, are in the dialects' folders.
 
 -- name: list_merges :many
 -- params: whole_before_us, page_size
--- Those that have something left, as far as is known, or in which nothing was left for some time.
+-- Merges that have records left, as far as is known, or of which nothing was left for some time.
 SELECT session_id, whole_at_us
 FROM merges
 WHERE whole_at_us IS NULL
@@ -13,8 +13,7 @@ LIMIT :page_size;
 
 -- name: lock_merging_totals :run
 -- params: from_id, into_id
--- The sums of both sessions change for nobody else until the transaction ends, those of the second also where it has
--- none yet.
+-- Lock the totals of both sessions until the transaction ends; those of the second also where it has none yet.
 INSERT INTO session_totals (session_id, status, uploads, size_mebibytes, size_bytes_beyond)
 SELECT session_id, status, 0, 0, 0
 FROM (SELECT session_id, status FROM session_totals WHERE session_id = :from_id
@@ -32,13 +31,14 @@ SET uploads = session_totals.uploads;
 
 -- name: forget_session_usage :run
 -- params: from_id, into_id
--- The code before this counts both anew if it needs to: counted row by row, what moves would cost it ever more.
+-- Delete both sums of the older code, which counts them anew if needed: updating them row by row would get ever slower
+-- as records move.
 DELETE FROM session_usage
 WHERE session_id IN (:from_id, :into_id);
 
 -- name: find_merge_left :one
 -- params: session_id, now_us
--- 1 if something is still recorded for a session that joined another one, else 0. A key that both have, stays.
+-- 1 if any records are left of a session that joined another one, else 0. A key that both have stays.
 SELECT CASE
        WHEN EXISTS (SELECT 1 FROM sessions WHERE merged_into_id = :session_id)
          OR EXISTS (SELECT 1 FROM uploads WHERE session_id = :session_id)
@@ -59,13 +59,13 @@ SELECT CASE
 
 -- name: mark_merge_whole :run
 -- params: session_id, whole_at_us
--- Nothing is left. It is looked at once more, for what somebody was about to commit.
+-- Note that nothing is left of a merge, which is checked once more, for records about to be committed.
 UPDATE merges
 SET whole_at_us = :whole_at_us
 WHERE session_id = :session_id;
 
 -- name: delete_merge :run
 -- params: session_id
--- Nothing was left for some time: nothing can come any more.
+-- Delete a merge of which nothing was left for some time: no records can appear any more.
 DELETE FROM merges
 WHERE session_id = :session_id;

@@ -1,9 +1,9 @@
--- resumables: one row per upload that comes in several requests. Batches are in the dialects' folders.
+-- resumables: one row per upload that comes in several requests. Lists are in the dialects' folders.
 
 -- name: insert_resumable :one
 -- params: key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes?, metadata?, concat?, is_part, parts?, expected_sha256?, expected_sha512?, expires_at_us, last_expires_at_us
--- A new one, of which nothing has come yet; what is already there stays as it is, and there is no row. One whose
--- session has meanwhile joined another one is recorded for that one.
+-- Add an upload at offset 0; an existing one stays as it is, and gives no row. If its session has joined another one
+-- meanwhile, it is recorded for that one.
 INSERT INTO resumables (key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes,
                         offset_bytes, metadata, concat, is_part, parts, expected_sha256, expected_sha512, file_fence, fence,
                         expires_at_us, last_expires_at_us)
@@ -18,8 +18,8 @@ RETURNING key_hash;
 
 -- name: find_resumable :one
 -- params: key_hash
--- One of them with its record, whatever became of it. A part has no record. One of a session that joined another one
--- is that one's, also while it is on its way there.
+-- An upload with its record, whatever became of it. A part has no record. An upload of a session that joined another
+-- one belongs to that one, also while it is moving.
 SELECT resumables.key_hash, resumables.upload_id,
        coalesce(sessions.merged_into_id, resumables.session_id) AS session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
@@ -36,9 +36,8 @@ WHERE resumables.key_hash = :key_hash;
 
 -- name: list_due_resumables :many
 -- params: now_us, after_us, after_key, page_size
--- Those that have not ended, still wait for bytes, or are parts, and whose time is over, longest first: one page from
--- just after that time and key. One that has all its bytes is to be completed; that cannot be done for days only when
--- they are missing.
+-- Expired uploads that have not ended and wait for bytes, or are parts, longest first: one page from just after that
+-- time and key. A fully received one is to be completed instead; if that fails for days, its bytes are missing.
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
@@ -61,7 +60,7 @@ LIMIT :page_size;
 
 -- name: list_left_resumables :many
 -- params: after_key, page_size
--- Those that have all their bytes, or are being put together, and have not ended: one page from just after after_key.
+-- Uploads that are fully received, or being assembled, and have not ended: one page from just after after_key.
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
@@ -82,7 +81,7 @@ LIMIT :page_size;
 
 -- name: list_unfinished_resumables :many
 -- params: after_us, after_key, until_us, page_size
--- Those that still wait for bytes, have a record and expire by until_us: one page from just after that time and key.
+-- Uploads that wait for bytes, have a record and expire by until_us: one page from just after that time and key.
 SELECT key_hash, upload_id, expires_at_us
 FROM resumables
 WHERE expires_at_us BETWEEN :after_us AND :until_us
@@ -95,7 +94,7 @@ LIMIT :page_size;
 
 -- name: list_made_of_parts :many
 -- params: after_key, until_us, page_size
--- Those that are made of parts and have not ended, and would expire by until_us: one page from just after after_key.
+-- Concatenations that have not ended, and would expire by until_us: one page from just after after_key.
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
@@ -115,7 +114,7 @@ LIMIT :page_size;
 
 -- name: list_waiting_resumables :many
 -- params: key_hash
--- Those that are made of this part, among others, and have not ended.
+-- Concatenations that include this part and have not ended.
 SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
        resumables.digest_state, resumables.metadata, resumables.concat, resumables.is_part, resumables.parts,
@@ -132,7 +131,7 @@ WHERE concatenation_parts.part_key_hash = :key_hash
 
 -- name: count_waiting_concatenations :one
 -- params: session_id
--- How many of a session are made of parts and have not ended.
+-- The number of a session's concatenations that have not ended.
 SELECT count(*) AS waiting
 FROM resumables
 WHERE session_id = :session_id
@@ -141,7 +140,7 @@ WHERE session_id = :session_id
 
 -- name: claim_resumable :one
 -- params: key_hash, holder_id?, now_us
--- The caller is the newest that wants it. With a holder_id it holds it from now on, if nobody else does.
+-- Draw a fencing token as the newest request for the writer lock; with a holder_id, acquire the lock if it is free.
 UPDATE resumables
 SET fence = fence + 1,
     holder_id = CASE WHEN CAST(:holder_id AS TEXT) IS NULL OR holder IS NOT NULL THEN holder_id
@@ -155,8 +154,8 @@ RETURNING fence;
 
 -- name: pass_resumable :one
 -- params: key_hash, fence, holder_id?, now_us
--- Whoever held it holds it no longer: the caller, if there is a holder_id, or nobody. No row: the caller is not the
--- newest any more.
+-- Preempt the holder of the writer lock, for the caller if there is a holder_id. No row: the caller is not the newest
+-- any more.
 UPDATE resumables
 SET holder = CASE WHEN CAST(:holder_id AS TEXT) IS NOT NULL THEN fence END,
     holder_id = CAST(:holder_id AS TEXT),
@@ -168,7 +167,7 @@ RETURNING key_hash;
 
 -- name: see_resumable :one
 -- params: key_hash, held_by, held_by_id, now_us
--- Who holds it is at work. No row: it is not held by these any more.
+-- Note that the holder is at work. No row: it has lost the writer lock.
 UPDATE resumables
 SET holder_seen_us = :now_us
 WHERE key_hash = :key_hash
@@ -178,9 +177,9 @@ RETURNING key_hash;
 
 -- name: commit_resumable :one
 -- params: key_hash, held_by, held_by_id, holds, file_fence, offset_bytes, digest_state?, length_bytes?, expected_sha256?, expected_sha512?, expires_at_us
--- So many bytes are durable in that file, and its holder goes on, or holds it no longer if holds is 0. No row: it is
--- not held by these any more, and nothing is changed. The number alone would not tell: after a fail-over that lost the
--- last commits it can be drawn twice.
+-- Commit offset, digest and file; the holder keeps the writer lock, or releases it if holds is 0. No row: the lock is
+-- lost, and nothing is changed. The token alone would not identify the holder: after a fail-over that lost the last
+-- commits it can be drawn twice.
 UPDATE resumables
 SET offset_bytes = :offset_bytes,
     digest_state = CAST(:digest_state AS TEXT),
@@ -198,7 +197,7 @@ RETURNING key_hash;
 
 -- name: release_resumable :run
 -- params: key_hash, held_by, held_by_id
--- These hold it no longer, if they did.
+-- Release the writer lock, if the caller still holds it.
 UPDATE resumables
 SET holder = NULL,
     holder_id = NULL
@@ -208,8 +207,8 @@ WHERE key_hash = :key_hash
 
 -- name: lock_resumable :one
 -- params: key_hash, holder, holder_id, file_fence, offset_bytes
--- It is as the caller saw it, and stays so until the transaction ends: with this holder (0 and no id: with none), with
--- so many bytes in this file. No row: others have gone on with it.
+-- Lock an upload until the transaction ends, if it is as the caller saw it: with this holder (0 and no id: with none),
+-- with so many bytes in this file. No row: others have gone on with it.
 UPDATE resumables
 SET fence = fence
 WHERE key_hash = :key_hash
@@ -221,7 +220,7 @@ RETURNING key_hash;
 
 -- name: end_resumable :one
 -- params: key_hash, ended_as, expires_at_us, due_us
--- It has ended, unless it had before or would not expire by due_us; one that is completed can still be cancelled.
+-- End an upload, unless it has ended or would not expire by due_us; a completed one can still be cancelled.
 UPDATE resumables
 SET ended_as = CAST(:ended_as AS TEXT),
     holder = NULL,
@@ -235,7 +234,7 @@ RETURNING key_hash;
 
 -- name: delete_ended_resumables :many
 -- params: now_us, page_size
--- Some of those that ended and need not be remembered any longer go.
+-- Delete ended uploads whose time to be remembered is over, a page at most.
 DELETE FROM resumables
 WHERE ended_as IS NOT NULL
   AND key_hash IN (SELECT old.key_hash
@@ -248,7 +247,7 @@ RETURNING key_hash;
 
 -- name: list_unfinished_files :many
 -- params: after_id, page_size
--- Where the bytes lie that have come of uploads which have not ended, by upload: one page from just after after_id.
+-- The files of uploads that have not ended, by upload: one page from just after after_id.
 SELECT upload_id, file_fence, offset_bytes, digest_state
 FROM resumables
 WHERE ended_as IS NULL

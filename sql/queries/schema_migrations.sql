@@ -1,8 +1,8 @@
--- schema_migrations: which migrations this database has had, and what was in them.
+-- schema_migrations: the migrations that this database has had, with their checksums.
 
 -- name: create_migrations :run
 -- params: none
--- The table itself. It keeps the record of the migrations, so it cannot be made by one.
+-- Create the table itself. It records the migrations, so no migration can create it.
 CREATE TABLE IF NOT EXISTS schema_migrations (
     number         INTEGER  NOT NULL,
     name           TEXT     NOT NULL,
@@ -13,13 +13,13 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 
 -- name: insert_migration :run
 -- params: number, name, checksum, applied_at_us
--- A migration has been applied.
+-- Record that a migration has been applied.
 INSERT INTO schema_migrations (number, name, checksum, applied_at_us)
 VALUES (:number, :name, :checksum, :applied_at_us);
 
 -- name: list_migrations :many
 -- params: none
--- What has been applied.
+-- The migrations that have been applied.
 SELECT number, name, checksum
 FROM schema_migrations
 ORDER BY number;

@@ -1,8 +1,8 @@
--- scrubs: one row, how far the reading again of stored files is.
+-- scrubs: one row, the progress of reading all stored files again.
 
 -- name: save_scrub :run
 -- params: began_at_us, after_id, files, found, ended_at_us?, stopped?, whole_at_us?
--- So far it is now.
+-- Save the scrub's progress.
 INSERT INTO scrubs (id, began_at_us, after_id, files, found, ended_at_us, stopped, whole_at_us)
 VALUES (1, :began_at_us, :after_id, :files, :found,
         CAST(:ended_at_us AS BIGINT), CAST(:stopped AS TEXT), CAST(:whole_at_us AS BIGINT))
@@ -12,7 +12,7 @@ SET began_at_us = excluded.began_at_us, after_id = excluded.after_id, files = ex
 
 -- name: find_scrub :one
 -- params: none
--- How far it is. No row: it never began.
+-- The scrub's progress. No row: it never began.
 SELECT began_at_us, after_id, files, found, ended_at_us, stopped, whole_at_us
 FROM scrubs
 WHERE id = 1;

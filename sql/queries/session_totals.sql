@@ -1,8 +1,9 @@
--- session_totals: what each session has, by status; the tables' own triggers count. Locks are in the dialects' folders.
+-- session_totals: the totals of each session, by status, counted by the tables' own triggers. Locks are in the
+-- dialects' folders.
 
 -- name: list_session_totals :many
 -- params: session_id
--- What a session has of each status, and what is granted to it. Rows that have come down to nothing are left out.
+-- The totals of a session, by status, and its granted quota. Rows that are zero are left out.
 SELECT status, uploads, size_mebibytes, size_bytes_beyond
 FROM session_totals
 WHERE session_id = :session_id
@@ -11,7 +12,7 @@ ORDER BY status;
 
 -- name: list_miscounted_totals :many
 -- params: after_id, until_id
--- The sessions behind after_id, up to until_id, of whom the sums are not what there is.
+-- The sessions behind after_id, up to until_id, whose totals do not agree with their uploads.
 SELECT DISTINCT session_id
 FROM (SELECT session_id, status
       FROM (SELECT session_id, status, 1 AS uploads, size_bytes >> 20 AS mebibytes, size_bytes & 1048575 AS beyond
@@ -34,7 +35,7 @@ ORDER BY session_id;
 
 -- name: find_totals_page :one
 -- params: after_id, page_size
--- Where a page of sessions behind after_id ends that have so many uploads, at least, and so many sums. No row: both
+-- The end of a page of sessions behind after_id that have at least so many uploads, and so many totals. No row: both
 -- have fewer left.
 SELECT min(session_id) AS until_id
 FROM (SELECT max(session_id) AS session_id
@@ -56,19 +57,19 @@ HAVING min(session_id) IS NOT NULL;
 
 -- name: find_totals_begun :one
 -- params: none
--- How far those sessions are counted that were there before counting was.
+-- The progress of counting the sessions that are older than the totals.
 SELECT after_id, is_whole
 FROM session_totals_begun;
 
 -- name: save_totals_begun :run
 -- params: after_id, is_whole
--- So far they are now.
+-- Save the progress of counting the sessions that are older than the totals.
 UPDATE session_totals_begun
 SET after_id = :after_id, is_whole = :is_whole;
 
 -- name: delete_zero_totals :run
 -- params: after_id, until_id
--- Sums of sessions that are not there go, from behind after_id up to until_id, if they came down to nothing.
+-- Delete the totals of sessions that do not exist, from behind after_id up to until_id, if they are zero.
 DELETE FROM session_totals
 WHERE session_id > :after_id
   AND session_id <= :until_id

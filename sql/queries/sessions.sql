@@ -1,9 +1,9 @@
--- sessions: who may see which uploads. One row per session; it stays when the session has ended.
+-- sessions: the owners of uploads. One row per session; it stays when the session has ended.
 
 -- name: find_session_by_token :one
 -- params: token_hash, now_us, replaced_until_us
 -- The live session that a token opens, and the token that it replaces, if it has not been used. No row: it opens none,
--- among others because one in its place was given out by replaced_until_us.
+-- for example because it was replaced before replaced_until_us.
 SELECT sessions.id, sessions.created_at_us, sessions.last_seen_us, sessions.expires_at_us,
        session_tokens.replaces_hash
 FROM session_tokens
@@ -34,7 +34,7 @@ LIMIT :limit;
 
 -- name: end_session :run
 -- params: session_id, now_us
--- A live session ends.
+-- End a live session.
 UPDATE sessions
 SET ended_at_us = :now_us
 WHERE id = :session_id
@@ -42,14 +42,14 @@ WHERE id = :session_id
 
 -- name: end_merged_session :run
 -- params: session_id, into_id, now_us
--- A live session ends because its uploads are another's from now on.
+-- End a live session, because it joins another one.
 UPDATE sessions
 SET ended_at_us = :now_us, merged_into_id = :into_id
 WHERE id = :session_id;
 
 -- name: find_session_page :one
 -- params: after_id, page_size
--- Where a page of so many sessions ends, live or not, in the order of their ids. No row: there are fewer.
+-- The end of a page of so many sessions, live or not, in the order of their ids. No row: there are fewer.
 SELECT max(id) AS until_id
 FROM (SELECT id
       FROM sessions
@@ -60,8 +60,8 @@ HAVING count(*) = :page_size;
 
 -- name: end_unused_sessions :many
 -- params: after_id, until_id, seen_before_us, now_us
--- Live sessions behind after_id, up to until_id, that were seen last before then and never had an upload but failed ones,
--- nor have one under way, end. The ids of those that did.
+-- End live sessions behind after_id, up to until_id, that were last seen before then, and have never had an upload
+-- except failed ones, nor have one under way. The ids of those that ended.
 UPDATE sessions
 SET ended_at_us = :now_us
 WHERE id > :after_id
@@ -84,9 +84,9 @@ RETURNING id;
 
 -- name: delete_empty_sessions :many
 -- params: after_id, until_id, ended_before_us
--- Sessions behind after_id, up to until_id, that ended long enough ago and have no upload. The ids of those deleted. One
--- that joined another stays as long as that one's row: it says where an upload belongs that is still under way, however
--- long that takes.
+-- Delete sessions behind after_id, up to until_id, that ended long enough ago and have no upload. The ids of those
+-- deleted. One that joined another stays as long as that one's row: it leads to the session of an upload that is still
+-- under way, however long that takes.
 DELETE FROM sessions
 WHERE id > :after_id
   AND id <= :until_id

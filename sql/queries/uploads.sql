@@ -1,10 +1,10 @@
--- uploads: one row per file on its way in or already in. Inserting is in the dialects' folders.
+-- uploads: one row per file that was or is being received. Inserting is in the dialects' folders.
 
 -- name: list_uploads :many
 -- params: session_id, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, sha256?, page_size
--- One page of a session's uploads, newest first, from just before (before_us, before_id) back to from_us.
--- statuses is a JSON array: a status is asked for when it stands there in quotes. Inside coalesce PostgreSQL
--- does not guess how few rows the filters leave; it would guess so few that it sorts the session for each page.
+-- A page of a session's uploads, newest first, from just before (before_us, before_id) back to from_us. statuses is a
+-- JSON array, searched for a status in quotes. Inside coalesce PostgreSQL does not guess how few rows the filters
+-- leave; its guess would be so low that it sorts the session for each page.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
 FROM uploads
@@ -23,7 +23,7 @@ LIMIT :page_size;
 
 -- name: list_uploads_oldest :many
 -- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, sha256?, page_size
--- One page of a session's uploads, oldest first, from just after (after_us, after_id) up to and with until_us.
+-- A page of a session's uploads, oldest first, from just after (after_us, after_id) up to and with until_us.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
 FROM uploads
@@ -42,7 +42,7 @@ LIMIT :page_size;
 
 -- name: list_stored :many
 -- params: after_id, page_size
--- What storage must hold, over all sessions, by id: one page from just after after_id.
+-- The uploads that storage must hold, over all sessions, by id: one page from just after after_id.
 SELECT id, size_bytes, sha256
 FROM uploads
 WHERE status = 'completed'
@@ -52,8 +52,8 @@ LIMIT :page_size;
 
 -- name: list_damaged :many
 -- params: after_id, page_size
--- What storage should hold and was found not to, over all sessions, by id: one page from just after after_id.
--- An upload that never was complete can be lost too; it has no time of completion.
+-- The uploads that storage should hold but that were found damaged, over all sessions, by id: one page from just after
+-- after_id. An upload that never was completed can be lost too; it has no time of completion.
 SELECT id, size_bytes, sha256
 FROM uploads
 WHERE error_code IN ('lost', 'damaged')
@@ -64,7 +64,7 @@ LIMIT :page_size;
 
 -- name: count_uploads :one
 -- params: session_id, from_us, until_us, min_size, max_size, statuses?, protocol?, sha256?, pattern?
--- How many of a session's uploads list_uploads finds over all pages.
+-- The number of a session's uploads that list_uploads finds over all pages.
 SELECT count(*) AS uploads
 FROM uploads
 WHERE session_id = :session_id
@@ -78,14 +78,14 @@ WHERE session_id = :session_id
 
 -- name: count_stored :one
 -- params: none
--- How many uploads storage must hold, over all sessions.
+-- The number of uploads that storage must hold, over all sessions.
 SELECT count(*) AS uploads
 FROM uploads
 WHERE status = 'completed';
 
 -- name: count_damaged :one
 -- params: none
--- How many uploads storage should hold and was found not to, over all sessions.
+-- The number of uploads that storage should hold but that were found damaged, over all sessions.
 SELECT count(*) AS uploads
 FROM uploads
 WHERE error_code IN ('lost', 'damaged')
@@ -93,7 +93,7 @@ WHERE error_code IN ('lost', 'damaged')
 
 -- name: find_upload_span :one
 -- params: session_id
--- When a session's first upload and its last one were created.
+-- The creation times of a session's first upload and its last one.
 SELECT (SELECT created_at_us
         FROM uploads
         WHERE session_id = :session_id
@@ -107,7 +107,7 @@ SELECT (SELECT created_at_us
 
 -- name: advance_upload :run
 -- params: upload_id, size_bytes, status
--- More of an upload that comes in several requests is there, or it is being put together.
+-- Note progress of a resumable upload, or that it is being assembled.
 UPDATE uploads
 SET size_bytes = :size_bytes, status = :status
 WHERE id = :upload_id
@@ -115,7 +115,7 @@ WHERE id = :upload_id
 
 -- name: end_upload :run
 -- params: upload_id, status, error_code?, error_detail?
--- An upload that came in several requests will never be complete.
+-- Record that a resumable upload will never be completed.
 UPDATE uploads
 SET status = :status, error_code = CAST(:error_code AS TEXT), error_detail = CAST(:error_detail AS TEXT)
 WHERE id = :upload_id
@@ -123,9 +123,9 @@ WHERE id = :upload_id
 
 -- name: delete_upload :one
 -- params: session_id, upload_id, now_us, deleted_since_us
--- The bytes of an upload that was complete, damaged or not, are gone, or about to go; its record stays. So it was
--- before, if it was deleted since deleted_since_us. No row: nothing to delete. An upload that has yet to follow its
--- session into another one is that one's already.
+-- Record that the bytes of a completed upload, damaged or not, are deleted; its record stays. The row is the same if it
+-- was deleted since deleted_since_us. No row: nothing to delete. An upload that is still moving with its session into
+-- another one belongs to that one.
 UPDATE uploads
 SET status = 'deleted', error_code = NULL, error_detail = NULL,
     deleted_at_us = CASE WHEN status = 'deleted' THEN deleted_at_us ELSE CAST(:now_us AS BIGINT) END
@@ -139,15 +139,15 @@ RETURNING id;
 
 -- name: try_recording :run
 -- params: none
--- Nothing is changed; whatever would keep a row from being recorded now refuses this as well, or makes it wait.
+-- Change nothing, but fail or wait for whatever would keep an upload from being recorded now.
 UPDATE uploads
 SET status = status
 WHERE FALSE;
 
 -- name: delete_failed_uploads :many
 -- params: created_before_us, page_size
--- Records of uploads that failed or expired and never were complete go, so many at most of those that were begun before
--- then. What came in several requests stays as long as its address is remembered. The ids of those deleted.
+-- Delete records of failed or expired uploads that were never completed and were begun before then, a page at most. A
+-- resumable upload stays as long as its key is remembered. The ids of those deleted.
 DELETE FROM uploads
 WHERE id IN (SELECT old.id
              FROM uploads AS old

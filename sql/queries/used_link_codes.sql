@@ -1,14 +1,14 @@
--- used_link_codes: codes that were used, until their time would have been over, for those who ask once more.
+-- used_link_codes: used codes, until their time would have been over, for requests that are repeated.
 
 -- name: insert_used_link_code :run
 -- params: code_hash, token_hash, session_id, expires_at_us
--- Whoever had this token has used this code.
+-- Note that the owner of this token has used this code.
 INSERT INTO used_link_codes (code_hash, token_hash, session_id, expires_at_us)
 VALUES (:code_hash, :token_hash, :session_id, :expires_at_us);
 
 -- name: find_used_link_code :one
 -- params: code_hash, now_us
--- By which token a code was used, and the live session that it led to, wherever that has gone since.
+-- The token by which a code was used, and the live session that it led to, also through later merges.
 SELECT used_link_codes.token_hash, sessions.id AS session_id
 FROM used_link_codes
 JOIN sessions AS joined ON joined.id = used_link_codes.session_id
@@ -20,7 +20,7 @@ WHERE used_link_codes.code_hash = :code_hash
 
 -- name: delete_old_used_link_codes :many
 -- params: now_us, page_size
--- Some of the codes whose time is over go.
+-- Delete used codes whose time is over, a page at most.
 DELETE FROM used_link_codes
 WHERE code_hash IN (SELECT old.code_hash
                     FROM used_link_codes AS old

@@ -127,7 +127,7 @@ class _Context:
             _call(_DESTROY, context_id)
 
     def __del__(self, syscall: Any = _libc.syscall, destroy: int | None = _DESTROY) -> None:
-        if self._id:  # bound above, since at the interpreter's end the module may be empty already
+        if self._id:  # bound above, since at the interpreter's end the module's names may be gone
             syscall(destroy, self._id)
 
 

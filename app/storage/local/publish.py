@@ -32,7 +32,7 @@ class BatchPublisher:
 
         A rename before the data is durable can come back from a power cut as an empty
         file under its final name. A flush that fails is final for every file it covered:
-        the kernel forgets the error and the next flush would lie, so it is never repeated.
+        the kernel forgets the error and the next flush would wrongly succeed, so it is never repeated.
         """
         refused: dict[str, UploadError] = {}
         self._under_way.begin([staged.key for staged in batch if not staged.has_record])

@@ -221,7 +221,7 @@ class LocalStaged:
         self.named = True
 
     def lose_name(self) -> None:
-        """Undo `take_name`."""
+        """Undo `take_name`: remove the file's final name."""
         self._staging.directories.remove(self.key)
 
     def flush(self) -> None:

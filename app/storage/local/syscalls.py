@@ -46,7 +46,7 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
 
 
 def rename_new(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
-    """Rename without ever replacing: FileExistsError when `new` is taken.
+    """Rename without ever replacing; raises FileExistsError when `new` is taken.
 
     Where the file system has no such rename (NFS), a hard link takes its place: it never
     replaces either, and a crash before the unlink leaves a second, staged name to sweep.
@@ -60,7 +60,7 @@ def rename_new(old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
 
 
 def open_cached(name: str, flags: int, *, dir_fd: int) -> int:
-    """`os.open` without symbolic links, or BlockingIOError if it would have to wait for the disk.
+    """Open a file without following symbolic links; raises BlockingIOError if that would wait for the disk.
 
     Linux 5.12; before that, and elsewhere, OSError.
     """

@@ -1,8 +1,8 @@
--- allowances: batches, which travel as one JSON parameter. Differs from sqlite: jsonb functions unpack them.
+-- allowances: lists, which travel as one JSON parameter. Differs from sqlite: jsonb functions unpack them.
 
 -- name: put_allowances :run
 -- params: rows
--- Grant these, given as one JSON array of row objects; one that is there already is now as large as this.
+-- Grant these, given as one JSON array of row objects; an existing grant gets the new size.
 INSERT INTO allowances (id, session_id, holder, uploads, size_bytes, expires_at_us)
 SELECT r.id, r.session_id, r.holder, r.uploads, r.size_bytes, r.expires_at_us
 FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
@@ -13,15 +13,16 @@ SET uploads = excluded.uploads, size_bytes = excluded.size_bytes;
 
 -- name: list_allowances :many
 -- params: ids
--- Those of a JSON array of ids; unknown ones are left out.
+-- The grants of a JSON array of ids; unknown ones are left out.
 SELECT id, uploads, size_bytes
 FROM allowances
 WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
 
 -- name: delete_allowances :run
 -- params: ids
--- Those of a JSON array of ids go: what they were for is recorded, or will not be. The sums that this changes are locked
--- first, also those of sessions to which these may just be on their way; nor do any below come another way.
+-- Release the grants of a JSON array of ids: their uploads are recorded, or will not be. The totals that this changes
+-- are locked first, also those of sessions to which the grants may just be moving; so no statement below changes totals
+-- in another order.
 WITH given_back AS MATERIALIZED (
     SELECT id, session_id
     FROM allowances
@@ -45,8 +46,8 @@ WHERE allowances.id = given_back.id
 
 -- name: renew_allowances :run
 -- params: holder, expires_at_us
--- Whoever asked for these lives, and still receives what they are for. Differs from sqlite: rows that somebody is
--- changing are passed over, since locks that are taken in no order must not be waited for.
+-- Renew the grants of a process that is alive, and still receives their uploads. Differs from sqlite: rows that others
+-- are changing are skipped, since locks that are taken out of order must not be waited for.
 WITH held AS MATERIALIZED (
     SELECT id
     FROM allowances
@@ -60,7 +61,7 @@ WHERE allowances.id = held.id;
 
 -- name: delete_expired_allowances :many
 -- params: now_us, page_size
--- Some go whose time is over: whoever asked for them is gone.
+-- Release expired grants, whose process is gone, a page at most.
 WITH given_back AS MATERIALIZED (
     SELECT id, session_id
     FROM allowances
@@ -88,7 +89,7 @@ RETURNING allowances.id;
 
 -- name: delete_allowances_of :run
 -- params: holder
--- Whoever asked for these receives nothing any more.
+-- Release all grants of a process that receives nothing any more.
 WITH given_back AS MATERIALIZED (
     SELECT id, session_id
     FROM allowances

@@ -1,8 +1,8 @@
--- idempotency_keys: what takes a key, and batches, which travel as one JSON parameter.
+-- idempotency_keys: acquiring a key, and lists, which travel as one JSON parameter.
 
 -- name: take_idempotency_key :one
 -- params: session_id, key_hash, claim_id, protocol, filename?, content_type, length_bytes?, boundary_bytes, now_us, expires_at_us
--- A request takes a key that is free, or whose row means nothing any more. No row: somebody has it. A session that has
+-- Acquire a key that is free, or whose claim or answer has expired. No row: another claim has it. A session that has
 -- joined another one has its keys there. Differs from sqlite: FOR KEY SHARE, so that a session that is joining another
 -- one just now is waited for, and waits for us, and no key is left behind.
 INSERT INTO idempotency_keys (session_id, key_hash, claim_id, protocol, filename, content_type, length_bytes,
@@ -19,9 +19,9 @@ RETURNING claim_id;
 
 -- name: renew_idempotency_keys :run
 -- params: claim_ids, expires_at_us
--- Those of a JSON array of claims that are not answered are held until then. Differs from sqlite: jsonb functions
--- unpack it, and rows that somebody is changing are passed over: they are being answered, and locks that are taken in
--- no order must not be waited for.
+-- Renew the unanswered claims of a JSON array of ids. Differs from sqlite: jsonb functions unpack it, and rows that
+-- others are changing are skipped: they are being answered, and locks that are taken out of order must not be waited
+-- for.
 UPDATE idempotency_keys
 SET expires_at_us = :expires_at_us
 WHERE claim_id IN (SELECT held.claim_id
@@ -32,8 +32,8 @@ WHERE claim_id IN (SELECT held.claim_id
 
 -- name: answer_idempotency_keys :many
 -- params: rows, expires_at_us
--- What landed under these claims, a JSON array of row objects, is remembered until then. The claims that hold their
--- keys still. Differs from sqlite: jsonb functions unpack it.
+-- Record what landed under these claims, a JSON array of row objects, until then. The claims that still hold their
+-- keys. Differs from sqlite: jsonb functions unpack it.
 UPDATE idempotency_keys
 SET answer = r.answer, expires_at_us = :expires_at_us
 FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (claim_id TEXT COLLATE "C", answer TEXT)

@@ -1,9 +1,10 @@
--- merges: what moves. Differs from sqlite: other transactions run beside this one. Rows that somebody is changing are
--- passed over, and found the next time: whoever moves holds sums, and waits for nothing while it does.
+-- merges: the moves. Differs from sqlite: other transactions run beside this one. Rows that others are changing are
+-- skipped, and found the next time: a move holds locks on totals, and waits for nothing while it does.
 
 -- name: lock_merge :one
 -- params: session_id
--- Where the records of a session go that joined another one; they go there until the transaction ends. No row: nowhere.
+-- The session to which the records of a merged one move, locked as such until the transaction ends. No row: it joined
+-- none.
 SELECT merged_into_id
 FROM sessions
 WHERE id = :session_id
@@ -12,7 +13,7 @@ FOR KEY SHARE;
 
 -- name: repoint_merged_sessions :many
 -- params: from_id, into_id, page_size
--- Some of the sessions that joined one which now joins another follow it: nobody has to look twice.
+-- Redirect sessions that joined one which now joins another, a page at most, so that one look-up finds their session.
 WITH moving AS MATERIALIZED (
     SELECT id
     FROM sessions
@@ -28,7 +29,7 @@ RETURNING sessions.id;
 
 -- name: move_resumables :many
 -- params: from_id, into_id, page_size
--- Some of one session become another's.
+-- Move resumable uploads of one session to another, a page at most.
 WITH moving AS MATERIALIZED (
     SELECT key_hash
     FROM resumables
@@ -44,7 +45,7 @@ RETURNING resumables.key_hash;
 
 -- name: move_uploads :many
 -- params: from_id, into_id, before_us, before_id, page_size
--- Some of one session become another's: the newest first, from just before (before_us, before_id).
+-- Move uploads of one session to another, a page at most: the newest first, from just before (before_us, before_id).
 WITH moving AS MATERIALIZED (
     SELECT id
     FROM uploads
@@ -62,7 +63,7 @@ RETURNING uploads.id, uploads.created_at_us;
 
 -- name: move_allowances :many
 -- params: from_id, into_id, page_size
--- Some of one session become another's.
+-- Move grants of one session to another, a page at most.
 WITH moving AS MATERIALIZED (
     SELECT id
     FROM allowances
@@ -78,8 +79,8 @@ RETURNING allowances.id;
 
 -- name: move_idempotency_keys :many
 -- params: from_id, into_id, now_us, page_size
--- Some of the keys of one session that still mean something become another's; where both have the same, each keeps its
--- own.
+-- Move keys of one session that have not expired to another, a page at most; where both have the same key, each keeps
+-- its own.
 WITH moving AS MATERIALIZED (
     SELECT claim_id
     FROM idempotency_keys

@@ -1,8 +1,8 @@
--- schema_migrations: what each database answers in its own way.
+-- schema_migrations: queries that each database answers in its own way.
 
 -- name: has_migrations :one
 -- params: none
--- Whether the table is there; it is not in a new database, where others may have one of that name.
+-- Whether the table exists. In a new database it does not, though another owner's table may have its name.
 -- Differs from sqlite: to_regclass finds a table as a statement would, along the search path.
 SELECT count(*) AS tables
 FROM pg_attribute
@@ -11,20 +11,20 @@ WHERE attrelid = to_regclass('schema_migrations')
 
 -- name: lock_migrations :one
 -- params: none
--- Whether nobody else migrates until the transaction ends.
--- Differs from sqlite: transactions run side by side; the number is ours, any would do. Nobody waits for the lock in a
--- transaction, for whoever builds an index waits for transactions.
+-- Try to lock the migrations until the transaction ends.
+-- Differs from sqlite: transactions run side by side; the number is ours, any would do. The lock is not waited for in a
+-- transaction, since the building of an index waits for transactions.
 SELECT CASE WHEN pg_try_advisory_xact_lock(7245916382) THEN 1 ELSE 0 END AS locked;
 
 -- name: lock_index_builds :one
 -- params: none
--- Whether nobody else builds indexes until the session ends.
--- Differs from sqlite: it lasts longer than a transaction, and is not the lock of the migrations, who need not wait for it.
+-- Try to lock the building of indexes until the session ends.
+-- Differs from sqlite: the lock outlasts a transaction, and is not that of the migrations, which need not wait for it.
 SELECT CASE WHEN pg_try_advisory_lock(7245916383) THEN 1 ELSE 0 END AS locked;
 
 -- name: find_index :one
 -- params: name
--- Whether an index is whole; one whose building was broken off is not.
+-- Whether an index is valid; one whose building was interrupted is not.
 -- Differs from sqlite: only here can there be such an index.
 SELECT CASE WHEN indisvalid THEN 1 ELSE 0 END AS whole
 FROM pg_index
@@ -32,7 +32,7 @@ WHERE indexrelid = to_regclass(:name);
 
 -- name: find_place :one
 -- params: schema?
--- Where new tables would be made, by which role and whether it may; and whether the schema that was asked for is there.
+-- The place where new tables would be created, the role and whether it may; and whether the requested schema exists.
 -- Differs from sqlite: which has neither schemas nor roles.
 SELECT quote_ident(current_user) AS role,
        quote_ident(current_schema()) AS place,
@@ -43,7 +43,7 @@ SELECT quote_ident(current_user) AS role,
 
 -- name: list_tables :many
 -- params: names
--- Those of the named tables that are there: whose they are, and whether the role may do with them what it has to.
+-- Those of the named tables that exist: their owners, and whether the role has the privileges that it needs.
 -- Differs from sqlite: only here can a table belong to others.
 SELECT CAST(pg_class.relname AS TEXT) AS name,
        CAST(CAST(pg_class.relnamespace AS REGNAMESPACE) AS TEXT) AS place,

@@ -1,4 +1,4 @@
--- session_tokens: batches. Differs from sqlite: jsonb_to_recordset unpacks them.
+-- session_tokens: lists. Differs from sqlite: jsonb_to_recordset unpacks them.
 
 -- name: insert_tokens :run
 -- params: rows

@@ -1,11 +1,11 @@
--- session_totals: what needs a lock. Differs from sqlite: other transactions run beside this one, so rows are locked, in
--- the order of sessions and statuses in which the triggers change them, what is granted last; jsonb functions unpack
+-- session_totals: queries with locks. Differs from sqlite: other transactions run beside this one, so rows are locked,
+-- in the order of sessions and statuses in which the triggers change them, granted quota last; jsonb functions unpack
 -- arrays.
 
 -- name: lock_session_totals :many
 -- params: session_ids
--- What those of a JSON array of sessions have that counts for a quota, or the sessions that they joined: it grows
--- for nobody else until the transaction ends.
+-- Lock the totals of a JSON array of sessions, or of the sessions that they joined, until the transaction ends; the
+-- amounts that count for a quota.
 WITH asked AS MATERIALIZED (
     SELECT r.id,
            coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.id FOR KEY SHARE), r.id) AS owner_id
@@ -27,8 +27,8 @@ JOIN locked ON locked.session_id = asked.owner_id;
 
 -- name: reset_session_totals :many
 -- params: after_id, until_id
--- The sums of the sessions behind after_id, up to until_id, begin at nothing, and change for nobody else until the
--- transaction ends: those of all that have uploads, allowances or sums.
+-- Set the totals of the sessions behind after_id, up to until_id, to zero, and lock them until the transaction ends: of
+-- all sessions that have uploads, allowances or totals.
 INSERT INTO session_totals (session_id, status, uploads, size_mebibytes, size_bytes_beyond)
 SELECT session_id, status, 0, 0, 0
 FROM (SELECT session_id, status FROM uploads WHERE session_id > :after_id AND session_id <= :until_id
@@ -43,7 +43,7 @@ RETURNING session_id, status;
 
 -- name: count_session_totals :run
 -- params: after_id, until_id, locked
--- They are what there is, asked for now that nobody changes it: those of a JSON array of rows that were reset.
+-- Count the totals of a JSON array of rows that were reset, from the uploads, which cannot change now.
 UPDATE session_totals
 SET uploads = counted.uploads, size_mebibytes = counted.mebibytes, size_bytes_beyond = counted.beyond
 FROM (SELECT session_id, status, count(*) AS uploads, sum(size_bytes >> 20) AS mebibytes,
@@ -66,7 +66,7 @@ WHERE session_totals.session_id = counted.session_id
 
 -- name: lock_totals_begun :one
 -- params: none
--- How far those sessions are counted that were there before counting was; nobody else goes on with it meanwhile.
+-- The progress of counting the sessions that are older than the totals, locked until the transaction ends.
 SELECT after_id, is_whole
 FROM session_totals_begun
 FOR UPDATE;

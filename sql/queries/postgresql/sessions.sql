@@ -1,4 +1,4 @@
--- sessions: batches, and what needs a lock. Differs from sqlite as each query says.
+-- sessions: lists, and queries with locks. Differs from sqlite as each query says.
 
 -- name: insert_sessions :run
 -- params: rows
@@ -13,9 +13,9 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: lock_live_sessions :many
 -- params: first_id, second_id, now_us
--- Those of two sessions that are live; they stay as they are until the transaction ends.
--- Differs from sqlite: other transactions run beside this one, so the rows are locked, in the order
--- of their ids, that two sessions which join each other at once do not both end.
+-- Lock those of two sessions that are live until the transaction ends.
+-- Differs from sqlite: other transactions run beside this one, so the rows are locked, in the order of their ids, lest
+-- two sessions that join each other at once both end.
 SELECT id
 FROM sessions
 WHERE id IN (:first_id, :second_id)
@@ -26,7 +26,7 @@ FOR UPDATE;
 
 -- name: lock_session :many
 -- params: session_id
--- A session neither ends nor joins another, and its tokens stay as they are, until the transaction ends.
+-- Lock a session until the transaction ends: it neither ends nor joins another, and its tokens stay as they are.
 -- Differs from sqlite: other transactions run beside this one; those that record an upload need not wait.
 SELECT id
 FROM sessions
@@ -35,10 +35,10 @@ FOR NO KEY UPDATE;
 
 -- name: touch_sessions :run
 -- params: rows
--- Live sessions were seen, given as one JSON array of row objects, each id once; of those that joined another one, that
--- was. Times never go back.
--- Differs from sqlite: jsonb_to_recordset unpacks the array; greatest is called max there; one that somebody holds
--- locked is passed over, so that it keeps no other one waiting: it is seen again.
+-- Note that live sessions were seen, given as one JSON array of row objects, each id once; for one that joined another,
+-- that one was. Times never go back.
+-- Differs from sqlite: jsonb_to_recordset unpacks the array; greatest is called max there; a locked row is skipped, so
+-- that it delays no other: its session will be seen again.
 WITH seen AS MATERIALIZED (
     SELECT coalesce(went.merged_into_id, r.id) AS id,
            max(r.last_seen_us) AS last_seen_us,
@@ -64,8 +64,8 @@ WHERE sessions.id = seen.id
 
 -- name: expire_sessions :many
 -- params: now_us, page_size
--- Some of the live sessions whose time is over end. The ids of those that did. Differs from sqlite: one that somebody
--- is changing may be in use after all; the next sweep looks again.
+-- End expired live sessions, a page at most. The ids of those that ended. Differs from sqlite: a row that others are
+-- changing may be in use after all, and is left to the next sweep.
 WITH over AS MATERIALIZED (
     SELECT id
     FROM sessions

@@ -1,11 +1,10 @@
--- uploads: batches, which travel as one JSON parameter. Differs from sqlite: jsonb functions unpack it.
+-- uploads: lists, which travel as one JSON parameter. Differs from sqlite: jsonb functions unpack it.
 
 -- name: insert_uploads :run
 -- params: rows
--- Add a batch, given as one JSON array of row objects; what is already there stays as it is, but one that
--- was on its way in has arrived, or failed. An upload whose session has meanwhile joined another one is
--- recorded for that one. FOR KEY SHARE: a session that is joining another one just now is waited for, and
--- waits for us, so that no upload is left behind.
+-- Add uploads, given as one JSON array of row objects; an existing record stays as it is, unless its upload was still
+-- being received. An upload whose session has joined another one meanwhile is recorded for that one. FOR KEY SHARE: a
+-- session that is joining another one just now is waited for, and waits for us, so that no upload is left behind.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
                      error_code, error_detail, created_at_us, completed_at_us)
 SELECT r.id,
@@ -25,8 +24,8 @@ WHERE uploads.status IN ('uploading', 'processing');
 
 -- name: lock_uploads :many
 -- params: rows
--- A batch that is about to be added changes none of these for anybody else until the transaction ends: its sessions, the
--- uploads that are recorded already, and the sums, in the order in which everybody locks.
+-- Lock all rows that adding these uploads changes until the transaction ends: their sessions, the uploads that are
+-- recorded already, and the totals, in the order in which every transaction locks them.
 WITH batch AS MATERIALIZED (
     SELECT r.id, r.status,
            coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.session_id FOR KEY SHARE), r.session_id)
@@ -55,9 +54,9 @@ RETURNING session_id;
 
 -- name: list_named_uploads :many
 -- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
--- One page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from sqlite: PostgreSQL
--- looks at nothing in an index but what it orders by before it fetches a row, so those that fit are found there first
--- and then fetched one by one. OFFSET 0 keeps it to that; what coalesce is for stands in list_uploads.
+-- A page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from sqlite: before it
+-- fetches a row, PostgreSQL uses an index only for the order, so matching names are found in the index first, and their
+-- rows fetched one by one. OFFSET 0 forces that; the reason for coalesce is given in list_uploads.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
 FROM (
@@ -124,7 +123,8 @@ WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
 
 -- name: delete_uploads :many
 -- params: ids, now_us
--- The bytes of completed uploads of a JSON array of ids are gone; their records stay. The ids of those changed.
+-- Record that the bytes of completed uploads of a JSON array of ids are deleted; their records stay. The ids of those
+-- changed.
 UPDATE uploads
 SET status = 'deleted', deleted_at_us = :now_us
 WHERE status = 'completed'
@@ -133,8 +133,8 @@ RETURNING id;
 
 -- name: fail_uploads :many
 -- params: ids, code, detail
--- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed. Differs from sqlite: rows
--- are locked in the order of their ids, here and below, so that nobody waits crosswise.
+-- Record that completed uploads of a JSON array of ids are lost or damaged. The ids of those changed. Differs from
+-- sqlite: rows are locked in the order of their ids, here and below, to avoid deadlocks.
 WITH these AS MATERIALIZED (
     SELECT id
     FROM uploads
@@ -151,7 +151,7 @@ RETURNING uploads.id;
 
 -- name: repair_uploads :many
 -- params: ids
--- Uploads of a JSON array of ids that were found damaged turn out to be whole. The ids of those changed.
+-- Record that damaged uploads of a JSON array of ids are intact after all. The ids of those changed.
 WITH these AS MATERIALIZED (
     SELECT id
     FROM uploads

@@ -1,9 +1,9 @@
--- allowances: batches, which travel as one JSON parameter. Differs from postgresql: json_each unpacks them.
+-- allowances: lists, which travel as one JSON parameter. Differs from postgresql: json_each unpacks them.
 
 -- name: put_allowances :run
 -- params: rows
--- Grant these, given as one JSON array of row objects; one that is there already is now as large as this.
--- The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
+-- Grant these, given as one JSON array of row objects; an existing grant gets the new size. The WHERE keeps SQLite from
+-- reading ON CONFLICT as part of a join.
 INSERT INTO allowances (id, session_id, holder, uploads, size_bytes, expires_at_us)
 SELECT value ->> 'id', value ->> 'session_id', value ->> 'holder', value ->> 'uploads', value ->> 'size_bytes',
        value ->> 'expires_at_us'
@@ -14,28 +14,28 @@ SET uploads = excluded.uploads, size_bytes = excluded.size_bytes;
 
 -- name: list_allowances :many
 -- params: ids
--- Those of a JSON array of ids; unknown ones are left out.
+-- The grants of a JSON array of ids; unknown ones are left out.
 SELECT id, uploads, size_bytes
 FROM allowances
 WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: delete_allowances :run
 -- params: ids
--- Those of a JSON array of ids go: what they were for is recorded, or will not be.
+-- Release the grants of a JSON array of ids: their uploads are recorded, or will not be.
 DELETE FROM allowances
 WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: renew_allowances :run
 -- params: holder, expires_at_us
--- Whoever asked for these lives, and still receives what they are for. Differs from postgresql: nobody else changes them
--- meanwhile; nor below.
+-- Renew the grants of a process that is alive, and still receives their uploads. Differs from postgresql: nobody else
+-- changes them meanwhile; nor below.
 UPDATE allowances
 SET expires_at_us = :expires_at_us
 WHERE holder = :holder;
 
 -- name: delete_expired_allowances :many
 -- params: now_us, page_size
--- Some go whose time is over: whoever asked for them is gone.
+-- Release expired grants, whose process is gone, a page at most.
 DELETE FROM allowances
 WHERE id IN (SELECT expired.id
              FROM allowances AS expired
@@ -46,6 +46,6 @@ RETURNING id;
 
 -- name: delete_allowances_of :run
 -- params: holder
--- Whoever asked for these receives nothing any more.
+-- Release all grants of a process that receives nothing any more.
 DELETE FROM allowances
 WHERE holder = :holder;

@@ -1,8 +1,8 @@
--- idempotency_keys: what takes a key, and batches, which travel as one JSON parameter.
+-- idempotency_keys: acquiring a key, and lists, which travel as one JSON parameter.
 
 -- name: take_idempotency_key :one
 -- params: session_id, key_hash, claim_id, protocol, filename?, content_type, length_bytes?, boundary_bytes, now_us, expires_at_us
--- A request takes a key that is free, or whose row means nothing any more. No row: somebody has it. A session that has
+-- Acquire a key that is free, or whose claim or answer has expired. No row: another claim has it. A session that has
 -- joined another one has its keys there. Differs from postgresql: one writer at a time needs no lock.
 INSERT INTO idempotency_keys (session_id, key_hash, claim_id, protocol, filename, content_type, length_bytes,
                               boundary_bytes, answer, expires_at_us)
@@ -18,8 +18,8 @@ RETURNING claim_id;
 
 -- name: renew_idempotency_keys :run
 -- params: claim_ids, expires_at_us
--- Those of a JSON array of claims that are not answered are held until then. Differs from postgresql: json_each
--- unpacks it, and one writer at a time passes over nothing.
+-- Renew the unanswered claims of a JSON array of ids. Differs from postgresql: json_each unpacks it, and with one
+-- writer at a time nothing is skipped.
 UPDATE idempotency_keys
 SET expires_at_us = :expires_at_us
 WHERE answer IS NULL
@@ -27,8 +27,8 @@ WHERE answer IS NULL
 
 -- name: answer_idempotency_keys :many
 -- params: rows, expires_at_us
--- What landed under these claims, a JSON array of row objects, is remembered until then. The claims that hold their
--- keys still. Differs from postgresql: json_each unpacks it.
+-- Record what landed under these claims, a JSON array of row objects, until then. The claims that still hold their
+-- keys. Differs from postgresql: json_each unpacks it.
 UPDATE idempotency_keys
 SET answer = r.value ->> 'answer', expires_at_us = :expires_at_us
 FROM json_each(:rows) AS r

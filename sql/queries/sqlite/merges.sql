@@ -1,8 +1,9 @@
--- merges: what moves. Differs from postgresql: the transaction has the whole database for itself already.
+-- merges: the moves. Differs from postgresql: the transaction has the whole database for itself already.
 
 -- name: lock_merge :one
 -- params: session_id
--- Where the records of a session go that joined another one; they go there until the transaction ends. No row: nowhere.
+-- The session to which the records of a merged one move, locked as such until the transaction ends. No row: it joined
+-- none.
 SELECT merged_into_id
 FROM sessions
 WHERE id = :session_id
@@ -10,7 +11,7 @@ WHERE id = :session_id
 
 -- name: repoint_merged_sessions :many
 -- params: from_id, into_id, page_size
--- Some of the sessions that joined one which now joins another follow it: nobody has to look twice.
+-- Redirect sessions that joined one which now joins another, a page at most, so that one look-up finds their session.
 UPDATE sessions
 SET merged_into_id = :into_id
 WHERE id IN (SELECT merged.id
@@ -21,7 +22,7 @@ RETURNING id;
 
 -- name: move_resumables :many
 -- params: from_id, into_id, page_size
--- Some of one session become another's.
+-- Move resumable uploads of one session to another, a page at most.
 UPDATE resumables
 SET session_id = :into_id
 WHERE key_hash IN (SELECT moving.key_hash
@@ -32,7 +33,7 @@ RETURNING key_hash;
 
 -- name: move_uploads :many
 -- params: from_id, into_id, before_us, before_id, page_size
--- Some of one session become another's: the newest first, from just before (before_us, before_id).
+-- Move uploads of one session to another, a page at most: the newest first, from just before (before_us, before_id).
 UPDATE uploads
 SET session_id = :into_id
 WHERE id IN (SELECT moving.id
@@ -45,7 +46,7 @@ RETURNING id, created_at_us;
 
 -- name: move_allowances :many
 -- params: from_id, into_id, page_size
--- Some of one session become another's.
+-- Move grants of one session to another, a page at most.
 UPDATE allowances
 SET session_id = :into_id
 WHERE id IN (SELECT moving.id
@@ -56,8 +57,8 @@ RETURNING id;
 
 -- name: move_idempotency_keys :many
 -- params: from_id, into_id, now_us, page_size
--- Some of the keys of one session that still mean something become another's; where both have the same, each keeps its
--- own.
+-- Move keys of one session that have not expired to another, a page at most; where both have the same key, each keeps
+-- its own.
 UPDATE idempotency_keys
 SET session_id = :into_id
 WHERE claim_id IN (SELECT moving.claim_id

@@ -1,8 +1,8 @@
--- resumables: batches, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
+-- resumables: lists, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
 
 -- name: list_resumables :many
 -- params: key_hashes
--- Those of a JSON array of key hashes, with their records; unknown ones are left out.
+-- The uploads of a JSON array of key hashes, with their records; unknown ones are left out.
 SELECT resumables.key_hash, resumables.upload_id,
        coalesce(sessions.merged_into_id, resumables.session_id) AS session_id, resumables.protocol, resumables.filename,
        resumables.content_type, resumables.created_at_us, resumables.length_bytes, resumables.offset_bytes,
@@ -19,14 +19,15 @@ WHERE resumables.key_hash IN (SELECT value FROM json_each(:key_hashes));
 
 -- name: list_partials :many
 -- params: ids
--- Which file holds the bytes of each upload of a JSON array of ids, and whether it has ended; unknown ids are left out.
+-- The unfinished file of each upload of a JSON array of ids, and whether the upload has ended; unknown ids are left
+-- out.
 SELECT upload_id, file_fence, fence, ended_as
 FROM resumables
 WHERE upload_id IN (SELECT value FROM json_each(:ids));
 
 -- name: renew_resumables :run
 -- params: key_hashes, expires_at_us
--- Those of a JSON array of key hashes that have not ended are needed until then, but never past their last moment.
+-- Extend the expiry of uploads of a JSON array of key hashes that have not ended, but never past their last moment.
 UPDATE resumables
 SET expires_at_us = min(:expires_at_us, last_expires_at_us)
 WHERE ended_as IS NULL
@@ -34,8 +35,8 @@ WHERE ended_as IS NULL
 
 -- name: list_ready_resumables :many
 -- params: after_key, page_size
--- Those that are made of parts and that nobody puts together yet: one page from just after after_key, and of each
--- whether none of its parts grows any more.
+-- Concatenations without a holder: one page from just after after_key, and for each whether all its parts have stopped
+-- growing.
 SELECT waiting.key_hash,
        CASE WHEN EXISTS (SELECT 1
                          FROM json_each(waiting.parts) AS needed
@@ -56,8 +57,8 @@ ORDER BY waiting.key_hash;
 
 -- name: count_concatenations :one
 -- params: part_key_hashes
--- Of the parts of a JSON array of key hashes the one that is in most concatenations which have not come to nothing, and
--- in how many. No row: none of them is in any.
+-- Of the parts of a JSON array of key hashes, the one that is in most concatenations which have not failed, and their
+-- number. No row: none of them is in any.
 SELECT count(*) AS concatenations
 FROM concatenation_parts
 JOIN resumables ON resumables.key_hash = concatenation_parts.key_hash

@@ -1,8 +1,8 @@
--- schema_migrations: what each database answers in its own way.
+-- schema_migrations: queries that each database answers in its own way.
 
 -- name: has_migrations :one
 -- params: none
--- Whether the table is there; it is not in a new database, where others may have one of that name.
+-- Whether the table exists. In a new database it does not, though another owner's table may have its name.
 -- Differs from postgresql: a pragma lists the columns.
 SELECT count(*) AS tables
 FROM pragma_table_info('schema_migrations')
@@ -10,19 +10,19 @@ WHERE name = 'checksum';
 
 -- name: lock_migrations :one
 -- params: none
--- Whether nobody else migrates until the transaction ends.
+-- Try to lock the migrations until the transaction ends.
 -- Differs from postgresql: a transaction that writes is alone already; there is nothing left to lock.
 SELECT 1 AS locked;
 
 -- name: lock_index_builds :one
 -- params: none
--- Whether nobody else builds indexes.
--- Differs from postgresql: indexes are made like everything else, by whoever writes.
+-- Try to lock the building of indexes.
+-- Differs from postgresql: indexes are created like everything else, by the one writer.
 SELECT 1 AS locked;
 
 -- name: find_index :one
 -- params: name
--- Whether an index is whole.
+-- Whether an index is valid.
 -- Differs from postgresql: it always is.
 SELECT 1 AS whole
 FROM sqlite_schema
@@ -31,8 +31,8 @@ WHERE type = 'index'
 
 -- name: find_place :one
 -- params: schema?
--- Where new tables would be made, and whether they may.
--- Differs from postgresql: there is one place, and who can write the file may do anything.
+-- The place where new tables would be created, and whether they may.
+-- Differs from postgresql: there is one place, and any process that can write to the file may do anything.
 SELECT '' AS role,
        'main' AS place,
        '' AS path,
@@ -42,8 +42,8 @@ SELECT '' AS role,
 
 -- name: list_tables :many
 -- params: names
--- Those of the named tables that are there.
--- Differs from postgresql: they are everybody's who can write the file.
+-- Those of the named tables that exist.
+-- Differs from postgresql: they belong to every process that can write to the file.
 SELECT found.name AS name,
        'main' AS place,
        '' AS owner,

@@ -1,4 +1,4 @@
--- session_tokens: batches. Differs from postgresql: json_each unpacks them.
+-- session_tokens: lists. Differs from postgresql: json_each unpacks them.
 
 -- name: insert_tokens :run
 -- params: rows

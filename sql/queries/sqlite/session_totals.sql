@@ -1,10 +1,10 @@
--- session_totals: what needs a lock. Differs from postgresql: the transaction has the whole database for itself already;
--- json_each unpacks arrays.
+-- session_totals: queries with locks. Differs from postgresql: the transaction has the whole database for itself
+-- already; json_each unpacks arrays.
 
 -- name: lock_session_totals :many
 -- params: session_ids
--- What those of a JSON array of sessions have that counts for a quota, or the sessions that they joined: it grows
--- for nobody else until the transaction ends.
+-- Lock the totals of a JSON array of sessions, or of the sessions that they joined, until the transaction ends; the
+-- amounts that count for a quota.
 WITH asked AS (
     SELECT value AS id, coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = value), value) AS owner_id
     FROM json_each(:session_ids)
@@ -18,9 +18,9 @@ LEFT JOIN session_totals AS total
 
 -- name: reset_session_totals :many
 -- params: after_id, until_id
--- The sums of the sessions behind after_id, up to until_id, begin at nothing, and change for nobody else until the
--- transaction ends: those of all that have uploads, allowances or sums. The WHERE keeps SQLite from reading ON CONFLICT
--- as part of a join.
+-- Set the totals of the sessions behind after_id, up to until_id, to zero, and lock them until the transaction ends: of
+-- all sessions that have uploads, allowances or totals. The WHERE keeps SQLite from reading ON CONFLICT as part of a
+-- join.
 INSERT INTO session_totals (session_id, status, uploads, size_mebibytes, size_bytes_beyond)
 SELECT session_id, status, 0, 0, 0
 FROM (SELECT session_id, status FROM uploads WHERE session_id > :after_id AND session_id <= :until_id
@@ -35,7 +35,7 @@ RETURNING session_id, status;
 
 -- name: count_session_totals :run
 -- params: after_id, until_id, locked
--- They are what there is, asked for now that nobody changes it: those of a JSON array of rows that were reset.
+-- Count the totals of a JSON array of rows that were reset, from the uploads, which cannot change now.
 UPDATE session_totals
 SET uploads = counted.uploads, size_mebibytes = counted.mebibytes, size_bytes_beyond = counted.beyond
 FROM (SELECT session_id, status, count(*) AS uploads, sum(size_bytes >> 20) AS mebibytes,
@@ -56,6 +56,6 @@ WHERE session_totals.session_id = counted.session_id
 
 -- name: lock_totals_begun :one
 -- params: none
--- How far those sessions are counted that were there before counting was; nobody else goes on with it meanwhile.
+-- The progress of counting the sessions that are older than the totals, locked until the transaction ends.
 SELECT after_id, is_whole
 FROM session_totals_begun;

@@ -1,4 +1,4 @@
--- sessions: batches, and what needs a lock. Differs from postgresql as each query says.
+-- sessions: lists, and queries with locks. Differs from postgresql as each query says.
 
 -- name: insert_sessions :run
 -- params: rows
@@ -13,7 +13,7 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: lock_live_sessions :many
 -- params: first_id, second_id, now_us
--- Those of two sessions that are live; they stay as they are until the transaction ends.
+-- Lock those of two sessions that are live until the transaction ends.
 -- Differs from postgresql: the transaction has the whole database for itself already.
 SELECT id
 FROM sessions
@@ -24,7 +24,7 @@ ORDER BY id;
 
 -- name: lock_session :many
 -- params: session_id
--- A session neither ends nor joins another, and its tokens stay as they are, until the transaction ends.
+-- Lock a session until the transaction ends: it neither ends nor joins another, and its tokens stay as they are.
 -- Differs from postgresql: the transaction has the whole database for itself already.
 SELECT id
 FROM sessions
@@ -32,8 +32,8 @@ WHERE id = :session_id;
 
 -- name: touch_sessions :run
 -- params: rows
--- Live sessions were seen, given as one JSON array of row objects, each id once; of those that joined another one, that
--- was. Times never go back.
+-- Note that live sessions were seen, given as one JSON array of row objects, each id once; for one that joined another,
+-- that one was. Times never go back.
 -- Differs from postgresql: json_each unpacks the array; max of two values is called greatest there.
 UPDATE sessions
 SET last_seen_us = max(sessions.last_seen_us, seen.last_seen_us),
@@ -49,8 +49,8 @@ WHERE sessions.id = seen.id
 
 -- name: expire_sessions :many
 -- params: now_us, page_size
--- Some of the live sessions whose time is over end. The ids of those that did. Differs from postgresql: nobody else
--- changes them meanwhile.
+-- End expired live sessions, a page at most. The ids of those that ended. Differs from postgresql: nobody else changes
+-- them meanwhile.
 UPDATE sessions
 SET ended_at_us = :now_us
 WHERE id IN (SELECT over.id

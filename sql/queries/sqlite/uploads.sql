@@ -1,10 +1,10 @@
--- uploads: batches, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
+-- uploads: lists, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
 
 -- name: insert_uploads :run
 -- params: rows
--- Add a batch, given as one JSON array of row objects; what is already there stays as it is, but one that
--- was on its way in has arrived, or failed. An upload whose session has meanwhile joined another one is
--- recorded for that one. The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
+-- Add uploads, given as one JSON array of row objects; an existing record stays as it is, unless its upload was still
+-- being received. An upload whose session has joined another one meanwhile is recorded for that one. The WHERE keeps
+-- SQLite from reading ON CONFLICT as part of a join.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
                      error_code, error_detail, created_at_us, completed_at_us)
 SELECT value ->> 'id',
@@ -22,8 +22,8 @@ WHERE uploads.status IN ('uploading', 'processing');
 
 -- name: lock_uploads :many
 -- params: rows
--- A batch that is about to be added changes none of these for anybody else until the transaction ends: its sessions, the
--- uploads that are recorded already, and the sums. Differs from postgresql: nobody changes anything meanwhile.
+-- Lock all rows that adding these uploads changes until the transaction ends: their sessions, the uploads that are
+-- recorded already, and the totals. Differs from postgresql: nobody changes anything meanwhile.
 WITH batch AS (
     SELECT value ->> 'session_id' AS session_id
     FROM json_each(:rows)
@@ -34,8 +34,8 @@ WHERE FALSE;
 
 -- name: list_named_uploads :many
 -- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
--- One page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from postgresql: SQLite
--- looks at the name in the index by itself, and fetches no row that does not fit.
+-- A page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from postgresql: SQLite
+-- checks the name in the index by itself, and fetches no row that does not fit.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
 FROM uploads
@@ -90,7 +90,8 @@ WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: delete_uploads :many
 -- params: ids, now_us
--- The bytes of completed uploads of a JSON array of ids are gone; their records stay. The ids of those changed.
+-- Record that the bytes of completed uploads of a JSON array of ids are deleted; their records stay. The ids of those
+-- changed.
 UPDATE uploads
 SET status = 'deleted', deleted_at_us = :now_us
 WHERE status = 'completed'
@@ -99,7 +100,7 @@ RETURNING id;
 
 -- name: fail_uploads :many
 -- params: ids, code, detail
--- Completed uploads of a JSON array of ids turn out not to be there. The ids of those changed.
+-- Record that completed uploads of a JSON array of ids are lost or damaged. The ids of those changed.
 UPDATE uploads
 SET status = 'failed', error_code = :code, error_detail = :detail
 WHERE status = 'completed'
@@ -108,7 +109,7 @@ RETURNING id;
 
 -- name: repair_uploads :many
 -- params: ids
--- Uploads of a JSON array of ids that were found damaged turn out to be whole. The ids of those changed.
+-- Record that damaged uploads of a JSON array of ids are intact after all. The ids of those changed.
 UPDATE uploads
 SET status = 'completed', error_code = NULL, error_detail = NULL
 WHERE error_code IN ('lost', 'damaged')
