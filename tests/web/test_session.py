@@ -524,12 +524,12 @@ async def test_a_code_is_typed_as_people_type(service: Service, spoken: Any) -> 
 
 async def test_a_code_is_no_longer_good_after_ten_minutes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     first = await started(service, "a")
-    sessions = service.state["sessions"]
-    now_us = sessions._now_us
+    linking = service.state["sessions"].linking
+    now_us = linking._now_us
     codes = [await code_from(first) for _ in range(2)]
-    monkeypatch.setattr(sessions, "_now_us", lambda: now_us() + 590_000_000)
+    monkeypatch.setattr(linking, "_now_us", lambda: now_us() + 590_000_000)
     assert (await join(service.client(), codes[0])).status == 200
-    monkeypatch.setattr(sessions, "_now_us", lambda: now_us() + 600_000_000)
+    monkeypatch.setattr(linking, "_now_us", lambda: now_us() + 600_000_000)
     (await join(service.client(), codes[1])).refused(403, "forbidden")
 
 
