@@ -44,6 +44,7 @@ async def test_the_server_that_takes_writes_is_found_before_and_after_a_fail_ove
     await db.open()
     await migrate.migrate(db, now_us=0)
     await upload_records.insert_uploads(db, [upload(1)])
+    await asyncio.to_thread(primary.await_standby)  # replication is asynchronous: what it lacks would be lost, rightly
     getattr(primary, end)()  # one that is frozen keeps its connections, and says nothing to new ones
     await asyncio.to_thread(standby.promote)
     await writes(db, 2)

@@ -116,6 +116,14 @@ class Postgres:
             seen = seen or runs
             time.sleep(0.01)
 
+    def await_standby(self) -> None:
+        """Return once a standby has flushed everything that is committed here by now."""
+        self.execute(
+            "DO $$ DECLARE target pg_lsn := pg_current_wal_flush_lsn(); BEGIN "
+            "WHILE NOT EXISTS (SELECT 1 FROM pg_stat_replication WHERE flush_lsn >= target) "
+            "LOOP PERFORM pg_sleep(0.01); END LOOP; END $$"
+        )
+
     def promote(self) -> None:
         """Make a standby a server of its own."""
         self.execute("SELECT pg_promote()")
