@@ -24,8 +24,8 @@ from app.errors import (
     UploadError,
 )
 from app.model import Digests
+from app.protocols import filenames, tus
 from app.protocols import headers as grammar
-from app.protocols import tus
 from app.protocols.intents import (
     Answer,
     Append,
@@ -149,7 +149,7 @@ class Resumable:
         disposition = single(self._headers, "content-disposition")
         filename = None if disposition is None else grammar.disposition_filename(disposition)
         if filename is None and described.name is not None:
-            filename = grammar.safe_filename(described.name)
+            filename = filenames.safe_filename(described.name)
         kind = described.content_type
         if media_type(self._headers) not in {"", CHUNK}:
             kind = grammar.content_type(single(self._headers, "content-type"))

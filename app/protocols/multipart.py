@@ -11,15 +11,8 @@ from typing import Final, Literal, NamedTuple
 
 from app.errors import BadRequest, MalformedForm, RequestTooLarge, TooManyFiles, UnsupportedMediaType
 from app.model import UNDECLARED, Digests
-from app.protocols.headers import (
-    UNNAMED,
-    content_type,
-    declared_digests,
-    extended_value,
-    parameters,
-    safe_filename,
-    unquoted,
-)
+from app.protocols.filenames import UNNAMED, safe_filename
+from app.protocols.headers import content_type, declared_digests, extended_value, parameters, unquoted
 
 MAX_PREAMBLE_BYTES: Final = 64
 MAX_EPILOGUE_BYTES: Final = 64

@@ -19,6 +19,7 @@ from app.errors import (
     UploadError,
 )
 from app.model import MAX_SIZE, Digests
+from app.protocols import filenames
 from app.protocols import headers as grammar
 from app.protocols.intents import (
     ALGORITHMS,
@@ -141,7 +142,7 @@ class Tus:
             raise BadRequest("a new upload needs either Upload-Length or Upload-Defer-Length")
         self._refuse_longer_than_allowed(length)
         file = described(self._headers)
-        filename = None if file.name is None else grammar.safe_filename(file.name)
+        filename = None if file.name is None else filenames.safe_filename(file.name)
         brings_bytes = media_type(self._headers) == CHUNK
         checks = self._checks()
         if brings_bytes:
@@ -180,7 +181,7 @@ class Tus:
         if len(keys) < len(parts):
             raise BadRequest("Upload-Concat names something that is no upload's URL")
         file = described(self._headers)
-        filename = None if file.name is None else grammar.safe_filename(file.name)
+        filename = None if file.name is None else filenames.safe_filename(file.name)
         refuse_unless_of_nothing(self._digests("Content-Digest"))
         return Concatenate(keys, filename, file.content_type, file.metadata, concat, self._digests("Repr-Digest"))
 

@@ -24,7 +24,8 @@ from app.model import (
     microseconds,
     rfc3339,
 )
-from app.protocols.headers import attachment, searched_name
+from app.protocols.filenames import searched_name
+from app.protocols.headers import attachment
 from app.sessions import totals_records
 from app.signing import Signer
 from app.uploads import records as upload_records

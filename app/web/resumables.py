@@ -17,7 +17,7 @@ from app.errors import InProgress, MethodNotAllowed, NotFound, RateLimited, TooL
 from app.model import Protocol, Resource
 from app.protocols import ietf, tus
 from app.protocols.detect import codec_for, detect
-from app.protocols.headers import UNNAMED
+from app.protocols.filenames import UNNAMED
 from app.protocols.intents import Answer, Append, Ask, Codec, Concatenate, Create, Intent, Limits, State
 from app.web import ratelimit, uploads
 from app.web.base_path import here, record_json

@@ -12,13 +12,13 @@ from starlette.responses import Response
 from app.errors import BadRequest, DigestMismatch, NotFound, TooLarge, UnsupportedMediaType
 from app.idempotency.records import KeyedRequest
 from app.model import Digests, Protocol, Upload
+from app.protocols.filenames import safe_filename
 from app.protocols.headers import (
     content_type,
     declared_digests,
     digest_field,
     disposition_filename,
     idempotency_key,
-    safe_filename,
     whole_range,
 )
 from app.protocols.intents import Checksum, checksums, declared_of_body, media_type

@@ -18,8 +18,8 @@ from starlette.requests import Request as StarletteRequest
 from app.config import types
 from app.errors import BadRequest, RangeNotSatisfiable, UploadError
 from app.model import DEFAULT_CONTENT_TYPE, MAX_FILENAME_BYTES, MAX_SIZE, Protocol, rfc3339
+from app.protocols import filenames, ietf, tus
 from app.protocols import headers as grammar
-from app.protocols import ietf, tus
 from app.protocols.detect import codec_for, detect
 from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limits, State
 from app.protocols.multipart import FormDecoder, PartBegin, PartData, PartEnd
@@ -176,11 +176,11 @@ def filename(raw: bytes) -> None:
     """Any name a client gives: clean and the same when cleaned again and sent back, or refused."""
     for given in (raw, raw.decode("utf-8", "surrogateescape")):
         with suppress(UploadError):
-            _is_clean(grammar.safe_filename(given))
+            _is_clean(filenames.safe_filename(given))
 
 
 def _is_clean(name: str) -> bool:
-    assert grammar.safe_filename(name) == name
+    assert filenames.safe_filename(name) == name
     assert 1 <= len(name.encode()) <= MAX_FILENAME_BYTES
     assert not _CONTROLS.search(name)
     assert not {"/", "\\"} & set(name)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from app.errors import BadFilename, BadRequest, RangeNotSatisfiable, UncheckedDigest
 from app.model import MAX_TIME_US, Digests, Protocol, Status, Upload
+from app.protocols.filenames import safe_filename, searched_name
 from app.protocols.headers import (
     attachment,
     byte_ranges,
@@ -25,8 +26,6 @@ from app.protocols.headers import (
     parameters,
     parse_http_date,
     request_id,
-    safe_filename,
-    searched_name,
     whole_range,
 )
 from tests.support.strategies import filenames

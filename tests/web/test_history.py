@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.model import Failure, Protocol, Status, Upload
-from app.protocols.headers import searched_name
+from app.protocols.filenames import searched_name
 from app.signing import Signer
 from app.uploads import records as upload_records
 from tests.support.asgi import SECRET_KEY, Client, Service

@@ -1,0 +1,58 @@
+"""File names as clients give them: cleaned for display, never a path."""
+
+import re
+import unicodedata
+from typing import Final
+
+from app.errors import BadFilename
+from app.model import MAX_FILENAME_BYTES
+
+UNNAMED: Final = "unnamed"
+
+# Bidi and zero-width controls, but for the two joiners, which are spelling in Persian, Hindi and emoji.
+_INVISIBLE = re.compile("[\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_JOINERS = "\u200c\u200d"
+_REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SEPARATOR = re.compile(r"[/\\]")
+_SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+# Most names match this, and need none of the work below.
+_CLEAN = re.compile(rf"(?!\.{{1,2}}\Z)[!-.0-\[\]-~](?:[ -.0-\[\]-~]{{0,{MAX_FILENAME_BYTES - 2}}}[!-.0-\[\]-~])?")
+# No composed character has less than a quarter of its parts' bytes, so NFC makes no name shorter than that.
+_MAX_BYTES_BEFORE_NFC = 4 * MAX_FILENAME_BYTES
+
+
+def safe_filename(raw: str | bytes) -> str:
+    r"""Clean the name a client gave a file, as data for display; never a path.
+
+    Strict UTF-8, in NFC, the last path element only (`/` and `\` both separate), without
+    bidi and zero-width controls (the joiners U+200C and U+200D stay) and without surrounding
+    spaces; what is then empty, `.` or `..` becomes `unnamed`. Cleaning a clean name changes nothing.
+
+    Raises:
+        BadFilename: control characters, broken UTF-8 or lone surrogates, more than 255 bytes.
+    """
+    try:
+        name = raw.decode() if isinstance(raw, bytes) else raw
+    except UnicodeDecodeError:
+        raise BadFilename("a filename must be well-formed UTF-8") from None
+    if _CLEAN.fullmatch(name):
+        return name
+    if _REFUSED.search(name):
+        raise BadFilename("a filename must be well-formed UTF-8 without control characters")
+    name = _INVISIBLE.sub("", _SEPARATOR.split(name)[-1]).strip(_SPACES)
+    # Normalised only now, since the removed characters may have separated two others; and only
+    # when short, since a long run of combining marks takes quadratic time to put in order.
+    if len(name.encode()) <= _MAX_BYTES_BEFORE_NFC:
+        name = unicodedata.normalize("NFC", name)
+    if len(name.encode()) > MAX_FILENAME_BYTES:
+        raise BadFilename(f"a filename has at most {MAX_FILENAME_BYTES} bytes of UTF-8")
+    return UNNAMED if name.strip(_JOINERS) in {"", ".", ".."} else name
+
+
+def searched_name(text: str) -> str:
+    """The part of a clean name that a search for `text` looks for: cleaned as `safe_filename` cleans a name.
+
+    A text of which nothing would remain is looked for unchanged.
+    """
+    shown = _INVISIBLE.sub("", _SEPARATOR.split(text)[-1]).strip(_SPACES)
+    return unicodedata.normalize("NFC", shown) or text
