@@ -348,9 +348,9 @@ async def history(session: str | None, limit: int, as_json: bool) -> int:
 
 async def _sessions(db: "Db", limit: int, as_json: bool) -> int:
     from app.model import rfc3339
-    from app.uploads import records as upload_records
+    from app.sessions import records as session_records
 
-    sessions = await upload_records.list_sessions(db, limit)
+    sessions = await session_records.list_sessions(db, limit)
     if as_json:
         _print({"items": [session.model_dump(mode="json") for session in sessions]})
         return 0
@@ -362,9 +362,10 @@ async def _sessions(db: "Db", limit: int, as_json: bool) -> int:
 
 async def _uploads(db: "Db", session_id: str, limit: int, as_json: bool) -> int:
     from app.model import HistoryQuery, is_upload_id, rfc3339
+    from app.sessions import records as session_records
     from app.uploads import records as upload_records
 
-    session = await upload_records.find_session(db, session_id) if is_upload_id(session_id) else None
+    session = await session_records.find_session(db, session_id) if is_upload_id(session_id) else None
     if session is None:
         click.echo("there is no such session", err=True)
         return 1

@@ -9,6 +9,8 @@ import structlog
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import UploadError
+from app.maintenance import records
+from app.maintenance.records import Scrub
 from app.maintenance.sweep import without_file
 from app.maintenance.verify import DOUBTFUL, examine, look_again, still_completed, unowned
 from app.metrics import Metrics
@@ -16,7 +18,7 @@ from app.model import Clock, Damage
 from app.plausibility import tolerable, too_many
 from app.storage import Storage
 from app.uploads import records as upload_records
-from app.uploads.records import Scrub, StoredRecord
+from app.uploads.records import StoredRecord
 
 log = structlog.stdlib.get_logger("waybill.scrub")
 
@@ -66,7 +68,7 @@ class Scrubber:
 
     async def once(self) -> Scrub:
         """Continue the pass under way, or begin one if it is due; return its outcome, or that of the one before."""
-        scrub = await upload_records.find_scrub(self._db)
+        scrub = await records.find_scrub(self._db)
         await self._show(scrub)
         now_us = self._now_us()
         if scrub is None or _is_due(scrub, now_us):
@@ -74,7 +76,7 @@ class Scrubber:
         elif scrub.ended_at_us is not None:
             return scrub
         scrub = await self._pass(scrub)
-        await upload_records.save_scrub(self._db, scrub)
+        await records.save_scrub(self._db, scrub)
         await self._show(scrub)
         return scrub
 
@@ -99,7 +101,7 @@ class Scrubber:
                     log.error("the scrub stops and marks nothing", reason=stopped)
                     self._metrics.scrubs["stopped"].add()
                     return scrub._replace(ended_at_us=self._now_us(), stopped=stopped)
-            await upload_records.save_scrub(self._db, scrub)
+            await records.save_scrub(self._db, scrub)
             await self._show(scrub)
         await self._look_for_strangers()
         now_us = self._now_us()

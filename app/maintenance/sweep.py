@@ -16,6 +16,7 @@ from app.metrics import Metrics
 from app.model import Clock, Damage, Status
 from app.plausibility import too_many
 from app.resumables.expiration import SweptResumables
+from app.sessions import records as session_records
 from app.sessions import token_records, totals_records
 from app.sessions.merge import SessionMerges
 from app.storage import Storage
@@ -167,14 +168,14 @@ class Sweeper:
         """End expired sessions; delete tokens, codes, totals, empty sessions and failed uploads, in pages."""
         now_us = self._now_us()
         await self._moves.finish()
-        ended = await self._pages(lambda transaction: upload_records.expire_sessions(transaction, now_us, _AT_ONCE))
+        ended = await self._pages(lambda transaction: session_records.expire_sessions(transaction, now_us, _AT_ONCE))
         await self._pages(lambda transaction: token_records.forget_codes(transaction, now_us, _AT_ONCE))
         async for _ in token_records.forget_tokens(self._db, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
-        async for unused in upload_records.end_unused_sessions(self._db, now_us - EMPTY_SESSION_US, now_us, _AT_ONCE):
+        async for unused in session_records.end_unused_sessions(self._db, now_us - EMPTY_SESSION_US, now_us, _AT_ONCE):
             ended += unused
             await asyncio.sleep(_PAUSE_SECONDS)
-        async for _ in upload_records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, _AT_ONCE):
+        async for _ in session_records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
         before_us = now_us - self._retain_failed_us
         await self._pages(lambda transaction: upload_records.forget_failed(transaction, before_us, _AT_ONCE))

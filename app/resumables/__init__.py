@@ -23,8 +23,8 @@ from app.resumables.expiration import Expiry, SweptResumables
 from app.resumables.recovery import Recovery
 from app.resumables.transitions import Holding
 from app.resumables.writer_lock import Preempted, WriterLocks
+from app.sessions import records as session_records
 from app.storage import Storage
-from app.uploads import records as upload_records
 from app.uploads.group_commit import Publisher
 from app.uploads.ingest import Ingest
 
@@ -124,7 +124,7 @@ class Resumables:
         The sessions may have been merged since this one was recognised, and uploads move a few at a time.
         """
         found = await records.find(self._db, hash_of(key))
-        return found is not None and await upload_records.are_one(self._db, session_id, found.session_id)
+        return found is not None and await session_records.are_one(self._db, session_id, found.session_id)
 
     def append(
         self,

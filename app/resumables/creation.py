@@ -16,8 +16,8 @@ from app.resumables import records
 from app.resumables.access import admitted, hash_of
 from app.resumables.completion import Completions
 from app.resumables.concatenation import MAX_OF_PART, MAX_WAITING_OF_SESSION, refuse_repetition
+from app.sessions import records as session_records
 from app.storage import Storage
-from app.uploads import records as upload_records
 from app.uploads.ingest import Ingest, Visitor
 
 log = structlog.stdlib.get_logger("waybill.resume")
@@ -181,7 +181,7 @@ class Creations:
         """
         found = await records.list_these(self._db, hashes)
         for other_id in {part.session_id for part in found.values()} - {session_id}:
-            if session_id is not None and not await upload_records.are_one(self._db, session_id, other_id):
+            if session_id is not None and not await session_records.are_one(self._db, session_id, other_id):
                 raise NotFound
         parts = [admitted(None, found.get(each)) for each in hashes]
         if not all(part.is_part for part in parts):

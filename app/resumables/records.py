@@ -12,8 +12,9 @@ from app.db.driver import Row
 from app.db.queryable import Queryable, Transaction
 from app.model import MAX_TIME_US, Digests, Failure, Holder, Protocol, Resource, Status, Upload
 from app.quotas import records as quota_records
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.uploads import records as upload_records
-from app.uploads.records import NewSession
 
 _FOR_GOOD: Final = MAX_TIME_US
 
@@ -37,7 +38,7 @@ class Unfinished(NamedTuple):
 async def insert(transaction: Transaction, resource: Resource, arrival: NewSession | None) -> bool:
     """Insert an upload, with its record in history and its new session, if any; False if its key is taken."""
     if arrival is not None:
-        await upload_records.insert_sessions(transaction, [arrival])
+        await session_records.insert_sessions(transaction, [arrival])
     if resource.upload is not None:
         await upload_records.insert_uploads(transaction, [resource.upload])
     row = await transaction.one(

@@ -17,14 +17,13 @@ from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import AmbiguousSession, UploadError
 from app.model import Clock, Session
-from app.sessions import token_records
+from app.sessions import records, token_records
 from app.sessions.last_seen import LastSeen
 from app.sessions.linking import Linking
 from app.sessions.opening import Recognised, opened
+from app.sessions.records import NewSession
 from app.sessions.tokens import Token, Tokens
 from app.signing import Signer
-from app.uploads import records as upload_records
-from app.uploads.records import NewSession
 
 log = structlog.stdlib.get_logger("waybill.sessions")
 T = TypeVar("T")
@@ -165,7 +164,7 @@ class Sessions:
         """Record a new session that brings no upload."""
 
         async def run(transaction: Transaction) -> None:
-            await upload_records.insert_sessions(transaction, [arrival])
+            await records.insert_sessions(transaction, [arrival])
 
         await self._db.transaction(run)
 

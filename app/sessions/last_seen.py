@@ -9,8 +9,8 @@ import structlog
 from app.db.queryable import Transaction
 from app.errors import UploadError
 from app.model import Clock, Session
-from app.uploads import records as upload_records
-from app.uploads.records import Seen
+from app.sessions import records
+from app.sessions.records import Seen
 
 log = structlog.stdlib.get_logger("waybill.sessions")
 
@@ -74,7 +74,7 @@ class LastSeen:
         seen, self._seen = self._seen, {}
 
         async def run(transaction: Transaction) -> None:
-            await upload_records.touch_sessions(transaction, list(seen.values()))
+            await records.touch_sessions(transaction, list(seen.values()))
 
         try:
             await self._change(run)

@@ -9,11 +9,10 @@ from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import Forbidden
 from app.model import Clock, Session
-from app.sessions import merge_records, token_records
+from app.sessions import merge_records, records, token_records
 from app.sessions.merge import SessionMerges
 from app.sessions.opening import Recognised, opened
 from app.sessions.tokens import Token, Tokens
-from app.uploads import records as upload_records
 
 T = TypeVar("T")
 Work = Callable[[Transaction], Awaitable[Any]]
@@ -80,7 +79,7 @@ class Linking:
             taken = None
             if into_id is not None:
                 pair = {into_id, own.session.id if own else into_id}
-                await upload_records.lock_sessions(transaction, min(pair), max(pair), now_us)
+                await records.lock_sessions(transaction, min(pair), max(pair), now_us)
                 taken = await token_records.take_code(transaction, code_hash, now_us)
                 # Asked anew: while this waited for locks, the two may have ended or joined others. These are locked in
                 # another transaction: locks that are taken out of order must not be waited for.
@@ -130,7 +129,7 @@ class Linking:
         )
         if used is None:
             raise Forbidden("the code is unknown, was used before, or is older than ten minutes")
-        await upload_records.lock_sessions(transaction, used.session_id, used.session_id, self._now_us())
+        await records.lock_sessions(transaction, used.session_id, used.session_id, self._now_us())
         return await self._let_in(transaction, token, used.session_id, used.token_hash)
 
     async def _let_in(self, transaction: Transaction, token: Token, into_id: str, old_hash: str | None) -> Session:

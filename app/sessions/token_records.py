@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from app.db.queryable import Queryable, Transaction
 from app.model import MAX_TIME_US, Session
+from app.sessions import records
 from app.uploads import records as upload_records
 
 REPLACED_US: Final = 3_600_000_000
@@ -44,7 +45,7 @@ async def find_session(db: Queryable, token_hash: str, now_us: int) -> Opened | 
     row = await db.one(
         "find_session_by_token", token_hash=token_hash, now_us=now_us, replaced_until_us=now_us - REPLACED_US
     )
-    return Opened(upload_records.session_in(row), row["replaces_hash"]) if row else None
+    return Opened(records.session_in(row), row["replaces_hash"]) if row else None
 
 
 async def is_current(db: Queryable, token_hash: str, now_us: int) -> bool:

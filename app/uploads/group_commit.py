@@ -24,10 +24,10 @@ from app.idempotency import records as key_records
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Status, Upload
 from app.sessions import totals_records
+from app.sessions.records import NewSession
 from app.storage import Storage
 from app.uploads.in_doubt import InDoubt, insert
 from app.uploads.landing import Incoming, Landing, Stage, refusal_of
-from app.uploads.records import NewSession
 
 log = structlog.stdlib.get_logger("waybill.publish")
 

@@ -13,6 +13,7 @@ from app.errors import Locked, OutcomeUnknown, Unavailable, UploadError
 from app.metrics import Metrics
 from app.model import Status, Upload
 from app.quotas import records as quota_records
+from app.sessions import records as session_records
 from app.storage import Storage
 from app.uploads import records
 from app.uploads.landing import Landing
@@ -154,7 +155,7 @@ def insert(
 
     async def run(transaction: Transaction) -> dict[str, str]:
         if arrivals:
-            await records.insert_sessions(transaction, arrivals)
+            await session_records.insert_sessions(transaction, arrivals)
         if uploads:
             await records.insert_uploads(transaction, uploads)
         if allowances:

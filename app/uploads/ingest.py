@@ -26,10 +26,10 @@ from app.errors import (
 )
 from app.model import UNDECLARED, Clock, Digests, Protocol, Upload
 from app.quotas import STEP_BYTES, Granted, Quotas
+from app.sessions.records import NewSession
 from app.storage import Reservation, Storage
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
-from app.uploads.records import NewSession
 
 log = structlog.stdlib.get_logger("waybill.ingest")
 

@@ -8,8 +8,8 @@ import structlog
 
 from app.errors import Internal, Unavailable, UploadError
 from app.model import Failure, Protocol, Status, Upload
+from app.sessions.records import NewSession
 from app.storage import Staged
-from app.uploads.records import NewSession
 
 log = structlog.stdlib.get_logger("waybill.publish")
 

@@ -6,6 +6,7 @@ from typing import Final
 from app.db.database import Db
 from app.errors import Unavailable, UploadError
 from app.model import Upload
+from app.sessions import records as session_records
 from app.uploads import records
 
 _AT_ONCE: Final = 100
@@ -39,7 +40,7 @@ class Lookup:
         if upload is None or upload.session_id == session_id:
             return upload
         # The upload may be on its way here, from a session that has joined this one.
-        owner = await records.find_session(self._db, upload.session_id)
+        owner = await session_records.find_session(self._db, upload.session_id)
         return (
             upload.model_copy(update={"session_id": session_id}) if owner and owner.merged_into == session_id else None
         )

@@ -1,11 +1,11 @@
-"""Statements about uploads, scrubs and sessions, one function each.
+"""Statements about uploads, one function each.
 
 Functions of one statement take a `Queryable`: the database, or a transaction in it. Functions of
 several statements that belong together take a `Transaction`. Every statement can be repeated after a
 lost answer, with the same result.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -14,8 +14,8 @@ import pydantic_core
 import structlog
 
 from app.db.driver import Row
-from app.db.queryable import Queryable, Transaction
-from app.model import HistoryQuery, Page, Position, Protocol, Session, Timestamp, Upload
+from app.db.queryable import Queryable
+from app.model import HistoryQuery, Page, Position, Protocol, Upload
 
 _log = structlog.get_logger(__name__)
 
@@ -33,58 +33,12 @@ _LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
 _NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
 
 
-class NewSession(NamedTuple):
-    """A session and the hash of the first token that opens it."""
-
-    session: Session
-    token_hash: str
-
-    def seen(self, now_us: int) -> "NewSession":
-        """The same session, seen now: its first upload may have taken longer than the session's maximum age."""
-        session = self.session
-        age_us = session.expires_at - session.last_seen_at
-        if (now_us - session.last_seen_at) * 30 < age_us:
-            return self
-        return self._replace(session=session.model_copy(update={"last_seen_at": now_us, "expires_at": now_us + age_us}))
-
-
-class Seen(NamedTuple):
-    """The use of a live session, which extends its life until `expires_at_us`."""
-
-    id: str
-    last_seen_us: int
-    expires_at_us: int
-
-
 class StoredRecord(NamedTuple):
     """The size and digest that a completed upload's file must have."""
 
     id: str
     size: int
     sha256: str
-
-
-class Scrub(NamedTuple):
-    """The progress of a pass of the scrub over all stored files, or its outcome.
-
-    `files` uploads were read, up to `after_id`, and `found` of them turned out damaged.
-    `whole_at_us` is when a pass last ended without being `stopped`.
-    """
-
-    began_at_us: int
-    after_id: str = ""
-    files: int = 0
-    found: int = 0
-    ended_at_us: int | None = None
-    stopped: str | None = None
-    whole_at_us: int | None = None
-
-
-class SessionRecord(Session):
-    """A session as an operator sees it, live or not."""
-
-    ended_at: Timestamp | None
-    merged_into: str | None
 
 
 async def insert_uploads(db: Queryable, uploads: Sequence[Upload]) -> None:
@@ -211,115 +165,9 @@ async def repair_uploads(db: Queryable, ids: Sequence[str]) -> list[str]:
     return [row["id"] for row in await db.many("repair_uploads", ids=_json(ids))]
 
 
-async def find_scrub(db: Queryable) -> Scrub | None:
-    """Find the scrub's progress; None if it never began."""
-    row = await db.one("find_scrub")
-    return Scrub(**row) if row else None
-
-
-async def save_scrub(db: Queryable, scrub: Scrub) -> None:
-    """Save the scrub's progress."""
-    await db.run("save_scrub", **scrub._asdict())
-
-
-async def insert_sessions(transaction: Transaction, arrivals: Sequence[NewSession]) -> None:
-    """Record new sessions with their first tokens; existing records stay as they are."""
-    await transaction.run(
-        "insert_sessions",
-        rows=_json(
-            [
-                {
-                    "id": session.id,
-                    "created_at_us": session.created_at,
-                    "last_seen_us": session.last_seen_at,
-                    "expires_at_us": session.expires_at,
-                }
-                for session, _ in arrivals
-            ]
-        ),
-    )
-    await transaction.run(
-        "insert_tokens",
-        rows=_json(
-            [
-                {"token_hash": token_hash, "session_id": session.id, "created_at_us": session.created_at}
-                for session, token_hash in arrivals
-            ]
-        ),
-    )
-
-
-async def find_session(db: Queryable, session_id: str) -> SessionRecord | None:
-    """Find a session, live or not, for an operator."""
-    row = await db.one("find_session", session_id=session_id)
-    return _session_record(row) if row else None
-
-
-async def are_one(db: Queryable, session_id: str, other_id: str) -> bool:
-    """Whether two sessions have been merged: one joined the other, or both the same third one."""
-    found = [await find_session(db, each) or each for each in (session_id, other_id)]
-    here, there = [each if isinstance(each, str) else each.merged_into or each.id for each in found]
-    return here == there
-
-
-async def list_sessions(db: Queryable, limit: int) -> list[SessionRecord]:
-    """List the most recently seen sessions, live or not, for an operator."""
-    return [_session_record(row) for row in await db.many("list_sessions", limit=limit)]
-
-
-async def touch_sessions(db: Queryable, seen: Iterable[Seen]) -> None:
-    """Record that live sessions, or those that they joined, were seen; a time never goes back."""
-    latest: dict[str, Seen] = {}
-    for each in seen:
-        known = latest.get(each.id, each)
-        latest[each.id] = Seen(
-            each.id, max(known.last_seen_us, each.last_seen_us), max(known.expires_at_us, each.expires_at_us)
-        )
-    # By id, so that two statements rarely lock the same rows in opposite order.
-    await db.run("touch_sessions", rows=_json([latest[each]._asdict() for each in sorted(latest)]))
-
-
-async def lock_sessions(transaction: Transaction, first_id: str, second_id: str, now_us: int) -> None:
-    """Lock two sessions, if they are live, so that they neither end nor join another until the transaction ends."""
-    await transaction.many("lock_live_sessions", first_id=first_id, second_id=second_id, now_us=now_us)
-
-
-async def expire_sessions(transaction: Transaction, now_us: int, page_size: int) -> int:
-    """End expired sessions, a page at most; return how many. Their records stay."""
-    return len(await transaction.many("expire_sessions", now_us=now_us, page_size=page_size))
-
-
 async def forget_failed(db: Queryable, created_before_us: int, page_size: int) -> int:
     """Delete old records of failed or expired uploads that were never completed, a page at most; return how many."""
     return len(await db.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
-
-
-async def end_unused_sessions(db: Queryable, seen_before_us: int, now_us: int, page_size: int) -> AsyncIterator[int]:
-    """End live sessions that were not seen since `seen_before_us` and never uploaded, page by page; yield how many."""
-    async for after_id, until_id in _session_pages(db, page_size):
-        ended = await db.many(
-            "end_unused_sessions", after_id=after_id, until_id=until_id, seen_before_us=seen_before_us, now_us=now_us
-        )
-        yield len(ended)
-
-
-async def forget_empty_sessions(db: Queryable, ended_before_us: int, page_size: int) -> AsyncIterator[int]:
-    """Delete sessions, ended before `ended_before_us`, that no upload needs, page by page; yield how many."""
-    async for after_id, until_id in _session_pages(db, page_size):
-        gone = await db.many(
-            "delete_empty_sessions", after_id=after_id, until_id=until_id, ended_before_us=ended_before_us
-        )
-        yield len(gone)
-
-
-async def _session_pages(db: Queryable, page_size: int) -> AsyncIterator[tuple[str, str]]:
-    """Iterate over all sessions by id, in ranges of `page_size`: behind the first id, up to the second."""
-    after_id = ""
-    while after_id != LAST_ID:
-        row = await db.one("find_session_page", after_id=after_id, page_size=page_size)
-        until_id = row["until_id"] if row is not None else LAST_ID
-        yield after_id, until_id
-        after_id = until_id
 
 
 def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
@@ -361,24 +209,6 @@ def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
             yield Upload.from_row(row)
         except pydantic.ValidationError:
             _log.warning("upload_record_broken", upload_id=row["id"])
-
-
-def session_in(row: Row) -> Session:
-    """Make the session of a row."""
-    return Session(**_session_fields(row))
-
-
-def _session_fields(row: Row) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "created_at": row["created_at_us"],
-        "last_seen_at": row["last_seen_us"],
-        "expires_at": row["expires_at_us"],
-    }
-
-
-def _session_record(row: Row) -> SessionRecord:
-    return SessionRecord(**_session_fields(row), ended_at=row["ended_at_us"], merged_into=row["merged_into_id"])
 
 
 def _json(value: object) -> str:

@@ -13,6 +13,7 @@ from app.cancellation import run_to_completion
 from app.db.database import Db
 from app.db.schema import SchemaWatch
 from app.errors import Unavailable, Unusable, UploadError, root_reason
+from app.maintenance import records as maintenance_records
 from app.uploads import records as upload_records
 from app.web.services import Services
 
@@ -70,7 +71,7 @@ async def _warnings(db: Db) -> dict[str, str]:
     try:
         if damaged := await upload_records.count_damaged(db):
             found["stored_files"] = f"lost or damaged: {damaged}; waybill verify names them"
-        scrub = await upload_records.find_scrub(db)
+        scrub = await maintenance_records.find_scrub(db)
     except UploadError:
         return {}
     if scrub is not None and scrub.stopped is not None:

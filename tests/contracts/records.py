@@ -10,6 +10,7 @@ import pytest
 
 from app.db.database import Db
 from app.errors import NotFound
+from app.maintenance import records as maintenance_records
 from app.model import (
     MAX_SIZE,
     Digests,
@@ -26,9 +27,10 @@ from app.model import (
 )
 from app.resumables import records as resumable_records
 from app.sessions import merge_records, token_records, totals_records
+from app.sessions import records as session_records
 from app.sessions.merge import SessionMerges
+from app.sessions.records import NewSession, Seen
 from app.uploads import records as upload_records
-from app.uploads.records import NewSession, Seen
 
 NOW = 1_700_000_000_000_000
 
@@ -57,7 +59,7 @@ def session(session_id: str, *, expires_at: int = NOW + 1000) -> NewSession:
 
 
 async def insert(db: Db, *arrivals: NewSession) -> None:
-    await db.transaction(lambda unit: upload_records.insert_sessions(unit, arrivals))
+    await db.transaction(lambda unit: session_records.insert_sessions(unit, arrivals))
 
 
 def resource(number: int, **changes) -> Resource:
@@ -123,7 +125,7 @@ async def taken(db: Db, code: str, now_us: int = NOW) -> str | None:
 
 async def empty_sessions(db: Db, ended_before_us: int) -> int:
     """Delete them, one by one; how many."""
-    return sum([page async for page in upload_records.forget_empty_sessions(db, ended_before_us, 1)])
+    return sum([page async for page in session_records.forget_empty_sessions(db, ended_before_us, 1)])
 
 
 class RecordsContract:
@@ -186,7 +188,7 @@ class RecordsContract:
     async def test_a_batch_may_be_empty(self, db):
         await upload_records.insert_uploads(db, [])
         await insert(db)
-        await upload_records.touch_sessions(db, [])
+        await session_records.touch_sessions(db, [])
         assert await upload_records.statuses_of(db, []) == {}
         assert await upload_records.fail_uploads(db, [], "lost", "gone") == []
         assert await upload_records.repair_uploads(db, []) == []
@@ -423,16 +425,16 @@ class RecordsContract:
         assert await upload_records.repair_uploads(db, [upload(1).id]) == []
 
     async def test_the_progress_of_the_scrub_is_kept(self, db):
-        assert await upload_records.find_scrub(db) is None
+        assert await maintenance_records.find_scrub(db) is None
         for scrub in (
-            upload_records.Scrub(NOW),
-            upload_records.Scrub(
+            maintenance_records.Scrub(NOW),
+            maintenance_records.Scrub(
                 NOW, upload(1).id, files=2**40, found=3, ended_at_us=NOW + 1, stopped="why", whole_at_us=1
             ),
-            upload_records.Scrub(NOW + 2, whole_at_us=1),
+            maintenance_records.Scrub(NOW + 2, whole_at_us=1),
         ):
-            await upload_records.save_scrub(db, scrub)
-            assert await upload_records.find_scrub(db) == scrub
+            await maintenance_records.save_scrub(db, scrub)
+            assert await maintenance_records.find_scrub(db) == scrub
 
     async def test_statuses_are_found_for_ids_of_all_sessions(self, db):
         await upload_records.insert_uploads(db, [upload(1), upload(2, "other")])
@@ -457,9 +459,9 @@ class RecordsContract:
 
     async def test_times_of_a_session_never_go_back(self, db):
         await insert(db, session("mine"), session("other"))
-        await upload_records.touch_sessions(db, [Seen("mine", NOW + 5, NOW + 2000), Seen("mine", NOW + 7, NOW + 1500)])
-        await upload_records.touch_sessions(db, [Seen("mine", NOW + 6, NOW + 1000), Seen("unknown", NOW, NOW)])
-        found = await upload_records.find_session(db, "mine")
+        await session_records.touch_sessions(db, [Seen("mine", NOW + 5, NOW + 2000), Seen("mine", NOW + 7, NOW + 1500)])
+        await session_records.touch_sessions(db, [Seen("mine", NOW + 6, NOW + 1000), Seen("unknown", NOW, NOW)])
+        found = await session_records.find_session(db, "mine")
         assert (found.created_at, found.last_seen_at, found.expires_at) == (NOW, NOW + 7, NOW + 2000)
         assert await opens(db, "token of other", NOW + 1000) is None
 
@@ -497,16 +499,16 @@ class RecordsContract:
         assert await opens(db, "token of mine") is None
         assert await taken(db, "code", NOW) is None
         assert await opens(db, "token of other") == "other"
-        assert (await upload_records.find_session(db, "mine")).ended_at == NOW + 1
+        assert (await session_records.find_session(db, "mine")).ended_at == NOW + 1
         assert await everything(db) == [upload(1)]
-        await upload_records.touch_sessions(db, [Seen("mine", NOW + 9, NOW + 9000)])
-        assert (await upload_records.find_session(db, "mine")).expires_at == NOW + 1000
+        await session_records.touch_sessions(db, [Seen("mine", NOW + 9, NOW + 9000)])
+        assert (await session_records.find_session(db, "mine")).expires_at == NOW + 1000
 
     async def test_an_operator_sees_the_sessions_seen_last(self, db):
         await insert(db, session("mine"), session("other"), session("third"))
-        await upload_records.touch_sessions(db, [Seen("other", NOW + 9, NOW + 9), Seen("third", NOW + 8, NOW + 9)])
-        assert [each.id for each in await upload_records.list_sessions(db, 2)] == ["other", "third"]
-        assert await upload_records.find_session(db, "unknown") is None
+        await session_records.touch_sessions(db, [Seen("other", NOW + 9, NOW + 9), Seen("third", NOW + 8, NOW + 9)])
+        assert [each.id for each in await session_records.list_sessions(db, 2)] == ["other", "third"]
+        assert await session_records.find_session(db, "unknown") is None
 
     # Linking.
 
@@ -561,7 +563,7 @@ class RecordsContract:
         assert await everything(db, "other") == [upload(3, "other")]
         assert await opens(db, "token of old") == "mine"
         assert await taken(db, "code", NOW) == "mine"
-        old = await upload_records.find_session(db, "old")
+        old = await session_records.find_session(db, "old")
         assert (old.ended_at, old.merged_into) == (NOW + 1, "mine")
 
     async def test_an_upload_in_flight_lands_where_its_session_went(self, db):
@@ -636,14 +638,14 @@ class RecordsContract:
         for code, owner, expires_at in (("1", "mine", NOW + 9), ("2", "mine", NOW + 5), ("3", "over", NOW + 9)):
             await token_records.insert_code(db, code, owner, expires_at)
         await db.transaction(lambda unit: token_records.end_session(unit, "ended", NOW + 1))
-        assert await db.transaction(lambda unit: upload_records.expire_sessions(unit, NOW + 5, 9)) == 1
-        assert await db.transaction(lambda unit: upload_records.expire_sessions(unit, NOW + 6, 9)) == 0
+        assert await db.transaction(lambda unit: session_records.expire_sessions(unit, NOW + 5, 9)) == 1
+        assert await db.transaction(lambda unit: session_records.expire_sessions(unit, NOW + 6, 9)) == 0
         async for _ in token_records.forget_tokens(db, 1):
             pass
         assert [await token_records.forget_codes(db, NOW + 5, 9) for _ in range(2)] == [1, 0]
         assert [await opens(db, f"token of {name}") for name in ("mine", "over", "ended")] == ["mine", None, None]
-        assert (await upload_records.find_session(db, "over")).ended_at == NOW + 5
-        assert (await upload_records.find_session(db, "ended")).ended_at == NOW + 1
+        assert (await session_records.find_session(db, "over")).ended_at == NOW + 5
+        assert (await session_records.find_session(db, "ended")).ended_at == NOW + 1
         assert await everything(db, "over") == [upload(1, "over")]
         assert [await taken(db, code, NOW) for code in "123"] == ["mine", None, None]
 
@@ -660,7 +662,7 @@ class RecordsContract:
         await db.transaction(work)
         # Page by page: the one that joined another goes when the other has gone.
         assert await empty_sessions(db, NOW + 9) == 3
-        assert [name for name in names if await upload_records.find_session(db, name)] == ["live", "late", "sender"]
+        assert [name for name in names if await session_records.find_session(db, name)] == ["live", "late", "sender"]
 
     async def test_the_row_of_a_session_that_joined_another_stays_as_long_as_that_one(self, db):
         await insert(db, session("old"), session("joined"))

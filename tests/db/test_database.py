@@ -12,6 +12,7 @@ from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import NotFound, StorageFull, Unavailable, Unusable
 from app.model import HistoryQuery
+from app.sessions import records as session_records
 from app.uploads import records as upload_records
 from tests.contracts.records import everything, session, upload
 from tests.support.unreliable import until
@@ -161,15 +162,15 @@ class TestTransactions:
             await unit.many("list_migrations")
 
     async def test_simultaneous_writers_lose_no_update(self, db):
-        await db.transaction(lambda unit: upload_records.insert_sessions(unit, [session("mine", expires_at=0)]))
+        await db.transaction(lambda unit: session_records.insert_sessions(unit, [session("mine", expires_at=0)]))
 
         async def work(unit):
             await unit.many("lock_live_sessions", first_id="mine", second_id="", now_us=-1)
             row = await unit.one("find_session", session_id="mine")
-            await upload_records.touch_sessions(unit, [upload_records.Seen("mine", 0, row["expires_at_us"] + 1)])
+            await session_records.touch_sessions(unit, [session_records.Seen("mine", 0, row["expires_at_us"] + 1)])
 
         await asyncio.gather(*(db.transaction(work) for _ in range(30)))
-        assert (await upload_records.find_session(db, "mine")).expires_at == 30
+        assert (await session_records.find_session(db, "mine")).expires_at == 30
 
     async def test_a_transaction_that_lost_a_race_is_retried_as_a_whole(self, postgres):
         """F16."""

@@ -20,6 +20,7 @@ from app.config import Settings
 from app.maintenance import sweep, verify
 from app.model import HistoryQuery, Status
 from app.resumables import expiration
+from app.sessions import records as session_records
 from app.uploads import records as upload_records
 from tests.support.sender import BROKEN, Resumable, Sender, Tus
 from tests.support.service import HISTORY, UPLOADS, Answer, Cut, Service, ask
@@ -266,7 +267,7 @@ async def swept(settings: Settings) -> tuple[int, verify.Verified]:
             left = len([file async for found in storage.partials(0) for file in found])
             left += len(list((settings.storage_dir / "staging").glob("*/*")))
             left += done.records_lost
-            for session in await upload_records.list_sessions(db, 100_000):
+            for session in await session_records.list_sessions(db, 100_000):
                 unended = HistoryQuery(statuses=(Status.UPLOADING, Status.PROCESSING))
                 left += len(
                     (await upload_records.list_uploads(db, session.id, unended, after=None, page_size=500)).uploads

@@ -18,6 +18,7 @@ from app import ids, main, secret_key
 from app.db import migrate
 from app.errors import UploadError
 from app.model import HistoryQuery, Status
+from app.sessions import records as session_records
 from app.storage import NotStored
 from app.uploads import records as upload_records
 from tests.faults.disk import Disk, mounted
@@ -105,7 +106,7 @@ async def recover(settings, row, story, moment):
             for name, (key, offset) in told.items():
                 await go_on(ways_in.resumes, row, name, key, offset)
         shown = {}
-        for session in await upload_records.list_sessions(db, 10):
+        for session in await session_records.list_sessions(db, 10):
             page = await upload_records.list_uploads(db, session.id, HistoryQuery(), after=None, page_size=100)
             completed = [upload for upload in page.uploads if upload.status is Status.COMPLETED]
             row.wrong += len(completed) - len({upload.filename for upload in completed})

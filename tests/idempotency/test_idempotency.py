@@ -18,10 +18,11 @@ from app.maintenance.sweep import KEY_GRACE_US, Sweeper
 from app.metrics import Metrics
 from app.model import HistoryQuery, Protocol, Session, Status
 from app.sessions import merge_records
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.uploads import records as upload_records
 from app.uploads.group_commit import ANSWERED_US, Publisher
 from app.uploads.ingest import Ingest, IngestLimits, Visitor
-from app.uploads.records import NewSession
 from tests.contracts.records import upload
 from tests.support.strategies import form
 from tests.support.unreliable import NOW, Store, Time, coming, ids, opened, until
@@ -312,7 +313,7 @@ class TestRaces:
         db = (await world.process()).db
         both = [Session(id=each, created_at=NOW, last_seen_at=NOW, expires_at=NOW + 99) for each in ("mine", "joined")]
         arrivals = [NewSession(each, f"token of {each.id}") for each in both]
-        await db.transaction(lambda unit: upload_records.insert_sessions(unit, arrivals))
+        await db.transaction(lambda unit: session_records.insert_sessions(unit, arrivals))
         assert await self.both(
             db,
             lambda unit: merge_records.merge(unit, "mine", "joined", NOW),

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from app.errors import Unavailable
+from app.maintenance import records as maintenance_records
 from app.maintenance import scrub
+from app.maintenance.records import Scrub
 from app.maintenance.scrub import FILE_COST, PASS_SECONDS, Scrubber
 from app.metrics import Metrics
 from app.model import DAMAGED, LOST, Damage, Status
 from app.storage import Replaced, Unreadable, Withheld
 from app.uploads import records as upload_records
-from app.uploads.records import Scrub
 from tests.maintenance.test_sweep import files, key, local, put, put_file, statuses
 from tests.support.stores import ROOT
 from tests.support.unreliable import NOW, Store, Time, opened, until
@@ -265,7 +266,7 @@ class TestImplausibleDamage:
             with pytest.raises(Ends):
                 await Scrubber(store, db, rate=QUICK, now_us=time).once()
         assert await statuses(db, 6, 7) == ["failed", "completed"]
-        assert await upload_records.find_scrub(db) == Scrub(NOW, key(6), files=6, found=6)
+        assert await maintenance_records.find_scrub(db) == Scrub(NOW, key(6), files=6, found=6)
         done = await Scrubber(store, db, rate=QUICK, now_us=time).once()
         assert done.stopped.startswith("12 of the 12 files")
         assert await statuses(db, 6, 7, 12) == ["failed", "completed", "completed"]
@@ -320,13 +321,13 @@ class TestPasses:
     async def test_a_long_pass_judges_and_saves_its_progress(self, store, db, scrubber, monkeypatch):
         monkeypatch.setattr(scrub, "_JUDGE_SECONDS", -1)
         saved = []
-        save = upload_records.save_scrub
+        save = maintenance_records.save_scrub
 
         async def save_scrub(db, state):
             saved.append(state.files)
             await save(db, state)
 
-        monkeypatch.setattr(upload_records, "save_scrub", save_scrub)
+        monkeypatch.setattr(maintenance_records, "save_scrub", save_scrub)
         await put(store, db, 1, 2, 3)
         await scrubber.once()
         assert saved == [1, 2, 3, 3]

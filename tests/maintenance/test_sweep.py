@@ -14,11 +14,12 @@ from app.maintenance.sweep import EMPTY_SESSION_US, Sweeper
 from app.maintenance.verify import verify
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
 from app.plausibility import too_many
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.storage.local import LocalStorage
 from app.uploads import records as upload_records
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
-from app.uploads.records import NewSession
 from tests.support.unreliable import NOW, Store, Time, coming, opened, ticking, until
 
 HOUR = 3600
@@ -338,10 +339,10 @@ class TestSessions:
     async def begin(self, db, session_id, expires_at):
         session = Session(id=session_id, created_at=NOW - 10, last_seen_at=NOW - 10, expires_at=expires_at)
         arrival = NewSession(session, f"token of {session_id}")
-        await db.transaction(lambda unit: upload_records.insert_sessions(unit, [arrival]))
+        await db.transaction(lambda unit: session_records.insert_sessions(unit, [arrival]))
 
     async def known(self, db):
-        return sorted(session.id for session in await upload_records.list_sessions(db, 100))
+        return sorted(session.id for session in await session_records.list_sessions(db, 100))
 
     async def test_expired_sessions_end_and_their_records_stay(self, store, db):
         await self.begin(db, "live", NOW + 1)
@@ -349,8 +350,8 @@ class TestSessions:
         await put(store, db, 1)
         await upload_records.insert_uploads(db, [row(2, session_id="over", status=Status.FAILED)])
         assert (await sweeper(store, db).once()).sessions_ended == 1
-        assert (await upload_records.find_session(db, "over")).ended_at == NOW
-        assert (await upload_records.find_session(db, "live")).ended_at is None
+        assert (await session_records.find_session(db, "over")).ended_at == NOW
+        assert (await session_records.find_session(db, "live")).ended_at is None
         assert await statuses(db, 2) == ["failed"]
 
     async def test_a_session_that_ended_without_an_upload_is_forgotten_a_day_later(self, store, db):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app.maintenance.sweep import Sweeper
 from app.maintenance.verify import verify
 from app.model import HistoryQuery
+from app.sessions import records as session_records
 from app.sessions.last_seen import SEEN_EVERY_US
 from app.uploads import records as upload_records
 from tests.support.asgi import Client, Service, serving, settings_in
@@ -83,7 +84,7 @@ async def test_a_session_lives_as_long_as_it_is_used_and_no_longer(
 
     clock.pass_by(seconds=MAX_AGE)
     await sweep_alone(Sweeper(service.state["storage"], db, now_us=clock))
-    recorded = await upload_records.find_session(db, session_id)
+    recorded = await session_records.find_session(db, session_id)
     assert recorded is not None
     assert recorded.ended_at is not None
     page = await upload_records.list_uploads(db, session_id, HistoryQuery(), after=None, page_size=9)
@@ -103,7 +104,7 @@ async def test_everything_that_expired_is_sound(service: Service, clock: Time) -
         await service.client().put(f"{number}.txt", b"content")
     clock.pass_by(seconds=MAX_AGE)
     await sweep_alone(Sweeper(service.state["storage"], service.state["db"], now_us=clock))
-    sessions = await upload_records.list_sessions(service.state["db"], 9)
+    sessions = await session_records.list_sessions(service.state["db"], 9)
     assert [session.ended_at is not None for session in sessions] == [True] * 3
     found = await verify(service.state["storage"], service.state["db"])
     assert (found.sound, found.files) == (True, 3)

@@ -17,9 +17,9 @@ from app.errors import (
 )
 from app.model import Digests, Protocol, Session, Status
 from app.sessions import merge_records, token_records
-from app.uploads import records as upload_records
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.uploads.ingest import Visitor
-from app.uploads.records import NewSession
 from tests.support.resumables import LIMIT, World, sha, worker, world
 from tests.support.unreliable import NOW, Store
 
@@ -290,7 +290,7 @@ class TestOwners:
     async def test_a_session_that_joins_another_takes_its_uploads_along(self, worker):
         for name in ("mine", "theirs"):
             session = NewSession(Session(id=name, created_at=0, last_seen_at=0, expires_at=NOW + 1000), name)
-            await worker.db.transaction(lambda unit, session=session: upload_records.insert_sessions(unit, [session]))
+            await worker.db.transaction(lambda unit, session=session: session_records.insert_sessions(unit, [session]))
         key = await worker.create(6)
         async with worker.resumes.append(key, "mine", offset=0) as appending:
             await appending.write(b"abc")

@@ -8,9 +8,9 @@ from app.errors import BadRequest, Forbidden, Gone, NotFound, TooLarge, Unavaila
 from app.maintenance.sweep import Sweeper
 from app.model import Session, Status
 from app.resumables import Preempted
+from app.sessions.records import NewSession
 from app.uploads import records as upload_records
 from app.uploads.ingest import Visitor
-from app.uploads.records import NewSession
 from tests.support.resumables import DAY, HOUR, LIMIT, World, Writer, pair, sha, worker, world
 from tests.support.unreliable import NOW, Store, until
 

@@ -12,6 +12,7 @@ from app.quotas import records as quota_records
 from app.quotas.records import Allowance
 from app.resumables import records as resumable_records
 from app.sessions import merge_records, totals_records
+from app.sessions import records as session_records
 from app.sessions.merge import SessionMerges
 from app.uploads import records as upload_records
 from tests.contracts.records import NOW, everything, insert, inserted, opens, resource, session, upload
@@ -111,7 +112,7 @@ async def test_sessions_that_joined_a_session_follow_it_into_another(db):
         await merge(db, f"session {number}", "hub")
     await merge(db, "hub", "mine")
     await SessionMerges(db, now_us=lambda: NOW).finish()
-    found = [await upload_records.find_session(db, f"session {number}") for number in range(10)]
+    found = [await session_records.find_session(db, f"session {number}") for number in range(10)]
     assert {each.merged_into for each in found} == {"mine"}
 
 

@@ -13,6 +13,7 @@ from app.db.queryable import Transaction
 from app.errors import AmbiguousSession, Forbidden, NoSession, StorageFull, Unavailable
 from app.model import HistoryQuery, Protocol, Status, Upload
 from app.sessions import KNOWN_SECONDS, Sessions, token_records
+from app.sessions import records as session_records
 from app.sessions.last_seen import SEEN_EVERY_US
 from app.sessions.linking import LINK_CODE_SECONDS
 from app.signing import Signer
@@ -305,7 +306,7 @@ class TestKnownSessions:
         ending.cancel()
         with suppress(asyncio.CancelledError):
             await ending
-        recorded = await upload_records.find_session(db, session.id)
+        recorded = await session_records.find_session(db, session.id)
         assert (await who(sessions, text) is None) == (recorded.ended_at is not None)
 
     async def test_an_expired_session_is_not_known_any_more(self, sessions, clock, standing_still):
@@ -385,7 +386,7 @@ class TestLastSeen:
             clock.pass_by(seconds=MAX_AGE - 1)
             assert await who(sessions, text) == session.id
             await sessions.last_seen.flush()
-        recorded = await upload_records.find_session(db, session.id)
+        recorded = await session_records.find_session(db, session.id)
         assert recorded.last_seen_at == clock()
         assert recorded.expires_at == clock() + MAX_AGE * 1_000_000
         clock.pass_by(seconds=MAX_AGE)
@@ -401,7 +402,7 @@ class TestLastSeen:
             assert await who(sessions, text) == session.id
             await sessions.last_seen.flush()
         assert sessions.last_seen.flush_seconds <= age / 60
-        recorded = await upload_records.find_session(world.db, session.id)
+        recorded = await session_records.find_session(world.db, session.id)
         assert recorded.expires_at >= world.clock() + age * 1_000_000 * 29 // 30
 
     async def test_a_use_that_another_worker_wrote_down_counts_here_at_once(self, world, standing_still):
@@ -452,7 +453,7 @@ class TestLastSeen:
         clock.pass_by(seconds=100)
         assert await who(sessions, other_text) == other.id
         await sessions.last_seen.flush()
-        seen = {each.id: each.last_seen_at for each in await upload_records.list_sessions(db, 9)}
+        seen = {each.id: each.last_seen_at for each in await session_records.list_sessions(db, 9)}
         assert seen == {session.id: NOW + 100_000_000, other.id: NOW + 200_000_000}
 
     async def test_the_writing_of_last_seen_times_survives_failures(self, sessions, monkeypatch):
@@ -478,7 +479,7 @@ class TestLastSeen:
         assert await who(sessions, text) == session.id
         await ended(sessions, text)
         await sessions.last_seen.flush()
-        assert (await upload_records.find_session(db, session.id)).last_seen_at == NOW
+        assert (await session_records.find_session(db, session.id)).last_seen_at == NOW
         assert await who(sessions, text) is None
 
 
@@ -509,7 +510,7 @@ class TestRenewal:
             new = await rotated(there, text)
             assert (await who(there, new), await who(there, text)) == (session.id, None)
             assert await who(here, new) == session.id
-            recorded = await upload_records.find_session(world.db, session.id)
+            recorded = await session_records.find_session(world.db, session.id)
             assert recorded.last_seen_at >= session.last_seen_at
 
 
@@ -626,7 +627,7 @@ class TestEnding:
         clock.pass_by(seconds=5)
         with pytest.raises(NoSession):
             await ended(sessions, text)
-        assert (await upload_records.find_session(db, session.id)).ended_at == NOW
+        assert (await session_records.find_session(db, session.id)).ended_at == NOW
 
     async def test_an_end_concerns_the_session_that_the_token_opens_now(self, world):
         mine, other = world.worker(), world.worker()
@@ -637,7 +638,7 @@ class TestEnding:
         await joined(mine, own_text, await code_for(mine, text))
         await ended(other, sister)
         assert [await who(mine, each) for each in (sister, own_text, text)] == [None] * 3
-        assert (await upload_records.find_session(world.db, session.id)).ended_at == NOW
+        assert (await session_records.find_session(world.db, session.id)).ended_at == NOW
 
 
 class TestJoining:
@@ -649,7 +650,7 @@ class TestJoining:
         assert (await who(sessions, text), await who(sessions, new_text)) == (session.id, session.id)
         assert await who(sessions, own_text) is None
         assert (await world.history(session.id), await world.history(own.id)) == (uploads, [])
-        assert (await upload_records.find_session(world.db, own.id)).merged_into == session.id
+        assert (await session_records.find_session(world.db, own.id)).merged_into == session.id
 
     async def test_a_browser_without_a_session_joins_too(self, sessions):
         session, text = await start(sessions)

@@ -11,11 +11,12 @@ import pytest
 
 from app.errors import Internal, Locked, OutcomeUnknown, StorageFull, Unavailable
 from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.storage.local import LocalStorage, syscalls
 from app.uploads import records as upload_records
 from app.uploads.group_commit import MAX_BATCH_FILES, Publisher
 from app.uploads.landing import Incoming
-from app.uploads.records import NewSession
 from tests.support.unreliable import NOW, Database, Store, Time, coming, ids, opened, until
 
 
@@ -324,7 +325,7 @@ class TestRefusedRows:
         assert type(results[6]) is Internal
         assert results[6].__cause__ is not None
         assert await world.statuses() == [(n, "completed") for n in (0, 1, 2, 3, 4, 5, 7, 8)]
-        known = {session.id for session in await upload_records.list_sessions(world.db, 100)}
+        known = {session.id for session in await session_records.list_sessions(world.db, 100)}
         assert known == {f"session {n}" for n in (0, 1, 2, 3, 4, 5, 7, 8)}
 
     async def test_all_files_of_a_request_with_a_bad_row_go(self, world):
@@ -354,7 +355,7 @@ class TestRefusedRows:
                 await publisher.land(await world.files(1, 2), arrival("new"))
             await publisher.land(await world.files(3), None)
         assert await world.statuses() == [(3, "completed")]
-        assert await upload_records.list_sessions(world.db, 10) == []
+        assert await session_records.list_sessions(world.db, 10) == []
 
     async def test_a_full_database_is_not_asked_for_each_request_alone(self, world):
         world.db.fails = ["full"] * 100
@@ -382,7 +383,7 @@ class TestOutage:
             [upload] = await publisher.land(await world.files(1), arrival("new"))
         assert await world.rows() == [upload]
         assert await world.statuses() == [(1, "completed")]
-        assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
+        assert [session.id for session in await session_records.list_sessions(world.db, 10)] == ["new"]
 
     async def test_a_long_outage_leaves_the_outcome_open_and_the_files_there(self, world, story):
         world.db.away = True
@@ -410,7 +411,7 @@ class TestOutage:
             await publisher.land(await world.files(1, 2), None)  # as the client was told, it tries again
         assert await world.statuses() == [(1, "completed"), (1, "failed"), (2, "completed"), (2, "failed")]
         assert {row.error.code for row in await world.rows() if row.error} == {"unavailable"}
-        assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
+        assert [session.id for session in await session_records.list_sessions(world.db, 10)] == ["new"]
 
     async def test_an_upload_recorded_in_spite_of_an_outage_is_completed_and_stays(self, world):
         world.db.fails = ["lost"]
@@ -477,7 +478,7 @@ class TestOutage:
             world.db.away = False
         [row] = await world.rows()
         assert row.error == Failure(code="storage_full", detail=str(StorageFull()))
-        assert [session.id for session in await upload_records.list_sessions(world.db, 10)] == ["new"]
+        assert [session.id for session in await session_records.list_sessions(world.db, 10)] == ["new"]
 
     async def test_an_upload_in_doubt_that_cannot_be_settled_ends_nothing(self, world, monkeypatch):
         world.db.away = True
@@ -530,7 +531,7 @@ class TestLockedSessions:
                 await raw.close()
 
             async def save(unit):
-                await upload_records.insert_sessions(unit, [arrival("held")])
+                await session_records.insert_sessions(unit, [arrival("held")])
 
             await db.transaction(save)
             holders.create_task(hold())

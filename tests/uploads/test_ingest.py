@@ -18,13 +18,14 @@ from app.errors import (
     Unavailable,
 )
 from app.model import UNDECLARED, Digests, HistoryQuery, Protocol, Session, Status
+from app.sessions import records as session_records
 from app.sessions import token_records
+from app.sessions.records import NewSession
 from app.storage.local import LocalStorage
 from app.storage.memory import MemoryStaged
 from app.uploads import records as upload_records
 from app.uploads.group_commit import Publisher
 from app.uploads.ingest import Ingest, IngestLimits, Visitor
-from app.uploads.records import NewSession
 from tests.support.unreliable import NOW, Interrupted, Store, coming, ids, opened, ticking
 
 LIMITS = IngestLimits(file_bytes=1000, files=3, requests_at_once=2)
@@ -317,7 +318,7 @@ class TestOutages:
 
 class TestArrivals:
     async def known(self, world):
-        return [session.id for session in await upload_records.list_sessions(world.db, 10)]
+        return [session.id for session in await session_records.list_sessions(world.db, 10)]
 
     async def test_a_new_session_rides_with_its_first_upload(self, world):
         visitor = newcomer()

@@ -9,10 +9,11 @@ import pytest
 
 from app.maintenance.sweep import Sweeper
 from app.model import Failure, Protocol, Session, Status, Upload
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.storage.memory import MemoryStorage
 from app.uploads import ingest
 from app.uploads import records as upload_records
-from app.uploads.records import NewSession
 from tests.support.asgi import Client, Service, serving, settings_in
 from tests.support.unreliable import opened
 from tests.web.test_uploads import UPLOADS, listed, send_form
@@ -57,7 +58,7 @@ async def test_a_disk_below_the_minimum_free_space_takes_no_needless_row(tmp_pat
             made = await client.post(UPLOADS, headers={"Tus-Resumable": "1.0.0", **headers})
             made.refused(507, "storage_full")
         db = service.state["db"]
-        assert await upload_records.list_sessions(db, 10) == []
+        assert await session_records.list_sessions(db, 10) == []
 
 
 def upload(number: int, created_at: int, status: Status, **more: Any) -> Upload:
@@ -111,12 +112,12 @@ async def test_a_session_that_never_uploaded_ends_a_day_after_its_last_use(datab
             )
             for name, at in seen.items()
         ]
-        await db.transaction(lambda unit: upload_records.insert_sessions(unit, arrivals))
+        await db.transaction(lambda unit: session_records.insert_sessions(unit, arrivals))
         rows = [
             upload(1, now - 2 * DAY_US, Status.FAILED, session_id="failed"),
             upload(2, now - 2 * DAY_US, Status.DELETED, session_id="used", sha256="0" * 64, completed_at=now),
         ]
         await db.transaction(lambda unit: upload_records.insert_uploads(unit, rows))
         await Sweeper(MemoryStorage(), db, now_us=lambda: now).once()
-        live = {session.id for session in await upload_records.list_sessions(db, 10) if session.ended_at is None}
+        live = {session.id for session in await session_records.list_sessions(db, 10) if session.ended_at is None}
     assert live == {"fresh", "used"}

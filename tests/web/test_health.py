@@ -10,8 +10,9 @@ import asyncpg
 import pytest
 
 from app.errors import StorageFull, Unavailable, Unusable
+from app.maintenance import records as maintenance_records
+from app.maintenance.records import Scrub
 from app.uploads import records as upload_records
-from app.uploads.records import Scrub
 from tests.support.asgi import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -135,7 +136,7 @@ async def test_damage_is_a_warning_and_uploads_are_taken(service: Service, monke
     db = service.state["db"]
     item = (await service.client().put("a.txt", b"x")).json()
     await upload_records.fail_uploads(db, [item["id"]], "damaged", "the stored file has other bytes than were received")
-    await upload_records.save_scrub(db, Scrub(1, ended_at_us=2, stopped="1 of 1 records have no file"))
+    await maintenance_records.save_scrub(db, Scrub(1, ended_at_us=2, stopped="1 of 1 records have no file"))
     answer = await service.client().get("/health/ready")
     assert (answer.status, answer.json()["status"], answer.json()["failing"]) == (200, "ready", [])
     assert answer.json()["warnings"] == {
@@ -143,7 +144,7 @@ async def test_damage_is_a_warning_and_uploads_are_taken(service: Service, monke
         "scrub": "1 of 1 records have no file",
     }
     await upload_records.repair_uploads(db, [item["id"]])
-    await upload_records.save_scrub(db, Scrub(1))
+    await maintenance_records.save_scrub(db, Scrub(1))
     service.app.state.readiness = None
     assert (await service.client().get("/health/ready")).json()["warnings"] == {}
 

@@ -11,7 +11,7 @@ from app import main
 from app.idempotency import records as key_records
 from app.ids import now_us
 from app.maintenance.sweep import Sweeper
-from app.uploads import records as upload_records
+from app.sessions import records as session_records
 from tests.support.asgi import Answer, Client, Service, serving, settings_in
 from tests.support.unreliable import sweep_alone, until
 
@@ -110,7 +110,7 @@ async def its_age_passes(service: Service, clock: Clock, session_id: str) -> Non
         clock.pass_by(minutes=20)
 
         async def seen() -> bool:
-            found = await upload_records.find_session(state["db"], session_id)
+            found = await session_records.find_session(state["db"], session_id)
             assert found is not None
             assert found.ended_at is None
             return found.last_seen_at >= clock() - 60_000_000
