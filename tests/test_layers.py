@@ -199,7 +199,7 @@ def test_a_module_may_import_its_own_package_and_what_is_below():
 
 
 def test_records_may_import_records():
-    assert list(faults("resumables/records", "from app.uploads.records import NewSession")) == []
+    assert list(faults("resumables/records", "from app.sessions.records import NewSession")) == []
 
 
 def test_a_question_to_the_database_is_found():
