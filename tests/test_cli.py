@@ -378,7 +378,7 @@ class TestStandardFiles:
     def test_a_reader_that_leaves_early_is_no_error_of_ours(self):
         upload(*(f"{number}.txt" for number in range(20)))
         session = printed("history")["items"][0]["id"]
-        line = f"{sys.executable} -m app history {session} | head -n 1"
+        line = f'{sys.executable} -m app history {session} | (read line; echo "$line")'
         done = subprocess.run(
             ["/bin/sh", "-c", line], env=environment(Path()), capture_output=True, text=True, timeout=PATIENCE
         )
