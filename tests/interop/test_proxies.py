@@ -175,16 +175,16 @@ class TestInterim:
             status, headers = await head_of_answer(reader)
             assert (status, headers["upload-draft-interop-version"]) == (104, "10")
             url = headers["location"]
-            while True:  # until a part of it is known to be kept
-                status, headers = await head_of_answer(reader)
-                assert status == 104
-                if int(headers["upload-offset"]) >= MIB // 2:
-                    break
+            status, headers = await head_of_answer(
+                reader
+            )  # a part of it is known to be kept; how much, the blocks decide
+            reported = int(headers["upload-offset"])
+            assert (status, reported > 0) == (104, True)
         with behind.client() as client:
             asked = client.head(url)
             assert asked.headers["upload-complete"] == "?0"
             offset = int(asked.headers["upload-offset"])
-            assert MIB // 2 <= offset <= MIB
+            assert reported <= offset <= MIB
             fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(offset)}
             made = client.patch(url, headers={**fields, "Upload-Complete": "?1"}, content=content[offset:])
         assert (made.status_code, made.json()["sha256"]) == (201, hashlib.sha256(content).hexdigest())
