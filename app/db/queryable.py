@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+import pydantic_core
 import structlog
 
 from app.db import queries
@@ -12,6 +13,9 @@ from app.errors import StorageFull
 
 log = structlog.stdlib.get_logger("waybill.db")
 T = TypeVar("T")
+
+LAST_ID: Final = "\U0010ffff"
+"""An id behind every other one, where a walk over ids ends."""
 
 
 class Queryable(Protocol):
@@ -107,3 +111,8 @@ async def answered(driver: Driver, answer: Awaitable[T]) -> T:
         if isinstance(refusal, StorageFull):
             log.warning("the database is full", reason=str(error))
         raise refusal from error
+
+
+def json_parameter(value: object) -> str:
+    """Serialise a list as JSON: one parameter of a statement, whatever its length."""
+    return pydantic_core.to_json(value).decode()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pydantic_core
 
 from app.db.driver import Row
-from app.db.queryable import Queryable, Transaction
+from app.db.queryable import Queryable, Transaction, json_parameter
 from app.model import Protocol, Upload
 
 
@@ -73,7 +73,7 @@ async def take(
 
 async def renew(db: Queryable, claim_ids: Collection[str], until_us: int) -> None:
     """Renew the claims until `until_us`, as far as they still hold their keys."""
-    await db.run("renew_idempotency_keys", claim_ids=_json(list(claim_ids)), expires_at_us=until_us)
+    await db.run("renew_idempotency_keys", claim_ids=json_parameter(list(claim_ids)), expires_at_us=until_us)
 
 
 async def free(db: Queryable, claim_id: str) -> None:
@@ -87,10 +87,10 @@ async def answer(transaction: Transaction, landed: Mapping[str, Sequence[Upload]
     If any were lost, nothing of the transaction may be committed.
     """
     rows = [
-        {"claim_id": claim_id, "answer": _json([upload.as_row() for upload in uploads])}
+        {"claim_id": claim_id, "answer": json_parameter([upload.as_row() for upload in uploads])}
         for claim_id, uploads in landed.items()
     ]
-    answered = await transaction.many("answer_idempotency_keys", rows=_json(rows), expires_at_us=until_us)
+    answered = await transaction.many("answer_idempotency_keys", rows=json_parameter(rows), expires_at_us=until_us)
     return landed.keys() - {row["claim_id"] for row in answered}
 
 
@@ -113,7 +113,3 @@ def _claim(row: Row) -> KeyClaim:
 
 def _differ(one: object, other: object) -> bool:
     return one is not None and other is not None and one != other
-
-
-def _json(value: object) -> str:
-    return pydantic_core.to_json(value).decode()

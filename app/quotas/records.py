@@ -6,9 +6,7 @@ Every statement can be repeated after a lost answer, with the same result.
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-import pydantic_core
-
-from app.db.queryable import Queryable, Transaction
+from app.db.queryable import Queryable, Transaction, json_parameter
 from app.model import Amount
 
 
@@ -26,13 +24,13 @@ class Allowance:
 
 async def granted(db: Queryable, ids: Sequence[str]) -> dict[str, Amount]:
     """Find the amounts that are granted under these ids; absent ones are left out."""
-    rows = await db.many("list_allowances", ids=_json(ids))
+    rows = await db.many("list_allowances", ids=json_parameter(ids))
     return {row["id"]: Amount(row["uploads"], row["size_bytes"]) for row in rows}
 
 
 async def grant(transaction: Transaction, allowances: Sequence[Allowance]) -> None:
     """Set each allowance to this much, whatever it was before."""
-    await transaction.run("put_allowances", rows=_json([asdict(allowance) for allowance in allowances]))
+    await transaction.run("put_allowances", rows=json_parameter([asdict(allowance) for allowance in allowances]))
 
 
 async def adopt(transaction: Transaction, allowance_id: str, expires_at_us: int) -> None:
@@ -47,7 +45,7 @@ async def renew(db: Queryable, holder: str, expires_at_us: int) -> None:
 
 async def give_back(db: Queryable, ids: Iterable[str]) -> None:
     """Release these allowances: their uploads have been recorded, or will not be."""
-    await db.run("delete_allowances", ids=_json(list(ids)))
+    await db.run("delete_allowances", ids=json_parameter(list(ids)))
 
 
 async def give_back_all(db: Queryable, holder: str) -> None:
@@ -58,7 +56,3 @@ async def give_back_all(db: Queryable, holder: str) -> None:
 async def expire(db: Queryable, now_us: int, page_size: int) -> int:
     """Release expired allowances, whose processes are gone, a page at most; return how many."""
     return len(await db.many("delete_expired_allowances", now_us=now_us, page_size=page_size))
-
-
-def _json(value: object) -> str:
-    return pydantic_core.to_json(value).decode()

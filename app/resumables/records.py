@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 import pydantic_core
 
 from app.db.driver import Row
-from app.db.queryable import Queryable, Transaction
+from app.db.queryable import Queryable, Transaction, json_parameter
 from app.model import MAX_TIME_US, Digests, Failure, Holder, Protocol, Resource, Status, Upload
 from app.quotas import records as quota_records
 from app.sessions import records as session_records
@@ -54,7 +54,7 @@ async def insert(transaction: Transaction, resource: Resource, arrival: NewSessi
         metadata=resource.metadata,
         concat=resource.concat,
         is_part=int(resource.is_part),
-        parts=None if resource.parts is None else _json(resource.parts),
+        parts=None if resource.parts is None else json_parameter(resource.parts),
         expected_sha256=resource.digests.sha256,
         expected_sha512=resource.digests.sha512,
         expires_at_us=resource.expires_at,
@@ -71,7 +71,7 @@ async def find(db: Queryable, key_hash: str) -> Resource | None:
 
 async def list_these(db: Queryable, key_hashes: Sequence[str]) -> dict[str, Resource]:
     """Find these uploads, as far as they exist, by their key hashes."""
-    rows = await db.many("list_resumables", key_hashes=_json(key_hashes))
+    rows = await db.many("list_resumables", key_hashes=json_parameter(key_hashes))
     return {row["key_hash"]: _resource(row) for row in rows}
 
 
@@ -135,7 +135,7 @@ async def count_waiting(transaction: Transaction, session_id: str) -> int:
 
 async def count_concatenations(transaction: Transaction, parts: Sequence[str]) -> int:
     """Count the concatenations, completed ones included, of each of these parts; return the highest count."""
-    row = await transaction.one("count_concatenations", part_key_hashes=_json(parts))
+    row = await transaction.one("count_concatenations", part_key_hashes=json_parameter(parts))
     return int(row["concatenations"]) if row else 0
 
 
@@ -146,7 +146,7 @@ async def list_waiting(db: Queryable, part: Resource) -> list[Resource]:
 
 async def list_files(db: Queryable, upload_ids: Sequence[str]) -> dict[str, FileOf]:
     """Find the file of each of these uploads; unknown ones are left out."""
-    rows = await db.many("list_partials", ids=_json(upload_ids))
+    rows = await db.many("list_partials", ids=json_parameter(upload_ids))
     return {
         row["upload_id"]: FileOf(row["upload_id"], row["file_fence"] if row["ended_as"] is None else None, row["fence"])
         for row in rows
@@ -220,7 +220,7 @@ async def lock(transaction: Transaction, seen: Resource) -> bool:
 
 async def renew(db: Queryable, key_hashes: Sequence[str], expires_at_us: int) -> None:
     """Extend the expiry of these uploads to `expires_at_us`, as far as their maximum age allows."""
-    await db.run("renew_resumables", key_hashes=_json(key_hashes), expires_at_us=expires_at_us)
+    await db.run("renew_resumables", key_hashes=json_parameter(key_hashes), expires_at_us=expires_at_us)
 
 
 async def end(
@@ -283,7 +283,3 @@ def _resource(row: Row) -> Resource:
         ended_as=row["ended_as"],
         upload=None if row["status"] is None else Upload.from_row({**row, "id": row["upload_id"]}),
     )
-
-
-def _json(value: object) -> str:
-    return pydantic_core.to_json(value).decode()

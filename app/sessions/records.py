@@ -1,15 +1,11 @@
 """Statements about sessions, one function each. Every one can be repeated after a lost answer, with the same result."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Final, NamedTuple
-
-import pydantic_core
+from typing import Any, NamedTuple
 
 from app.db.driver import Row
-from app.db.queryable import Queryable, Transaction
+from app.db.queryable import LAST_ID, Queryable, Transaction, json_parameter
 from app.model import Session, Timestamp
-
-LAST_ID: Final = "\U0010ffff"
 
 
 class NewSession(NamedTuple):
@@ -46,7 +42,7 @@ async def insert_sessions(transaction: Transaction, arrivals: Sequence[NewSessio
     """Record new sessions with their first tokens; existing records stay as they are."""
     await transaction.run(
         "insert_sessions",
-        rows=_json(
+        rows=json_parameter(
             [
                 {
                     "id": session.id,
@@ -60,7 +56,7 @@ async def insert_sessions(transaction: Transaction, arrivals: Sequence[NewSessio
     )
     await transaction.run(
         "insert_tokens",
-        rows=_json(
+        rows=json_parameter(
             [
                 {"token_hash": token_hash, "session_id": session.id, "created_at_us": session.created_at}
                 for session, token_hash in arrivals
@@ -96,7 +92,7 @@ async def touch_sessions(db: Queryable, seen: Iterable[Seen]) -> None:
             each.id, max(known.last_seen_us, each.last_seen_us), max(known.expires_at_us, each.expires_at_us)
         )
     # By id, so that two statements rarely lock the same rows in opposite order.
-    await db.run("touch_sessions", rows=_json([latest[each]._asdict() for each in sorted(latest)]))
+    await db.run("touch_sessions", rows=json_parameter([latest[each]._asdict() for each in sorted(latest)]))
 
 
 async def lock_sessions(transaction: Transaction, first_id: str, second_id: str, now_us: int) -> None:
@@ -153,8 +149,3 @@ def _session_fields(row: Row) -> dict[str, Any]:
 
 def _session_record(row: Row) -> SessionRecord:
     return SessionRecord(**_session_fields(row), ended_at=row["ended_at_us"], merged_into=row["merged_into_id"])
-
-
-def _json(value: object) -> str:
-    """Serialise a list as JSON: one parameter of a statement, whatever its length."""
-    return pydantic_core.to_json(value).decode()

@@ -10,10 +10,9 @@ from typing import Final, NamedTuple
 
 from pydantic_core import to_json
 
-from app.db.queryable import Queryable, Transaction
+from app.db.queryable import LAST_ID, Queryable, Transaction
 from app.model import MAX_TIME_US, Session
 from app.sessions import records
-from app.uploads import records as upload_records
 
 REPLACED_US: Final = 3_600_000_000
 """How long a replaced token still opens its session if its replacement is never used."""
@@ -150,9 +149,9 @@ async def forget_codes(db: Queryable, now_us: int, page_size: int) -> int:
 async def forget_tokens(db: Queryable, page_size: int) -> AsyncIterator[None]:
     """Delete tokens of sessions that have ended, or do not exist, page by page."""
     after_id = ""
-    while after_id != upload_records.LAST_ID:
+    while after_id != LAST_ID:
         row = await db.one("find_token_page", after_id=after_id, page_size=page_size)
-        until_id = row["until_id"] if row is not None else upload_records.LAST_ID
+        until_id = row["until_id"] if row is not None else LAST_ID
         await db.run("delete_dead_tokens", after_id=after_id, until_id=until_id)
         after_id = until_id
         yield

@@ -13,7 +13,7 @@ import structlog
 
 from app.db.database import Db
 from app.db.driver import Row
-from app.db.queryable import Queryable, Transaction
+from app.db.queryable import LAST_ID, Queryable, Transaction
 from app.model import Amount, Status, StatusTotal
 
 log = structlog.stdlib.get_logger("waybill.totals")
@@ -23,7 +23,6 @@ _PAGE: Final = 1000
 _PAUSE_SECONDS: Final = 0.01
 _LOGGED: Final = 1000
 """The number of pages for each line in the log."""
-_LAST_ID: Final = "\U0010ffff"
 
 
 class Totals(NamedTuple):
@@ -86,8 +85,8 @@ async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
             return False
         until_id = await _end_of_page(transaction, begun["after_id"])
         await _recount(transaction, begun["after_id"], until_id)
-        await transaction.run("save_totals_begun", after_id=until_id, is_whole=int(until_id == _LAST_ID))
-        return until_id != _LAST_ID
+        await transaction.run("save_totals_begun", after_id=until_id, is_whole=int(until_id == LAST_ID))
+        return until_id != LAST_ID
 
     found = await db.one("find_totals_begun")
     if found is None or found["is_whole"]:
@@ -104,7 +103,7 @@ async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
 async def recount(db: Db) -> AsyncIterator[str]:
     """Compare all totals with the uploads, and correct wrong ones; yield the sessions of these."""
     after_id = ""
-    while after_id != _LAST_ID:
+    while after_id != LAST_ID:
         until_id = await _end_of_page(db, after_id)
         # Totals and uploads are read as of one moment: any difference is an error.
         wrong = await db.many("list_miscounted_totals", after_id=after_id, until_id=until_id)
@@ -122,7 +121,7 @@ async def recount(db: Db) -> AsyncIterator[str]:
 async def forget_ended(db: Queryable) -> AsyncIterator[None]:
     """Delete the totals of sessions that do not exist any more, page by page."""
     after_id = ""
-    while after_id != _LAST_ID:
+    while after_id != LAST_ID:
         until_id = await _end_of_page(db, after_id)
         await db.run("delete_zero_totals", after_id=after_id, until_id=until_id)
         after_id = until_id
@@ -131,7 +130,7 @@ async def forget_ended(db: Queryable) -> AsyncIterator[None]:
 
 async def _end_of_page(db: Queryable, after_id: str) -> str:
     row = await db.one("find_totals_page", after_id=after_id, page_size=_PAGE)
-    return row["until_id"] if row is not None else _LAST_ID
+    return row["until_id"] if row is not None else LAST_ID
 
 
 async def _recount(transaction: Transaction, after_id: str, until_id: str) -> None:

@@ -10,11 +10,10 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import pydantic
-import pydantic_core
 import structlog
 
 from app.db.driver import Row
-from app.db.queryable import Queryable
+from app.db.queryable import LAST_ID, Queryable, json_parameter
 from app.model import HistoryQuery, Page, Position, Protocol, Upload
 
 _log = structlog.get_logger(__name__)
@@ -27,7 +26,6 @@ _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1
 _ROWS_AT_ONCE: Final = 1000
 """Rows in one statement: none takes long, nor blocks the event loop."""
-LAST_ID: Final = "\U0010ffff"
 _IN_SEVERAL_REQUESTS: Final = {Protocol.TUS, Protocol.RESUMABLE}
 _LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
 _NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
@@ -50,7 +48,7 @@ async def insert_uploads(db: Queryable, uploads: Sequence[Upload]) -> None:
     # In order of sessions, in which PostgreSQL locks them: transactions that lock in the same order never deadlock.
     uploads = sorted(uploads, key=attrgetter("session_id"))
     slices = [uploads[at : at + _ROWS_AT_ONCE] for at in range(0, len(uploads), _ROWS_AT_ONCE)]
-    batches = [_json([upload.as_row() for upload in some]) for some in slices]
+    batches = [json_parameter([upload.as_row() for upload in some]) for some in slices]
     if len({upload.protocol in _IN_SEVERAL_REQUESTS for upload in uploads}) > 1:
         # Some have a record, others do not: their totals would be locked in two rounds.
         for rows in batches:
@@ -95,7 +93,7 @@ async def count_uploads(db: Queryable, session_id: str, query: HistoryQuery) -> 
 
 async def list_these(db: Queryable, upload_ids: Collection[str]) -> dict[str, Upload]:
     """Find these uploads, as far as they are recorded, by their ids, over all sessions. Broken rows are left out."""
-    rows = await db.many("list_uploads_by_id", ids=_json(list(upload_ids)))
+    rows = await db.many("list_uploads_by_id", ids=json_parameter(list(upload_ids)))
     return {upload.id: upload for upload in _readable(rows)}
 
 
@@ -123,7 +121,7 @@ async def delete_upload(db: Queryable, session_id: str, upload_id: str, now_us: 
 
 async def statuses_of(db: Queryable, ids: Sequence[str]) -> dict[str, str]:
     """Find the status of each of these uploads, over all sessions; unknown ones are left out."""
-    return {row["id"]: row["status"] for row in await db.many("list_statuses", ids=_json(ids))}
+    return {row["id"]: row["status"] for row in await db.many("list_statuses", ids=json_parameter(ids))}
 
 
 async def list_stored(db: Queryable, after_id: str, page_size: int) -> list[StoredRecord]:
@@ -152,17 +150,17 @@ async def count_stored(db: Queryable) -> int:
 
 async def delete_uploads(db: Queryable, ids: Sequence[str], now_us: int) -> list[str]:
     """Record the deletion of completed uploads' bytes; return the ids of those that were completed until now."""
-    return [row["id"] for row in await db.many("delete_uploads", ids=_json(ids), now_us=now_us)]
+    return [row["id"] for row in await db.many("delete_uploads", ids=json_parameter(ids), now_us=now_us)]
 
 
 async def fail_uploads(db: Queryable, ids: Sequence[str], code: str, detail: str) -> list[str]:
     """Record that completed uploads are lost or damaged; return the ids of those that were completed until now."""
-    return [row["id"] for row in await db.many("fail_uploads", ids=_json(ids), code=code, detail=detail)]
+    return [row["id"] for row in await db.many("fail_uploads", ids=json_parameter(ids), code=code, detail=detail)]
 
 
 async def repair_uploads(db: Queryable, ids: Sequence[str]) -> list[str]:
     """Record that damaged uploads are intact after all; return the ids of those that were damaged until now."""
-    return [row["id"] for row in await db.many("repair_uploads", ids=_json(ids))]
+    return [row["id"] for row in await db.many("repair_uploads", ids=json_parameter(ids))]
 
 
 async def forget_failed(db: Queryable, created_before_us: int, page_size: int) -> int:
@@ -192,7 +190,7 @@ def _filters(query: HistoryQuery) -> dict[str, Any]:
     return {
         "min_size": _or(query.min_size, _LEAST),
         "max_size": _or(query.max_size, _MOST),
-        "statuses": _json([status.value for status in query.statuses]) if query.statuses else None,
+        "statuses": json_parameter([status.value for status in query.statuses]) if query.statuses else None,
         "protocol": query.protocol.value if query.protocol else None,
         "sha256": query.sha256,
     }
@@ -209,8 +207,3 @@ def _readable(rows: Iterable[Row]) -> Iterator[Upload]:
             yield Upload.from_row(row)
         except pydantic.ValidationError:
             _log.warning("upload_record_broken", upload_id=row["id"])
-
-
-def _json(value: object) -> str:
-    """Serialise a list as JSON: one parameter of a statement, whatever its length."""
-    return pydantic_core.to_json(value).decode()

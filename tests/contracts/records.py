@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 
 from app.db.database import Db
+from app.db.queryable import json_parameter
 from app.errors import NotFound
 from app.maintenance import records as maintenance_records
 from app.model import (
@@ -327,7 +328,7 @@ class RecordsContract:
         async def work(unit):
             for number, name in enumerate(["a\\b", "a\\%", "ab"]):
                 row = {**upload(number).as_row(), "filename": name, "filename_folded": folded(name)}
-                await unit.run("insert_uploads", rows=upload_records._json([row]))
+                await unit.run("insert_uploads", rows=json_parameter([row]))
 
         await db.transaction(work)
         skipped = []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.db.database import Db
 from app.db.migrate import migrate
-from app.uploads import records as upload_records
+from app.db.queryable import json_parameter
 
 TYPES = {"BIGINT": "INTEGER", "bigint": "INTEGER", "integer": "INTEGER", "text": "TEXT"}
 
@@ -139,7 +139,7 @@ def test_both_dialects_take_and_refuse_the_same_rows(files, server):
 
         async def taken(db, row):
             try:
-                await db.run("insert_uploads", rows=upload_records._json([row]))
+                await db.run("insert_uploads", rows=json_parameter([row]))
             except (sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError):
                 return False
             return True

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from app.db.database import Db
 from app.db.migrate import migrate
+from app.db.queryable import json_parameter
 from app.model import HistoryQuery
 from app.sessions import totals_records
 from app.uploads import records as upload_records
@@ -62,7 +63,7 @@ async def uncheck(db: Db) -> None:
 async def start_again(db: Db, rows) -> None:
     async def work(unit):
         await unit.execute("DELETE FROM uploads")
-        await unit.run("insert_uploads", rows=upload_records._json(rows))
+        await unit.run("insert_uploads", rows=json_parameter(rows))
 
     await db.transaction(work)
 

@@ -9,6 +9,7 @@ import pytest
 from app.db import queries
 from app.db.database import Db
 from app.db.migrate import migrate
+from app.db.queryable import json_parameter
 from app.model import Amount, Failure, Status
 from app.quotas import records as quota_records
 from app.quotas.records import Allowance
@@ -104,9 +105,7 @@ async def test_uncounted_uploads_are_counted_once_while_uploads_go_on(stack, dat
     rows = [upload(number, owners[number % 12], size=1) for number in range(100)]
     await upload_records.insert_uploads(before, rows)
     grants = [Allowance(owner, owner, None, 1, 1, NOW) for owner in ("session 03", "only granted")]
-    await before.transaction(
-        lambda unit: unit.run("put_allowances", rows=quota_records._json([vars_of(g) for g in grants]))
-    )
+    await before.transaction(lambda unit: unit.run("put_allowances", rows=json_parameter([vars_of(g) for g in grants])))
     await before.close()
 
     db, other = await process(stack, database_url), await process(stack, database_url)
