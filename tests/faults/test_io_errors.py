@@ -58,7 +58,7 @@ def flushed_once(story):
     assert [flushed.count(path) for path in failed] == [1] * len(failed)
 
 
-ONE = [("fsync", 1), ("fsync", 2), ("write", 1), ("openat", 2), ("renameat2", 1)]
+ONE = [("fsync", 1), ("fsync", 2), ("write", 1), ("openat", 1), ("renameat2", 1)]
 SEVERAL = [("syncfs", 1), ("syncfs", 2), ("sync_file_range", 2), ("write", 3), ("renameat2", 3)]
 SEVERAL += [("openat", 2), ("write", 2), ("sync_file_range", 1), ("sync_file_range", 3), ("renameat2", 2)]
 if not TORTURE:
@@ -81,11 +81,13 @@ def test_a_file_that_meets_an_error_before_it_has_its_name_is_refused(guest, way
     trusts_again(guest, before)
 
 
-def test_a_list_of_what_is_under_way_that_cannot_be_written_refuses_no_upload(guest):
-    """The sweep believes less then, and not more; it is the first file that publishing opens."""
+@pytest.mark.parametrize(("call", "files"), [("mknodat", 1), ("openat", 3)])
+def test_a_note_of_what_is_under_way_that_cannot_be_made_refuses_no_upload(guest, call, files):
+    """The sweep believes less then, and not more. Of several files the list is the first that publishing opens."""
     before = Baseline(guest.running)
-    with traced(guest.running, "-e", "inject=openat:error=EIO:when=1", thread=PUBLISHES, trace="openat") as story:
-        assert is_success(guest.send("raw", content_of(100)))
+    inject = f"inject={call}:error=EIO:when=1"
+    with traced(guest.running, "-e", inject, thread=PUBLISHES, trace=call) as story:
+        assert is_success(guest.send_form(*(content_of(100, seed) for seed in range(files))))
     assert len(story.injected) == 1
     guest.running.wait_for("what is under way could not be listed")
     before.is_back()

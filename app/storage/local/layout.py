@@ -4,7 +4,8 @@
     partial/<key>.<fence>     unfinished, not visible; of any process, the writer holds a lock on it
     files/<last two>/<key>    published
     trash/                    set aside, under the former name (`trash.py`)
-    <owner>.unrecorded        the published files without a committed record (`unrecorded.py`)
+    <owner>.unrecorded        the published files without a committed record (`unrecorded.py`),
+    <owner>.<key>.unrecorded  and one of a small commit group
 
 Directories are opened without following links and every file is reached through their
 descriptors, so no name and no link leads out of the root.
@@ -166,11 +167,14 @@ class Directories:
         return os.fstat(self.own_fd).st_ctime
 
     def left_by_the_dead(self, suffix: str) -> Iterator[tuple[str, int]]:
-        """Iterate over files in the root that dead owners left: name, and a descriptor that is open for that step."""
+        """Iterate over files in the root that dead owners left: name, and a descriptor that is open for that step.
+
+        A name begins with the owner, up to the first full stop.
+        """
         with listing(self.root_fd) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(suffix) and _is_file(entry)]
         for name in names:
-            owner = name.removesuffix(suffix)
+            owner = name.partition(".")[0]
             if owner == self.owner or not is_key(owner) or self._lives(owner):
                 continue
             with suppress(FileNotFoundError):

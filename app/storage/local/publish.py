@@ -35,7 +35,8 @@ class BatchPublisher:
         the kernel forgets the error and the next flush would wrongly succeed, so it is never repeated.
         """
         refused: dict[str, UploadError] = {}
-        self._under_way.begin([staged.key for staged in batch if not staged.has_record])
+        unrecorded = [staged.key for staged in batch if not staged.has_record]
+        self._under_way.begin(unrecorded, flushed_together=len(batch) > FLUSH_EACH)
         written = self._each(batch, LocalStaged.to_disk, refused)
         if written and self._staging.durable:
             written = self._together(written, self._flush_data, refused)

@@ -14,6 +14,7 @@ import pytest
 import app.storage.local.layout
 from app.errors import Unavailable, Unusable
 from app.storage import NotStored
+from app.storage.local.publish import FLUSH_EACH
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, put, staged
 from tests.support.stores import ROOT, files_in, local, mounted, needs_root, tmpfs
 
@@ -321,14 +322,29 @@ async def test_a_crash_explains_what_had_no_record_and_nothing_else(tmp_path):
     assert found == {whole: True, recorded: False} | dict.fromkeys(rest, True)
     await storage.set_aside([whole, recorded])
     assert {file.key: file.left for file in await storage.aside()} == {whole: True, recorded: False}
-    await storage.forget_left(0)  # a file of the list is still set aside
+    await storage.forget_left(3600)
+    assert {found.key: found.left async for slice_ in storage.walk(0) for found in slice_} == dict.fromkeys(rest, True)
+    await storage.forget_left(0)  # files of the notes are still set aside
     assert {file.key: file.left for file in await storage.aside()} == {whole: True, recorded: False}
     await storage.remove([whole])
-    await storage.forget_left(3600)
-    assert any([found.left async for slice_ in storage.walk(0) for found in slice_])
     await storage.forget_left(0)
     assert not any([found.left async for slice_ in storage.walk(0) for found in slice_])
+    assert list(tmp_path.glob("*.unrecorded")) == []
     await storage.close()
+
+
+@pytest.mark.parametrize("files", [1, FLUSH_EACH])
+async def test_a_crash_explains_files_of_a_small_group_although_a_power_cut_emptied_files_that_were_not_flushed(
+    tmp_path, files
+):
+    dead, other = await prepared(tmp_path), await prepared(tmp_path)
+    group = [await staged(dead, b"hello") for _ in range(files)]
+    assert await dead.publish(group) == {}
+    await dead.close()
+    for path in tmp_path.glob("*.unrecorded"):
+        os.truncate(path, 0)
+    assert [found.left async for slice_ in other.walk(0) for found in slice_] == [True] * files
+    await other.close()
 
 
 async def test_a_living_process_explains_nothing_and_one_that_ends_well_leaves_no_list(tmp_path):
