@@ -91,10 +91,11 @@ class Exchange:
         del self._receive, self._send
 
     async def _linger(self) -> None:
-        """Read on for a moment after an early answer.
+        """Keep the connection for a moment after an early answer, and read on, up to `_LINGER_BYTES`.
 
         Closing at once would reset the connection under a client that still sends, and it
-        would never see the answer.
+        would never see the answer. One that sends faster than it reads, as proxies do, fills its
+        buffers then, and still has the rest of the moment to read.
         """
         if self._may_hold_back:
             return  # the client waits for 100 Continue; reading would request the body that was just refused
@@ -103,6 +104,8 @@ class Exchange:
             async with asyncio.timeout(_LINGER_SECONDS):
                 while not self._body_ended and self.received < limit:
                     await self.receive()
+                if not self._body_ended:
+                    await asyncio.sleep(_LINGER_SECONDS)
         except TimeoutError:
             log.debug("the client went on sending after its answer", request_id=self.id)
 

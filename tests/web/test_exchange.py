@@ -191,15 +191,23 @@ async def test_the_body_is_not_read_for_long_after_an_early_answer(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.web.exchange._LINGER_BYTES", 3000)
-    taken = 0
+    monkeypatch.setattr("app.web.exchange._LINGER_SECONDS", 0.1)
+    taken, enough = 0, asyncio.Event()
 
     async def endless() -> AsyncIterator[bytes]:
         nonlocal taken
         while True:
             taken += 1
+            if taken == 3:
+                enough.set()
             yield b"x" * 1000
 
-    await refuse(service.client(), endless())
+    refusing = asyncio.create_task(refuse(service.client(), endless()))
+    await enough.wait()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not refusing.done()  # a close would reset the connection of a client that has yet to read its answer
+    await refusing
     assert taken == 3
 
     async def silent() -> AsyncIterator[bytes]:
