@@ -168,18 +168,8 @@ Work = Literal["sweep", "scrub", "complete", "merges"]
 """Background work on the whole store, done by one process at a time."""
 
 
-class Storage(Protocol):
-    async def prepare(self) -> None:
-        """Make the store usable, or raise `errors.Unusable` with the reason. Can be repeated."""
-
-    async def close(self) -> None:
-        """Discard files that are being received, and release everything. Harmless when repeated."""
-
-    def reserve(self, size: int) -> Reservation:
-        """Reserve `size` bytes, which no other upload of this process then takes.
-
-        Raises StorageFull when they do not fit above the minimum of free space.
-        """
+class PublishedFiles(Protocol):
+    """Files that are received in one request, published, and read again."""
 
     def stage(self, key: str, reservation: Reservation | None = None) -> Staged:
         """Begin a file, whose bytes use up the reservation first.
@@ -201,6 +191,47 @@ class Storage(Protocol):
         To be awaited before the uploads are acknowledged. Unfinished files need no such note, since they have
         records from the beginning.
         """
+
+    async def open(self, key: str) -> StoredFile:
+        """Open a published file; raises NotStored."""
+
+    async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
+        """Size and SHA-256 of the file now stored under the key, read from the disk, as slowly as `pace` makes it.
+
+        Pages that are cached because clients read them stay cached. Raises NotStored, also as
+        Replaced, Unreadable and Withheld; Unavailable when the reason is not this file.
+        """
+
+    async def make_durable(self, key: str) -> None:
+        """Make bytes and name of a published file durable, whose process ended before `publish` returned.
+
+        Raises NotStored.
+        """
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Remove published files, also those that were set aside; absent ones are skipped."""
+
+    async def missing(self, keys: Sequence[str]) -> list[str]:
+        """List those of `keys` that have no regular file, nor one that was set aside."""
+
+    def reserve(self, size: int) -> Reservation:
+        """Reserve `size` bytes, which no other upload of this process then takes.
+
+        Raises StorageFull when they do not fit above the minimum of free space.
+        """
+
+    async def free_bytes(self) -> int | None:
+        """Bytes that uploads could still use above the minimum of free space; None for a store without such a limit.
+
+        The number is stale when you read it: use it to refuse early, never to guarantee space.
+        """
+
+    def staged_bytes(self) -> int:
+        """The bytes of the files that this process is receiving."""
+
+
+class UnfinishedFiles(Protocol):
+    """Unfinished files, which come in several requests: each is named by the key of its upload and a fence."""
 
     async def partial(
         self,
@@ -237,33 +268,24 @@ class Storage(Protocol):
         A process that has one open may go on, but its bytes are lost, and publishing refuses the file.
         """
 
-    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
-        """Move unfinished files to where `partials` does not find them; `partial` and `assemble` put them back."""
-
     async def end_partial(self, key: str, fence: int, offset: int) -> None:
         """Remove an unfinished file that ended at the offset; set aside a longer one, which another database knows."""
+
+    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
+        """Move unfinished files to where `partials` does not find them; `partial` and `assemble` put them back."""
 
     def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
         """Iterate over every unfinished file, in slices."""
 
-    async def open(self, key: str) -> StoredFile:
-        """Open a published file; raises NotStored."""
 
-    async def digest(self, key: str, pace: Pace | None = None) -> tuple[int, str]:
-        """Size and SHA-256 of the file now stored under the key, read from the disk, as slowly as `pace` makes it.
+class Upkeep(Protocol):
+    """The work of maintenance on the whole store: to find what no record knows, and to set it aside."""
 
-        Pages that are cached because clients read them stay cached. Raises NotStored, also as
-        Replaced, Unreadable and Withheld; Unavailable when the reason is not this file.
-        """
+    def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
+        """Iterate over every published file, in slices; a file is settled when it is at least `grace_seconds` old."""
 
-    async def make_durable(self, key: str) -> None:
-        """Make bytes and name of a published file durable, whose process ended before `publish` returned.
-
-        Raises NotStored.
-        """
-
-    async def remove(self, keys: Sequence[str]) -> None:
-        """Remove published files, also those that were set aside; absent ones are skipped."""
+    async def strays(self) -> list[str]:
+        """List unknown names in the store: those that are no key, or not the kind of file that the name stands for."""
 
     async def set_aside(self, keys: Sequence[str]) -> None:
         """Move published files to where `walk` does not find them.
@@ -280,15 +302,6 @@ class Storage(Protocol):
     async def remove_aside(self, files: Sequence[Aside]) -> int:
         """Remove files that were set aside; return how many. One that was put back meanwhile stays."""
 
-    def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
-        """Iterate over every published file, in slices; a file is settled when it is at least `grace_seconds` old."""
-
-    async def missing(self, keys: Sequence[str]) -> list[str]:
-        """List those of `keys` that have no regular file, nor one that was set aside."""
-
-    async def strays(self) -> list[str]:
-        """List unknown names in the store: those that are no key, or not the kind of file that the name stands for."""
-
     async def sweep(self) -> int:
         """Remove files that dead owners left staged; return how many. Staged files were never acknowledged."""
 
@@ -298,17 +311,18 @@ class Storage(Protocol):
     def alone_at(self, work: Work) -> AbstractContextManager[bool]:
         """Lock this work against all other users of the store until the block ends; False if another has locked it."""
 
-    async def free_bytes(self) -> int | None:
-        """Bytes that uploads could still use above the minimum of free space; None for a store without such a limit.
-
-        The number is stale when you read it: use it to refuse early, never to guarantee space.
-        """
-
-    def staged_bytes(self) -> int:
-        """The bytes of the files that this process is receiving."""
-
     async def test(self) -> None:
         """Test the store: write, sync, publish and remove a file of its own; raises Unavailable or StorageFull.
 
         Passing it restores trust after an I/O error.
         """
+
+
+class Storage(PublishedFiles, UnfinishedFiles, Upkeep, Protocol):
+    """A whole store: one object, of which each caller needs a part."""
+
+    async def prepare(self) -> None:
+        """Make the store usable, or raise `errors.Unusable` with the reason. Can be repeated."""
+
+    async def close(self) -> None:
+        """Discard files that are being received, and release everything. Harmless when repeated."""

@@ -25,18 +25,46 @@ from app.storage import (
 )
 
 
+class MemorySpace:
+    """The space of a memory store: `free` bytes, of which `reserved` ones are for uploads that are under way."""
+
+    def __init__(self, capacity: int) -> None:
+        self.free = capacity
+        self.reserved = 0
+
+    def reserve(self, size: int) -> "_Reserved":
+        if size > self.free - self.reserved:
+            raise StorageFull
+        self.reserved += size
+        return _Reserved(self, size)
+
+    def take(self, size: int, reservation: Reservation | None) -> None:
+        """Use space: first what is reserved for this upload, then unreserved space."""
+        assert reservation is None or isinstance(reservation, _Reserved)
+        promised = min(size, reservation.left) if reservation else 0
+        if size > self.free - self.reserved + promised:
+            raise StorageFull
+        self.free -= size
+        self.reserved -= promised
+        if reservation:
+            reservation.left -= promised
+
+    def release(self, size: int) -> None:
+        self.free += size
+
+
 class _Reserved:
-    def __init__(self, storage: "MemoryStorage", size: int) -> None:
-        self._storage = storage
+    def __init__(self, space: MemorySpace, size: int) -> None:
+        self._space = space
         self.left = size
 
     def release(self) -> None:
-        self._storage.reserved -= self.left
+        self._space.reserved -= self.left
         self.left = 0
 
 
 class MemoryStaged:
-    def __init__(self, storage: "MemoryStorage", key: str, reservation: _Reserved | None) -> None:
+    def __init__(self, storage: "MemoryStorage", key: str, reservation: Reservation | None) -> None:
         self.key = key
         self.size = 0
         self.finished = False
@@ -50,7 +78,7 @@ class MemoryStaged:
     async def write(self, block: bytes | memoryview) -> None:
         self._require()
         self.size += len(block)
-        self._storage.take(len(block), self._reservation)
+        self._storage.space.take(len(block), self._reservation)
         self._content += block
         self._digest.update(block)
 
@@ -68,7 +96,7 @@ class MemoryStaged:
 
     async def abort(self) -> None:
         if not self.ended:
-            self._storage.give_back(len(self.end()))
+            self._storage.space.release(len(self.end()))
 
     def end(self) -> bytes:
         self.ended = True
@@ -80,7 +108,7 @@ class MemoryPartial(MemoryStaged):
     """An unfinished file in memory. Bytes behind its last mark are lost when it is released."""
 
     def __init__(
-        self, storage: "MemoryStorage", name: tuple[str, int], mark: Mark, reservation: _Reserved | None
+        self, storage: "MemoryStorage", name: tuple[str, int], mark: Mark, reservation: Reservation | None
     ) -> None:
         super().__init__(storage, name[0], reservation)
         self.name = name
@@ -90,7 +118,7 @@ class MemoryPartial(MemoryStaged):
         self.behind = len(self._kept) - mark.offset
 
     def begin(self) -> None:
-        self._storage.give_back(self.behind)
+        self._storage.space.release(self.behind)
         del self._kept[self.size :]
         self._content += self._kept
         self._digest = _digest_of(self._content)
@@ -125,7 +153,7 @@ class MemoryPartial(MemoryStaged):
 
     async def back_to(self, mark: Mark) -> None:
         self._require()
-        self._storage.give_back(len(self._content) - mark.offset)
+        self._storage.space.release(len(self._content) - mark.offset)
         del self._content[mark.offset :]
         if self.there:
             del self._kept[mark.offset :]
@@ -134,7 +162,7 @@ class MemoryPartial(MemoryStaged):
 
     async def detach(self) -> None:
         if not self.ended:
-            self._storage.give_back(len(self.end()) - len(self._kept))
+            self._storage.space.release(len(self.end()) - len(self._kept))
 
     abort = detach
 
@@ -166,14 +194,13 @@ class MemoryStorage:
     """A store of at most `capacity` bytes, staged and published together."""
 
     def __init__(self, capacity: int = 2**63) -> None:
-        self._free = capacity
+        self.space = MemorySpace(capacity)
         self._files: dict[str, bytes] = {}
         self._aside: dict[str, bytes] = {}
         self._partials_aside: dict[tuple[str, int], bytearray] = {}
         self.partial_files: dict[tuple[str, int], bytearray] = {}
         self._works: set[Work] = set()
         self.staged: set[MemoryStaged] = set()
-        self.reserved = 0
 
     async def prepare(self) -> None:
         return
@@ -182,28 +209,11 @@ class MemoryStorage:
         for staged in list(self.staged):
             await staged.abort()
 
-    def take(self, size: int, reservation: _Reserved | None) -> None:
-        """Use space: first what is reserved for this upload, then unreserved space."""
-        promised = min(size, reservation.left) if reservation else 0
-        if size > self._free - self.reserved + promised:
-            raise StorageFull
-        self._free -= size
-        self.reserved -= promised
-        if reservation:
-            reservation.left -= promised
-
-    def give_back(self, size: int) -> None:
-        self._free += size
-
     def reserve(self, size: int) -> Reservation:
-        if size > self._free - self.reserved:
-            raise StorageFull
-        self.reserved += size
-        return _Reserved(self, size)
+        return self.space.reserve(size)
 
     def stage(self, key: str, reservation: Reservation | None = None) -> MemoryStaged:
         _require_key(key)
-        assert reservation is None or isinstance(reservation, _Reserved)
         return MemoryStaged(self, key, reservation)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
@@ -247,7 +257,6 @@ class MemoryStorage:
         confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> MemoryPartial:
         _require_key(key)
-        assert reservation is None or isinstance(reservation, _Reserved)
         name = key, fence
         self._partial(name, mark)
         if any(isinstance(staged, MemoryPartial) and staged.name == name for staged in self.staged):
@@ -271,15 +280,14 @@ class MemoryStorage:
         content = bytearray()
         for part_key, part_fence, mark in parts:
             content += self._partial((part_key, part_fence), mark)[: mark.offset]
-        assert reservation is None or isinstance(reservation, _Reserved)
-        self.take(len(content), reservation)
+        self.space.take(len(content), reservation)
         self.partial_files[key, fence] = content
         return Mark(len(content), _digest_of(content).state())
 
     async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
         for name in names:
             for files in (self.partial_files, self._partials_aside):
-                self.give_back(len(files.pop(name, b"")))
+                self.space.release(len(files.pop(name, b"")))
 
     async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
         for name in names:
@@ -317,7 +325,7 @@ class MemoryStorage:
     async def remove(self, keys: Sequence[str]) -> None:
         for key in keys:
             for files in (self._files, self._aside):
-                self.give_back(len(files.pop(key, b"")))
+                self.space.release(len(files.pop(key, b"")))
 
     async def set_aside(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -335,7 +343,7 @@ class MemoryStorage:
         before = len(self._aside) + len(self._partials_aside)
         for key, fence, *_ in files:
             gone = self._aside.pop(key, b"") if fence is None else self._partials_aside.pop((key, fence), b"")
-            self.give_back(len(gone))
+            self.space.release(len(gone))
         return before - len(self._aside) - len(self._partials_aside)
 
     async def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
@@ -365,7 +373,7 @@ class MemoryStorage:
             self._works.remove(work)
 
     async def free_bytes(self) -> int | None:
-        return self._free
+        return self.space.free
 
     def staged_bytes(self) -> int:
         return sum(staged.size for staged in self.staged)

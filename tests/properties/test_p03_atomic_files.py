@@ -26,8 +26,18 @@ from hypothesis.stateful import (
 
 from app.cancellation import run_to_completion
 from app.errors import StorageFull, Unavailable, UploadError
-from app.storage import NotStored, local
-from app.storage.local import LocalStorage, aio, block_writer, free_space, layout, staged, syscalls
+from app.storage import NotStored
+from app.storage.local import (
+    LocalStorage,
+    aio,
+    block_writer,
+    free_space,
+    layout,
+    staged,
+    syscalls,
+    upkeep,
+    walk,
+)
 from app.storage.memory import MemoryStorage
 from tests.contracts.storage import content_of
 from tests.support.memory import quick_directory
@@ -50,8 +60,8 @@ keys = st.builds(lambda uuid, shard: str(uuid)[:-2] + shard, st.uuids(), shards)
 @contextmanager
 def small_world():
     with ExitStack() as stack:
-        stack.enter_context(patch.object(layout, "SHARDS", SHARDS))
-        stack.enter_context(patch.object(local, "SHARDS", SHARDS))
+        for module in (layout, upkeep, walk):
+            stack.enter_context(patch.object(module, "SHARDS", SHARDS))
         stack.enter_context(patch.object(block_writer, "BLOCK_BYTES", BLOCK))
         stack.enter_context(patch.object(block_writer, "_WRITEBACK_BYTES", 2 * BLOCK))
         stack.enter_context(patch.object(staged, "HELD_BYTES", HELD))

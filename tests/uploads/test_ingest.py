@@ -98,7 +98,7 @@ class World:
 
     def assert_nothing_is_left_behind(self):
         assert not self.store.staged
-        assert self.store.reserved == 0
+        assert self.store.space.reserved == 0
         assert self.ingest._idle.is_set()
 
 

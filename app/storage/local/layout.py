@@ -16,7 +16,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -24,14 +24,14 @@ from typing import Final
 import structlog
 
 from app.errors import Unusable
-from app.storage import Found, FoundPartial, Work, is_key
+from app.storage import Work, is_key
 from app.storage.local import syscalls
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
 SHARDS: Final = [f"{number:02x}" for number in range(256)]
 _PARTIAL = re.compile(r"([0-9a-f-]{36})\.(0|[1-9][0-9]{0,18})", re.ASCII)
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def shard_of(key: str) -> str:
@@ -59,8 +59,7 @@ class Directories:
             raise ValueError("an owner is a UUID in canonical text")
         self.root = root
         self.owner = owner
-        self.root_fd = self.own_fd = self.partial_fd = self.trash_fd = -1
-        self._staging_fd = self._files_fd = -1
+        self.root_fd = self.staging_fd = self.own_fd = self.partial_fd = self.files_fd = self.trash_fd = -1
         self._shard_fds: dict[str, int] = {}
         self._open: list[int] = []
 
@@ -81,16 +80,16 @@ class Directories:
     def _open_tree(self) -> None:
         try:
             _make_root(self.root)
-            self.root_fd = self._keep(os.open(self.root, _DIRECTORY))
+            self.root_fd = self._keep(os.open(self.root, DIRECTORY))
         except OSError as error:
             raise Unusable(f"{error.filename or self.root} cannot be used: {error.strerror}") from error
         _check_writable(self.root, self.root_fd)
-        self._staging_fd = self._enter("staging", self.root_fd, self.root)
+        self.staging_fd = self._enter("staging", self.root_fd, self.root)
         self.partial_fd = self._enter("partial", self.root_fd, self.root)
-        self._files_fd = self._enter("files", self.root_fd, self.root)
+        self.files_fd = self._enter("files", self.root_fd, self.root)
         self.trash_fd = self._enter("trash", self.root_fd, self.root)
         for shard in SHARDS:
-            self._shard_fds[shard] = self._enter(shard, self._files_fd, self.root / "files")
+            self._shard_fds[shard] = self._enter(shard, self.files_fd, self.root / "files")
         syscalls.syncfs(self.root_fd)  # makes all these names durable, also those of another process
         self.own_fd = self._own_staging()
 
@@ -105,7 +104,7 @@ class Directories:
             except OSError as error:
                 raise Unusable(f"{path} cannot be made: {error.strerror}") from error
             try:
-                fd = self._keep(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd))
+                fd = self._keep(os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd))
             except FileNotFoundError:
                 continue  # a sweeper was faster
             except OSError as error:
@@ -129,13 +128,13 @@ class Directories:
         """Make this process's own staging directory, locked before another process could take it for stale."""
         path = self.root / "staging" / self.owner
         while True:
-            fd = self._enter(self.owner, self._staging_fd, path.parent)
+            fd = self._enter(self.owner, self.staging_fd, path.parent)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except OSError as error:
                 raise Unusable(f"{path} cannot be locked: {error.strerror}") from error
             try:
-                there = os.stat(self.owner, dir_fd=self._staging_fd, follow_symlinks=False)
+                there = os.stat(self.owner, dir_fd=self.staging_fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue  # a sweeper was faster than the lock
             if os.path.samestat(there, os.fstat(fd)):
@@ -145,12 +144,12 @@ class Directories:
         """Close everything. Files that are still staged stay behind, without a lock."""
         if self.own_fd >= 0:
             try:
-                os.rmdir(self.owner, dir_fd=self._staging_fd)
+                os.rmdir(self.owner, dir_fd=self.staging_fd)
             except OSError as error:
                 log.warning("staged files are left for the sweeper", error=error.strerror)
         while self._open:
             os.close(self._open.pop())
-        self.root_fd = self.own_fd = self.partial_fd = self.trash_fd = self._staging_fd = self._files_fd = -1
+        self.root_fd = self.staging_fd = self.own_fd = self.partial_fd = self.files_fd = self.trash_fd = -1
         self._shard_fds.clear()
 
     def shard_fd(self, key: str) -> int:
@@ -165,82 +164,6 @@ class Directories:
         """The file system's own clock, in seconds, which the times of files can be compared with."""
         os.utime(self.own_fd)
         return os.fstat(self.own_fd).st_ctime
-
-    def left_by_the_dead(self, suffix: str) -> Iterator[tuple[str, int]]:
-        """Iterate over files in the root that dead owners left: name, and a descriptor that is open for that step.
-
-        A name begins with the owner, up to the first full stop.
-        """
-        with listing(self.root_fd) as entries:
-            names = [entry.name for entry in entries if entry.name.endswith(suffix) and _is_file(entry)]
-        for name in names:
-            owner = name.partition(".")[0]
-            if owner == self.owner or not is_key(owner) or self._lives(owner):
-                continue
-            with suppress(FileNotFoundError):
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.root_fd)
-                try:
-                    yield name, fd
-                finally:
-                    os.close(fd)
-
-    def _lives(self, owner: str) -> bool:
-        try:
-            with self._dead(owner):
-                return False
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-
-    def found_in(self, shard: str, before: float, left: Collection[str]) -> list[Found]:
-        """List the published files of one shard; those not changed since `before` are settled."""
-        found = []
-        for name in self._entries(shard, files=True):
-            try:
-                state = os.stat(name, dir_fd=self._shard_fds[shard], follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # deleted since it was listed
-            found.append(Found(name, state.st_size, state.st_ctime <= before, name in left))
-        return found
-
-    def partials(self) -> list[tuple[str, int]]:
-        """List key and fence of every unfinished file."""
-        with listing(self.partial_fd) as entries:
-            return [name for entry in entries if _is_file(entry) and (name := partial_of(entry.name)) is not None]
-
-    def found_partials(self, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
-        """List those of the unfinished files that still exist; the ones not changed since `before` are settled."""
-        found = []
-        for key, fence in names:
-            try:
-                state = os.stat(partial_name(key, fence), dir_fd=self.partial_fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # published or removed since it was listed
-            found.append(FoundPartial(key, fence, state.st_size, state.st_ctime <= before))
-        return found
-
-    def strays(self) -> list[str]:
-        """List unknown names, and those of files that are not of the kind that the name stands for."""
-        found = [f"files/{shard}/{name}" for shard in SHARDS for name in self._entries(shard, files=False)]
-        for directory, fd, is_ours in (
-            ("files", self._files_fd, lambda entry: entry.name in self._shard_fds),
-            ("staging", self._staging_fd, lambda entry: is_key(entry.name) and entry.is_dir(follow_symlinks=False)),
-            ("partial", self.partial_fd, lambda entry: partial_of(entry.name) is not None and _is_file(entry)),
-            ("trash", self.trash_fd, is_ours_aside),
-        ):
-            with listing(fd) as entries:
-                found += [f"{directory}/{entry.name}" for entry in entries if not is_ours(entry)]
-        return found
-
-    def _entries(self, shard: str, *, files: bool) -> list[str]:
-        """List the names in one shard that are published files, or those that are not."""
-        with listing(self._shard_fds[shard]) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if files == (is_key(entry.name) and shard_of(entry.name) == shard and _is_file(entry))
-            ]
 
     def holds_file(self, key: str) -> bool:
         """Whether the key has a regular file."""
@@ -284,48 +207,12 @@ class Directories:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.partial_fd)
 
-    def remove_stale(self) -> int:
-        """Remove files that dead owners left staged, and return how many; an owner without its lock is dead."""
-        with listing(self._staging_fd) as entries:
-            owners = [entry.name for entry in entries if entry.name != self.owner]
-        return sum(map(self._remove_stale, owners))
-
-    def _remove_stale(self, owner: str) -> int:
-        removed = 0
-        try:
-            if not is_key(owner):
-                raise NotADirectoryError(owner)
-            with self._dead(owner) as fd:
-                for name in os.listdir(fd):
-                    os.unlink(name, dir_fd=fd)
-                    removed += 1
-                os.rmdir(owner, dir_fd=self._staging_fd)
-        except NotADirectoryError:
-            log.warning("something foreign lies in staging", name=owner)
-        except (BlockingIOError, FileNotFoundError):
-            pass  # its owner lives, or another sweeper has locked it
-        except OSError as error:
-            log.warning("stale staging could not be removed", owner=owner, error=error.strerror)
-        if removed:
-            log.info("removed stale staging", owner=owner, files=removed)
-        return removed
-
-    @contextmanager
-    def _dead(self, owner: str) -> Iterator[int]:
-        """Open and lock the staging directory of a dead owner; raises OSError if it is locked, by owner or sweeper."""
-        fd = os.open(owner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=self._staging_fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield fd
-        finally:
-            os.close(fd)
-
 
 @contextmanager
 def listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
     """List a directory through a new descriptor, since listings through one descriptor share its position."""
     require(directory)
-    fd = os.open(".", _DIRECTORY, dir_fd=directory)
+    fd = os.open(".", DIRECTORY, dir_fd=directory)
     try:
         with os.scandir(fd) as entries:
             yield entries
@@ -333,13 +220,13 @@ def listing(directory: int) -> "Iterator[Iterator[os.DirEntry[str]]]":
         os.close(fd)
 
 
-def _is_file(entry: "os.DirEntry[str]") -> bool:
+def is_file(entry: "os.DirEntry[str]") -> bool:
     return entry.is_file(follow_symlinks=False)
 
 
 def is_ours_aside(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry of the trash is a file of ours, under its former name."""
-    return (is_key(entry.name) or partial_of(entry.name) is not None) and _is_file(entry)
+    return (is_key(entry.name) or partial_of(entry.name) is not None) and is_file(entry)
 
 
 def require(directory: int) -> None:
@@ -365,7 +252,7 @@ def _make_root(root: Path) -> None:
         except FileExistsError:
             continue  # another process prepares the same store
         log.info("made directory", path=str(directory))
-        fd = os.open(directory.parent, _DIRECTORY)
+        fd = os.open(directory.parent, DIRECTORY)
         try:
             os.fsync(fd)
         finally:

@@ -83,6 +83,12 @@ def put_back(directories: Directories, key: str) -> int | None:
     return _put_back(directories, key, directories.shard_fd(key)) if is_key(key) else None
 
 
+def put_all_back(directories: Directories, keys: Sequence[str]) -> dict[str, int]:
+    """Put back those of these published files that were set aside; return their sizes."""
+    sizes = {key: put_back(directories, key) for key in keys}
+    return {key: size for key, size in sizes.items() if size is not None}
+
+
 def put_partial_back(directories: Directories, name: str) -> bool:
     """Put an unfinished file back under its name; False if it was not set aside or the name is taken."""
     return _put_back(directories, name, directories.partial_fd) is not None

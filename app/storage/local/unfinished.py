@@ -136,6 +136,13 @@ def _open_locked(directories: Directories, name: str, flags: int) -> int:
         os.close(fd)  # another process removed the file before it was locked
 
 
+def _names(name: str, directory: int, file: PartialFile) -> bool:
+    """Whether the name, in a directory given by its descriptor, is the file's."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(file.fileno()))
+    return False
+
+
 def read_through(
     fd: int, length: int, take: Callable[[memoryview], object], *, stopped: Callable[[], bool], at: int = 0
 ) -> None:
@@ -256,19 +263,16 @@ class LocalPartial(LocalStaged):
         # Assigned here: a caller that is cancelled meanwhile still finds it.
         self._file = PartialFile(fd, space=self._staging.space, reservation=self._reservation)
         state = os.fstat(fd)
-        if state.st_size < mark.offset or (state.st_nlink > 1 and self._is_published(state)):
+        if state.st_size < mark.offset or (state.st_nlink > 1 and self._is_published()):
             raise NotStored(self.name)
         if state.st_size > mark.offset and not cuts:
             return False
         self._go_to(mark)
         return True
 
-    def _is_published(self, state: os.stat_result) -> bool:
+    def _is_published(self) -> bool:
         """Whether the file has its key as well, after a crash where a rename is a link and an unlink."""
-        with suppress(FileNotFoundError):
-            shard_fd = self._staging.directories.shard_fd(self.key)
-            return os.path.samestat(state, os.stat(self.key, dir_fd=shard_fd, follow_symlinks=False))
-        return False
+        return _names(self.key, self._staging.directories.shard_fd(self.key), self._opened())
 
     def _go_to(self, mark: Mark) -> None:
         file = self._opened()
@@ -352,10 +356,7 @@ class LocalPartial(LocalStaged):
 
     def _is_named(self) -> bool:
         """Whether the file still has its name, which another may have if this one was removed."""
-        with suppress(FileNotFoundError):
-            named = os.stat(self.name, dir_fd=self._staging.directories.partial_fd, follow_symlinks=False)
-            return os.path.samestat(named, os.fstat(self._opened().fileno()))
-        return False
+        return _names(self.name, self._staging.directories.partial_fd, self._opened())
 
     def _opened(self) -> PartialFile:
         assert isinstance(self._file, PartialFile)

@@ -23,6 +23,7 @@ import structlog
 from app.storage import is_key
 from app.storage.local.io_errors import reason
 from app.storage.local.layout import Directories
+from app.storage.local.owners import left_by_the_dead
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
@@ -113,13 +114,13 @@ class UnderWay:
 
 def left_under_way(directories: Directories) -> set[str]:
     """Read the keys that dead processes have noted."""
-    return {key for name, fd in directories.left_by_the_dead(_SUFFIX) for key in _noted(name, fd)}
+    return {key for name, fd in left_by_the_dead(directories, _SUFFIX) for key in _noted(name, fd)}
 
 
 def forget_left(directories: Directories, older_than_seconds: float) -> None:
     """Remove old notes of dead processes, unless a file that one is about is still set aside."""
     before = directories.now() - older_than_seconds
-    for name, fd in directories.left_by_the_dead(_SUFFIX):
+    for name, fd in left_by_the_dead(directories, _SUFFIX):
         if os.fstat(fd).st_mtime <= before and not any(directories.is_aside(key) for key in _noted(name, fd)):
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directories.root_fd)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import app.storage.local.layout
 from app.errors import Unavailable, Unusable
 from app.storage import NotStored
+from app.storage.local import owners
 from app.storage.local.publish import FLUSH_EACH
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, put, staged
 from tests.support.stores import ROOT, files_in, local, mounted, needs_root, tmpfs
@@ -371,14 +371,14 @@ async def test_a_sweeper_that_is_faster_than_the_lock_takes_nothing_away(tmp_pat
     def sweep_first(*arguments, **named):
         if arguments[0] == owner and "open" not in sweeps:
             sweeps.append("open")
-            other._directories.remove_stale()
+            owners.remove_stale(other._directories)
             assert not (tmp_path / "staging" / owner).exists()
         return real_open(*arguments, **named)
 
     def sweep_before_lock(fd, how):
         if how == fcntl.LOCK_EX and "lock" not in sweeps:
             sweeps.append("lock")
-            other._directories.remove_stale()
+            owners.remove_stale(other._directories)
             assert not (tmp_path / "staging" / owner).exists()
         real_flock(fd, how)
 
@@ -397,7 +397,7 @@ async def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
     def no_locks(fd, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(app.storage.local.layout.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     told = await refusal(tmp_path)
     assert told.startswith(f"{tmp_path}/staging/")
     assert told.endswith(" cannot be locked: No locks available")
@@ -410,7 +410,7 @@ async def test_a_lock_that_fails_later_costs_no_live_upload(tmp_path, monkeypatc
     def no_locks(fd, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(app.storage.local.layout.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     assert await other.sweep() == 0
     assert await storage.publish([file]) == {}
     await storage.close()
