@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import json
 import re
+import select
 import socket
 import subprocess
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 
 import httpx
@@ -90,6 +92,16 @@ def test_a_file_is_accepted_as_it_is(command, tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
+def send_until_answered(connection, piece):
+    """Send the piece again and again until an answer comes. Proxies in Go give none to a client that sends nothing."""
+    left = piece
+    while True:
+        readable, writable, _ = select.select([connection], [connection], [], PATIENCE)
+        if readable or not writable:
+            return
+        left = left[connection.send(left, socket.MSG_DONTWAIT) :] or piece
+
+
 class TestUploads:
     @pytest.mark.parametrize("length", ["declared", "unknown"])
     @pytest.mark.parametrize("way", ["form", "raw"])
@@ -119,16 +131,18 @@ class TestUploads:
         assert (record["size"], record["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
     def test_a_refusal_arrives_before_the_body_has_ended(self, behind, tmp_path):
+        head = f"PUT {UPLOADS}/large.bin HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         with closing(Service(tmp_path / "small", max_file_size=1_000_000)) as small:
             small.start()
-            with running(tmp_path / "proxy", small.port, kind=behind.kind) as port:
-                url = f"http://127.0.0.1:{port}{UPLOADS}/large.bin"
-                command = [tool("curl"), "--silent", "--upload-file", "-", "--max-time", "30", "--write-out"]
-                done = subprocess.run(
-                    [*command, "\n%{http_code}", url], input=bytes(64 * MIB), capture_output=True, timeout=PATIENCE
-                )
-        body, _, status = done.stdout.rpartition(b"\n")
-        assert (status, json.loads(body)["code"]) == (b"413", "too_large")
+            with (
+                running(tmp_path / "proxy", small.port, kind=behind.kind) as port,
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+            ):
+                connection.sendall(head)
+                send_until_answered(connection, b"10000\r\n%b\r\n" % bytes(0x10000))
+                answer = HTTPResponse(connection)
+                answer.begin()
+                assert (answer.status, json.load(answer)["code"]) == (413, "too_large")
 
     def test_a_tus_upload_that_broke_off_goes_on(self, behind, client):
         content = content_of(2 * MIB)

@@ -281,7 +281,7 @@ class ResumeMachine(RuleBasedStateMachine):
             open_ones = {key for key, status in statuses.items() if status is Status.UPLOADING}
             assert {key for key, _ in self.world.storage.partial_files} <= open_ones
             assert not [staged for staged in self.world.storage.staged if isinstance(staged, MemoryPartial)]
-            assert self.world.storage.reserved == 0
+            assert self.world.storage.space.reserved == 0
             await self.stack.aclose()
 
         if hasattr(self, "workers"):

@@ -247,7 +247,7 @@ class TestAppending:
         await worker.append(key, 0, b"abc", declared=97)
         with pytest.raises(OffsetMismatch):
             await worker.append(key, 0, declared=50)
-        assert worker.storage.reserved == 0
+        assert worker.storage.space.reserved == 0
 
 
 class TestOwners:
