@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from databases import Database, DatabaseURL
 
+from app.background import every
 from app.cancellation import run_to_completion
 from app.config import postgresql_url
 from app.db import queries
@@ -162,10 +163,12 @@ class Db(NamedQueries):
 
     async def watch(self) -> None:
         """Check the database every few seconds, until cancelled, and log problems before a request meets them."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
+
+        async def look() -> None:
             with suppress(UploadError):  # the problem is logged
                 await self.ping()
+
+        await every(_WATCH_SECONDS, look, failure="database not checked", log=log)
 
     async def check(self) -> dict[str, str]:
         """Describe the database and its durability.

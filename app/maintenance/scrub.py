@@ -6,9 +6,9 @@ from typing import Final
 
 import structlog
 
+from app.background import every
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import UploadError
 from app.maintenance import records
 from app.maintenance.records import Scrub
 from app.maintenance.sweep import without_file
@@ -52,19 +52,16 @@ class Scrubber:
 
     async def run(self) -> None:
         """Scrub until cancelled; a pass that fails is tried again."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)  # also before the first pass: a start is busy enough
-            try:
-                with self._storage.alone_at("scrub") as alone:
-                    while alone:
-                        await self.once()
-                        await asyncio.sleep(LOOK_SECONDS)
-            except UploadError as error:
-                log.warning("the scrub could not go on", reason=str(error))
-                self._metrics.scrubs["failed"].add()
-            except Exception:
-                log.exception("the scrub could not go on")
-                self._metrics.scrubs["failed"].add()
+        await every(
+            LOOK_SECONDS, self._go_on, failure="scrub interrupted", log=log, count=self._metrics.scrubs["failed"].add
+        )
+
+    async def _go_on(self) -> None:
+        """Scrub as long as no other process does: the first one keeps the task, since its metrics show the progress."""
+        with self._storage.alone_at("scrub") as alone:
+            while alone:
+                await self.once()
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def once(self) -> Scrub:
         """Continue the pass under way, or begin one if it is due; return its outcome, or that of the one before."""

@@ -7,9 +7,9 @@ from typing import Final
 
 import structlog
 
+from app.background import attempt, every
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import UploadError
 from app.idempotency import records as key_records
 from app.maintenance import trash
 from app.metrics import Metrics
@@ -110,21 +110,14 @@ class Sweeper:
         The store is tested each time but the first, when it has just been: after a fault it is
         trusted again when it passes, even if nobody calls the readiness check.
         """
-        while True:
-            if not await self._attempt(self.once(), "the sweep could not be finished"):
-                self._metrics.sweeps["failed"].add()
-            await asyncio.sleep(interval_seconds)
-            await self._attempt(self._storage.test(), "the store fails its test")
 
-    async def _attempt(self, work: Awaitable[object], otherwise: str) -> bool:
-        try:
-            await work
-            return True
-        except UploadError as error:
-            log.warning(otherwise, reason=str(error))
-        except Exception:
-            log.exception(otherwise)
-        return False
+        async def again() -> None:
+            await attempt(self._storage.test, failure="store test failed", log=log)
+            await self.once()
+
+        failure, count = "sweep interrupted", self._metrics.sweeps["failed"].add
+        await attempt(self.once, failure=failure, log=log, count=count)
+        await every(interval_seconds, again, failure=failure, log=log, count=count)
 
     async def once(self) -> Swept:
         """Sweep staging, keys, files, rows and sessions, unless another process is sweeping."""

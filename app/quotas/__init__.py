@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from app.background import every
 from app.db.database import Db
 from app.db.driver import LOCK_SECONDS
 from app.db.queryable import Transaction
@@ -149,19 +150,15 @@ class Quotas:
 
     async def run(self) -> None:
         """Renew this process's grants, and expire those that nobody renews. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 4)
-            try:
-                now_us = self._now_us()
-                await records.renew(self._db, self._holder, now_us + _LEASE_US)
-                while await records.expire(self._db, now_us, _AT_ONCE) == _AT_ONCE:
-                    continue
-            except UploadError as error:
-                log.warning("quotas could not be looked after", reason=str(error))
-            except Exception:
-                log.exception("quotas could not be looked after")
-            if self._returned:
-                self._attend()
+        await every(LEASE_SECONDS / 4, self._renew, failure="quota grants not renewed", log=log)
+
+    async def _renew(self) -> None:
+        if self._returned:
+            self._attend()
+        now_us = self._now_us()
+        await records.renew(self._db, self._holder, now_us + _LEASE_US)
+        while await records.expire(self._db, now_us, _AT_ONCE) == _AT_ONCE:
+            continue
 
     async def close(self) -> None:
         """Release this process's grants. No upload may be under way any more."""

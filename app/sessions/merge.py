@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from app.background import every
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import UploadError
@@ -59,21 +60,14 @@ class SessionMerges:
 
     async def run(self, alone_at_it: Callable[[], AbstractContextManager[bool]]) -> None:
         """Carry out pending merges of all processes, unless another one does. Runs until cancelled."""
-        while True:
-            try:
-                with alone_at_it() as alone:
-                    if alone:
-                        await self.finish()
-            except UploadError as error:
-                log.warning("records follow their sessions later", reason=str(error))
-            except Exception:
-                log.exception("records could not follow their sessions")
-            self._soon.clear()
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._soon.wait()
-            except TimeoutError:
-                continue
+
+        async def finish() -> None:
+            with alone_at_it() as alone:
+                if alone:
+                    await self.finish()
+
+        self._soon.set()
+        await every(_LOOK_SECONDS, finish, failure="session merges delayed", log=log, sooner=self._soon)
 
     async def finish(self) -> None:
         """Move all that is left, a slice of each session in turn; records that others are changing are moved later."""
