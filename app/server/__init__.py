@@ -64,27 +64,7 @@ def serve(settings: Settings) -> bool:
     except Unusable as error:
         log.error("the service cannot start", reason=str(error))
         return False
-    worker_slots = SharedWorkerSlots() if settings.workers > 1 else None
-    config = _Config(
-        # Workers get these settings and keys, whatever the environment and secret.key contain by then.
-        partial(create, settings, worker_slots),
-        factory=True,
-        workers=settings.workers,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http=Connection,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=4096,
-        proxy_headers=False,  # `Served` reads them
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
-        timeout_worker_healthcheck=2,  # for the second check, see `Workers`: no signal is handled meanwhile
-        reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
-    )
-    config.most_connections = settings.max_connections
+    config = _config(settings)
     try:
         sockets = open_sockets(settings)
     except (OSError, Unusable) as error:
@@ -107,6 +87,31 @@ def serve(settings: Settings) -> bool:
     finally:
         close_sockets(sockets)
     return server.started
+
+
+def _config(settings: Settings) -> "_Config":
+    worker_slots = SharedWorkerSlots() if settings.workers > 1 else None
+    config = _Config(
+        # Workers get these settings and keys, whatever the environment and secret.key contain by then.
+        partial(create, settings, worker_slots),
+        factory=True,
+        workers=settings.workers,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=4096,
+        proxy_headers=False,  # `Served` reads them
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout.total_seconds()),
+        timeout_worker_healthcheck=2,  # for the second check, see `Workers`: no signal is handled meanwhile
+        reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
+    )
+    config.most_connections = settings.max_connections
+    return config
 
 
 class _Config(uvicorn.Config):
