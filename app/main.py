@@ -250,7 +250,7 @@ async def _stop(tasks: "list[asyncio.Task[None]]") -> None:
     await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled() and (error := task.exception()):
-            log.error("background work had failed", error=repr(error))
+            log.error("background work failed", error=repr(error))
 
 
 async def _last_seen(sessions: Sessions) -> None:

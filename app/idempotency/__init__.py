@@ -82,7 +82,7 @@ class IdempotencyKeys:
     def hold(self, claim_id: str) -> None:
         self._live.add(claim_id)
 
-    async def let_go(self, claim_id: str, error: BaseException | None) -> None:
+    async def release(self, claim_id: str, error: BaseException | None) -> None:
         """Release the key of a request that failed, unless it is not known yet whether it failed."""
         self._live.discard(claim_id)
         if error is None or isinstance(error, OutcomeUnknown):
@@ -90,7 +90,7 @@ class IdempotencyKeys:
         try:
             await records.free(self._db, claim_id)
         except UploadError as problem:
-            log.warning("a key is free again only when its claim has run out", reason=str(problem))
+            log.warning("key claim not released", reason=str(problem))
 
 
 class Claim:
@@ -107,7 +107,7 @@ class Claim:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._once.let_go(self.id, error)
+        await self._once.release(self.id, error)
 
 
 def hashed(key: str) -> str:

@@ -93,14 +93,14 @@ class Scrubber:
                 stopped = await self._too_much(scrub, doubtful(damaged))
                 marked = {} if stopped is not None else certain(damaged)
                 await self._mark(marked)
-                self._tell(damaged, marked)
+                self._report(damaged, marked)
                 if stopped is not None:
-                    log.error("the scrub stops and marks nothing", reason=stopped)
+                    log.error("scrub stopped", reason=stopped)
                     self._metrics.scrubs["stopped"].add()
                     return scrub._replace(ended_at_us=self._now_us(), stopped=stopped)
             await records.save_scrub(self._db, scrub)
             await self._show(scrub)
-        await self._look_for_strangers()
+        await self._report_unknown()
         now_us = self._now_us()
         log.info("scrubbed", files=scrub.files, damaged=scrub.found)
         self._metrics.scrubs["done"].add()
@@ -150,9 +150,9 @@ class Scrubber:
             return f"{scrub.found} of the {scrub.files} files that were looked at are damaged; waybill verify names all"
         return None
 
-    def _tell(self, damaged: Mapping[str, Damage], marked: Mapping[str, Damage]) -> None:
+    def _report(self, damaged: Mapping[str, Damage], marked: Mapping[str, Damage]) -> None:
         for upload_id, damage in damaged.items():
-            log.error("a stored file is damaged", upload=upload_id, damage=damage.value, marked=upload_id in marked)
+            log.error("stored file damaged", upload=upload_id, damage=damage.value, marked=upload_id in marked)
             self._metrics.damage[damage].add()
 
     async def _mark(self, damaged: Mapping[str, Damage]) -> None:
@@ -166,7 +166,7 @@ class Scrubber:
 
         await self._db.transaction(run)
 
-    async def _look_for_strangers(self) -> None:
+    async def _report_unknown(self) -> None:
         """Report unknown files in the store, which have no record; only the sweep moves anything."""
         count = 0
         some: list[str] = []
@@ -176,9 +176,9 @@ class Scrubber:
             await self._pace(FILE_COST)
         foreign = await self._storage.strays()
         if count:
-            log.warning("files have no record", files=count, among_them=some)
+            log.warning("files without record", files=count, among_them=some)
         if foreign:
-            log.warning("names in the store are none of ours", names=len(foreign), among_them=foreign[:_NAMES])
+            log.warning("foreign names in the store", names=len(foreign), among_them=foreign[:_NAMES])
         self._metrics.without_record.read = lambda: count
         self._metrics.foreign.read = lambda: len(foreign)
 

@@ -223,7 +223,7 @@ class Sweeper:
         contradicting, of = len(unknown) - explained + unknown_aside, swept.files + unknown_aside
         if too_many(contradicting, of):
             swept.stopped = f"{contradicting} of {of} files have no record; is this their database?"
-            log.error("files are left alone", reason=swept.stopped)
+            log.error("sweep of files stopped", reason=swept.stopped)
             return
         # Asked again: walking the store has taken its time.
         known = await upload_records.statuses_of(self._db, unknown)
@@ -251,7 +251,7 @@ class Sweeper:
             lost += these
         if too_many(len(lost), swept.records):
             swept.stopped = f"{len(lost)} of {swept.records} records have no file; is this their directory?"
-            log.error("records are left alone", reason=swept.stopped)
+            log.error("sweep of records stopped", reason=swept.stopped)
             return
         missing = Damage.MISSING.failure
         for ids in _slices(lost):
@@ -261,7 +261,7 @@ class Sweeper:
 
             failed = await self._db.transaction(run)  # without those that were deleted meanwhile
             if failed:
-                log.error("uploads are lost: their files are missing", uploads=failed)
+                log.error("uploads lost", uploads=failed)
             swept.records_lost += len(failed)
 
 

@@ -62,13 +62,13 @@ def serve(settings: Settings) -> bool:
     try:
         settings = with_secret_keys(settings)
     except Unusable as error:
-        log.error("the service cannot start", reason=str(error))
+        log.error("service not started", reason=str(error))
         return False
     config = _config(settings)
     try:
         sockets = open_sockets(settings)
     except (OSError, Unusable) as error:
-        log.error("the service cannot listen", reason=str(error), host=settings.listen or settings.host)
+        log.error("socket not opened", reason=str(error), host=settings.listen or settings.host)
         return False
     config.where = shown(sockets[0], "" if settings.listen else settings.host)
     try:
@@ -233,7 +233,7 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         wait([sentinel])
-        log.warning("the parent process is gone: stopping")
+        log.warning("parent process gone")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="waybill-parent", daemon=True).start()
@@ -278,9 +278,9 @@ class Served:
         try:
             await self._app(scope, receive_within_bounds, send_without_text)
         except (Unusable, UploadError) as error:
-            log.error("the service cannot start", reason=str(error))
+            log.error("service not started", reason=str(error))
         except Exception:
-            log.exception("the service did not start or stop in good order")
+            log.exception("start or stop failed")
 
     async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that was cut off because the service stops."""
@@ -299,7 +299,7 @@ def _end_at_last() -> None:
     """End this process after a bounded time from now on, even if it waits for a disk or a database."""
 
     def end() -> None:
-        log.critical("stopping takes too long: the process ends as it is", seconds=LAST_SECONDS)
+        log.critical("shutdown timed out", seconds=LAST_SECONDS)
         logs.flush()
         os._exit(1)
 

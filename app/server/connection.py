@@ -112,7 +112,7 @@ class Connection(Intake):
             self.transport.abort()  # a second status line within an answer could be taken for a part of it
             return
         request_id = new_id()
-        log.info("refused before it was a request", request_id=request_id, reason=self._refusal)
+        log.info("malformed request refused", request_id=request_id, reason=self._refusal)
         refusal = BadRequest(self._refusal or "this is not well-formed HTTP")
         self._answer_at_once(b"400 Bad Request", refusal, request_id)
 

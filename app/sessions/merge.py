@@ -55,7 +55,7 @@ class SessionMerges:
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
         except UploadError as error:
-            log.warning("records follow their session later", session=session_id, reason=str(error))
+            log.warning("session merge delayed", session=session_id, reason=str(error))
         self._soon.set()
 
     async def run(self, alone_at_it: Callable[[], AbstractContextManager[bool]]) -> None:
@@ -106,5 +106,5 @@ class SessionMerges:
         if await merge_records.has_left(self._db, session_id, self._now_us()):
             return moved
         await merge_records.mark_whole(self._db, session_id, self._now_us())
-        log.info("records followed their session", session=session_id)
+        log.info("session merged", session=session_id)
         return None
