@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from app.db import migrate
 from app.db.database import Db
 from app.db.schema import SchemaWatch
 from app.errors import Unavailable
@@ -57,3 +58,20 @@ async def test_the_schema_is_watched_on_after_a_mistake(db, monkeypatch):
     look, well = looks(Unavailable(), RuntimeError("a mistake of ours"))
     monkeypatch.setattr(watch, "look", look)
     assert await watched(watch.run(), well) == [("schema not examined", "error")]
+
+
+async def test_indexes_are_built_after_a_mistake(db, monkeypatch):
+    monkeypatch.setattr(migrate, "_TURN_SECONDS", 0)
+    failures, pending = [Unavailable(), RuntimeError("a mistake of ours")], migrate.pending
+
+    async def pending_at_last(db):
+        if failures:
+            raise failures.pop(0)
+        return await pending(db)
+
+    await migrate.migrate(db, now_us=0)
+    monkeypatch.setattr(migrate, "pending", pending_at_last)
+    with capture_logs() as logged:
+        await migrate.keep_building(db, now_us=lambda: 0)
+    assert [line["log_level"] for line in logged if line["event"] == "indexes not built"] == ["warning", "error"]
+    assert not (await pending(db)).indexes
