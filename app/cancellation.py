@@ -15,14 +15,14 @@ async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | 
     cancelled call does not learn the outcome. `work` needs its own bound in time;
     `hasten` is called at a cancellation while it runs, to bring that bound nearer.
     """
-    told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    running = asyncio.ensure_future(_tell(work, told))
+    outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    running = asyncio.ensure_future(_report(work, outcome))
     try:
-        return await told
+        return await outcome
     except asyncio.CancelledError as error:
         cancelled = error
     except BaseException:
-        del told  # a reference cycle (future → error → traceback → frame) would keep alive whatever the caller holds
+        del outcome  # a reference cycle (future → error → traceback → frame) would keep alive whatever the caller holds
         raise
     if hasten is not None and not running.done():
         hasten()
@@ -37,16 +37,16 @@ async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | 
         del cancelled  # for the same reason
 
 
-async def _tell(work: Awaitable[T], told: "asyncio.Future[T]") -> None:
-    """Await the work and set its outcome on `told`, one iteration of the event loop before the task's own callbacks."""
+async def _report(work: Awaitable[T], outcome: "asyncio.Future[T]") -> None:
+    """Await the work and report its `outcome`, one iteration of the event loop before the task's own callbacks."""
     try:
         result = await work
-        if not told.done():
-            told.set_result(result)
+        if not outcome.done():
+            outcome.set_result(result)
     except asyncio.CancelledError:
-        told.cancel()
+        outcome.cancel()
     except BaseException as error:
-        if not told.done():
-            told.set_exception(error)
+        if not outcome.done():
+            outcome.set_exception(error)
     finally:
-        del told
+        del outcome

@@ -49,7 +49,7 @@ class _Lines:
         self._waiting: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._bytes = 0  # bytes of the lines that wait
         self._counting = threading.Lock()
-        self._lost = self._told = 0
+        self._lost = self._reported = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -99,10 +99,10 @@ class _Lines:
 
     def _report_lost(self) -> bool:
         """Log how many lines were lost since the last report; False if none, or if there is no room for it yet."""
-        lost = self._lost - self._told
+        lost = self._lost - self._reported
         if not lost or self._waiting.qsize() >= MAX_WAITING or self._bytes > MAX_WAITING_BYTES // 2:
             return False
-        self._told += lost
+        self._reported += lost
         structlog.stdlib.get_logger("waybill").warning("log lines were lost: nobody read them", lines=lost)
         return True
 

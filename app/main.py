@@ -3,12 +3,12 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -185,33 +185,23 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
         await migrate.migrate(db, now_us=now_us(), indexes=False)
         await totals_records.begin(db)
         keys = secret_keys(settings)
-        sessions = Sessions(
-            db,
-            Signer(keys, "session"),
-            max_age_us=settings.session_max_age // _MICROSECOND,
-            now_us=now_us,
-            new_id=new_id,
-            new_secret=new_key,
-            new_code=new_code,
-        )
+        sessions = _sessions(settings, db, keys)
         stack.push_async_callback(_last_seen, sessions)
         quotas, ingest, resumes, sweeper = await stack.enter_async_context(receiving(settings, storage, db, metrics))
         once = IdempotencyKeys(db, metrics, now_us=now_us, new_id=new_id)
-        metrics.staged_bytes.read = storage.staged_bytes
-        metrics.free_slots.read = lambda: db.slots()[0]
-        metrics.slots.read = lambda: db.slots()[1]
-        metrics.refresh()
-        sweeping = sweeper.run(settings.sweep_interval.total_seconds())
-        works = [
+        _read_gauges(metrics, storage, db)
+        schema = SchemaWatch(db)
+        works: list[Coroutine[Any, Any, None]] = [
             sessions.last_seen.keep(ingest.sessions_in_use),
-            sweeping,
+            sessions.linking.merges.run(partial(storage.alone_at, "merges")),
+            sweeper.run(settings.sweep_interval.total_seconds()),
             once.renew(),
             resumes.run(),
             metrics.watch(),
+            db.watch(),
+            schema.run(),
+            migrate.keep_building(db, now_us=now_us),
         ]
-        schema = SchemaWatch(db)
-        works += [db.watch(), schema.run(), migrate.keep_building(db, now_us=now_us)]
-        works.append(sessions.linking.merges.run(partial(storage.alone_at, "merges")))
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:
@@ -234,6 +224,25 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
         )
 
 
+def _read_gauges(metrics: Metrics, storage: Storage, db: Db) -> None:
+    metrics.staged_bytes.read = storage.staged_bytes
+    metrics.free_slots.read = lambda: db.slots()[0]
+    metrics.slots.read = lambda: db.slots()[1]
+    metrics.refresh()
+
+
+def _sessions(settings: Settings, db: Db, keys: Sequence[str]) -> Sessions:
+    return Sessions(
+        db,
+        Signer(keys, "session"),
+        max_age_us=settings.session_max_age // _MICROSECOND,
+        now_us=now_us,
+        new_id=new_id,
+        new_secret=new_key,
+        new_code=new_code,
+    )
+
+
 async def _stop(tasks: "list[asyncio.Task[None]]") -> None:
     """Stop all background tasks at once: each may have to wait for the database."""
     for task in tasks:
@@ -241,14 +250,14 @@ async def _stop(tasks: "list[asyncio.Task[None]]") -> None:
     await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled() and (error := task.exception()):
-            log.error("background work had failed", error=repr(error))
+            log.error("background work failed", error=repr(error))
 
 
 async def _last_seen(sessions: Sessions) -> None:
     try:
         await sessions.last_seen.flush()
     except UploadError as error:
-        log.warning("when sessions were last seen could not be written", reason=str(error))
+        log.warning("last use of sessions not saved", reason=str(error))
 
 
 class _Application(Starlette):

@@ -63,9 +63,9 @@ def _make_key(path: Path) -> None:
         try:
             os.link(draft, path)
             _make_name_durable(path)
-            log.info("made a secret key", path=str(path))
+            log.info("secret key made", path=str(path))
         except FileExistsError:
-            log.debug("another process made the secret key")
+            log.debug("secret key made by another process")
         finally:
             draft.unlink()
     except OSError as error:

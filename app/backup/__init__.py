@@ -108,7 +108,7 @@ class _Making:
         for source in (self._store / "partial" / name, self._store / "files" / shard / file.upload_id, *others):
             with suppress(FileNotFoundError, Torn):
                 return copy_file(source, self.draft / "partial" / name, sha256=wanted, size=file.offset, mode=0o600)
-        log.warning("an unfinished upload has ended while it was copied", upload=file.upload_id)
+        log.warning("unfinished upload ended during backup", upload=file.upload_id)
         return None
 
     def _copy_published(self, sums: TextIO, rows: list[str]) -> None:

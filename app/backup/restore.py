@@ -103,7 +103,7 @@ def _copy_all(snapshot: Snapshot, database: Path, store: Path, restored: Restore
         try:
             copy_file(source, target, sha256=sha256, mode=FILE_MODE if place.startswith("files/") else 0o600)
         except (FileNotFoundError, Torn):
-            log.error("a file of the backup is missing or damaged", path=path)
+            log.error("file of the backup missing or damaged", path=path)
             if place.startswith("files/"):
                 restored.lost.append(target.name)
             continue

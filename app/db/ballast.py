@@ -35,7 +35,7 @@ class Ballast:
             finally:
                 os.close(fd)
         except OSError as error:
-            log.warning("no space can be kept for deletions on a full disk", error=error.strerror)
+            log.warning("ballast not filled", error=error.strerror)
 
     def give(self) -> bool:
         """Release a slice; False when nothing is left."""
@@ -46,7 +46,7 @@ class Ballast:
             self.is_whole = False
             os.truncate(self._path, max(0, size - _SLICE_BYTES))
         except OSError as error:
-            log.warning("the space that is kept for deletions cannot be used", error=error.strerror)
+            log.warning("ballast not released", error=error.strerror)
             return False
         return True
 

@@ -231,18 +231,18 @@ _SSL_MODES: Final[dict[str, dict[str, str]]] = {
 
 def _environment(url: str) -> dict[str, str]:
     """The environment by which PostgreSQL's own programs find the database of a URL."""
-    told = postgresql_url.parse(url)
+    server = postgresql_url.parse(url)
     environment = {
-        "PGHOST": ",".join(host for host, _ in told.hosts),
-        "PGPORT": ",".join(str(port) for _, port in told.hosts),
-        "PGDATABASE": told.database,
+        "PGHOST": ",".join(host for host, _ in server.hosts),
+        "PGPORT": ",".join(str(port) for _, port in server.hosts),
+        "PGDATABASE": server.database,
     }
-    if told.user:
-        environment["PGUSER"] = told.user
-    if told.password:
-        environment["PGPASSWORD"] = told.password
-    if told.ssl:
-        environment |= _SSL_MODES.get(told.ssl, {"PGSSLMODE": told.ssl})
-    if told.target:
-        environment["PGTARGETSESSIONATTRS"] = told.target
+    if server.user:
+        environment["PGUSER"] = server.user
+    if server.password:
+        environment["PGPASSWORD"] = server.password
+    if server.ssl:
+        environment |= _SSL_MODES.get(server.ssl, {"PGSSLMODE": server.ssl})
+    if server.target:
+        environment["PGTARGETSESSIONATTRS"] = server.target
     return environment

@@ -112,6 +112,8 @@ async def keep_building(db: Db, *, now_us: Callable[[], int]) -> None:
                 continue
         except (UploadError, Unusable) as error:
             log.warning("indexes not built", reason=str(error))
+        except Exception:
+            log.exception("indexes not built")
         await pauses.wait()
 
 

@@ -1,7 +1,6 @@
-"""The connection pool: a few connections that are held open, each known to be fit for use when it is lent.
+"""The pool: a bounded number of connections, each examined before it is lent.
 
-`databases` ties a connection to the task that asks for it, so that each request would open one. Here every
-call borrows one, and a failure that one connection meets is taken into account for all.
+Every call borrows one, whatever its task, and a failure that one connection meets is taken into account for all.
 """
 
 import asyncio
@@ -10,12 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from typing import Any, Final, TypeVar
 
-from databases import Database
-from databases.core import Connection
-
+from app.db.connections import Connections, OpenConnection
 from app.db.driver import Driver
 from app.db.queryable import answered
-from app.errors import Unavailable, Unusable, UploadError
+from app.errors import Unavailable, UploadError
 
 T = TypeVar("T")
 
@@ -25,20 +22,8 @@ _REFUSED_SECONDS: Final = 1.0
 """After a new connection was refused, no other is opened for this long."""
 _LOOK_SHARE: Final = 0.4
 """The share of a call's time that checking an open connection may take: another can be opened in the rest."""
-_PARTING_SECONDS: Final = 1.0
-"""How long a connection may take to close in good order."""
-
-
-class _Held:
-    """One open connection and its state."""
-
-    __slots__ = ("connection", "looked_at", "raw", "returned_at", "writable")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.raw: Any = connection.raw_connection
-        self.looked_at = self.returned_at = _now()
-        self.writable = False
+_LAST_CALL_SECONDS: Final = 1.0
+"""How long running calls may outlast their time before a stop ends them."""
 
 
 class Pool:
@@ -48,19 +33,17 @@ class Pool:
     the same error, the idle ones are dropped with it: that delays one caller, instead of each in succession.
     """
 
-    def __init__(self, database: Database, driver: Driver, *, size: int, timeout: float) -> None:
-        self._database, self._driver = database, driver
+    def __init__(self, connections: Connections, driver: Driver, *, size: int, timeout: float) -> None:
+        self._connections, self._driver = connections, driver
         self._size, self._taken = size, 0
         self._timeout = timeout
         self._slots = asyncio.Semaphore(size)
         self.writers = asyncio.Semaphore(1 if driver.one_writer else size)
         """Where writers queue before they borrow."""
-        self._open: set[_Held] = set()
-        self._idle: list[_Held] = []  # the one used last is the last
-        self._parting: set[asyncio.Future[Any]] = set()  # abandoned connections that still hold something
-        self._waiting: deque[asyncio.Future[_Held | None]] = deque()  # callers that wait for a connection
-        self._crowded_until = self._read_only_until = self._unfit_until = 0.0
-        self._unfit: Unavailable | None = None
+        self._open: set[OpenConnection] = set()
+        self._idle: list[OpenConnection] = []  # the one used last is the last
+        self._callers = _Callers(self._put_back)
+        self._crowded_until = self._read_only_until = 0.0
 
     def slots(self) -> tuple[int, int]:
         """The number of connections that could be borrowed now, and of all."""
@@ -112,19 +95,14 @@ class Pool:
     async def close(self) -> None:
         """Wait for running calls, end those that take too long, and close every connection; in bounded time."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout + _PARTING_SECONDS):
+            async with asyncio.timeout(self._timeout + _LAST_CALL_SECONDS):
                 for _ in range(self._size):
                     await self._slots.acquire()
         for held in self._open.difference(self._idle):
             await self._drop(held)
-        ending = [*self._parting, *(asyncio.ensure_future(self.part(held)) for held in self._idle)]
-        if ending:
-            await asyncio.wait(ending, timeout=_PARTING_SECONDS)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PARTING_SECONDS):
-                await self._database.disconnect()
+        await self._connections.close(self._idle)
 
-    async def _recovered(self, held: _Held, error: Exception) -> bool:
+    async def _recovered(self, held: OpenConnection, error: Exception) -> bool:
         sound = False
         with suppress(Exception):  # if undoing fails, abandoning the connection undoes it
             sound = await self._driver.recover(held.raw, error)
@@ -132,7 +110,7 @@ class Pool:
             await self._drop_idle()
         return sound
 
-    async def _borrow(self, writes: bool) -> _Held:
+    async def _borrow(self, writes: bool) -> OpenConnection:
         """Take the most recently used connection that is fit, or open a new one."""
         if self._idle:  # the usual case, which does not wait
             last = self._idle[-1]
@@ -140,7 +118,7 @@ class Pool:
                 return self._idle.pop()
         while True:
             if (held := await self._used_last()) is None and self._open and _now() < self._crowded_until:
-                held = await self._next_returned()
+                held = await self._callers.wait(_REFUSED_SECONDS)
             if held is not None:
                 if await self._is_of_use(held, writes):
                     return held
@@ -153,7 +131,7 @@ class Pool:
                     raise
                 self._crowded_until = _now() + _REFUSED_SECONDS
 
-    async def _used_last(self) -> _Held | None:
+    async def _used_last(self) -> OpenConnection | None:
         """Take the most recently used idle connection that is open; drop those that are dead, or idle for too long."""
         oldest = _now() - self._driver.longest_idle
         while self._idle and self._idle[0].returned_at < oldest:
@@ -165,28 +143,13 @@ class Pool:
             await self._drop(held)
         return None
 
-    async def _next_returned(self) -> _Held | None:
-        """Wait for the next connection to be returned; None when it is time to try to open one again."""
-        freed: asyncio.Future[_Held | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(freed)
-        try:
-            await asyncio.wait((freed,), timeout=_REFUSED_SECONDS)
-        except asyncio.CancelledError:
-            if freed.done() and (held := freed.result()) is not None:
-                self._put_back(held)
-            raise
-        finally:
-            if not freed.done():
-                self._waiting.remove(freed)
-        return freed.result() if freed.done() else None
-
-    async def _is_of_use(self, held: _Held, writes: bool) -> bool:
+    async def _is_of_use(self, held: OpenConnection, writes: bool) -> bool:
         """Check that this open connection is fit for the use; if not, drop it and return False."""
         serves = False
         try:
             if _now() - held.looked_at >= _FRESH_SECONDS:
                 async with asyncio.timeout(self._timeout * _LOOK_SHARE):
-                    await self._look(held)
+                    await self._connections.look(held)
             serves = held.writable or not writes
         except (TimeoutError, Unavailable):
             await self._drop_idle()  # they would meet the same error; a new connection will show what is wrong
@@ -195,17 +158,15 @@ class Pool:
                 await self._drop(held)
         return serves
 
-    async def _new(self, writes: bool) -> _Held:
+    async def _new(self, writes: bool) -> OpenConnection:
         """Open a connection that is fit for the use.
 
         Raises:
             Unavailable: it cannot be opened, or is not fit.
         """
-        if self._unfit is not None and _now() < self._unfit_until:
-            raise Unavailable(str(self._unfit)) from self._unfit.__cause__
         if writes and _now() < self._read_only_until:
             raise _read_only()
-        held = await self.fresh()
+        held = await self._connections.open()
         self._open.add(held)
         if held.writable:
             # Connections that only read may belong to a standby that has fallen behind.
@@ -218,72 +179,20 @@ class Pool:
             raise _read_only()
         return held
 
-    async def fresh(self) -> _Held:
-        """Open a connection beside those of the pool.
-
-        Raises:
-            Unavailable: it cannot be opened, or is not fit.
-        """
-        # Made by hand: database.connection() would tie it to the task that asks for it.
-        connection = Connection(self._database, self._database._backend)
-        await answered(self._driver, self._driver.connect(connection))
-        held, fit = _Held(connection), False
-        try:
-            await self._look(held)
-            fit = True
-        except Unavailable as error:
-            self._remember(str(error), error.__cause__)
-            raise
-        finally:
-            if not fit:
-                await self._drop(held)
-        return held
-
-    def _remember(self, text: str, cause: BaseException | None) -> None:
-        """Keep the reason why an open connection is not fit, as new errors: raised ones hold their callers' frames."""
-        if cause is None or isinstance(cause, Unusable):
-            self._unfit, self._unfit_until = Unavailable(text), _now() + _REFUSED_SECONDS
-            self._unfit.__cause__ = cause and Unusable(str(cause))
-
-    async def _look(self, held: _Held) -> None:
-        """Check that the connection is alive and fit.
-
-        Raises:
-            Unavailable: it is not; if it is alive, the cause is an Unusable that says why.
-        """
-        began = _now()
-        try:
-            held.writable = await answered(self._driver, self._driver.look(held.raw))
-        except Unusable as error:
-            raise Unavailable("the database is not fit for use") from error
-        held.looked_at = began
-
-    def _put_back(self, held: _Held) -> None:
+    def _put_back(self, held: OpenConnection) -> None:
         held.returned_at = _now()
-        if not self._wake(held):
+        if not self._callers.wake(held):
             self._idle.append(held)
 
     def _release(self) -> None:
         self._taken -= 1
         self._slots.release()
 
-    def _wake(self, held: _Held | None) -> bool:
-        """Hand a connection, or permission to open one, to the caller that has waited longest; False if none waits."""
-        while self._waiting:
-            freed = self._waiting.popleft()
-            if not freed.done():
-                freed.set_result(held)
-                return True
-        return False
-
-    async def _drop(self, held: _Held) -> asyncio.Future[Any] | None:
+    async def _drop(self, held: OpenConnection) -> asyncio.Future[Any] | None:
         """Abandon a connection without waiting; the future is done when it has released everything."""
         self._open.discard(held)
-        gone = await self._driver.abandon(held.raw)
-        if gone is not None:
-            self._parting.add(gone)
-            gone.add_done_callback(self._parting.discard)
-        while self._wake(None) and not self._open:
+        gone = await self._connections.abandon(held)
+        while self._callers.wake(None) and not self._open:
             continue
         return gone
 
@@ -291,10 +200,37 @@ class Pool:
         while self._idle:
             await self._drop(self._idle.pop())
 
-    async def part(self, held: _Held) -> None:
-        """Close an idle connection in good order."""
-        with suppress(Exception):  # a connection that cannot be closed in good order is gone already
-            await self._driver.close(held.raw)
+
+class _Callers:
+    """Callers that wait for a connection. A connection for one that is cancelled meanwhile is `put_back`."""
+
+    def __init__(self, put_back: Callable[[OpenConnection], None]) -> None:
+        self._put_back = put_back
+        self._waiting: deque[asyncio.Future[OpenConnection | None]] = deque()
+
+    async def wait(self, seconds: float) -> OpenConnection | None:
+        """Wait for the next connection to be returned; None when it is time to try to open one again."""
+        freed: asyncio.Future[OpenConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(freed)
+        try:
+            await asyncio.wait((freed,), timeout=seconds)
+        except asyncio.CancelledError:
+            if freed.done() and (held := freed.result()) is not None:
+                self._put_back(held)
+            raise
+        finally:
+            if not freed.done():
+                self._waiting.remove(freed)
+        return freed.result() if freed.done() else None
+
+    def wake(self, held: OpenConnection | None) -> bool:
+        """Hand a connection, or permission to open one, to the caller that has waited longest; False if none waits."""
+        while self._waiting:
+            freed = self._waiting.popleft()
+            if not freed.done():
+                freed.set_result(held)
+                return True
+        return False
 
 
 def _now() -> float:

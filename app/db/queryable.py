@@ -109,7 +109,7 @@ async def answered(driver: Driver, answer: Awaitable[T]) -> T:
         if refusal is None:
             raise
         if isinstance(refusal, StorageFull):
-            log.warning("the database is full", reason=str(error))
+            log.warning("database full", reason=str(error))
         raise refusal from error
 
 

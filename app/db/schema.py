@@ -1,11 +1,11 @@
 """The schema watch: keeps this code from a schema that it cannot use, also one that changes while the service runs."""
 
-import asyncio
 from contextlib import suppress
 from typing import Final
 
 import structlog
 
+from app.background import every
 from app.db import migrate
 from app.db.database import Db
 from app.errors import Unusable, UploadError
@@ -47,7 +47,10 @@ class SchemaWatch:
         return reason
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
+        """Examine the schema every few seconds, until cancelled."""
+
+        async def look() -> None:
             with suppress(UploadError):  # the database is away, which others report
                 await self.look()
+
+        await every(_WATCH_SECONDS, look, failure="schema not examined", log=log)

@@ -6,7 +6,6 @@ as its request is at work; a process that dies leaves claims that expire and can
 others, and a request whose claim was lost commits nothing.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Callable
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Final, Self
 
 import structlog
 
+from app.background import every
 from app.db.database import Db
 from app.errors import IdempotencyMismatch, KeyInUse, OutcomeUnknown, UploadError
 from app.idempotency import records
@@ -67,16 +67,12 @@ class IdempotencyKeys:
 
     async def renew(self) -> None:
         """Renew the claims of this process as long as their requests are at work. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
-            if not self._live:
-                continue
-            try:
+
+        async def renew_live() -> None:
+            if self._live:
                 await records.renew(self._db, self._live, self._until(self._now_us()))
-            except UploadError as error:
-                log.warning("claims on keys are renewed later", claims=len(self._live), reason=str(error))
-            except Exception:
-                log.exception("renewing claims on keys failed")
+
+        await every(LEASE_SECONDS / 3, renew_live, failure="key claims not renewed", log=log)
 
     def _until(self, now_us: int) -> int:
         return now_us + int(LEASE_SECONDS * 1_000_000)
@@ -86,7 +82,7 @@ class IdempotencyKeys:
     def hold(self, claim_id: str) -> None:
         self._live.add(claim_id)
 
-    async def let_go(self, claim_id: str, error: BaseException | None) -> None:
+    async def release(self, claim_id: str, error: BaseException | None) -> None:
         """Release the key of a request that failed, unless it is not known yet whether it failed."""
         self._live.discard(claim_id)
         if error is None or isinstance(error, OutcomeUnknown):
@@ -94,7 +90,7 @@ class IdempotencyKeys:
         try:
             await records.free(self._db, claim_id)
         except UploadError as problem:
-            log.warning("a key is free again only when its claim has run out", reason=str(problem))
+            log.warning("key claim not released", reason=str(problem))
 
 
 class Claim:
@@ -111,7 +107,7 @@ class Claim:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._once.let_go(self.id, error)
+        await self._once.release(self.id, error)
 
 
 def hashed(key: str) -> str:

@@ -6,9 +6,9 @@ from typing import Final
 
 import structlog
 
+from app.background import every
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import UploadError
 from app.maintenance import records
 from app.maintenance.records import Scrub
 from app.maintenance.sweep import without_file
@@ -52,19 +52,16 @@ class Scrubber:
 
     async def run(self) -> None:
         """Scrub until cancelled; a pass that fails is tried again."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)  # also before the first pass: a start is busy enough
-            try:
-                with self._storage.alone_at("scrub") as alone:
-                    while alone:
-                        await self.once()
-                        await asyncio.sleep(LOOK_SECONDS)
-            except UploadError as error:
-                log.warning("the scrub could not go on", reason=str(error))
-                self._metrics.scrubs["failed"].add()
-            except Exception:
-                log.exception("the scrub could not go on")
-                self._metrics.scrubs["failed"].add()
+        await every(
+            LOOK_SECONDS, self._go_on, failure="scrub interrupted", log=log, count=self._metrics.scrubs["failed"].add
+        )
+
+    async def _go_on(self) -> None:
+        """Scrub as long as no other process does: the first one keeps the task, since its metrics show the progress."""
+        with self._storage.alone_at("scrub") as alone:
+            while alone:
+                await self.once()
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def once(self) -> Scrub:
         """Continue the pass under way, or begin one if it is due; return its outcome, or that of the one before."""
@@ -96,14 +93,14 @@ class Scrubber:
                 stopped = await self._too_much(scrub, doubtful(damaged))
                 marked = {} if stopped is not None else certain(damaged)
                 await self._mark(marked)
-                self._tell(damaged, marked)
+                self._report(damaged, marked)
                 if stopped is not None:
-                    log.error("the scrub stops and marks nothing", reason=stopped)
+                    log.error("scrub stopped", reason=stopped)
                     self._metrics.scrubs["stopped"].add()
                     return scrub._replace(ended_at_us=self._now_us(), stopped=stopped)
             await records.save_scrub(self._db, scrub)
             await self._show(scrub)
-        await self._look_for_strangers()
+        await self._report_unknown()
         now_us = self._now_us()
         log.info("scrubbed", files=scrub.files, damaged=scrub.found)
         self._metrics.scrubs["done"].add()
@@ -153,9 +150,9 @@ class Scrubber:
             return f"{scrub.found} of the {scrub.files} files that were looked at are damaged; waybill verify names all"
         return None
 
-    def _tell(self, damaged: Mapping[str, Damage], marked: Mapping[str, Damage]) -> None:
+    def _report(self, damaged: Mapping[str, Damage], marked: Mapping[str, Damage]) -> None:
         for upload_id, damage in damaged.items():
-            log.error("a stored file is damaged", upload=upload_id, damage=damage.value, marked=upload_id in marked)
+            log.error("stored file damaged", upload=upload_id, damage=damage.value, marked=upload_id in marked)
             self._metrics.damage[damage].add()
 
     async def _mark(self, damaged: Mapping[str, Damage]) -> None:
@@ -169,7 +166,7 @@ class Scrubber:
 
         await self._db.transaction(run)
 
-    async def _look_for_strangers(self) -> None:
+    async def _report_unknown(self) -> None:
         """Report unknown files in the store, which have no record; only the sweep moves anything."""
         count = 0
         some: list[str] = []
@@ -179,9 +176,9 @@ class Scrubber:
             await self._pace(FILE_COST)
         foreign = await self._storage.strays()
         if count:
-            log.warning("files have no record", files=count, among_them=some)
+            log.warning("files without record", files=count, among_them=some)
         if foreign:
-            log.warning("names in the store are none of ours", names=len(foreign), among_them=foreign[:_NAMES])
+            log.warning("foreign names in the store", names=len(foreign), among_them=foreign[:_NAMES])
         self._metrics.without_record.read = lambda: count
         self._metrics.foreign.read = lambda: len(foreign)
 

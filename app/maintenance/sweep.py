@@ -7,9 +7,9 @@ from typing import Final
 
 import structlog
 
+from app.background import attempt, every
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import UploadError
 from app.idempotency import records as key_records
 from app.maintenance import trash
 from app.metrics import Metrics
@@ -110,21 +110,14 @@ class Sweeper:
         The store is tested each time but the first, when it has just been: after a fault it is
         trusted again when it passes, even if nobody calls the readiness check.
         """
-        while True:
-            if not await self._attempt(self.once(), "the sweep could not be finished"):
-                self._metrics.sweeps["failed"].add()
-            await asyncio.sleep(interval_seconds)
-            await self._attempt(self._storage.test(), "the store fails its test")
 
-    async def _attempt(self, work: Awaitable[object], otherwise: str) -> bool:
-        try:
-            await work
-            return True
-        except UploadError as error:
-            log.warning(otherwise, reason=str(error))
-        except Exception:
-            log.exception(otherwise)
-        return False
+        async def again() -> None:
+            await attempt(self._storage.test, failure="store test failed", log=log)
+            await self.once()
+
+        failure, count = "sweep interrupted", self._metrics.sweeps["failed"].add
+        await attempt(self.once, failure=failure, log=log, count=count)
+        await every(interval_seconds, again, failure=failure, log=log, count=count)
 
     async def once(self) -> Swept:
         """Sweep staging, keys, files, rows and sessions, unless another process is sweeping."""
@@ -230,7 +223,7 @@ class Sweeper:
         contradicting, of = len(unknown) - explained + unknown_aside, swept.files + unknown_aside
         if too_many(contradicting, of):
             swept.stopped = f"{contradicting} of {of} files have no record; is this their database?"
-            log.error("files are left alone", reason=swept.stopped)
+            log.error("sweep of files stopped", reason=swept.stopped)
             return
         # Asked again: walking the store has taken its time.
         known = await upload_records.statuses_of(self._db, unknown)
@@ -258,7 +251,7 @@ class Sweeper:
             lost += these
         if too_many(len(lost), swept.records):
             swept.stopped = f"{len(lost)} of {swept.records} records have no file; is this their directory?"
-            log.error("records are left alone", reason=swept.stopped)
+            log.error("sweep of records stopped", reason=swept.stopped)
             return
         missing = Damage.MISSING.failure
         for ids in _slices(lost):
@@ -268,7 +261,7 @@ class Sweeper:
 
             failed = await self._db.transaction(run)  # without those that were deleted meanwhile
             if failed:
-                log.error("uploads are lost: their files are missing", uploads=failed)
+                log.error("uploads lost", uploads=failed)
             swept.records_lost += len(failed)
 
 

@@ -69,7 +69,7 @@ async def _look_at_published(storage: Storage, db: Db, files: list[Aside], keep_
     try:
         repaired = await find_again(storage, db, failed.values())
     except UploadError as error:  # a full disk, above all: removals, which make room, must go on
-        log.warning("lost uploads whose files were found again are repaired later", reason=str(error))
+        log.warning("lost uploads not repaired", reason=str(error))
         repaired = []
     unknown = 0
     unneeded = []
@@ -98,13 +98,13 @@ async def find_again(storage: Storage, db: Db, uploads: Collection[Upload]) -> l
         upload.id: upload.size for upload in uploads if upload.damaged and upload.error and upload.error.code == LOST
     }
     sizes = await storage.put_back(list(lost)) if lost else {}
-    whole = [upload_id for upload_id, size in sizes.items() if size == lost[upload_id]]
-    if not whole:
+    intact = [upload_id for upload_id, size in sizes.items() if size == lost[upload_id]]
+    if not intact:
         return []
     try:
-        repaired = await upload_records.repair_uploads(db, whole)
+        repaired = await upload_records.repair_uploads(db, intact)
     except BaseException:
-        await storage.set_aside(whole)  # the next attempt finds them there
+        await storage.set_aside(intact)  # the next attempt finds them there
         raise
-    log.warning("lost uploads are repaired: their files had been set aside", uploads=repaired)
+    log.warning("lost uploads repaired", uploads=repaired)
     return repaired

@@ -101,7 +101,7 @@ async def verify(storage: Storage, db: Db, *, on_file: Callable[[], None] = lamb
         found.without_record += keys
     found.foreign = await storage.strays()
     async for session_id in totals_records.recount(db):
-        log.error("what a session has was counted wrong, and is right now", session=session_id)
+        log.error("session totals corrected", session=session_id)
         found.recounted.append(session_id)
     return found
 
@@ -144,7 +144,7 @@ async def look_again(storage: Storage, db: Db, pace: Pace) -> AsyncIterator[tupl
             damage = await examine(storage, row, pace)
             if damage is None:
                 marked = bool(await upload_records.repair_uploads(db, [row.id]))
-                log.info("a damaged upload is whole again", upload=row.id)
+                log.info("damaged upload repaired", upload=row.id)
             else:
                 upload = (await upload_records.list_these(db, [row.id])).get(row.id)
                 marked = upload is not None and upload.damaged
@@ -157,11 +157,13 @@ async def unowned(storage: Storage, db: Db) -> AsyncIterator[list[str]]:
     async for files in storage.walk(_GRACE_SECONDS):
         keys = [file.key for file in files if file.settled]
         statuses = await upload_records.statuses_of(db, keys)
-        strangers = [key for key in keys if statuses.get(key) not in _OWNING]
-        failed = await upload_records.list_these(db, [key for key in strangers if statuses.get(key) == Status.FAILED])
-        gone = await storage.missing([key for key in strangers if statuses.get(key) == Status.DELETED])
+        unowned_keys = [key for key in keys if statuses.get(key) not in _OWNING]
+        failed = await upload_records.list_these(
+            db, [key for key in unowned_keys if statuses.get(key) == Status.FAILED]
+        )
+        gone = await storage.missing([key for key in unowned_keys if statuses.get(key) == Status.DELETED])
         damaged = {upload.id for upload in failed.values() if upload.damaged}
-        yield [key for key in strangers if key not in damaged and key not in gone]
+        yield [key for key in unowned_keys if key not in damaged and key not in gone]
 
 
 async def pages(

@@ -12,11 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import structlog
+
+from app.background import every
 from app.metrics.families import FAMILIES, Keyed, Kind, Outcome, Stage
 from app.metrics.multiprocess import Cells, OwnSlot, SharedWorkerSlots, WorkerSlot, WorkerSlots
 from app.model import Damage, Protocol
 
 __all__ = ["Metrics", "Outcome", "Reading", "SharedWorkerSlots", "WorkerSlots"]
+
+log = structlog.stdlib.get_logger("waybill.metrics")
 
 _TICK_SECONDS: Final = 0.5
 
@@ -152,11 +157,13 @@ class Metrics:
 
     async def watch(self) -> None:
         """Measure the event loop's lag, and refresh the gauges for whichever worker is scraped. Until cancelled."""
-        while True:
-            began = self.stopwatch()
-            await asyncio.sleep(_TICK_SECONDS)
-            self.lag.observe(max(0.0, self.stopwatch() - began - _TICK_SECONDS))
-            self.refresh()
+        await every(0.0, self._tick, failure="metrics not measured", log=log)
+
+    async def _tick(self) -> None:
+        began = self.stopwatch()
+        await asyncio.sleep(_TICK_SECONDS)
+        self.lag.observe(max(0.0, self.stopwatch() - began - _TICK_SECONDS))
+        self.refresh()
 
     def read(self) -> list[Reading]:
         """Sum the metrics of all processes. Counts of a process that died remain; its gauges count as nothing."""

@@ -43,12 +43,12 @@ async def renew(db: Queryable, holder: str, expires_at_us: int) -> None:
     await db.run("renew_allowances", holder=holder, expires_at_us=expires_at_us)
 
 
-async def give_back(db: Queryable, ids: Iterable[str]) -> None:
+async def release(db: Queryable, ids: Iterable[str]) -> None:
     """Release these allowances: their uploads have been recorded, or will not be."""
     await db.run("delete_allowances", ids=json_parameter(list(ids)))
 
 
-async def give_back_all(db: Queryable, holder: str) -> None:
+async def release_all(db: Queryable, holder: str) -> None:
     """Release all allowances of a holder, which receives nothing any more."""
     await db.run("delete_allowances_of", holder=holder)
 

@@ -273,7 +273,7 @@ class Creations:
             return False  # the quota granted under that key is the other upload's
         except BaseException:
             if quotas is not None:
-                quotas.give_back(resource.key_hash, resource.session_id)
+                quotas.release(resource.key_hash, resource.session_id)
             raise
         visitor.arrival = None
         return True

@@ -248,7 +248,7 @@ async def end(
             error_code=error.code if error else None,
             error_detail=error.detail if error else None,
         )
-    await quota_records.give_back(transaction, [resource.key_hash])
+    await quota_records.release(transaction, [resource.key_hash])
     return row is not None
 
 

@@ -62,8 +62,34 @@ def serve(settings: Settings) -> bool:
     try:
         settings = with_secret_keys(settings)
     except Unusable as error:
-        log.error("the service cannot start", reason=str(error))
+        log.error("service not started", reason=str(error))
         return False
+    config = _config(settings)
+    try:
+        sockets = open_sockets(settings)
+    except (OSError, Unusable) as error:
+        log.error("socket not opened", reason=str(error), host=settings.listen or settings.host)
+        return False
+    config.where = shown(sockets[0], "" if settings.listen else settings.host)
+    try:
+        if config.workers > 1:
+            log.info(_RUNNING.format(config.where))
+            patience = settings.shutdown_timeout.total_seconds() + LAST_SECONDS + 2.0
+            return Workers(config, sockets, patience_seconds=patience).serve()
+        server = _Server(config)
+        for number in (*HANDLED_SIGNALS, signal.SIGHUP):  # sent when its terminal closes
+            # When it has stopped, uvicorn raises the signal that it caught again, for the previous
+            # handler. That is this one: an orderly stop on request is a success.
+            signal.signal(number, server.handle_exit)
+        server.run(sockets)
+    except SystemExit:  # uvicorn's sign that it could not start
+        return False
+    finally:
+        close_sockets(sockets)
+    return server.started
+
+
+def _config(settings: Settings) -> "_Config":
     worker_slots = SharedWorkerSlots() if settings.workers > 1 else None
     config = _Config(
         # Workers get these settings and keys, whatever the environment and secret.key contain by then.
@@ -85,28 +111,7 @@ def serve(settings: Settings) -> bool:
         reset_contextvars=True,  # python/cpython#140947: one request's log fields could show up in another's
     )
     config.most_connections = settings.max_connections
-    try:
-        sockets = open_sockets(settings)
-    except (OSError, Unusable) as error:
-        log.error("the service cannot listen", reason=str(error), host=settings.listen or settings.host)
-        return False
-    config.where = shown(sockets[0], "" if settings.listen else settings.host)
-    try:
-        if config.workers > 1:
-            log.info(_RUNNING.format(config.where))
-            patience = settings.shutdown_timeout.total_seconds() + LAST_SECONDS + 2.0
-            return Workers(config, sockets, patience_seconds=patience).serve()
-        server = _Server(config)
-        for number in (*HANDLED_SIGNALS, signal.SIGHUP):  # sent when its terminal closes
-            # When it has stopped, uvicorn raises the signal that it caught again, for the previous
-            # handler. That is this one: an orderly stop on request is a success.
-            signal.signal(number, server.handle_exit)
-        server.run(sockets)
-    except SystemExit:  # uvicorn's sign that it could not start
-        return False
-    finally:
-        close_sockets(sockets)
-    return server.started
+    return config
 
 
 class _Config(uvicorn.Config):
@@ -228,7 +233,7 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         wait([sentinel])
-        log.warning("the parent process is gone: stopping")
+        log.warning("parent process gone")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="waybill-parent", daemon=True).start()
@@ -273,9 +278,9 @@ class Served:
         try:
             await self._app(scope, receive_within_bounds, send_without_text)
         except (Unusable, UploadError) as error:
-            log.error("the service cannot start", reason=str(error))
+            log.error("service not started", reason=str(error))
         except Exception:
-            log.exception("the service did not start or stop in good order")
+            log.exception("start or stop failed")
 
     async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that was cut off because the service stops."""
@@ -294,7 +299,7 @@ def _end_at_last() -> None:
     """End this process after a bounded time from now on, even if it waits for a disk or a database."""
 
     def end() -> None:
-        log.critical("stopping takes too long: the process ends as it is", seconds=LAST_SECONDS)
+        log.critical("shutdown timed out", seconds=LAST_SECONDS)
         logs.flush()
         os._exit(1)
 

@@ -40,8 +40,8 @@ class Cycle(RequestResponseCycle):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _INTERIM_PHRASES.get(status, b""), lines))
 
-    def _let_go(self) -> None:
-        """End the answer. `send_interim` would keep the scope in a reference cycle."""
+    def _release_scope(self) -> None:
+        """Release the scope, which `send_interim` would keep in a reference cycle."""
         self.scope.pop("extensions", None)
 
     async def receive(self) -> Any:
@@ -64,7 +64,7 @@ class Cycle(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
-            self._let_go()
+            self._release_scope()
             return
         kind = message["type"]
         if not self.response_started:
@@ -123,7 +123,7 @@ class Cycle(RequestResponseCycle):
             if self.expected_content_length:
                 raise RuntimeError("an answer is shorter than its Content-Length")
             self.response_complete = True
-            self._let_go()
+            self._release_scope()
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()

@@ -43,7 +43,7 @@ class Workers(Multiprocess):
         return all(process.exitcode != STARTUP_FAILURE for process in self.processes)
 
     def handle_hup(self) -> None:
-        log.info("restarting the workers, one after the other")
+        log.info("workers restarting")
         self._old = list(self.processes)
 
     def keep_subprocess_alive(self) -> None:
@@ -85,7 +85,7 @@ class Workers(Multiprocess):
             self._leaving.terminate()
             self._deadline = time.monotonic() + self._patience_seconds
         elif not coming.process.is_alive() or time.monotonic() > self._deadline:
-            log.error("a new worker does not start: the others stay", pid=coming.pid)
+            log.error("new worker not started", pid=coming.pid)
             coming.kill()
             coming.process.join()
             self._coming, self._old = None, []
@@ -105,6 +105,6 @@ class Workers(Multiprocess):
     def _see_off(self, worker: Process) -> None:
         """Kill a worker that has not ended in time after its signal."""
         if worker.process.is_alive():
-            log.error("a worker does not stop and is killed", pid=worker.pid)
+            log.error("worker killed", pid=worker.pid)
             worker.process.kill()
         worker.process.join()

@@ -93,10 +93,10 @@ class Sessions:
         carried = [self.tokens.read_all(texts) if texts else [] for texts in groups]
         if sum(map(len, carried)) > 1:  # one query for them all; the remaining one is looked up fully
             hashes = [token.hash for group in carried for token in group]
-            opened = await token_records.list_sessions(self._db, hashes, self._now_us())
-            carried = [[token for token in group if token.hash in opened] for group in carried]
+            live = await token_records.list_sessions(self._db, hashes, self._now_us())
+            carried = [[token for token in group if token.hash in live] for group in carried]
             for group in carried:
-                if len({opened[token.hash] for token in group}) > 1:
+                if len({live[token.hash] for token in group}) > 1:
                     raise AmbiguousSession
                 if group:
                     break
@@ -132,14 +132,14 @@ class Sessions:
 
     async def _look_up(self, token_hash: str) -> Session | None:
         """Find the session of a token in the database; the token that it replaces ends, since this one is used."""
-        opened = await token_records.find_session(self._db, token_hash, self._now_us())
-        if opened is None or opened.replaces_hash is None:
-            return opened.session if opened else None
+        found = await token_records.find_session(self._db, token_hash, self._now_us())
+        if found is None or found.replaces_hash is None:
+            return found.session if found else None
         try:
             return await self._change(lambda transaction: token_records.use(transaction, token_hash, self._now_us()))
         except UploadError as error:  # a full disk, for one: the session is recognised nevertheless
-            log.warning("replaced token not ended", session_id=opened.session.id, reason=str(error))
-            return opened.session
+            log.warning("replaced token not ended", session_id=found.session.id, reason=str(error))
+            return found.session
 
     async def _change(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Change the sessions that tokens open. The cache is cleared, even when the outcome is unknown.

@@ -1,13 +1,12 @@
 """When sessions were last seen: noted in memory, saved now and then, in one statement for many."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import structlog
 
+from app.background import every
 from app.db.queryable import Transaction
-from app.errors import UploadError
 from app.model import Clock, Session
 from app.sessions import records
 from app.sessions.records import Seen
@@ -54,19 +53,16 @@ class LastSeen:
 
         Sessions that `in_use` names, which have uploads under way, count as seen all the time.
         """
-        while True:
-            await asyncio.sleep(self.flush_seconds)
+
+        async def save() -> None:
             now_us = self._now_us()
             if now_us - self._kept_at_us >= self._seen_every_us:
                 self._kept_at_us = now_us
                 for session_id in in_use():
                     self._seen.setdefault(session_id, Seen(session_id, now_us, now_us + self._max_age_us))
-            try:
-                await self.flush()
-            except UploadError as error:
-                log.warning("when sessions were last seen is written with the next ones", reason=str(error))
-            except Exception:
-                log.exception("writing when sessions were last seen failed")
+            await self.flush()
+
+        await every(self.flush_seconds, save, failure="last use of sessions not saved", log=log)
 
     async def flush(self) -> None:
         if not self._seen:

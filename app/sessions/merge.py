@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from app.background import every
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import UploadError
@@ -54,26 +55,19 @@ class SessionMerges:
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
         except UploadError as error:
-            log.warning("records follow their session later", session=session_id, reason=str(error))
+            log.warning("session merge delayed", session=session_id, reason=str(error))
         self._soon.set()
 
     async def run(self, alone_at_it: Callable[[], AbstractContextManager[bool]]) -> None:
         """Carry out pending merges of all processes, unless another one does. Runs until cancelled."""
-        while True:
-            try:
-                with alone_at_it() as alone:
-                    if alone:
-                        await self.finish()
-            except UploadError as error:
-                log.warning("records follow their sessions later", reason=str(error))
-            except Exception:
-                log.exception("records could not follow their sessions")
-            self._soon.clear()
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._soon.wait()
-            except TimeoutError:
-                continue
+
+        async def finish() -> None:
+            with alone_at_it() as alone:
+                if alone:
+                    await self.finish()
+
+        self._soon.set()
+        await every(_LOOK_SECONDS, finish, failure="session merges delayed", log=log, sooner=self._soon)
 
     async def finish(self) -> None:
         """Move all that is left, a slice of each session in turn; records that others are changing are moved later."""
@@ -112,5 +106,5 @@ class SessionMerges:
         if await merge_records.has_left(self._db, session_id, self._now_us()):
             return moved
         await merge_records.mark_whole(self._db, session_id, self._now_us())
-        log.info("records followed their session", session=session_id)
+        log.info("session merged", session=session_id)
         return None

@@ -96,7 +96,7 @@ async def begin(db: Db, on_page: Callable[[], None] = lambda: None) -> None:
         on_page()
         pages += 1
         if pages % _LOGGED == 1:
-            log.info("counting what sessions have", pages=pages)
+            log.info("counting session totals", pages=pages)
         await asyncio.sleep(_PAUSE_SECONDS)
 
 

@@ -159,7 +159,7 @@ def insert(
         if uploads:
             await records.insert_uploads(transaction, uploads)
         if allowances:
-            await quota_records.give_back(transaction, allowances)
+            await quota_records.release(transaction, allowances)
         return await records.statuses_of(transaction, then_ask_for) if then_ask_for else {}
 
     return run

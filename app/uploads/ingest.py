@@ -251,7 +251,7 @@ class Ingestion:
 
     def _leave(self) -> None:
         if self.granted is not None and not self._handed_over:
-            self.granted.give_back()
+            self.granted.release()
         if self.reservation is not None:
             self.reservation.release()
         self._ingest.dismiss(self)

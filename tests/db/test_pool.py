@@ -193,11 +193,11 @@ class TestSilence:
         """Whoever meets the first has waited for nothing; the others that are idle are not tried one by one."""
         monkeypatch.setattr(pool, "_FRESH_SECONDS", 3600.0)
         async with opened(way.leads(url)) as db:
-            db._timeout = 1.0
+            db._calls._timeout = 1.0
             way.forget()
             with pytest.raises(Unavailable):
                 await db.ping()
-            db._timeout = 20.0
+            db._calls._timeout = 20.0
             async with asyncio.timeout(15):
                 assert len(await on_every_connection(db, "SELECT 1")) == POOL
 
@@ -260,10 +260,10 @@ class TestNoRoom:
 
         holders = [asyncio.create_task(db.transaction(work)) for _ in range(2)]
         await held.wait()
-        db._timeout = 0.5
+        db._calls._timeout = 0.5
         for refusal in await asyncio.gather(*(db.ping() for _ in range(4)), return_exceptions=True):
             assert isinstance(refusal, Unavailable)
-        db._timeout = 20.0
+        db._calls._timeout = 20.0
         waiting = asyncio.create_task(db.ping())
         hold.set()
         await asyncio.gather(*holders, waiting)

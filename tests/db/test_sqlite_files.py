@@ -120,7 +120,7 @@ async def test_records_acknowledged_before_the_log_was_removed_are_found_again(p
         with pytest.raises(Unavailable):
             await write(db, 3)
         assert not db._pool._open
-        await until(lambda: not db._pool._parting)
+        await until(lambda: not db._connections._abandoned)
         with closing(sqlite3.connect(path)) as other:  # nothing of ours is open, whatever becomes of this process
             assert upload(1).id in {row[0] for row in other.execute("SELECT id FROM uploads")}
 
@@ -198,7 +198,7 @@ async def test_the_journal_is_a_log_again_whoever_changed_it(path):
     """That can be done only while no connection is open, and costs the last commits at a power cut."""
     async with opened(path) as db:
         await db._pool._drop_idle()
-        await until(lambda: not db._pool._parting)
+        await until(lambda: not db._connections._abandoned)
         with closing(sqlite3.connect(path, timeout=20)) as other:
             assert other.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
         await write(db, 2)

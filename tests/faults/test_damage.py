@@ -183,7 +183,7 @@ def test_foreign_files_are_reported_and_left_alone(service):
         running.stop()
         running.start()
         running.wait_for("scrubbed", files=3, damaged=0)
-        told = running.wait_for("names in the store are none of ours")
+        told = running.wait_for("foreign names in the store")
         assert sorted(told["among_them"]) == sorted(foreign)
         found = verified(running)
         assert (sorted(found["foreign"]), found["files"]) == (sorted(foreign), 3)
@@ -209,9 +209,9 @@ def test_an_old_database_over_newer_files_destroys_none_of_them(service, snapsho
 
     running.settings["database_url"] = copy
     running.start()
-    left_alone = running.wait_for("files are left alone")
+    left_alone = running.wait_for("sweep of files stopped")
     assert left_alone["reason"] == "12 of 15 files have no record; is this their database?"
-    assert running.wait_for("files have no record")["files"] == 12
+    assert running.wait_for("files without record")["files"] == 12
     running.wait_for("scrubbed", files=3, damaged=0)
     with running.client(cookies=cookies) as client:
         assert answers(client, old | new) == every(200, old) | every(404, new)
@@ -243,7 +243,7 @@ def test_a_crash_does_not_hide_that_the_database_is_an_older_one(service, snapsh
 
     running.settings["database_url"] = copy
     running.start()
-    left_alone = running.wait_for("files are left alone")
+    left_alone = running.wait_for("sweep of files stopped")
     assert left_alone["reason"] == "80 of 120 files have no record; is this their database?"
     assert list((running.store / "trash").iterdir()) == []
     running.stop()
@@ -321,8 +321,8 @@ def test_old_files_under_a_newer_database_are_reported_and_none_is_served_for_an
 
     running.start()
     many = "12 of 17 records have no file; is this their directory?"
-    running.wait_for("records are left alone", reason=many)
-    running.wait_for("the scrub stops and marks nothing", reason=many)
+    running.wait_for("sweep of records stopped", reason=many)
+    running.wait_for("scrub stopped", reason=many)
     with running.client(cookies=cookies) as client:
         wait_until(lambda: warnings(client) == {"scrub": many})
         assert figures(client)["waybill_damaged_uploads"] == 0

@@ -68,7 +68,7 @@ def test_a_stop_in_the_middle_of_a_restart_is_obeyed(service):
         async with stalled_upload(running.port, headers):
             await staged(running)
             running.send(signal.SIGHUP)
-            await asyncio.to_thread(running.wait_for, "restarting the workers")
+            await asyncio.to_thread(running.wait_for, "workers restarting")
             running.send(signal.SIGTERM)
             return await asyncio.to_thread(running.wait)
 
@@ -84,7 +84,7 @@ def test_a_new_worker_that_cannot_start_leaves_the_old_ones(service, tmp_path):
     (tmp_path / "waybill.db").rename(tmp_path / "moved.db")
     (tmp_path / "waybill.db").mkdir()
     running.send(signal.SIGHUP)
-    running.wait_for("a new worker does not start")
+    running.wait_for("new worker not started")
     (tmp_path / "waybill.db").rmdir()
     (tmp_path / "moved.db").rename(tmp_path / "waybill.db")
     running.look_for_workers()
@@ -104,7 +104,7 @@ def test_a_worker_that_hangs_does_not_keep_the_others_from_being_restarted(servi
         running.wait_for("Shutting down")
         before[0].suspend()
         assert psutil.wait_procs(before, PATIENCE)[1] == []
-    running.wait_for("a worker does not stop and is killed")
+    running.wait_for("worker killed")
     with running.client() as client:
         assert client.get("/health/ready").status_code == 200
     assert running.stop() == 0

@@ -219,7 +219,7 @@ def test_a_stop_ends_although_the_database_is_frozen(service, database):
         assert asyncio.run(run()) == 1
     finally:
         database.thaw()
-    assert running.said("critical") == ["stopping takes too long: the process ends as it is"]
+    assert running.said("critical") == ["shutdown timed out"]
 
 
 @pytest.mark.parametrize("connection", ["new", "kept"])

@@ -115,7 +115,7 @@ def test_a_failure_after_the_checks_is_reported_in_one_line(tmp_path, workers):
         workers=workers,
     )
     assert status == 69
-    reasons = [line for line in said.splitlines() if "the service cannot start" in line]
+    reasons = [line for line in said.splitlines() if "service not started" in line]
     assert 1 <= len(reasons) <= workers
     assert all(str(tmp_path / "file") in reason for reason in reasons)
 

@@ -1,5 +1,6 @@
 """What processes count is added up, whoever of them has died; what they have now is what the living have."""
 
+import asyncio
 import multiprocessing
 from contextlib import contextmanager
 
@@ -102,16 +103,13 @@ async def test_the_lag_of_the_event_loop_is_how_late_its_timer_rings(monkeypatch
     moments = iter([0.0, 0.75, 1.0, 1.5])
     metrics = Metrics(stopwatch=lambda: next(moments))
 
-    class Enough(Exception):
-        pass
-
     async def sleep(seconds):
         assert seconds == 0.5
         if metrics.lag._cells[metrics.lag._sum]:
-            raise Enough
+            raise asyncio.CancelledError
 
     monkeypatch.setattr("app.metrics.asyncio.sleep", sleep)
-    with pytest.raises(Enough):
+    with pytest.raises(asyncio.CancelledError):
         await metrics.watch()
     *counts, total = value(metrics, "waybill_event_loop_lag_seconds")
     assert (sum(counts), total) == (1, 0.25)

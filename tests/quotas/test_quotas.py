@@ -104,7 +104,7 @@ async def test_a_cancelled_request_holds_nothing_once_it_has_released(stack, dat
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    granted.give_back()
+    granted.release()
     goes_on.set()
     assert await quotas.grant("b", "mine", uploads=1, size=1) == Amount(1, 1)
     assert await has(db) == Amount(1, 1)
@@ -125,7 +125,7 @@ async def test_a_grant_of_unknown_outcome_is_released_when_the_database_is_back(
         with pytest.raises(Unavailable):
             await granted.need(1, 1000)
     assert await has(db) == Amount(1, 1000)
-    granted.give_back()
+    granted.release()
     assert await quotas.grant("b", "mine", uploads=1, size=1000) == Amount(1, 1000)
 
 

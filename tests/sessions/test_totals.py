@@ -83,10 +83,10 @@ async def test_granted_quota_is_counted_too(db):
     await quota_records.renew(db, "holder", NOW + 6)
     await db.transaction(lambda unit: quota_records.grant(unit, [Allowance("b", "mine", "holder", 1, 9, NOW + 5)]))
     assert await quota_records.expire(db, NOW + 5, 9) == 0  # renewed
-    await quota_records.give_back(db, ["a", "unknown"])
+    await quota_records.release(db, ["a", "unknown"])
     assert await counted(db) == ({}, (1, 9))
     assert [await quota_records.expire(db, NOW + 6, 9) for _ in range(2)] == [1, 0]
-    await quota_records.give_back_all(db, "holder")
+    await quota_records.release_all(db, "holder")
     assert await counted(db) == ({}, (0, 0))
     assert await differences(db) == []
 

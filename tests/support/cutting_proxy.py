@@ -12,13 +12,12 @@ import random
 import socket
 import struct
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 
-BLOCK = 64 * 1024
-PATIENCE = 20.0  # seconds
+from tests.support.own_thread import BLOCK, OwnThread, Streams
+
 # An answer is cut in its head: tus-js-client on Node would wait for ever for the rest of a body.
 HEAD_OF_AN_ANSWER = 100  # bytes
 
@@ -32,14 +31,11 @@ FATES = (
 )
 
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
 class Struck(Exception):
     """The connection has met its end."""
 
 
-class CuttingProxy:
+class CuttingProxy(OwnThread):
     """Something strikes a connection after at most `reach` bytes from its client, and again after as many.
 
     One in ten strikes within the first bytes, where heads are. `met` counts what struck. With a `reach` of None it only
@@ -47,27 +43,11 @@ class CuttingProxy:
     """
 
     def __init__(self, upstream_port: int, *, seed: int, reach: int | None = 1024 * 1024, pause: float = 0.1) -> None:
+        super().__init__()
         self.upstream_port = upstream_port
         self.reach, self.pause = reach, pause
         self.met: Counter[str] = Counter()
-        self.port = 0
-        self.closing = asyncio.Event()
         self._chance = random.Random(seed)
-        self._loop = asyncio.new_event_loop()
-        self._connections: set[asyncio.Task[None]] = set()
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True)
-
-    def __enter__(self) -> "CuttingProxy":
-        self._thread.start()
-        assert self._listening.wait(PATIENCE)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self.closing.set)
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        self._loop.close()
 
     @property
     def url(self) -> str:
@@ -79,21 +59,6 @@ class CuttingProxy:
             reach = 1_000 if self._chance.random() < 0.1 else self.reach
             yield self._chance.randrange(1, reach), self._chance.choice(FATES)
         yield sys.maxsize, "none"
-
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=BLOCK)
-        self.port = server.sockets[0].getsockname()[1]
-        self._listening.set()
-        await self.closing.wait()
-        server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = self._loop.create_task(self._connect(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -11,39 +11,22 @@ import asyncio
 import threading
 from urllib.parse import urlsplit
 
-BLOCK = 64 * 1024
-PATIENCE = 20.0  # seconds
+from tests.support.own_thread import BLOCK, PATIENCE, OwnThread
 
 
-class Partition:
+class Partition(OwnThread):
     """While it is cut who connects waits, and what was sent is kept. Healed it arrives late, as TCP would have it.
 
     With `cut_before` it cuts itself when these bytes come from the client, before they pass.
     """
 
     def __init__(self, port: int) -> None:
-        self.port = 0
+        super().__init__()
         self.is_cut = threading.Event()
         self.cut_before: bytes | None = None
         self._server_port = port
-        self._loop = asyncio.new_event_loop()
         self._whole = asyncio.Event()
         self._whole.set()
-        self._ending = asyncio.Event()
-        self._listening = threading.Event()
-        self._connections: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True)
-
-    def __enter__(self) -> "Partition":
-        self._thread.start()
-        assert self._listening.wait(PATIENCE)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._ending.set)
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        self._loop.close()
 
     def leads(self, url: str) -> str:
         """The server's URL, by this way."""
@@ -72,21 +55,6 @@ class Partition:
     def _cut(self) -> None:
         self._whole.clear()
         self.is_cut.set()
-
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._listening.set()
-        await self._ending.wait()
-        server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = self._loop.create_task(self._connect(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         other, whole = None, self._whole

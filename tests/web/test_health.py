@@ -105,7 +105,7 @@ async def test_a_lock_that_keeps_uploads_from_being_recorded_is_not_ready(
 ) -> None:
     state = service.state
     with monkeypatch.context() as patch:
-        patch.setattr(state["db"], "_timeout", 1.0)
+        patch.setattr(state["db"]._calls, "_timeout", 1.0)
         async with locked(state["settings"].database_url.get_secret_value()):
             answer = await service.client().get("/health/ready")
             assert (answer.status, answer.json()["checks"]["database"] != "ok") == (503, True)
