@@ -1,12 +1,18 @@
 """Detection of the resumable protocol that a request speaks, by its headers."""
 
 from collections.abc import Collection
+from typing import Final
 
 from app.model import Protocol
 from app.protocols import ietf, tus
 from app.protocols.ietf import Resumable
 from app.protocols.intents import Codec, Headers, Limits, media_type
 from app.protocols.tus import Tus
+
+_OF_CREATION: Final = frozenset(
+    {"upload-complete", "upload-incomplete", "upload-length", "upload-defer-length", "upload-concat"}
+)
+"""The headers by which a request begins a resumable upload, of either protocol."""
 
 
 def detect(method: str, headers: Headers) -> Protocol | None:
@@ -33,6 +39,8 @@ def codec_for(protocol: Protocol, method: str, headers: Headers, limits: Limits,
 
 
 def _new(method: str, headers: Headers) -> Protocol | None:
+    if _OF_CREATION.isdisjoint(headers.keys()):
+        return Protocol.RESUMABLE if media_type(headers) == ietf.CHUNK else None
     ends = ietf.boolean(headers, "Upload-Complete")
     if ends is False or ietf.boolean(headers, "Upload-Incomplete"):  # the latter in the first drafts: ?1 marks a part
         return Protocol.RESUMABLE

@@ -7,7 +7,7 @@ lengths are bytes, times are microseconds since 1970 UTC, digests are as they we
 import hashlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -19,9 +19,11 @@ _WHOLE = re.compile(r"[0-9]{1,19}")
 
 
 class Headers(Protocol):
-    """The headers of a request: names in any case, values as text whose bytes were decoded as latin-1."""
+    """The headers of a request: names in lower case, values as text whose bytes were decoded as latin-1."""
 
-    def getlist(self, key: str) -> list[str]: ...
+    def getlist(self, key: str, /) -> list[str]: ...
+
+    def keys(self) -> Iterable[str]: ...
 
 
 class Hasher(Protocol):

@@ -1,50 +1,76 @@
-"""Requests as handlers get them, and the shortest way from the router to a handler and back."""
+"""Requests as handlers get them, and the shortest way from a request's path to its handler and back."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from starlette import routing
 from starlette.datastructures import Headers as SearchedHeaders
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 _NONE: list[str] = []
 
 
 class RequestHeaders(SearchedHeaders):
-    """Starlette's headers, sorted by name once. Its own are searched and decoded anew for every access."""
+    """Starlette's headers, sorted by name once. Its own are searched and decoded anew for every access.
+
+    Names are looked up as they are, in lower case, in which servers hand them on.
+    """
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         self._list = list(pairs)
-        self._named: dict[str, list[str]] = {}
+        named = self._named = {}  # type: dict[str, list[str]]
         for name, value in self._list:
-            self._named.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+            key = name.decode("latin-1")
+            if key in named:
+                named[key].append(value.decode("latin-1"))
+            else:
+                named[key] = [value.decode("latin-1")]
 
     def getlist(self, key: str) -> list[str]:
-        return self._named.get(key.lower(), _NONE)
+        return self._named.get(key, _NONE)
+
+    def keys(self) -> list[str]:  # type: ignore[override]  # as Starlette's own
+        return list(self._named)
 
     def get(self, key: str, default: Any = None) -> Any:
-        values = self._named.get(key.lower())
+        values = self._named.get(key)
         return values[0] if values else default
 
     def __getitem__(self, key: str) -> str:
-        return self._named[key.lower()][0]
+        return self._named[key][0]
 
     def __contains__(self, key: Any) -> bool:
-        return key.lower() in self._named
+        return key in self._named
 
 
 class Request(StarletteRequest[Any]):
     """Starlette's request, with the headers that its Exchange has sorted and the lifespan's state as it is."""
 
-    @property
-    def headers(self) -> SearchedHeaders:
-        headers: RequestHeaders = self.scope["exchange"].headers
-        return headers
+    headers: Any = None  # plain attributes; Starlette's properties would search for them at each access
+    state: Any = None
 
-    @property
-    def state(self) -> Any:
-        return self.scope["state"]
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.headers = scope["exchange"].headers
+        self.state = scope["state"]
+        self._receive = receive
+
+
+class Router:
+    """Finds the handler of a request: by the path itself where that has no parameters, else as Starlette does."""
+
+    def __init__(self, router: routing.Router) -> None:
+        self._search = router
+        self._exact: dict[tuple[str, str], ASGIApp] = {}
+        for route in router.routes:
+            if isinstance(route, routing.Route) and not route.param_convertors:
+                self._exact |= {(method, route.path): route.app for method in route.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        await (handler or self._search)(scope, receive, send)
 
 
 class Handler:
@@ -57,5 +83,5 @@ class Handler:
         self._handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._handle(Request(scope, receive, send))
+        response = await self._handle(Request(scope, receive))
         await response(scope, receive, send)

@@ -14,6 +14,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request as StarletteRequest
+from starlette.requests import empty_receive
 
 from app.config import types
 from app.errors import BadRequest, RangeNotSatisfiable, UploadError
@@ -307,7 +308,7 @@ class _Exchange:
 
 
 def _request(scope: dict[str, object]) -> "StarletteRequest[object]":
-    return Request(scope)
+    return Request(scope, empty_receive)
 
 
 # --- settings
