@@ -5,8 +5,8 @@ function here takes time linear in what it is given, and refuses or ignores what
 not understand; nothing is guessed.
 """
 
-import base64
 import re
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
@@ -220,7 +220,7 @@ def idempotency_key(value: str) -> str:
 
 def digest_field(sha256: str) -> str:
     """A Repr-Digest or Content-Digest that declares `sha256`, given in hex."""
-    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
+    return f"sha-256=:{b2a_base64(bytes.fromhex(sha256), newline=False).decode()}:"
 
 
 _CONTENT_RANGE = re.compile(r"bytes[ \t]+0-([0-9]{1,19})/([0-9]{1,19})", re.IGNORECASE)

@@ -252,9 +252,11 @@ def single(headers: Headers, name: str) -> str | None:
         BadRequest: the header is repeated.
     """
     values = headers.getlist(name)
+    if not values:
+        return None
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
-    return values[0].strip(" \t") if values else None
+    return values[0].strip(" \t")
 
 
 def declared_of_body(headers: Headers) -> Digests:

@@ -33,9 +33,9 @@ class Body:
     ) -> None:
         headers = request.headers
         self.declared = content_length(headers.getlist("content-length"))
-        if not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
+        if "content-encoding" in headers and not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
             raise UnsupportedMediaType("the body has a Content-Encoding; send the bytes as they are")
-        if transfer := _tokens(headers.getlist("transfer-encoding")):
+        if "transfer-encoding" in headers and (transfer := _tokens(headers.getlist("transfer-encoding"))):
             # An HTTP parser may pass `gzip, chunked` on as if only `chunked` stood there.
             if transfer != {"chunked"}:
                 raise BadRequest("the body has a Transfer-Encoding other than chunked")
@@ -84,8 +84,6 @@ class Body:
 
 
 def _tokens(values: list[str]) -> set[str]:
-    if not values:
-        return set()
     return {token for value in values for element in value.split(",") if (token := element.strip(" \t").lower())}
 
 

@@ -58,6 +58,15 @@ class Request(StarletteRequest[Any]):
         self._receive = receive
 
 
+class JsonResponse(Response):
+    """A response of JSON as it is sent, with its further headers as they are sent."""
+
+    def __init__(self, body: bytes, status_code: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.body, self.status_code, self.background = body, status_code, None
+        length = b"%d" % len(body)
+        self.raw_headers = [*headers, (b"content-length", length), (b"content-type", b"application/json")]
+
+
 class Router:
     """Finds the handler of a request: by the path itself where that has no parameters, else as Starlette does."""
 
