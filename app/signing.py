@@ -2,11 +2,11 @@
 
 import hashlib
 import hmac
+from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from hmac import compare_digest
 
 import itsdangerous
-from itsdangerous.encoding import base64_encode
 
 
 class _Key:
@@ -19,7 +19,7 @@ class _Key:
     def signature(self, text: str) -> bytes:
         mac = self._keyed.copy()
         mac.update(text.encode("ascii"))
-        return base64_encode(mac.digest())
+        return urlsafe_b64encode(mac.digest()).rstrip(b"=")
 
 
 class Signer:

@@ -9,10 +9,10 @@ from app.protocols.ietf import Resumable
 from app.protocols.intents import Codec, Headers, Limits, media_type
 from app.protocols.tus import Tus
 
-_OF_CREATION: Final = frozenset(
-    {"upload-complete", "upload-incomplete", "upload-length", "upload-defer-length", "upload-concat"}
+_BEGINS: Final = frozenset(
+    {"tus-resumable", "upload-complete", "upload-incomplete", "upload-length", "upload-defer-length", "upload-concat"}
 )
-"""The headers by which a request begins a resumable upload, of either protocol."""
+"""The headers by which a request can begin a resumable upload."""
 
 
 def detect(method: str, headers: Headers) -> Protocol | None:
@@ -22,6 +22,8 @@ def detect(method: str, headers: Headers) -> Protocol | None:
     upload although Upload-Complete cannot be read, as the draft wants it, and so does a complete
     form. A body that is only a part of a file never does.
     """
+    if method in {"POST", "PUT"} and _BEGINS.isdisjoint(headers.keys()):  # most requests
+        return Protocol.RESUMABLE if media_type(headers) == ietf.CHUNK else None
     if headers.getlist("tus-resumable"):
         return Protocol.TUS
     if method == "PATCH":
@@ -39,8 +41,6 @@ def codec_for(protocol: Protocol, method: str, headers: Headers, limits: Limits,
 
 
 def _new(method: str, headers: Headers) -> Protocol | None:
-    if _OF_CREATION.isdisjoint(headers.keys()):
-        return Protocol.RESUMABLE if media_type(headers) == ietf.CHUNK else None
     ends = ietf.boolean(headers, "Upload-Complete")
     if ends is False or ietf.boolean(headers, "Upload-Incomplete"):  # the latter in the first drafts: ?1 marks a part
         return Protocol.RESUMABLE

@@ -133,8 +133,9 @@ class Ingest:
             raise Unavailable("too many uploads are under way")
         self._publisher.check()
         reservation = self._storage.reserve(declared or 0)  # without free space not even an empty file is accepted
+        if not self._live:
+            self._idle.clear()
         self._live[landing] = None
-        self._idle.clear()
         return reservation
 
     def count(self, landing: object, session_id: str) -> None:

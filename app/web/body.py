@@ -109,7 +109,7 @@ class _Pace:
 
     async def wait_for(self, receive: Any, received: int) -> Any:
         self._received = received
-        self._waiting = asyncio.current_task()
+        self._waiting = asyncio.current_task(self._loop)
         try:
             return await receive()
         except asyncio.CancelledError:

@@ -68,18 +68,36 @@ class JsonResponse(Response):
 
 
 class Router:
-    """Finds the handler of a request: by the path itself where that has no parameters, else as Starlette does."""
+    """Finds the handler of a request: by its path if that has no parameters, or how it begins if only the rest is one.
+
+    All else is left to Starlette, which tries one route after the other.
+    """
 
     def __init__(self, router: routing.Router) -> None:
         self._search = router
-        self._exact: dict[tuple[str, str], ASGIApp] = {}
+        self._whole: dict[tuple[str, str], ASGIApp] = {}
+        self._begun: dict[str, list[tuple[str, str, ASGIApp]]] = {}
         for route in router.routes:
-            if isinstance(route, routing.Route) and not route.param_convertors:
-                self._exact |= {(method, route.path): route.app for method in route.methods or ()}
+            if isinstance(route, routing.Route):
+                begin, _, parameter = route.path.partition("{")
+                for method in route.methods or ():
+                    if not parameter:
+                        self._whole[method, route.path] = route.app
+                    elif parameter.endswith(":rest}"):
+                        self._begun.setdefault(method, []).append((begin, parameter[: -len(":rest}")], route.app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        await (handler or self._search)(scope, receive, send)
+        await (self._find(scope) or self._search)(scope, receive, send)
+
+    def _find(self, scope: Scope) -> ASGIApp | None:
+        if scope["type"] != "http":
+            return None
+        method, path = scope["method"], scope["path"]
+        for begin, parameter, app in self._begun.get(method, ()):
+            if path.startswith(begin):
+                scope["path_params"] = {parameter: path[len(begin) :]}
+                return app
+        return self._whole.get((method, path))
 
 
 class Handler:

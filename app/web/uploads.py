@@ -37,6 +37,7 @@ _URLENCODED: Final = "application/x-www-form-urlencoded"
 _PLAIN_FORMS: Final = {_URLENCODED, "text/plain"}
 """The media types of forms without enctype, or with this one: browsers send names without their files."""
 UPLOADS: Final = "/api/ingestion/uploads"
+_BELOW: Final = f"{UPLOADS}/".encode()
 MAX_FIELDS: Final = 1000
 """How many parts of a form may be plain fields, beside its files."""
 
@@ -77,7 +78,7 @@ def _is_navigation(request: Request[Any], essence: str) -> bool:
 def filename_of(request: Request[Any]) -> str:
     """The clean name that the path of a PUT gives its file."""
     # From the raw path: the decoded one has lost bytes that are not UTF-8.
-    _, here, raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())
+    _, here, raw_name = request.scope["raw_path"].partition(_BELOW)
     if not here:
         raise NotFound  # our own path was escaped, which no client does, so the name's beginning is unclear
     return safe_filename(unquote_to_bytes(raw_name))
