@@ -47,7 +47,7 @@ class Body:
         self._receive = request.receive
         self._limit = limit
         self._ended = False
-        self._checks = [(check, check.hasher()) for check in checks]
+        self._checks = [(check, check.hasher()) for check in checks] if checks else []
         self._pace = _Pace(min_rate, timeout)
 
     def __enter__(self) -> Self:

@@ -4,45 +4,30 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette import routing
-from starlette.datastructures import Headers as SearchedHeaders
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_NONE: list[str] = []
 
+class RequestHeaders(dict[str, str]):
+    """The headers of a request by their names in lower case: of each the first value. `getlist` returns all values.
 
-class RequestHeaders(SearchedHeaders):
-    """Starlette's headers, sorted by name once. Its own are searched and decoded anew for every access.
-
-    Names are looked up as they are, in lower case, in which servers hand them on.
+    They are sorted once. Starlette's own are searched and decoded anew for every access.
     """
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        self._list = list(pairs)
-        named = self._named = {}  # type: dict[str, list[str]]
-        for name, value in self._list:
-            key = name.decode("latin-1")
-            if key in named:
-                named[key].append(value.decode("latin-1"))
+        self._repeated: dict[str, list[str]] = {}
+        for raw_name, raw_value in pairs:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            if name in self:
+                self._repeated.setdefault(name, [self[name]]).append(value)
             else:
-                named[key] = [value.decode("latin-1")]
+                self[name] = value
 
-    def getlist(self, key: str) -> list[str]:
-        return self._named.get(key, _NONE)
-
-    def keys(self) -> list[str]:  # type: ignore[override]  # as Starlette's own
-        return list(self._named)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        values = self._named.get(key)
-        return values[0] if values else default
-
-    def __getitem__(self, key: str) -> str:
-        return self._named[key][0]
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._named
+    def getlist(self, name: str) -> list[str]:
+        if name in self._repeated:
+            return self._repeated[name]
+        return [self[name]] if name in self else []
 
 
 class Request(StarletteRequest[Any]):

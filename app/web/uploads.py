@@ -231,9 +231,9 @@ def _refuse_fragment(whole: int, sizes: list[int]) -> None:
 
 def _single(request: Request[Any], name: str) -> str | None:
     """The value of a header that must not be repeated, since two readers could take two values."""
-    values = request.headers.getlist(name)
-    if not values:
+    if name not in request.headers:
         return None
+    values = request.headers.getlist(name)
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
     return values[0]
