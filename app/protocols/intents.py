@@ -25,6 +25,8 @@ class Headers(Protocol):
 
     def keys(self) -> Iterable[str]: ...
 
+    def __contains__(self, key: object, /) -> bool: ...
+
 
 class Hasher(Protocol):
     def update(self, data: bytes | memoryview, /) -> None: ...
@@ -251,9 +253,9 @@ def single(headers: Headers, name: str) -> str | None:
     Raises:
         BadRequest: the header is repeated.
     """
-    values = headers.getlist(name)
-    if not values:
+    if name not in headers:
         return None
+    values = headers.getlist(name)
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
     return values[0].strip(" \t")

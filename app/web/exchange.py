@@ -121,6 +121,7 @@ class ExchangeMiddleware:
         self._base_path = base_path
         self._new_id = new_id
         self._stopwatch = stopwatch
+        self._log = log.bind()  # once: `log` would look for its configuration at every line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -146,7 +147,7 @@ class ExchangeMiddleware:
                 raise
             await exchange.refuse(Internal(), scope)
         finally:
-            log.info(
+            self._log.info(
                 "answered",
                 request_id=exchange.id,
                 method=scope["method"],
