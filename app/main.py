@@ -38,6 +38,7 @@ from app.uploads.ingest import Ingest, IngestLimits
 from app.uploads.lookup import Lookup
 from app.web.cors import CorsMiddleware
 from app.web.exchange import ExchangeMiddleware
+from app.web.request import Router
 from app.web.routes import routes
 from app.web.services import Services
 from app.web.session import SessionMiddleware
@@ -264,7 +265,7 @@ class _Application(Starlette):
     """Starlette with our middleware alone: ExchangeMiddleware answers for every error beneath it."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = self.router
+        app: ASGIApp = Router(self.router)
         for factory, positional, named in reversed(self.user_middleware):
             app = factory(app, *positional, **named)
         return app

@@ -164,7 +164,7 @@ class Upload(BaseModel):
     id: UploadId
     session_id: str = Field(exclude=True, min_length=1)
     filename: DisplayName
-    content_type: Annotated[Text, Field(max_length=MAX_CONTENT_TYPE_CHARACTERS)] | None
+    content_type: Annotated[str, Field(max_length=MAX_CONTENT_TYPE_CHARACTERS), AfterValidator(_sendable)] | None
     size: Size
     sha256: Digest | None
     status: Status
@@ -226,8 +226,8 @@ class Upload(BaseModel):
             "content_type": self.content_type,
             "size_bytes": self.size,
             "sha256": self.sha256,
-            "status": self.status.value,
-            "protocol": self.protocol.value,
+            "status": str(self.status),
+            "protocol": str(self.protocol),
             "error_code": self.error.code if self.error else None,
             "error_detail": self.error.detail if self.error else None,
             "created_at_us": self.created_at,
@@ -236,7 +236,7 @@ class Upload(BaseModel):
 
     def as_json(self) -> bytes:
         """The record as a client sees it, in UTF-8."""
-        return self.model_dump_json().encode()
+        return self.__pydantic_serializer__.to_json(self)
 
 
 def folded(text: str) -> str:

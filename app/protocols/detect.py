@@ -1,12 +1,18 @@
 """Detection of the resumable protocol that a request speaks, by its headers."""
 
 from collections.abc import Collection
+from typing import Final
 
 from app.model import Protocol
 from app.protocols import ietf, tus
 from app.protocols.ietf import Resumable
 from app.protocols.intents import Codec, Headers, Limits, media_type
 from app.protocols.tus import Tus
+
+_BEGINS: Final = frozenset(
+    {"tus-resumable", "upload-complete", "upload-incomplete", "upload-length", "upload-defer-length", "upload-concat"}
+)
+"""The headers by which a request can begin a resumable upload."""
 
 
 def detect(method: str, headers: Headers) -> Protocol | None:
@@ -16,6 +22,8 @@ def detect(method: str, headers: Headers) -> Protocol | None:
     upload although Upload-Complete cannot be read, as the draft wants it, and so does a complete
     form. A body that is only a part of a file never does.
     """
+    if method in {"POST", "PUT"} and _BEGINS.isdisjoint(headers.keys()):  # most requests
+        return Protocol.RESUMABLE if media_type(headers) == ietf.CHUNK else None
     if headers.getlist("tus-resumable"):
         return Protocol.TUS
     if method == "PATCH":

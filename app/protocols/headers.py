@@ -5,8 +5,8 @@ function here takes time linear in what it is given, and refuses or ignores what
 not understand; nothing is guessed.
 """
 
-import base64
 import re
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
@@ -62,20 +62,19 @@ def parameters(value: str) -> tuple[str, dict[str, str]]:
     if head is None:
         raise BadRequest("a header starts with a word, and does not here")
     found: dict[str, str] = {}
-    at = head.end()
-    while at < len(value):
+    at, stop = head.end(), len(value)
+    while at < stop:
         match = _PARAMETER.match(value, at)
         if match is None:
             raise BadRequest('a header has parameters like ; name=value or ; name="value", and something else here')
         at = match.end()
-        name, text = match.groups()
-        if name is None:  # empty, between two semicolons or after the last one
+        if match[1] is None:  # empty, between two semicolons or after the last one
             continue
-        name = name.lower()
+        name = match[1].lower()
         if name in found:
             raise BadRequest("a header names a parameter twice")
-        found[name] = text
-    return head.group().lower(), found
+        found[name] = match[2]
+    return head[0].lower(), found
 
 
 def unquoted(text: str) -> str:
@@ -150,7 +149,7 @@ def content_length(values: Sequence[str]) -> int | None:
     if not values:
         return None
     match = _LENGTH.fullmatch(values[0]) if len(values) == 1 else None
-    length = int(match.group(1) or "0") if match else MAX_SIZE + 1
+    length = int(match[1] or "0") if match else MAX_SIZE + 1
     if length > MAX_SIZE:
         raise BadRequest(f"Content-Length must be a single whole number, at most {MAX_SIZE}")
     return length
@@ -172,7 +171,7 @@ def declared_digests(name: str, values: Sequence[str]) -> Digests:
         UncheckedDigest: neither sha-256 nor sha-512 is among them, so nothing could be checked.
         BadRequest: the field is no structured dictionary, or a digest has another length than its algorithm's.
     """
-    value = ", ".join(values).strip(" \t")
+    value = ", ".join(values).strip(" \t") if values else ""
     if not value:  # an empty dictionary is written as no field
         return UNDECLARED
     if len(value) > _MAX_DIGEST_FIELD_CHARACTERS:
@@ -220,7 +219,7 @@ def idempotency_key(value: str) -> str:
 
 def digest_field(sha256: str) -> str:
     """A Repr-Digest or Content-Digest that declares `sha256`, given in hex."""
-    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
+    return f"sha-256=:{b2a_base64(bytes.fromhex(sha256), newline=False).decode()}:"
 
 
 _CONTENT_RANGE = re.compile(r"bytes[ \t]+0-([0-9]{1,19})/([0-9]{1,19})", re.IGNORECASE)

@@ -129,7 +129,7 @@ class Resumable:
     def _ask(self) -> Ask:
         # Apple's clients, of the older versions, repeat on every request how the first one described the file.
         for name in () if self._older else ("Upload-Offset", "Upload-Complete", "Upload-Length"):
-            if self._headers.getlist(name):
+            if self._headers.getlist(name.lower()):
                 raise BadRequest(f"a request that asks for the offset carries no {name}")
         return Ask()
 
@@ -196,7 +196,7 @@ class Resumable:
         return length
 
     def _digests(self, field: str) -> Digests:
-        return grammar.declared_digests(field, self._headers.getlist(field))
+        return grammar.declared_digests(field, self._headers.getlist(field.lower()))
 
     def answer(self, intent: Intent, state: State) -> Answer:
         said = self._echo()
@@ -270,7 +270,7 @@ class Resumable:
 
 def _item(headers: Headers, name: str) -> object:
     """The field's value without its parameters; None when the field is absent or no structured item."""
-    text = single(headers, name)
+    text = single(headers, name.lower())
     if text is None:
         return None
     if len(text) > _MAX_FIELD_CHARACTERS:

@@ -7,7 +7,7 @@ lengths are bytes, times are microseconds since 1970 UTC, digests are as they we
 import hashlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -19,9 +19,13 @@ _WHOLE = re.compile(r"[0-9]{1,19}")
 
 
 class Headers(Protocol):
-    """The headers of a request: names in any case, values as text whose bytes were decoded as latin-1."""
+    """The headers of a request: names in lower case, values as text whose bytes were decoded as latin-1."""
 
-    def getlist(self, key: str) -> list[str]: ...
+    def getlist(self, key: str, /) -> list[str]: ...
+
+    def keys(self) -> Iterable[str]: ...
+
+    def __contains__(self, key: object, /) -> bool: ...
 
 
 class Hasher(Protocol):
@@ -249,10 +253,12 @@ def single(headers: Headers, name: str) -> str | None:
     Raises:
         BadRequest: the header is repeated.
     """
+    if name not in headers:
+        return None
     values = headers.getlist(name)
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
-    return values[0].strip(" \t") if values else None
+    return values[0].strip(" \t")
 
 
 def declared_of_body(headers: Headers) -> Digests:

@@ -217,7 +217,7 @@ class Tus:
             raise TooLarge(end, most)
 
     def _digests(self, field: str) -> Digests:
-        return grammar.declared_digests(field, self._headers.getlist(field))
+        return grammar.declared_digests(field, self._headers.getlist(field.lower()))
 
     def _checks(self) -> tuple[Checksum, ...]:
         """The checksums of this request's body, by tus' own header and by HTTP's."""

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 _TOGETHER_BYTES: Final = 64 * 1024
 _NO_BODY: Final = {204, 304}
 _INTERIM_PHRASES: Final = {104: b"Upload Resumption Supported"}
-_CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t\r\n"))
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t"))
 
 
 class Cycle(RequestResponseCycle):
@@ -51,7 +51,8 @@ class Cycle(RequestResponseCycle):
         if not self.disconnected and not self.response_complete:
             if self.more_body:  # else each check whether the client is still there would read on
                 self.flow.resume_reading()
-            await self.message_event.wait()
+            if not self._blocks:
+                await self.message_event.wait()
             self.message_event.clear()
         if self.response_complete or (self.disconnected and not self._blocks):
             return {"type": "http.disconnect"}
@@ -95,8 +96,8 @@ class Cycle(RequestResponseCycle):
             self.chunked_encoding = True
             lines.append(b"transfer-encoding: chunked\r\n")
         head = b"".join(lines)
-        breaks = (head.count(b"\r"), head.count(b"\n"), head.count(b"\r\n"))
-        if breaks != (len(lines),) * 3 or len(head.translate(None, _CONTROLS)) != len(head):
+        controls = len(head) - len(head.translate(None, _CONTROLS))
+        if controls != 2 * len(lines) or head.count(b"\r\n") != len(lines):
             raise RuntimeError("a header of the answer holds what would end it")
         self._head = head + b"\r\n"
 

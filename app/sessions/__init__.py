@@ -100,20 +100,21 @@ class Sessions:
                     raise AmbiguousSession
                 if group:
                     break
+        now_us = self._now_us()
         for at, group in enumerate(carried):
             for token in group:
-                session = await self._find(token.hash)
+                session = await self._find(token.hash, now_us)
                 if session:
-                    self.last_seen.note(session)
+                    self.last_seen.note(session, now_us)
                     return Recognised(session, token, at)
         return None
 
-    async def _find(self, token_hash: str) -> Session | None:
+    async def _find(self, token_hash: str, now_us: int) -> Session | None:
         """Find the session of a token, by one query for all that wait, cached for a moment."""
         now = asyncio.get_running_loop().time()
         known = self._known.get(token_hash)
         if known is not None and known.until > now and known.session is not None:
-            if known.session.expires_at > self._now_us():
+            if known.session.expires_at > now_us:
                 return known.session
             known = None  # another worker may have used it since
         if known is None or known.until <= now:

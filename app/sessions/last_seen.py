@@ -42,9 +42,8 @@ class LastSeen:
         """The interval at which `last_seen` is saved."""
         return min(FLUSH_SECONDS, self._max_age_us / 1_000_000 / _SHARE)
 
-    def note(self, session: Session) -> None:
+    def note(self, session: Session, now_us: int) -> None:
         """Count a use of the session."""
-        now_us = self._now_us()
         if now_us - session.last_seen_at >= self._seen_every_us and session.id not in self._seen:
             self._seen[session.id] = Seen(session.id, now_us, now_us + self._max_age_us)
 

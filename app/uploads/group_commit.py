@@ -103,13 +103,15 @@ class Publisher:
     ) -> None:
         await run_to_completion(self._close())
 
-    def check(self, session_id: str | None = None) -> None:
-        """Raise Unavailable when an upload, of this session if it is known, could not land now.
-
-        The database is away, the session is locked for long, or the service stops.
-        """
+    def check(self) -> None:
+        """Raise Unavailable when no upload could land now: the database is away, or the service stops."""
         self._publishing.check()
-        self._in_doubt.check(session_id)
+        self._in_doubt.check()
+
+    def check_session(self, session_id: str) -> None:
+        """Raise Locked when no upload of this session could land now, because others have locked it for long."""
+        if session_id in self._in_doubt.locked:
+            raise Locked
 
     async def land(
         self,
@@ -130,11 +132,12 @@ class Publisher:
             OutcomeUnknown: the database went away in the middle, or the session stayed locked; nothing was lost.
             UploadError: none of them landed. The caller aborts those that are still staged.
         """
-        self.check()
+        self._in_doubt.check()
         landing = Landing(
             files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances, claim=claim
         )
         if len(files) > MAX_BATCH_FILES:
+            self._publishing.check()
             self._begin(self._publish_in_slices(landing))
         else:
             self._publishing.put(landing)
@@ -236,10 +239,10 @@ class Publisher:
 
     async def _record_group(self, batch: list[Landing]) -> None:
         """Record the group, except sessions that others have locked: those leave the group."""
-        for landing in batch:
-            if landing.session_id in self._locked:
-                self._set_aside(landing)
-        if rest := [landing for landing in batch if landing.session_id not in self._locked]:
+        locked = [landing for landing in batch if landing.session_id in self._locked] if self._locked else []
+        for landing in locked:
+            self._set_aside(landing)
+        if rest := [landing for landing in batch if landing not in locked] if locked else batch:
             await self._record(rest)
 
     async def _record_alone(self, landing: Landing) -> None:

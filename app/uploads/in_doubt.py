@@ -37,7 +37,8 @@ class InDoubt:
         self._db = db
         self._metrics = metrics
         self._landings: list[Landing] = []
-        self._locked: set[str] = set()
+        self.locked: set[str] = set()
+        """The sessions whose uploads cannot be recorded, since others hold locks on them."""
         self._work = asyncio.Event()
 
     def __len__(self) -> int:
@@ -47,12 +48,10 @@ class InDoubt:
     def ids(self) -> list[str]:
         return [upload_id for landing in self._landings for upload_id in landing.ids]
 
-    def check(self, session_id: str | None) -> None:
-        """Raise Unavailable when an upload, of this session if it is known, could not be recorded now."""
+    def check(self) -> None:
+        """Raise Unavailable while the database is away."""
         if self.away.is_set():
             raise Unavailable("the database is away")
-        if session_id in self._locked:
-            raise Locked
 
     def put(self, landings: Collection[Landing], *, away: bool = False, locked: bool = False) -> None:
         """Take landings in, and refuse their requests: the history will show the outcome.
@@ -68,7 +67,7 @@ class InDoubt:
         ours = [landing for landing in landings if not landing.stays]
         self._landings += ours
         if locked:
-            self._locked |= {landing.session_id for landing in ours}
+            self.locked |= {landing.session_id for landing in ours}
         for landing in landings:
             landing.refuse(OutcomeUnknown())
         self._work.set()
@@ -121,7 +120,7 @@ class InDoubt:
                 self.away.clear()
             settled = set(group)
             self._landings = [landing for landing in self._landings if landing not in settled]
-        self._locked = locked
+        self.locked = locked
 
     async def _settle(self, group: Sequence[Landing]) -> None:
         """Record the landings as failed, unless they were recorded as completed after all.

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -39,6 +39,8 @@ MAX_FAILED_OF_SESSION: Final = 1000
 """How many failed uploads a session's history may have; further ones are only logged until older ones are deleted."""
 _SMALL_BYTES: Final = 64 * 1024
 _FILES_A_TURN: Final = 64
+_RECORDED: Final = nullcontext()
+"""Stands for `_arriving` when the visitor's session is recorded already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +133,14 @@ class Ingest:
             raise Unavailable("too many uploads are under way")
         self._publisher.check()
         reservation = self._storage.reserve(declared or 0)  # without free space not even an empty file is accepted
+        if not self._live:
+            self._idle.clear()
         self._live[landing] = None
-        self._idle.clear()
         return reservation
 
     def count(self, landing: object, session_id: str) -> None:
-        """Count a landing for its session; raises RateLimited if that has too many, Unavailable while it is locked."""
-        self._publisher.check(session_id)
+        """Count a landing for its session; raises RateLimited if that has too many, Locked while others hold it."""
+        self._publisher.check_session(session_id)
         most = self.limits.requests_at_once_of_session
         if most is not None:
             if self._live_of[session_id] >= most:
@@ -168,7 +171,7 @@ class Ingest:
 
     async def land(self, landing: "Ingestion", files: list[Incoming]) -> list[Upload]:
         allowances = () if landing.granted is None else (landing.granted.id,)
-        with _arriving(landing.visitor, self._now_us()) as arrival:
+        with _arriving(landing.visitor, self._now_us()) if landing.visitor.arrival else _RECORDED as arrival:
             return await self._publisher.land(files, arrival, allowances=allowances, claim=landing.claim)
 
     async def record_failure(self, landing: "Ingestion", files: list[Incoming], error: UploadError) -> None:
@@ -180,7 +183,7 @@ class Ingest:
                 if failed >= MAX_FAILED_OF_SESSION:
                     log.info("failed uploads not recorded", session_id=landing.visitor.session_id, recorded=failed)
                     return
-            with _arriving(landing.visitor, self._now_us()) as arrival:
+            with _arriving(landing.visitor, self._now_us()) if landing.visitor.arrival else _RECORDED as arrival:
                 await self._publisher.record([file.failed(error) for file in files[-MAX_FAILED_OF_REQUEST:]], arrival)
         except StorageFull:
             log.warning("failed uploads not recorded: the disk is full", code=error.code)

@@ -117,13 +117,13 @@ class Stage:
     def put(self, landing: Landing) -> None:
         """Take a landing in; raises Unavailable once the stage is closed."""
         self.check()
-        self._waiting.append(landing)
-        self._soon.set()
+        self.put_back(landing)
 
     def put_back(self, landing: Landing) -> None:
         """Take in a landing that another stage, or this one, took in before."""
+        if not self._waiting:
+            self._soon.set()
         self._waiting.append(landing)
-        self._soon.set()
 
     def close(self) -> None:
         """Take no new landings; `run` ends when all that were taken have been worked on."""
@@ -158,9 +158,10 @@ def refusal_of(error: Exception) -> UploadError:
 def _take(waiting: list[Landing], most: int) -> list[Landing]:
     """Take the next group from the waiting landings, in order, until it has enough files."""
     files = count = 0
-    while count < len(waiting) and files < most:
-        files += max(1, len(waiting[count].files))
-        count += 1
+    for count, landing in enumerate(waiting, 1):  # noqa: B007  # it ends where the group does
+        files += len(landing.files) or 1
+        if files >= most:
+            break
     batch = waiting[:count]
     del waiting[:count]
     return batch

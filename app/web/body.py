@@ -33,9 +33,9 @@ class Body:
     ) -> None:
         headers = request.headers
         self.declared = content_length(headers.getlist("content-length"))
-        if not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
+        if "content-encoding" in headers and not _tokens(headers.getlist("content-encoding")) <= {"identity"}:
             raise UnsupportedMediaType("the body has a Content-Encoding; send the bytes as they are")
-        if transfer := _tokens(headers.getlist("transfer-encoding")):
+        if "transfer-encoding" in headers and (transfer := _tokens(headers.getlist("transfer-encoding"))):
             # An HTTP parser may pass `gzip, chunked` on as if only `chunked` stood there.
             if transfer != {"chunked"}:
                 raise BadRequest("the body has a Transfer-Encoding other than chunked")
@@ -47,7 +47,7 @@ class Body:
         self._receive = request.receive
         self._limit = limit
         self._ended = False
-        self._checks = [(check, check.hasher()) for check in checks]
+        self._checks = [(check, check.hasher()) for check in checks] if checks else []
         self._pace = _Pace(min_rate, timeout)
 
     def __enter__(self) -> Self:
@@ -84,8 +84,6 @@ class Body:
 
 
 def _tokens(values: list[str]) -> set[str]:
-    if not values:
-        return set()
     return {token for value in values for element in value.split(",") if (token := element.strip(" \t").lower())}
 
 
@@ -111,7 +109,7 @@ class _Pace:
 
     async def wait_for(self, receive: Any, received: int) -> Any:
         self._received = received
-        self._waiting = asyncio.current_task()
+        self._waiting = asyncio.current_task(self._loop)
         try:
             return await receive()
         except asyncio.CancelledError:

@@ -22,17 +22,25 @@ class Credentials:
     """The tokens that a request carries, as text, valid or not."""
 
     def __init__(self, headers: RequestHeaders, sessions: Sessions) -> None:
-        self.bearers = [text for text in _bearers(headers) if sessions.tokens.is_ours(text)]
-        self._cookies: list[list[str]] = [[], [], []]  # by rank
-        for name, value in _cookies(headers):
-            if (rank := _RANKS.get(name)) is not None:
-                self._cookies[rank].append(value)
+        sent = headers.getlist("authorization")
+        self.bearers = [text for text in _bearers(sent) if sessions.tokens.is_ours(text)] if sent else sent
+        self._cookies: list[list[str]] = [[], [], []]  # by rank; a request may carry several of one name
+        for header in headers.getlist("cookie"):
+            for pair in header.split(";"):
+                name, _, value = pair.partition("=")
+                if (rank := _RANKS.get(name.strip(" \t"))) is not None:
+                    self._cookies[rank].append(value.strip(" \t").strip('"'))
         self.by_cookie = not self.bearers and any(self._cookies)
         """Whether the request carries its session, if any, by a cookie, which a browser sends by itself."""
         self.groups = [self.bearers] if self.bearers else self._cookies
         """The tokens that count, grouped by kind, in order of precedence."""
-        self.wants_token = bool(self.bearers) or (
-            "cookie" not in headers and headers.get("waybill-token", "").lower() == "true"
+        self._headers = headers
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the caller keeps no cookies, and is to be shown the token."""
+        return bool(self.bearers) or (
+            "cookie" not in self._headers and self._headers.get("waybill-token", "").lower() == "true"
         )
 
     @property
@@ -65,20 +73,8 @@ def _field(name: str, text: str, age: int, path: str, flags: str) -> tuple[bytes
     return b"set-cookie", f"{name}={text}; Max-Age={age}; Path={path}; HttpOnly; SameSite=Lax{flags}".encode("ascii")
 
 
-def _cookies(headers: RequestHeaders) -> Iterator[tuple[str, str]]:
-    """Every cookie of the request: it may carry several of one name."""
-    for header in headers.getlist("cookie"):
-        for pair in header.split(";"):
-            name, _, value = pair.partition("=")
-            yield name.strip(" \t"), value.strip(" \t").strip('"')
-
-
-def _bearers(headers: RequestHeaders) -> Sequence[str]:
-    if not (fields := headers.getlist("authorization")):
-        return fields
-    found = []
-    for header in fields:
-        scheme, _, token = header.partition(" ")
+def _bearers(fields: Sequence[str]) -> Iterator[str]:
+    for field in fields:
+        scheme, _, token = field.partition(" ")
         if scheme.lower() == "bearer":
-            found.append(token.strip(" \t"))
-    return found
+            yield token.strip(" \t")

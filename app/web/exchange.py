@@ -5,7 +5,7 @@ an answer that comes before the end of the body ends the connection such that th
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -32,14 +32,15 @@ _SHOWN_OF_KEY: Final = 6
 class Exchange:
     """A request while it is answered; `notes` go into its log line.
 
-    `more_headers` returns further headers of the answer. It is called when the answer starts,
-    whatever made that: also a 500 that replaced another.
+    When the answer starts, `before_answer` is awaited once, if there is one; then `more_headers` returns further
+    headers of it. Both are called whatever made the answer: also a 500 that replaced another.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, new_id: Callable[[], str]) -> None:
         headers = self.headers = RequestHeaders(scope["headers"])
-        self.id = request_id(headers.get("x-request-id", "")) or new_id()
+        self.id = request_id(headers.get("x-request-id")) or new_id()
         self.notes: dict[str, Any] = {}
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.more_headers: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple
         self.status = 0
         self.received = 0
@@ -62,6 +63,9 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            prepare, self.before_answer = self.before_answer, None
+            if prepare is not None:
+                await prepare()
             self.status = message["status"]
             self._unread = not self._body_ended
             headers = [
@@ -120,6 +124,7 @@ class ExchangeMiddleware:
         self._base_path = base_path
         self._new_id = new_id
         self._stopwatch = stopwatch
+        self._log = log.bind()  # once: `log` would look for its configuration at every line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -145,7 +150,7 @@ class ExchangeMiddleware:
                 raise
             await exchange.refuse(Internal(), scope)
         finally:
-            log.info(
+            self._log.info(
                 "answered",
                 request_id=exchange.id,
                 method=scope["method"],

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import BadRequest, CrossOrigin, NoSession, UploadError
+from app.errors import BadRequest, CrossOrigin, NoSession
 from app.model import Session, Status, rfc3339
 from app.sessions import Sessions, token_records, totals_records
 from app.sessions.opening import Recognised
@@ -64,12 +64,13 @@ class Caller:
         Raises:
             NoSession: see `is_nobody`.
         """
-        if self._visitor is None:
-            if self.is_nobody:
-                arrival, self._first_token = self._sessions.begin()
-                self._visitor = Visitor(arrival.session.id, arrival)
-            else:
-                self._visitor = Visitor(self.session.id)
+        if self._visitor is not None:
+            return self._visitor
+        if self.recognised is None and self.is_nobody:
+            arrival, self._first_token = self._sessions.begin()
+            self._visitor = Visitor(arrival.session.id, arrival)
+        else:
+            self._visitor = Visitor(self.session.id)
         return self._visitor
 
     async def ensure(self) -> Recognised:
@@ -86,16 +87,10 @@ class Caller:
             return self._first_token
         return self.token
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether the cookie is stale when the answer is about to be sent, for example after a long upload."""
-        return (
-            self.token is None and self.recognised is not None and self._sessions.tokens.is_stale(self.recognised.token)
-        )
-
     async def renew(self) -> None:
-        """Issue a stale cookie anew, unless the browser was given another token meanwhile."""
-        self.token = await self._sessions.renew(self.living().token)
+        """Issue the cookie anew if it is stale, as after a long upload, unless the browser was given another one."""
+        if self.token is None and self._sessions.tokens.is_stale(self.living().token):
+            self.token = await self._sessions.renew(self.living().token)
 
 
 class SessionMiddleware:
@@ -133,30 +128,15 @@ class SessionMiddleware:
             return *others(), *shown.set_cookie(sessions, token, secure=secure, base_path=self._base_path)
 
         exchange.more_headers = more_headers
-        if caller.recognised is None:
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start" and caller.is_stale:
-                await caller.renew()
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_cookie)
-        except UploadError:
-            if caller.is_stale:
-                await caller.renew()
-            raise
+        if caller.recognised is not None:
+            exchange.before_answer = caller.renew
+        await self._app(scope, receive, send)
 
     def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
         """Refuse changes by a page of another site with this browser's cookie."""
         headers = exchange.headers
-        origin = headers.get("origin")
-        if origin in self._allowed_origins:
-            return
-        site = headers.get("sec-fetch-site")
-        if site in {"same-origin", "none"}:
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin in self._allowed_origins or site in {"same-origin", "none"} or (origin is None and site is None):
             return
         own = f"{scheme}://{headers.get('host', '')}"
         if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):

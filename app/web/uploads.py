@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,20 +23,21 @@ from app.protocols.headers import (
 from app.protocols.intents import Checksum, checksums, declared_of_body, media_type
 from app.protocols.multipart import FormDecoder, PartBegin, PartData
 from app.web import ratelimit
-from app.web.base_path import here, record_json, shown
+from app.web.base_path import here, record_json
 from app.web.body import Body
 from app.web.exchange import exchange_of
+from app.web.request import JsonResponse
 from app.web.services import Services
 from app.web.session import caller_of
 
 _RECORDS_A_TURN: Final = 256
 """How many records are serialised before other tasks run."""
-_JSON: Final = "application/json"
 _FORM: Final = "multipart/form-data"
 _URLENCODED: Final = "application/x-www-form-urlencoded"
 _PLAIN_FORMS: Final = {_URLENCODED, "text/plain"}
 """The media types of forms without enctype, or with this one: browsers send names without their files."""
 UPLOADS: Final = "/api/ingestion/uploads"
+_BELOW: Final = f"{UPLOADS}/".encode()
 MAX_FIELDS: Final = 1000
 """How many parts of a form may be plain fields, beside its files."""
 
@@ -78,7 +78,7 @@ def _is_navigation(request: Request[Any], essence: str) -> bool:
 def filename_of(request: Request[Any]) -> str:
     """The clean name that the path of a PUT gives its file."""
     # From the raw path: the decoded one has lost bytes that are not UTF-8.
-    _, here, raw_name = request.scope["raw_path"].partition(f"{UPLOADS}/".encode())
+    _, here, raw_name = request.scope["raw_path"].partition(_BELOW)
     if not here:
         raise NotFound  # our own path was escaped, which no client does, so the name's beginning is unclear
     return safe_filename(unquote_to_bytes(raw_name))
@@ -106,17 +106,17 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
             lambda: KeyedRequest(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
             lambda claim: _land_form(request, decoder, body, claim, whole),
         )
-    return _created(request, uploads, await _items(uploads, request.state["settings"].base_path))
+    return _created(request, uploads, b'{"items":[%b]}' % await _records(request, uploads))
 
 
-async def _items(uploads: list[Upload], base: str) -> bytes:
-    """The records as JSON; other tasks run in between when there are many."""
-    parts = []
-    for at in range(0, len(uploads), _RECORDS_A_TURN):
-        if at:
+async def _records(request: Request[Services], uploads: list[Upload]) -> bytes:
+    """The records as JSON, one after the other; other tasks run in between when there are many."""
+    records = []
+    for count, upload in enumerate(uploads, 1):
+        records.append(record_json(request, upload))
+        if count % _RECORDS_A_TURN == 0:
             await asyncio.sleep(0)
-        parts.append(to_json([shown(upload, base) for upload in uploads[at : at + _RECORDS_A_TURN]])[1:-1])
-    return b'{"items":[%b]}' % b",".join(parts)
+    return b",".join(records)
 
 
 async def _land_form(
@@ -138,7 +138,8 @@ async def _land_form(
                 else:
                     await landing.end_file()
         decoder.finish()
-        _refuse_fragment(whole, landing.sizes)
+        if whole is not None:
+            _refuse_fragment(whole, landing.sizes)
         return await landing.publish()
 
 
@@ -156,7 +157,7 @@ async def receive(request: Request[Services], filename: str, kind: str, *, diges
         limit = request.state["settings"].max_file_size
         if body.declared is not None and body.declared > limit:
             raise TooLarge(body.declared, limit)
-        if body.declared is not None:
+        if whole is not None and body.declared is not None:
             _refuse_fragment(whole, [body.declared])
         [upload] = await _once(
             request,
@@ -183,7 +184,8 @@ async def _land_raw(
         async for block in body:
             await landing.write(block)
         await landing.end_file()
-        _refuse_fragment(whole, landing.sizes)
+        if whole is not None:
+            _refuse_fragment(whole, landing.sizes)
         return await landing.publish()
 
 
@@ -221,25 +223,27 @@ def _whole_size(request: Request[Any]) -> int | None:
     return None if value is None else whole_range(value)
 
 
-def _refuse_fragment(whole: int | None, sizes: list[int]) -> None:
+def _refuse_fragment(whole: int, sizes: list[int]) -> None:
     """Refuse a body that is not exactly the one complete file of its request's Content-Range."""
-    if whole is not None and sizes != [whole]:
+    if sizes != [whole]:
         raise BadRequest(f"the Content-Range speaks of one file of {whole} bytes, and the request has another content")
 
 
 def _single(request: Request[Any], name: str) -> str | None:
     """The value of a header that must not be repeated, since two readers could take two values."""
+    if name not in request.headers:
+        return None
     values = request.headers.getlist(name)
     if len(values) > 1:
         raise BadRequest(f"the request has more than one {name.title()}")
-    return values[0] if values else None
+    return values[0]
 
 
 def _created(request: Request[Any], uploads: list[Upload], body: bytes) -> Response:
     exchange_of(request.scope).notes["uploads"] = [upload.id for upload in uploads]
-    headers = {}
+    headers = []
     if len(uploads) == 1:
-        headers["Location"] = here(request, uploads[0].links["self"] or "")
+        headers.append((b"location", here(request, uploads[0].links["self"]).encode("ascii")))
         if uploads[0].sha256 is not None:
-            headers["Repr-Digest"] = digest_field(uploads[0].sha256)
-    return Response(body, 201, headers, _JSON)
+            headers.append((b"repr-digest", digest_field(uploads[0].sha256).encode("ascii")))
+    return JsonResponse(body, 201, headers)

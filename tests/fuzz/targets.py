@@ -10,10 +10,12 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request as StarletteRequest
+from starlette.requests import empty_receive
 
 from app.config import types
 from app.errors import BadRequest, RangeNotSatisfiable, UploadError
@@ -25,7 +27,7 @@ from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limi
 from app.protocols.multipart import FormDecoder, PartBegin, PartData, PartEnd
 from app.signing import Signer
 from app.web import history
-from app.web.credentials import _bearers, _cookies
+from app.web.credentials import Credentials
 from app.web.request import Request, RequestHeaders
 from app.web.session import _same_origin
 
@@ -208,11 +210,17 @@ def _ranges(text: str, size: int) -> None:
     assert all(stop <= start for (_, stop), (start, _) in pairwise(taken))
 
 
+# It takes every bearer token for one of its own.
+_SESSIONS: Any = SimpleNamespace(tokens=SimpleNamespace(is_ours=bool))
+
+
 def _credentials(text: str) -> None:
     """Whatever stands in a cookie or a bearer token: nothing that these keys did not sign is taken for signed."""
-    sent = RequestHeaders([(b"cookie", text.encode("latin-1")), (b"authorization", text.encode("latin-1"))])
+    raw = text.encode("latin-1")
+    fields = [(b"cookie", raw), (b"cookie", b"waybill_session=" + raw), (b"authorization", raw)]
+    shown = [Credentials(RequestHeaders([field]), _SESSIONS) for field in fields]
     signer = Signer([KEY], "session")
-    for token in (*(value for _, value in _cookies(sent)), *_bearers(sent), text):
+    for token in (*(token for credentials in shown for token in credentials.texts), text):
         signed = signer.verify(token)
         assert signed is None or signer.sign(signed) == token
     _same_origin(text, "http://x")
@@ -307,7 +315,7 @@ class _Exchange:
 
 
 def _request(scope: dict[str, object]) -> "StarletteRequest[object]":
-    return Request(scope)
+    return Request(scope, empty_receive)
 
 
 # --- settings

@@ -6,7 +6,6 @@ from base64 import b64encode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
 from app.errors import (
     BadFilename,
@@ -30,6 +29,7 @@ from app.protocols.detect import codec_for, detect
 from app.protocols.ietf import VERSIONS, Resumable, boolean, integer, options
 from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limits, State
 from app.protocols.tus import Tus
+from app.web.request import RequestHeaders
 
 CHUNK = "application/partial-upload"
 LIMITS = Limits(file_bytes=1000, request_bytes=500, idle_seconds=60)
@@ -45,7 +45,7 @@ def sent(version=None, /, **fields):
     lines = [
         (name, value) for name, given in fields.items() for value in (given if isinstance(given, list) else [given])
     ]
-    return Headers(raw=[(name.replace("_", "-").lower().encode(), value.encode("latin-1")) for name, value in lines])
+    return RequestHeaders([(name.replace("_", "-").lower().encode(), value.encode("latin-1")) for name, value in lines])
 
 
 def read(verb, version=None, /, **fields):
@@ -519,7 +519,7 @@ def outcome(verb, headers):
 )
 def test_any_request_is_an_intent_or_a_refusal(verb, fields, twice):
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
-    headers = Headers(raw=raw + raw[:1] * twice)
+    headers = RequestHeaders(raw + raw[:1] * twice)
     match outcome(verb, headers):
         case UploadError() as refusal:
             assert str(refusal).isascii()

@@ -7,7 +7,6 @@ from base64 import b64encode
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
 from app.errors import (
     BadFilename,
@@ -26,6 +25,7 @@ from app.model import MAX_SIZE, Digests, Protocol
 from app.protocols.detect import detect
 from app.protocols.intents import ALGORITHMS, Append, Ask, Cancel, Concatenate, Create, Limits, State
 from app.protocols.tus import EXTENSIONS, MAX_METADATA_CHARACTERS, MAX_PARTS, Tus, metadata, method, options
+from app.web.request import RequestHeaders
 
 CHUNK = "application/offset+octet-stream"
 KEY = "abcdefghijklmnopqrstuv"
@@ -39,7 +39,7 @@ def sent(**fields):
     lines = [
         (name, value) for name, given in fields.items() for value in (given if isinstance(given, list) else [given])
     ]
-    return Headers(raw=[(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in lines])
+    return RequestHeaders([(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in lines])
 
 
 def read(verb, /, **fields):
@@ -167,7 +167,7 @@ def test_a_number_is_digits_alone(field, text):
     raw.append((field.replace("_", "-").encode(), text.encode()))
     verb = "POST" if field == "upload_length" else "PATCH"
     with pytest.raises(BadRequest):
-        Tus(verb, Headers(raw=raw), Limits()).read()
+        Tus(verb, RequestHeaders(raw), Limits()).read()
 
 
 @given(st.integers(0, MAX_SIZE))
@@ -535,7 +535,7 @@ def outcome(verb, headers):
 @given(verb=st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "PUT"]), fields=FIELDS, twice=st.booleans())
 def test_any_request_is_an_intent_or_a_refusal(verb, fields, twice):
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
-    headers = Headers(raw=raw + raw[:1] * twice)
+    headers = RequestHeaders(raw + raw[:1] * twice)
     match outcome(verb, headers):
         case UploadError() as refusal:
             assert str(refusal).isascii()

@@ -569,14 +569,14 @@ class TestLockedSessions:
             await asyncio.gather(*others)
             with pytest.raises(OutcomeUnknown):
                 await gone
-            publisher.check("another")
+            publisher.check_session("another")
             with pytest.raises(Locked):
-                publisher.check("held")
+                publisher.check_session("held")
             assert len(await world.store.contents()) == 3
             held.set()
             await coming(world.store.removed)
             await until(lambda: not publisher._in_doubt)
-            publisher.check("held")
+            publisher.check_session("held")
             [again] = await self.land(world, publisher, "held")
             await again
         page = await upload_records.list_uploads(world.db, "held", HistoryQuery(), after=None, page_size=9)
@@ -593,7 +593,7 @@ class TestLockedSessions:
             await until(lambda: len(publisher._in_doubt) == 1)
             publisher.check()
             with pytest.raises(Locked):
-                publisher.check("held")
+                publisher.check_session("held")
             held.set()
             await until(lambda: not publisher._in_doubt)
 
