@@ -149,7 +149,7 @@ class Holding:
             try:
                 await records.release(self._db, resource.key_hash, resource.holder)
             except UploadError as error:
-                log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
+                log.warning("writer lock not released", upload=resource.upload_id, reason=str(error))
 
     async def fail(self, resource: Resource, failure: Failure) -> None:
         """Fail an upload for good, for a reason that lies in the state `resource`; its bytes are removed.
@@ -195,7 +195,7 @@ class Holding:
             Preempted: others have gone on with the upload, in another file.
         """
         await self.fail(resource, _LOST)
-        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
+        log.error("unfinished upload lost: file missing or too short", upload=resource.upload_id)
         raise Gone
 
     def count(self, resource: Resource, outcome: Outcome) -> None:

@@ -138,7 +138,7 @@ class WriterLocks:
                 break
             if clock() >= deadline:
                 writer = found.holder.fence
-                log.warning("a writer did not let go and is passed over", upload=found.upload_id, writer=writer)
+                log.warning("writer preempted", upload=found.upload_id, writer=writer)
                 break
 
         async def take(transaction: Transaction) -> Resource:
@@ -172,7 +172,7 @@ class WriterLocks:
         if before is not None:  # a holder from a time that the database has lost: else it would have left
             before.end(Preempted())
         if self._watching is None or self._watching.done():
-            self._watching = asyncio.create_task(self._watch(), name="waybill-turns")
+            self._watching = asyncio.create_task(self._watch(), name="waybill-writer-locks")
         return writer_lock
 
     def leave(self, writer_lock: WriterLock) -> None:
@@ -200,10 +200,10 @@ class WriterLocks:
             try:
                 found = await records.list_these(self._db, [writer_lock.key_hash for writer_lock in writer_locks])
             except UploadError as error:
-                log.warning("whether others want these uploads is asked again", reason=str(error))
+                log.warning("writer locks not polled", reason=str(error))
                 continue
             except Exception:
-                log.exception("asking whether others want these uploads failed")
+                log.exception("polling of writer locks failed")
                 continue
             for writer_lock in writer_locks:
                 resource = found.get(writer_lock.key_hash)

@@ -19,6 +19,7 @@ from app.protocols import ietf, tus
 from app.protocols.detect import codec_for, detect
 from app.protocols.filenames import UNNAMED
 from app.protocols.intents import Answer, Append, Ask, Codec, Concatenate, Create, Intent, Limits, State
+from app.resumables import Appended, Description
 from app.web import ratelimit, uploads
 from app.web.base_path import here, record_json
 from app.web.body import Body
@@ -138,14 +139,16 @@ async def _create(request: Request[Services], codec: Codec, intent: Create, prot
     body = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
     made, key = await request.state["resumes"].create(
         caller_of(request).visitor(),
-        protocol=protocol,
-        filename=intent.filename or UNNAMED,
-        content_type=intent.content_type,
-        length=intent.length,
-        metadata=intent.metadata,
-        concat=intent.concat,
-        is_part=intent.is_part,
-        digests=intent.digests,
+        Description(
+            protocol=protocol,
+            filename=intent.filename or UNNAMED,
+            content_type=intent.content_type,
+            length=intent.length,
+            metadata=intent.metadata,
+            concat=intent.concat,
+            is_part=intent.is_part,
+            digests=intent.digests,
+        ),
     )
     # From here on the client can resume, whatever happens to the body.
     with _refusing_as(codec, location=_url_of(request, key)):
@@ -158,12 +161,15 @@ async def _create(request: Request[Services], codec: Codec, intent: Create, prot
 async def _concatenate(request: Request[Services], codec: Codec, intent: Concatenate) -> Response:
     made, key = await request.state["resumes"].concatenate(
         caller_of(request).visitor(),
-        keys=intent.keys,
-        filename=intent.filename or UNNAMED,
-        content_type=intent.content_type,
-        metadata=intent.metadata,
-        concat=intent.concat,
-        digests=intent.digests,
+        Description(
+            protocol=Protocol.TUS,
+            filename=intent.filename or UNNAMED,
+            content_type=intent.content_type,
+            metadata=intent.metadata,
+            concat=intent.concat,
+            digests=intent.digests,
+        ),
+        intent.keys,
     )
     return _answer(request, codec, intent, made, key)
 
@@ -185,15 +191,14 @@ async def _receive(
     """
     resumes = request.state["resumes"]
     offset = intent.offset if isinstance(intent, Append) else 0
-    appending = resumes.append(
-        key,
-        opener,
+    appended = Appended(
         offset=offset,
         declared=body.declared,
         length=intent.length,
         checked=bool(intent.checks),
         digests=intent.digests,
     )
+    appending = resumes.append(key, opener, appended)
     try:
         async with appending:
             with body:

@@ -366,7 +366,7 @@ class TestInterim:
         assert [status for status, _, _ in self.responses(said_to(offering, head, b"hello"))] == [201]
 
     def test_no_request_gets_more_than_the_five_that_the_client_of_go_takes(self, service):
-        running = service(change="import app.resumables.append; app.resumables.append.CHECKPOINT_SECONDS = 0.0")
+        running = service(change="import app.resumables.writer; app.resumables.writer.CHECKPOINT_SECONDS = 0.0")
         head = PUT + b"Content-Length: 20971520\r\nUpload-Complete: ?1\r\nExpect: 100-continue\r\n" + self.version(10)
         responses = self.responses(said_to(running, head + self.LAST, bytes(20 * 1024 * 1024)))
         assert [status for status, _, _ in responses] == [104, 100, 104, 104, 104, 201]

@@ -124,7 +124,7 @@ async def test_an_offering_client_is_sent_the_location_early(service: Service, v
 async def test_a_client_of_the_draft_is_sent_its_durable_offset_while_it_sends(
     service: Service, monkeypatch: pytest.MonkeyPatch, version: str | None, told: list[str]
 ) -> None:
-    monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 1)
     client = service.client()
     made = await client.post(UPLOADS, headers={**MORE, "Upload-Length": "30"})
     blocks = [b"hel", b"lo", bytes(19), b"!"]  # reported is what came first, and then what is eight times as much
