@@ -37,6 +37,7 @@ from app.resumables.creation import Creations
 from app.resumables.expiration import Expiry
 from app.resumables.recovery import Recovery
 from app.resumables.transitions import Holding
+from app.resumables.whole import WholeCreations
 from app.resumables.writer import Writer
 from app.resumables.writer_lock import WriterLocks
 from app.secret_key import secret_keys
@@ -203,6 +204,7 @@ def resumables(
         writer=partial(Writer, holding, locks, completions, completion),
         completions=completions,
         creations=creations,
+        whole=WholeCreations(ingest, creations, holding),
         concatenations=Concatenations(db, creations, completions, now_us=now_us, derive_key=derive_key),
         recovery=recovery,
         expiry=Expiry(storage, db, recovery, holding, now_us=now_us),

@@ -6,7 +6,7 @@ for the same upload the newest gets the writer lock (`writer_lock`).
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -23,12 +23,13 @@ from app.resumables.creation import Creations, Description
 from app.resumables.expiration import Expiry, SweptResumables
 from app.resumables.recovery import Recovery
 from app.resumables.transitions import Holding
+from app.resumables.whole import WHOLE_BYTES, Interrupted, WholeCreations
 from app.resumables.writer import Writer
 from app.resumables.writer_lock import Preempted, WriterLocks
 from app.sessions import records as session_records
 from app.uploads.ingest import Ingest, Visitor
 
-__all__ = ["Appended", "Appending", "Description", "Parts", "Preempted", "Resumables"]
+__all__ = ["WHOLE_BYTES", "Appended", "Appending", "Description", "Interrupted", "Parts", "Preempted", "Resumables"]
 
 log = structlog.stdlib.get_logger("waybill.resume")
 
@@ -41,6 +42,7 @@ class Parts(NamedTuple):
     writer: Callable[[Resource], Writer]
     completions: Completions
     creations: Creations
+    whole: WholeCreations
     concatenations: Concatenations
     recovery: Recovery
     expiry: Expiry
@@ -59,6 +61,13 @@ class Resumables:
         """Create an upload; see `Creations.create`."""
         self._require_open()
         return await self._parts.creations.create(visitor, description)
+
+    async def create_whole(
+        self, visitor: Visitor, description: Description, body: AsyncIterable[bytes]
+    ) -> tuple[Resource, str]:
+        """Create an upload of all its bytes; see `WholeCreations.create`."""
+        self._require_open()
+        return await self._parts.whole.create(visitor, description, body)
 
     async def concatenate(
         self, visitor: Visitor, description: Description, keys: Sequence[str]

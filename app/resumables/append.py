@@ -12,6 +12,7 @@ from app.errors import BadRequest, InconsistentUploadLength, OffsetMismatch, Too
 from app.model import UNDECLARED, Digests, Resource
 from app.quotas import STEP_BYTES
 from app.resumables.completion_tasks import Completions
+from app.resumables.whole import WHOLE_BYTES
 from app.resumables.writer import Writer
 from app.resumables.writer_lock import Admitted, WriterLocks
 from app.storage import Reservation
@@ -98,7 +99,12 @@ class Appending:
         self._check(resource)
         if self._writer is not None:
             await self._require_quota(self._request.offset + (self._request.declared or 0))
-            await self._writer.open(reservation, self._request.digests)
+            await self._writer.open(reservation, self._request.digests, brings_all=self._brings_all(resource))
+
+    def _brings_all(self, resource: Resource) -> bool:
+        """Whether the request brings a small upload from its first byte to its last."""
+        is_small = 0 < (self._length or 0) <= WHOLE_BYTES
+        return is_small and self._length == self._request.declared and not resource.is_part
 
     def _check(self, resource: Resource) -> None:
         request = self._request

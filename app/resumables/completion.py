@@ -16,12 +16,13 @@ import structlog
 
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import DigestMismatch, Gone, InProgress, Unavailable, UploadError
+from app.errors import DigestMismatch, Gone, InProgress, OutcomeUnknown, Unavailable, UploadError
 from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.resumables import records
 from app.resumables.assembly import Assembler
-from app.resumables.transitions import Holding, verify
-from app.storage import InUse, NotStored, Partial, Storage
+from app.resumables.transitions import Holding, verify, verify_held
+from app.resumables.writer_lock import Preempted
+from app.storage import InUse, NotStored, Partial, Staged, Storage
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
 
@@ -65,6 +66,36 @@ class Completion:
         """
         await self._holding.commit_open(resource, held_by, file)
         return await self._publish(resource, file)
+
+    async def land(self, resource: Resource, held_by: Holder, file: Staged) -> Resource:
+        """Complete the small upload `resource`, all bytes of which are in the staged `file`, in one transaction.
+
+            file published → row and record completed
+
+        A crash between the two leaves a file that the next to complete the upload finds, as in `complete`.
+
+        Raises:
+            DigestMismatch: the bytes do not have the declared digest.
+            Preempted: another request holds the writer lock now.
+            OutcomeUnknown: the database went away in the middle; recovery will complete the upload.
+            UploadError: it did not land.
+        """
+        verify_held(resource.digests, file)
+        await file.finish()
+        completed = replace(resource, holder=None, expires_at=self._holding.remembered_until, ended_as="completed")
+        try:
+            [upload] = await self._publisher.land(
+                [_incoming(resource, file)],
+                None,
+                allowances=(resource.key_hash,) if self._counts_quotas else (),
+                completes=records.Completing(completed, held_by),
+            )
+        except OutcomeUnknown:
+            self.owed.add(resource.key_hash)
+            raise
+        except InProgress:
+            return await self._completed_by_another(resource, Preempted())
+        return replace(completed, upload=upload)
 
     async def complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
         """Complete a fully received upload from whatever step it was left at."""
@@ -216,7 +247,7 @@ class Completion:
         return found
 
 
-def _incoming(resource: Resource, file: Partial) -> Incoming:
+def _incoming(resource: Resource, file: Staged) -> Incoming:
     return Incoming(
         id=resource.upload_id,
         session_id=resource.session_id,

@@ -76,12 +76,16 @@ class Creations:
             QuotaExceeded: the session's quota does not hold it.
             Unavailable: the database is away.
         """
-        key = self._new_key()
-        resource = self.new(visitor, key, description)
+        resource, key = self.begin(visitor, description)
         await self.insert(visitor, resource)
         if resource.whole and not resource.is_part:
             resource = await self._completions.of(resource)
         return resource, key
+
+    def begin(self, visitor: Visitor, description: Description) -> tuple[Resource, str]:
+        """Make an upload with a new key, not recorded yet. Raises: see `new`."""
+        key = self._new_key()
+        return self.new(visitor, key, description), key
 
     def new(self, visitor: Visitor, key: str, description: Description) -> Resource:
         """Make an upload at offset 0, not recorded yet; raises TooLarge, StorageFull: see `create`."""

@@ -107,6 +107,8 @@ class Recovery:
                 await self._completions.part_is_whole(found)
             elif found.whole or found.is_final:
                 await self._complete(found)
+            elif found.holder is None:  # its file may have been published by a landing whose outcome is unknown
+                await self._completed_before(key_hash)
 
     async def others(self) -> None:
         """Complete uploads whose holders show no sign of life, and a page of concatenations that have their parts."""

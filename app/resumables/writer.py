@@ -1,18 +1,19 @@
 """Writing: the holder of an upload's writer lock stages bytes, commits checkpoints, and releases the lock."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from app.errors import DigestMismatch, Unavailable, UploadError
+from app.errors import DigestMismatch, OutcomeUnknown, Unavailable, UploadError
 from app.model import Digests, Failure, Holder, Resource
 from app.resumables.completion import Completion
 from app.resumables.completion_tasks import Completions
 from app.resumables.transitions import Holding, verify
-from app.resumables.writer_lock import WriterLocks
-from app.storage import InUse, Mark, NotStored, Partial, Reservation
+from app.resumables.writer_lock import Preempted, WriterLocks
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged
 
 log = structlog.stdlib.get_logger("waybill.appending")
 
@@ -37,30 +38,42 @@ class Writer:
         self._locks = locks
         self._completions = completions
         self._completion = completion
+        self._reservation: Reservation | None = None
+        self._held: Staged | None = None
+        """The bytes of a small upload that this request may complete, in memory, instead of a file."""
         self._file: Partial | None = None
         self._began: Mark | None = None
         self._checkpointed_at = 0.0
 
-    async def open(self, reservation: Reservation, digests: Digests) -> None:
+    async def open(self, reservation: Reservation, digests: Digests, *, brings_all: bool) -> None:
         """Open the upload's file. The complete file must have these digests, too.
+
+        When the request `brings_all` bytes of a small upload, they stay in memory as long as possible.
 
         Raises:
             Gone: acknowledged bytes are missing; the upload has failed.
             Preempted: we do not hold the lock any more.
             Unavailable: the file was published, which the database, older than the files, did not know.
         """
-        resource, self._file = await self._opened(self.resource, reservation)
-        self.resource = replace(resource, digests=resource.digests.joined_with(digests))
+        self._reservation = reservation
+        if brings_all:
+            self._held = self._holding.held(self.resource, reservation)
+        else:
+            await self._open_file()
+        self.resource = replace(self.resource, digests=self.resource.digests.joined_with(digests))
         if self.lock.reason is not None:
             raise self.lock.reason
-        self._began = Mark(resource.offset, resource.digest_state)
         self._checkpointed_at = asyncio.get_running_loop().time()
         self.lock.open()
 
-    async def _opened(self, resource: Resource, reservation: Reservation) -> tuple[Resource, Partial]:
+    async def _open_file(self) -> None:
+        self.resource, self._file = await self._opened(self.resource)
+        self._began = Mark(self.resource.offset, self.resource.digest_state)
+
+    async def _opened(self, resource: Resource) -> tuple[Resource, Partial]:
         """Open the file of the upload, or a copy of it if another may still write there."""
         try:
-            return resource, await self._holding.opened(resource, reservation)
+            return resource, await self._holding.opened(resource, self._reservation)
         except InUse:
             log.warning("unfinished file in use, upload moved to a copy", upload=resource.upload_id)
         except NotStored:
@@ -71,15 +84,56 @@ class Writer:
 
     async def write(self, block: bytes | memoryview, *, checkpoints: bool) -> None:
         """Take the next bytes; with `checkpoints`, commit them when that is due."""
-        assert self._file is not None
-        await self._file.write(block)
+        if self._held is not None and self._holding.has_memory(len(block)):
+            await self._held.write(block)
+        else:
+            await (await self._on_disk()).write(block)
         self.offset += len(block)
         if checkpoints and self._is_due():
-            await self._checkpoint(self._file)
+            await self._checkpoint(await self._on_disk())
 
     def _is_due(self) -> bool:
         late = asyncio.get_running_loop().time() - self._checkpointed_at >= CHECKPOINT_SECONDS
         return late or self.offset - self.resource.offset >= CHECKPOINT_BYTES
+
+    async def _on_disk(self) -> Partial:
+        """The upload's file, into which the bytes in memory are written first."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            blocks = held.held() or ()
+            await held.abort()
+            await self._write_again(blocks)
+        assert self._file is not None
+        return self._file
+
+    async def _write_again(self, blocks: Sequence[bytes | memoryview]) -> None:
+        self.offset = self.resource.offset
+        await self._open_file()
+        assert self._file is not None
+        for block in blocks:
+            await self._file.write(block)
+            self.offset += len(block)
+
+    async def _land(self, held: Staged) -> bool:
+        """Complete the upload by the bytes in memory; False if they could not land, and are in its file now."""
+        self._held, blocks = None, held.held() or ()
+        assert self.resource.holder is not None
+        try:
+            self.resource = await self._completion.land(
+                replace(self.resource, offset=self.offset, length=self.offset), self.resource.holder, held
+            )
+        except DigestMismatch as error:
+            await held.abort()
+            await self._holding.fail(self.resource, Failure(code=error.code, detail=str(error)))
+            raise
+        except (OutcomeUnknown, Preempted):
+            raise
+        except UploadError as error:
+            await held.abort()
+            log.warning("small upload not landed at once", upload=self.resource.upload_id, reason=str(error))
+            await self._write_again(blocks)
+            return False
+        return True
 
     async def _checkpoint(self, file: Partial) -> None:
         resource = self._at(await file.checkpoint())
@@ -96,10 +150,13 @@ class Writer:
 
     async def keep(self, length: int | None) -> None:
         """Commit the bytes and release the upload, in this order; or hand it over to be completed."""
-        assert self._file is not None
-        mark = await self._file.checkpoint()
+        if self._held is not None and self.offset == length and await self._land(self._held):
+            self._locks.leave(self.lock)
+            return
+        file = await self._on_disk()
+        mark = await file.checkpoint()
         resource = replace(self._at(mark), holder=None, length=length)
-        file, self._file = self._file, None
+        self._file = None
         held_by = self.resource.holder
         assert held_by is not None
         if resource.whole and not resource.is_part:
@@ -147,21 +204,24 @@ class Writer:
     async def leave(self, *, keep: bool) -> None:
         """Release file and lock. With `keep`, commit the bytes as far as possible; without, discard them."""
         try:
-            if self._file is not None:
-                await self._settle(self._file, keep=keep)
+            if self._held is not None or self._file is not None:
+                await self._settle(keep=keep)
         finally:
             await self._holding.release(self.resource)
             self.resource = replace(self.resource, holder=None)
             self._locks.leave(self.lock)
 
-    async def _settle(self, file: Partial, *, keep: bool) -> None:
+    async def _settle(self, *, keep: bool) -> None:
         try:
-            if keep:
+            if self._held is not None and not (keep and self._held.size):
+                await self._held.abort()
+            elif keep:
                 await self.keep(self.resource.length)
-            elif self._began is not None and self.offset != self._began.offset:
-                await file.back_to(self._began)
+            elif self._file is not None and self._began is not None and self.offset != self._began.offset:
+                await self._file.back_to(self._began)
         except UploadError as error:
             log.warning("last bytes not kept", upload=self.resource.upload_id, reason=str(error))
         finally:
-            self._file = None
-            await file.detach()
+            file, self._file, self._held = self._file, None, None
+            if file is not None:
+                await file.detach()

@@ -66,6 +66,9 @@ class MemoryStaged:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
+    def held(self) -> Sequence[bytes | memoryview] | None:
+        return None if self.ended else [bytes(self._content)]
+
     async def abort(self) -> None:
         if not self.ended:
             self._storage.give_back(len(self.end()))
@@ -201,7 +204,7 @@ class MemoryStorage:
         self.reserved += size
         return _Reserved(self, size)
 
-    def stage(self, key: str, reservation: Reservation | None = None) -> MemoryStaged:
+    def stage(self, key: str, reservation: Reservation | None = None, *, has_record: bool = False) -> MemoryStaged:
         _require_key(key)
         assert reservation is None or isinstance(reservation, _Reserved)
         return MemoryStaged(self, key, reservation)
@@ -366,6 +369,9 @@ class MemoryStorage:
 
     async def free_bytes(self) -> int | None:
         return self._free
+
+    def has_memory(self, size: int) -> bool:
+        return True
 
     def staged_bytes(self) -> int:
         return sum(staged.size for staged in self.staged)

@@ -19,10 +19,10 @@ from app.protocols import ietf, tus
 from app.protocols.detect import codec_for, detect
 from app.protocols.filenames import UNNAMED
 from app.protocols.intents import Answer, Append, Ask, Codec, Concatenate, Create, Intent, Limits, State
-from app.resumables import Appended, Description
+from app.resumables import WHOLE_BYTES, Appended, Description, Interrupted
 from app.web import ratelimit, uploads
 from app.web.base_path import here, record_json
-from app.web.body import Body
+from app.web.body import Body, Rest
 from app.web.exchange import exchange_of
 from app.web.services import Services
 from app.web.session import caller_of
@@ -136,26 +136,38 @@ async def _receive_whole(request: Request[Services], codec: Codec, intent: Creat
 
 
 async def _create(request: Request[Services], codec: Codec, intent: Create, protocol: Protocol) -> Response:
-    body = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
-    made, key = await request.state["resumes"].create(
-        caller_of(request).visitor(),
-        Description(
-            protocol=protocol,
-            filename=intent.filename or UNNAMED,
-            content_type=intent.content_type,
-            length=intent.length,
-            metadata=intent.metadata,
-            concat=intent.concat,
-            is_part=intent.is_part,
-            digests=intent.digests,
-        ),
+    body: Body | Rest | None = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
+    resumes, visitor = request.state["resumes"], caller_of(request).visitor()
+    description = Description(
+        protocol=protocol,
+        filename=intent.filename or UNNAMED,
+        content_type=intent.content_type,
+        length=intent.length,
+        metadata=intent.metadata,
+        concat=intent.concat,
+        is_part=intent.is_part,
+        digests=intent.digests,
     )
+    if isinstance(body, Body) and _is_whole(intent, body):
+        try:
+            with body:
+                made, key = await resumes.create_whole(visitor, description, body)
+            return _answer(request, codec, intent, made, key)
+        except Interrupted as interrupted:
+            body = Rest(interrupted.blocks, interrupted.reason, body.declared)
+    made, key = await resumes.create(visitor, description)
     # From here on the client can resume, whatever happens to the body.
     with _refusing_as(codec, location=_url_of(request, key)):
         if body is not None and body.declared != 0:
             _send_interim(request, codec.interim(_state(request, made, key)))
             made = await _receive(request, codec, intent, body, key, None)  # the creator may append without a session
     return _answer(request, codec, intent, made, key)
+
+
+def _is_whole(intent: Create, body: Body) -> bool:
+    """Whether the request brings a small file that is complete, so that it need not be created before its bytes."""
+    is_small = 0 < (intent.length or 0) <= WHOLE_BYTES
+    return is_small and intent.length == body.declared and intent.ends is None and not intent.is_part
 
 
 async def _concatenate(request: Request[Services], codec: Codec, intent: Concatenate) -> Response:
@@ -183,7 +195,7 @@ async def _append(request: Request[Services], codec: Codec, intent: Append, open
 
 
 async def _receive(
-    request: Request[Services], codec: Codec, intent: Create | Append, body: Body, key: str, opener: str | None
+    request: Request[Services], codec: Codec, intent: Create | Append, body: Body | Rest, key: str, opener: str | None
 ) -> Resource:
     """Append the body to the resource, which is completed if that was its end.
 
