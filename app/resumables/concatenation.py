@@ -75,7 +75,7 @@ class Concatenations:
             if before is None:
                 length = await self._length_of(hashes, session_id)
                 before = self._creations.new(visitor, key, replace(description, length=length, parts=hashes))
-                if not await self._creations.insert(visitor, before, along=_refuse_many):
+                if not await self._creations.insert_unless_taken(visitor, before, _refuse_many):
                     continue  # the same request arrived twice at this moment
             await self._assembled(before)
             return admitted(None, await records.find(self._db, before.key_hash)), key

@@ -1,17 +1,22 @@
 """Creation of resumable uploads."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from app.db.database import Db
 from app.db.queryable import Transaction
+from app.db.shared import SharedTransactions
 from app.errors import TooLarge
 from app.model import UNDECLARED, Clock, Digests, Protocol, Resource, Status, Upload
 from app.quotas import records as quota_records
 from app.resumables import records
 from app.resumables.access import hash_of
 from app.resumables.completion_tasks import Completions
+from app.sessions import records as session_records
+from app.sessions.records import NewSession
 from app.storage import Storage
+from app.uploads import records as upload_records
 from app.uploads.ingest import Ingest, Visitor
 
 
@@ -66,6 +71,7 @@ class Creations:
         self._now_us = now_us
         self._new_id = new_id
         self._new_key = new_key
+        self._inserts = SharedTransactions(db, self._insert_all)
 
     async def create(self, visitor: Visitor, description: Description) -> tuple[Resource, str]:
         """Create an upload at offset 0; return it and its key. An upload of length 0 is completed at once.
@@ -77,7 +83,9 @@ class Creations:
             Unavailable: the database is away.
         """
         resource, key = self.begin(visitor, description)
-        await self.insert(visitor, resource)
+        async with self._granted(resource):
+            await self._inserts.ask((resource, visitor.arrival))
+        visitor.arrival = None
         if resource.whole and not resource.is_part:
             resource = await self._completions.of(resource)
         return resource, key
@@ -119,36 +127,58 @@ class Creations:
         )
         return resource if resource.is_part else replace(resource, upload=_begun(resource))
 
-    async def insert(
-        self,
-        visitor: Visitor,
-        resource: Resource,
-        *,
-        along: Callable[[Transaction, Resource], Awaitable[None]] | None = None,
+    async def _insert_all(
+        self, transaction: Transaction, asked: Sequence[tuple[Resource, NewSession | None]]
+    ) -> Sequence[None]:
+        arrivals = [arrival for _, arrival in asked if arrival is not None]
+        if arrivals:
+            await session_records.insert_sessions(transaction, arrivals)
+        resources = [resource for resource, _ in asked]
+        uploads = [resource.upload for resource in resources if resource.upload is not None]
+        if uploads:
+            await upload_records.insert_uploads(transaction, uploads)
+        await records.insert_these(transaction, resources)
+        for resource in resources:
+            await self._adopt(transaction, resource)
+        return [None] * len(asked)
+
+    async def insert_unless_taken(
+        self, visitor: Visitor, resource: Resource, along: Callable[[Transaction, Resource], Awaitable[None]]
     ) -> bool:
         """Record an upload, and do what goes `along` with that; False, with nothing recorded, if its key is taken."""
-        quotas = self._ingest.quotas
-        if quotas is not None:
-            await quotas.grant_to(resource, resource.length or 0, is_new=True)
 
         async def run(transaction: Transaction) -> None:
             if not await records.insert(transaction, resource, visitor.arrival):
                 raise _KeyTaken
-            if quotas is not None:
-                await quota_records.adopt(transaction, resource.key_hash, resource.last_expires_at)
-            if along is not None:
-                await along(transaction, resource)
+            await self._adopt(transaction, resource)
+            await along(transaction, resource)
 
         try:
-            await self._db.transaction(run)
+            async with self._granted(resource):
+                await self._db.transaction(run)
         except _KeyTaken:
-            return False  # the quota granted under that key is the other upload's
+            return False
+        visitor.arrival = None
+        return True
+
+    @asynccontextmanager
+    async def _granted(self, resource: Resource) -> AsyncIterator[None]:
+        """Grant the quota for a new upload, and release it unless the block records that."""
+        quotas = self._ingest.quotas
+        if quotas is not None:
+            await quotas.grant_to(resource, resource.length or 0, is_new=True)
+        try:
+            yield
+        except _KeyTaken:
+            raise  # the quota granted under that key is the other upload's
         except BaseException:
             if quotas is not None:
                 quotas.give_back(resource.key_hash, resource.session_id)
             raise
-        visitor.arrival = None
-        return True
+
+    async def _adopt(self, transaction: Transaction, resource: Resource) -> None:
+        if self._ingest.quotas is not None:
+            await quota_records.adopt(transaction, resource.key_hash, resource.last_expires_at)
 
     def _require_room(self, length: int | None) -> None:
         if length is not None and length > self._ingest.limits.file_bytes:

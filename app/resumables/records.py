@@ -3,7 +3,7 @@
 Every statement can be repeated after a lost answer, with the same result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import pydantic_core
@@ -212,6 +212,12 @@ async def claim(db: Queryable, key_hash: str, *, holder_id: str | None, now_us: 
     """Draw a fencing token as the newest request for the lock; with `holder_id`, acquire the lock if it is free."""
     row = await db.one("claim_resumable", key_hash=key_hash, holder_id=holder_id, now_us=now_us)
     return row["fence"] if row else None
+
+
+async def claim_these(transaction: Transaction, holder_ids: Mapping[str, str], now_us: int) -> None:
+    """Draw fencing tokens for these key hashes, as `claim` does, each for its holder id."""
+    rows = [{"key_hash": key_hash, "holder_id": holder_id} for key_hash, holder_id in holder_ids.items()]
+    await transaction.run("claim_resumables", rows=json_parameter(rows), now_us=now_us)
 
 
 async def pass_on(db: Queryable, key_hash: str, fence: int, *, holder_id: str | None, now_us: int) -> bool:

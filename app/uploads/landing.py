@@ -98,7 +98,7 @@ class Landing:
 
     def refuse(self, refusal: UploadError) -> None:
         if not self.done.done():
-            self.done.set_exception(refusal)
+            self.done.set_exception(refusal.copy())  # the same one may be that of others, too
 
 
 class Stage:

@@ -38,6 +38,18 @@ WHERE resumables.key_hash = row.value ->> 'key_hash'
        OR resumables.ended_as = 'completed')
 RETURNING resumables.key_hash;
 
+-- name: claim_resumables :run
+-- params: rows, now_us
+-- Draw fencing tokens as claim_resumable does, for a JSON array of objects with a key and a holder's id.
+UPDATE resumables
+SET fence = resumables.fence + 1,
+    holder_id = CASE WHEN resumables.holder IS NULL THEN row.value ->> 'holder_id' ELSE resumables.holder_id END,
+    holder_seen_us = CASE WHEN resumables.holder IS NULL THEN :now_us ELSE resumables.holder_seen_us END,
+    holder = coalesce(resumables.holder, resumables.fence + 1)
+FROM json_each(:rows) AS row
+WHERE resumables.key_hash = row.value ->> 'key_hash'
+  AND resumables.ended_as IS NULL;
+
 -- name: list_resumables :many
 -- params: key_hashes
 -- The uploads of a JSON array of key hashes, with their records; unknown ones are left out.
