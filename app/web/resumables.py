@@ -121,9 +121,14 @@ async def _begin(request: Request[Services], protocol: Protocol) -> Response:
 
 
 def _is_ordinary(request: Request[Services], codec: Codec, intent: Create) -> bool:
-    """Whether the request brings the complete file, from a client that would not learn the upload's URL in time."""
-    length_is_checked = intent.length is None or "content-length" in request.headers
-    return intent.ends is True and length_is_checked and not intent.checks and not codec.accepts_interim
+    """Whether the request brings the complete file, and is not offered to resume it.
+
+    The client would not learn the upload's URL in time; or the file is so small that it is sent again sooner.
+    """
+    has_length = "content-length" in request.headers
+    is_small = has_length and intent.length is not None and intent.length <= WHOLE_BYTES
+    resumes = codec.accepts_interim and not is_small
+    return intent.ends is True and (intent.length is None or has_length) and not intent.checks and not resumes
 
 
 async def _receive_whole(request: Request[Services], codec: Codec, intent: Create) -> Response:

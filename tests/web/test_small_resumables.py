@@ -163,3 +163,99 @@ async def test_small_creations_at_once_share_transactions_and_flushes(service: S
     assert sorted(record["sha256"] for record in await records(client)) == sorted(
         hashlib.sha256(b"%d" % number).hexdigest() for number in range(40)
     )
+
+
+async def create(client: Client, length: int) -> str:
+    answer = await client.post(UPLOADS, headers={**TUS, "Upload-Length": str(length)})
+    assert answer.status == 201
+    return answer["location"]
+
+
+async def patch(client: Client, url: str, body: Any, offset: int = 0, **how: Any) -> Answer:
+    return await client.request("PATCH", url, headers={**CHUNK, "Upload-Offset": str(offset)}, body=body, **how)
+
+
+async def test_a_small_upload_in_one_patch_is_flushed_as_a_put_is(service: Service, counted: Any) -> None:
+    client = await living(service)
+    with counted() as work:
+        url = await create(client, len(CONTENT))
+        assert vars(work) == {"transactions": 1, "flushes": 0, "published": 0}
+    with counted() as work:
+        answer = await patch(client, url, CONTENT)
+        assert vars(work) == {"transactions": 2, "flushes": 2, "published": 1}  # the writer lock, and the landing
+    assert (answer.status, answer["upload-offset"], answer.get("upload-expires")) == (204, str(len(CONTENT)), None)
+    [record] = await records(client)
+    assert (record["status"], record["sha256"]) == ("completed", hashlib.sha256(CONTENT).hexdigest())
+    assert record["links"]["self"] in answer["link"]
+    assert service.files()[record["id"]] == CONTENT
+    assert (await patch(client, url, b"", len(CONTENT)))["upload-offset"] == str(len(CONTENT))
+    assert (await client.request("HEAD", url, headers=TUS))["upload-offset"] == str(len(CONTENT))
+
+
+async def test_a_small_patch_that_breaks_off_can_be_resumed(service: Service) -> None:
+    client = await living(service)
+    url = await create(client, len(CONTENT))
+    await patch(client, url, [CONTENT[:5000], CONTENT[5000:]], hang_up_after=1)
+    assert (await client.request("HEAD", url, headers=TUS))["upload-offset"] == "5000"
+    assert (await patch(client, url, CONTENT[5000:], 5000)).status == 204
+    [record] = await records(client)
+    assert service.files()[record["id"]] == CONTENT
+
+
+async def test_a_small_patch_that_cannot_land_can_be_resumed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await living(service)
+    url = await create(client, len(CONTENT))
+    with monkeypatch.context() as patched:
+
+        def refused(self: Any, *arguments: Any) -> None:
+            raise Unavailable
+
+        patched.setattr("app.storage.local.staged.LocalStaged.take_name", refused)
+        assert (await patch(client, url, CONTENT)).status == 204  # by its own file, as a large one
+    assert (await client.request("HEAD", url, headers=TUS))["upload-offset"] == str(len(CONTENT))
+    [record] = await records(client)
+    assert service.files()[record["id"]] == CONTENT
+
+
+async def test_small_uploads_at_once_share_transactions_and_flushes(service: Service, counted: Any) -> None:
+    client = await living(service)
+    with counted() as work:
+        urls = await asyncio.gather(*(create(client, 2) for _ in range(40)))
+        assert work.transactions < 20
+    assert len(set(urls)) == 40
+    with counted() as work:
+        answers = await asyncio.gather(*(patch(client, url, b"%02d" % number) for number, url in enumerate(urls)))
+        assert work.transactions < 40
+        assert work.flushes < 40
+    assert [answer.status for answer in answers] == [204] * 40
+    assert sorted(record["sha256"] for record in await records(client)) == sorted(
+        hashlib.sha256(b"%02d" % number).hexdigest() for number in range(40)
+    )
+
+
+@pytest.mark.parametrize("version", ["6", "10"])
+async def test_a_small_upload_of_the_draft_costs_what_a_put_costs(service: Service, counted: Any, version: str) -> None:
+    client = await living(service)
+    headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": version}
+    with counted() as work:
+        answer = await client.put("a.bin", CONTENT, headers=headers)
+        assert vars(work) == {"transactions": 1, "flushes": 2, "published": 1}
+    assert (answer.status, answer["upload-complete"], answer.interim) == (201, "?1", [])
+    [record] = await records(client)
+    assert service.files()[record["id"]] == CONTENT
+
+
+async def test_uploads_refused_together_are_sent_their_own_addresses(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of an upload is a capability: no other client may see it."""
+    client = await living(service)
+    with monkeypatch.context() as patched:
+
+        async def refused(self: Any, *arguments: Any) -> None:
+            raise Unavailable
+
+        patched.setattr("app.storage.local.LocalStorage.publish", refused)
+        answers = await asyncio.gather(*(whole(client, b"%d" % number) for number in range(10)))
+    assert [answer.status for answer in answers] == [503] * 10
+    assert len({answer["location"] for answer in answers}) == 10
