@@ -1,6 +1,6 @@
 """Refusals, one class each. `code` and `status` are API and never change once released."""
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 _REGISTRY: Final = "https://iana.org/assignments/http-problem-types#"
 
@@ -23,6 +23,13 @@ class UploadError(Exception):
         super().__init__(detail)
         self.headers: dict[str, str] = {}
         self.members: dict[str, int | str] = {}
+
+    def copy(self) -> Self:
+        """The same refusal for another request, whose headers are its own."""
+        other = self.__class__.__new__(self.__class__, *self.args)
+        other.headers, other.members = dict(self.headers), dict(self.members)
+        other.__cause__ = self.__cause__
+        return other
 
 
 class BadRequest(UploadError):

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import cache, partial
@@ -26,8 +26,20 @@ from app.ids import new_code, new_id, new_key, now_us
 from app.maintenance.scrub import Scrubber
 from app.maintenance.sweep import Sweeper
 from app.metrics import Metrics, WorkerSlots
+from app.model import Clock
 from app.quotas import Quotas
-from app.resumables import Resumables
+from app.resumables import Parts, Resumables
+from app.resumables.assembly import Assembler
+from app.resumables.completion import Completion
+from app.resumables.completion_tasks import Completions
+from app.resumables.concatenation import Concatenations
+from app.resumables.creation import Creations
+from app.resumables.expiration import Expiry
+from app.resumables.recovery import Recovery
+from app.resumables.transitions import Holding
+from app.resumables.whole import WholeCreations
+from app.resumables.writer import Writer
+from app.resumables.writer_lock import WriterLocks
 from app.secret_key import secret_keys
 from app.sessions import Sessions, totals_records
 from app.signing import Signer
@@ -47,7 +59,7 @@ log = structlog.stdlib.get_logger("waybill")
 
 _MICROSECOND = timedelta(microseconds=1)
 _CLEANING_SECONDS = 5.0  # for requests to clean up, once the server has cut them off
-_LETTING_GO_SECONDS = 2.0  # before that, for resumable uploads to commit their offsets
+_RELEASE_SECONDS = 2.0  # before that, for resumable uploads to commit their offsets
 
 
 def open_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
@@ -134,7 +146,7 @@ async def receiving(
             new_id=new_id,
         )
         stack.push_async_callback(ingest.close, _CLEANING_SECONDS)
-        resumes = Resumables(
+        resumes = resumables(
             storage,
             db,
             publisher,
@@ -146,7 +158,7 @@ async def receiving(
             new_key=new_key,
             derive_key=lambda text: signer().derive(text),
         )
-        stack.push_async_callback(resumes.close, _LETTING_GO_SECONDS)
+        stack.push_async_callback(resumes.close, _RELEASE_SECONDS)
         sweeper = Sweeper(
             storage,
             db,
@@ -157,6 +169,48 @@ async def receiving(
             metrics=metrics,
         )
         yield Receiving(quotas, ingest, resumes, sweeper)
+
+
+def resumables(
+    storage: Storage,
+    db: Db,
+    publisher: Publisher,
+    ingest: Ingest,
+    *,
+    idle_us: int,
+    cap_us: int,
+    now_us: Clock,
+    new_id: Callable[[], str],
+    new_key: Callable[[], str],
+    derive_key: Callable[[str], str],
+) -> Resumables:
+    """Wire the parts of resumable uploads.
+
+    `idle_us` is how long an unfinished upload waits for its next bytes, `cap_us` how long it may
+    take in all.
+    """
+    quotas = ingest.quotas
+    locks = WriterLocks(db, now_us=now_us, new_id=new_id)
+    holding = Holding(storage, db, publisher.metrics, idle_us=idle_us, now_us=now_us, new_id=new_id)
+    assembler = Assembler(storage, db, holding, quotas=quotas, file_bytes=ingest.limits.file_bytes, now_us=now_us)
+    completion = Completion(storage, db, publisher, holding, assembler, counts_quotas=quotas is not None, now_us=now_us)
+    completions = Completions(db, holding, completion)
+    creations = Creations(
+        storage, db, ingest, completions, idle_us=idle_us, cap_us=cap_us, now_us=now_us, new_id=new_id, new_key=new_key
+    )
+    recovery = Recovery(storage, db, completions, completion, idle_us=idle_us, now_us=now_us)
+    parts = Parts(
+        locks=locks,
+        holding=holding,
+        writer=partial(Writer, holding, locks, completions, completion),
+        completions=completions,
+        creations=creations,
+        whole=WholeCreations(ingest, creations, holding),
+        concatenations=Concatenations(db, creations, completions, now_us=now_us, derive_key=derive_key),
+        recovery=recovery,
+        expiry=Expiry(storage, db, recovery, holding, now_us=now_us),
+    )
+    return Resumables(db, ingest, parts)
 
 
 @asynccontextmanager

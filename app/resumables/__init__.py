@@ -6,96 +6,75 @@ for the same upload the newest gets the writer lock (`writer_lock`).
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Sequence
+from typing import NamedTuple
 
 import structlog
 
 from app.db.database import Db
 from app.errors import Forbidden, Gone, UploadError
-from app.model import UNDECLARED, Clock, Digests, Failure, Resource
+from app.model import Failure, Resource
 from app.resumables import records
 from app.resumables.access import admitted, hash_of, stopping
-from app.resumables.append import Appending
-from app.resumables.completion import Completions
+from app.resumables.append import Appended, Appending
+from app.resumables.completion_tasks import Completions
 from app.resumables.concatenation import Concatenations
-from app.resumables.creation import Creations
+from app.resumables.creation import Creations, Description
 from app.resumables.expiration import Expiry, SweptResumables
 from app.resumables.recovery import Recovery
 from app.resumables.transitions import Holding
+from app.resumables.whole import WHOLE_BYTES, Interrupted, WholeCreations
+from app.resumables.writer import Writer
 from app.resumables.writer_lock import Preempted, WriterLocks
 from app.sessions import records as session_records
-from app.storage import Storage
-from app.uploads.group_commit import Publisher
-from app.uploads.ingest import Ingest
+from app.uploads.ingest import Ingest, Visitor
 
-__all__ = ["Appending", "Preempted", "Resumables"]
+__all__ = ["WHOLE_BYTES", "Appended", "Appending", "Description", "Interrupted", "Parts", "Preempted", "Resumables"]
 
 log = structlog.stdlib.get_logger("waybill.resume")
 
 
+class Parts(NamedTuple):
+    """The parts of `Resumables`, which `main` wires."""
+
+    locks: WriterLocks
+    holding: Holding
+    writer: Callable[[Resource], Writer]
+    completions: Completions
+    creations: Creations
+    whole: WholeCreations
+    concatenations: Concatenations
+    recovery: Recovery
+    expiry: Expiry
+
+
 class Resumables:
-    """The resumable uploads of one service.
+    """The resumable uploads of one service."""
 
-    `idle_us` is how long an unfinished upload waits for its next bytes, `cap_us` how long it may
-    take in all.
-    """
-
-    def __init__(
-        self,
-        storage: Storage,
-        db: Db,
-        publisher: Publisher,
-        ingest: Ingest,
-        *,
-        idle_us: int,
-        cap_us: int,
-        now_us: Clock,
-        new_id: Callable[[], str],
-        new_key: Callable[[], str],
-        derive_key: Callable[[str], str],
-    ) -> None:
-        self._ingest = ingest
-        self._writer_locks = WriterLocks(db, now_us=now_us, new_id=new_id)
-        self._holding = Holding(storage, db, publisher.metrics, idle_us=idle_us, now_us=now_us, new_id=new_id)
-        concatenations = Concatenations(
-            storage,
-            db,
-            self._holding,
-            quotas=ingest.quotas,
-            file_bytes=ingest.limits.file_bytes,
-            now_us=now_us,
-        )
-        self._completions = Completions(
-            storage,
-            db,
-            publisher,
-            self._holding,
-            concatenations,
-            counts_quotas=ingest.quotas is not None,
-            now_us=now_us,
-        )
-        self._recovery = Recovery(storage, db, self._completions, idle_us=idle_us, now_us=now_us)
-        self._expiry = Expiry(storage, db, self._recovery, self._holding, now_us=now_us)
+    def __init__(self, db: Db, ingest: Ingest, parts: Parts) -> None:
         self._db = db
-        self._publisher = publisher
-        creations = Creations(
-            storage,
-            db,
-            ingest,
-            self._completions,
-            require_open=self._require_open,
-            idle_us=idle_us,
-            cap_us=cap_us,
-            now_us=now_us,
-            new_id=new_id,
-            new_key=new_key,
-            derive_key=derive_key,
-        )
-        self.create = creations.create
-        """See `Creations.create`."""
-        self.concatenate = creations.concatenate
-        """See `Creations.concatenate`."""
+        self._ingest = ingest
+        self._parts = parts
         self._closing = False
+
+    async def create(self, visitor: Visitor, description: Description) -> tuple[Resource, str]:
+        """Create an upload; see `Creations.create`."""
+        self._require_open()
+        return await self._parts.creations.create(visitor, description)
+
+    async def create_whole(
+        self, visitor: Visitor, description: Description, body: AsyncIterable[bytes]
+    ) -> tuple[Resource, str]:
+        """Create an upload of all its bytes; see `WholeCreations.create`."""
+        self._require_open()
+        return await self._parts.whole.create(visitor, description, body)
+
+    async def concatenate(
+        self, visitor: Visitor, description: Description, keys: Sequence[str]
+    ) -> tuple[Resource, str]:
+        """Create an upload from parts; see `Concatenations.concatenate`."""
+        self._require_open()
+        return await self._parts.concatenations.concatenate(visitor, description, keys)
 
     async def find(self, key: str, session_id: str | None, *, newest: bool = False) -> Resource:
         """Find the upload of a key; with `newest`, preempt its writer first, and complete it if it is fully received.
@@ -109,13 +88,13 @@ class Resumables:
         key_hash = hash_of(key)
         if not newest:
             return admitted(session_id, await records.find(self._db, key_hash))
-        resource = await self._writer_locks.claim(key_hash, lambda found: admitted(session_id, found), holds=False)
+        resource = await self._parts.locks.claim(key_hash, lambda found: admitted(session_id, found), holds=False)
         if resource.completed or resource.is_part:
             return resource
         if resource.whole:
-            return await self._completions.of(resource)
+            return await self._parts.completions.of(resource)
         if resource.is_final:
-            self._completions.begin(resource)
+            self._parts.completions.begin(resource)
         return resource
 
     async def belongs(self, key: str, session_id: str) -> bool:
@@ -126,18 +105,8 @@ class Resumables:
         found = await records.find(self._db, hash_of(key))
         return found is not None and await session_records.are_one(self._db, session_id, found.session_id)
 
-    def append(
-        self,
-        key: str,
-        session_id: str | None,
-        *,
-        offset: int,
-        declared: int | None = None,
-        length: int | None = None,
-        checked: bool = False,
-        digests: Digests = UNDECLARED,
-    ) -> "Appending":
-        """Append from `offset`: enter the result, `write`, then `keep`, `complete` or `discard`.
+    def append(self, key: str, session_id: str | None, request: Appended) -> Appending:
+        """Append from `request.offset`: enter the result, `write`, then `keep`, `complete` or `discard`.
 
         `declared` is the length of this request's body, `length` that of the file, if they are
         known. The bytes of a `checked` request count only once they are kept: leaving otherwise discards them.
@@ -162,19 +131,8 @@ class Resumables:
                 raise Forbidden("the upload is made of parts: nothing can be appended to it")
             return resource
 
-        return Appending(
-            self._ingest,
-            self._writer_locks,
-            self._completions,
-            self._holding,
-            hash_of(key),
-            appendable,
-            offset=offset,
-            declared=declared,
-            length=length,
-            checked=checked,
-            digests=digests,
-        )
+        parts = self._parts
+        return Appending(self._ingest, parts.locks, parts.completions, parts.writer, hash_of(key), appendable, request)
 
     async def cancel(self, key: str, session_id: str | None) -> None:
         """Cancel an upload, and preempt its writer. Of a completed upload only the key ends: the file stays.
@@ -188,28 +146,28 @@ class Resumables:
         await self._end(key, session_id, Failure(code=error.code, detail=str(error)))
 
     async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
-        resource = await self._writer_locks.claim(hash_of(key), lambda found: admitted(session_id, found), holds=False)
-        await self._holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
+        resource = await self._parts.locks.claim(hash_of(key), lambda found: admitted(session_id, found), holds=False)
+        await self._parts.holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
 
     async def run(self) -> None:
         """Complete fully received uploads that this process, or one that died, left. Runs until cancelled."""
-        await self._recovery.run()
+        await self._parts.recovery.run()
 
     async def sweep(self) -> SweptResumables:
         """Expire abandoned uploads, complete fully received ones, and forget ended ones."""
-        return await self._expiry.sweep()
+        return await self._parts.expiry.sweep()
 
     async def close(self, grace_seconds: float) -> None:
         """Take nothing new; have all writers commit their offsets and leave. To be called before `Ingest.close`."""
         self._closing = True
         try:
             async with asyncio.timeout(grace_seconds):
-                await self._writer_locks.close(stopping())
+                await self._parts.locks.close(stopping())
         except TimeoutError:
-            log.warning("appends are still under way at the end of the grace")
-        await self._completions.close(grace_seconds)
+            log.warning("appends unfinished at the end of the grace")
+        await self._parts.completions.close(grace_seconds)
 
     def _require_open(self) -> None:
         if self._closing:
             raise stopping()
-        self._publisher.check()
+        self._ingest.check()

@@ -9,33 +9,32 @@ does the work; the others wait for it.
 """
 
 import asyncio
-import functools
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import DigestMismatch, Gone, InProgress, Unavailable, UploadError
+from app.errors import DigestMismatch, Gone, InProgress, OutcomeUnknown, Unavailable, UploadError
 from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.resumables import records
-from app.resumables.concatenation import Concatenations
-from app.resumables.transitions import Holding, verify
-from app.storage import InUse, NotStored, Partial, Storage
+from app.resumables.assembly import Assembler
+from app.resumables.transitions import Holding, verify, verify_held
+from app.resumables.writer_lock import Preempted
+from app.storage import InUse, NotStored, Partial, Staged, Storage
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
-_PATIENCE_SECONDS: Final = 10.0
+PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
 _USED: Final = Failure(code="gone", detail="the part has become part of what it was for")
 
 
-class Completions:
-    """Completes uploads, each once at a time in this process."""
+class Completion:
+    """The steps of completion. The caller sees to it that this process does them once at a time for an upload."""
 
     def __init__(
         self,
@@ -43,7 +42,7 @@ class Completions:
         db: Db,
         publisher: Publisher,
         holding: Holding,
-        concatenations: Concatenations,
+        assembler: Assembler,
         *,
         counts_quotas: bool,
         now_us: Clock,
@@ -52,108 +51,53 @@ class Completions:
         self._db = db
         self._publisher = publisher
         self._holding = holding
-        self._concatenations = concatenations
+        self._assembler = assembler
         self._counts_quotas = counts_quotas
         self._now_us = now_us
-        self._running: dict[str, asyncio.Task[Resource]] = {}
         self.owed: set[str] = set()
         """The key hashes of uploads that this process could not complete, for a passing reason; see `recovery`."""
 
-    def begin(self, resource: Resource, *, asked: bool = True, dead: Holder | None = None) -> "asyncio.Task[Resource]":
-        """Begin to complete an upload; assemble a concatenation that has all its parts, leave one that waits for some.
-
-        Another process at work on it is left alone, or waited for where that is a matter of seconds,
-        except a holder that is known to be `dead`. When no client `asked`, there is no need to wait, and
-        no upload is given up as lost: the store may be the wrong one.
-        """
-        running = self._running.get(resource.key_hash)
-        if running is not None:
-            return running
-        work = self._complete if resource.whole else self._assemble
-        return self._start(resource, work(resource, asked=asked, dead=dead))
-
-    def owe(self, resource: Resource) -> None:
-        """Have an upload that is, or may be, fully received completed as soon as possible, without a request for it."""
-        self.owed.add(resource.key_hash)
-
-    def is_at(self, key_hash: str) -> bool:
-        """Whether this process is completing the upload."""
-        return key_hash in self._running
-
-    async def of(self, resource: Resource, *, asked: bool = True, dead: Holder | None = None) -> Resource:
-        """Complete an upload as `begin` does, and wait for it.
-
-        Raises:
-            Unavailable: completion takes longer, and goes on.
-            UploadError: it failed, for now or for good.
-        """
-        task = self.begin(resource, asked=asked, dead=dead)
-        await asyncio.wait((task,), timeout=_PATIENCE_SECONDS)
-        if not task.done():
-            raise Unavailable("the upload is being completed; ask again")
-        return task.result()
-
-    async def part_is_whole(self, part: Resource) -> None:
-        """Begin to complete the concatenations that waited only for this part, without waiting for them."""
-        try:
-            for waiting in await records.list_waiting(self._db, part):
-                running = self._running.get(waiting.key_hash)
-                if running is not None:  # it may have looked before this part was fully received
-                    running.add_done_callback(functools.partial(self._begin_after, waiting))
-                self.begin(waiting)
-        except UploadError as error:
-            log.warning("what waits for a part is completed later", upload=part.upload_id, reason=str(error))
-            self.owe(part)
-
-    def _begin_after(self, resource: Resource, _: "asyncio.Task[Resource]") -> None:
-        self.begin(resource)
-
-    async def last_bytes(self, resource: Resource, held_by: Holder, partial: Partial) -> Resource:
-        """Commit the last bytes of the `resource`, and complete it. A cancelled caller does not stop that.
+    async def commit_and_publish(self, resource: Resource, held_by: Holder, file: Partial) -> Resource:
+        """Commit the last bytes of the `resource`, and complete it.
 
         Raises:
             Preempted: another request holds the writer lock now.
             UploadError: it failed, for now or for good.
         """
-        task = self._start(resource, self._commit_and_publish(resource, held_by, partial))
-        await asyncio.wait((task,))
-        return task.result()
+        await self._holding.commit_open(resource, held_by, file)
+        return await self._publish(resource, file)
 
-    async def close(self, grace_seconds: float) -> None:
-        """Wait for completions that are under way, but no longer than the grace."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + grace_seconds
-        while self._running and clock() < deadline:
-            await asyncio.wait(self._running.values(), timeout=deadline - clock())
-        if late := list(self._running.values()):
-            log.warning("uploads are still being completed at the end of the grace", uploads=len(late))
-            for task in late:
-                task.cancel()
-            await asyncio.wait(late)
+    async def land(self, resource: Resource, held_by: Holder, file: Staged) -> Resource:
+        """Complete the small upload `resource`, all bytes of which are in the staged `file`, in one transaction.
 
-    def _start(self, resource: Resource, work: Coroutine[Any, Any, Resource]) -> "asyncio.Task[Resource]":
-        task = asyncio.create_task(work, name=f"waybill-complete-{resource.upload_id}")
-        self._running[resource.key_hash] = task
+            file published → row and record completed
 
-        def ended(task: "asyncio.Task[Resource]") -> None:
-            if self._running.get(resource.key_hash) is task:
-                del self._running[resource.key_hash]
-            error = None if task.cancelled() else task.exception()
-            if error is not None and not isinstance(error, UploadError):
-                log.error("an upload could not be completed", upload=resource.upload_id, exc_info=error)
-            if error is None or (isinstance(error, UploadError) and error.status < 500):
-                self._holding.forget(resource)
-            else:
-                self.owe(resource)
+        A crash between the two leaves a file that the next to complete the upload finds, as in `complete`.
 
-        task.add_done_callback(ended)
-        return task
+        Raises:
+            DigestMismatch: the bytes do not have the declared digest.
+            Preempted: another request holds the writer lock now.
+            OutcomeUnknown: the database went away in the middle; recovery will complete the upload.
+            UploadError: it did not land.
+        """
+        verify_held(resource.digests, file)
+        await file.finish()
+        completed = replace(resource, holder=None, expires_at=self._holding.remembered_until, ended_as="completed")
+        try:
+            [upload] = await self._publisher.land(
+                [_incoming(resource, file)],
+                None,
+                allowances=(resource.key_hash,) if self._counts_quotas else (),
+                completes=records.Completing(completed, held_by),
+            )
+        except OutcomeUnknown:
+            self.owed.add(resource.key_hash)
+            raise
+        except InProgress:
+            return await self._completed_by_another(resource, Preempted())
+        return replace(completed, upload=upload)
 
-    async def _commit_and_publish(self, resource: Resource, held_by: Holder, partial: Partial) -> Resource:
-        await self._holding.commit_open(resource, held_by, partial)
-        return await self._publish(resource, partial)
-
-    async def _complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
+    async def complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
         """Complete a fully received upload from whatever step it was left at."""
         if resource.completed:
             return await self._conclude(resource, resource.upload)
@@ -161,19 +105,19 @@ class Completions:
         if not await self._storage.missing([resource.upload_id]):
             return await self._record_published(resource)
         try:
-            found, partial = await self._file_left(resource, waits=asked)
+            found, file = await self._file_left(resource, waits=asked)
         except NotStored:
             if await self._storage.missing([resource.upload_id]):
                 if not asked:
                     raise Unavailable("the file of an upload is missing") from None
                 await self._holding.lose(resource)
             return await self._record_published(resource)  # just now
-        return await self._publish(found, partial) if partial else await self._outcome(resource)
+        return await self._publish(found, file) if file else await self._outcome(resource)
 
     async def _file_left(self, resource: Resource, *, waits: bool) -> tuple[Resource, Partial | None]:
         """Open the file once its writer has left it, or a copy if it never does; None if the writer completed it."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + (_PATIENCE_SECONDS if waits else 0)
+        deadline = clock() + (PATIENCE_SECONDS if waits else 0)
         while True:
             try:
                 return resource, await self._holding.opened(resource)
@@ -192,32 +136,32 @@ class Completions:
             return taken, None
         if not held:
             raise InProgress("another process completes the upload")
-        log.warning("an upload was not completed by who was at it", upload=taken.upload_id)
+        log.warning("completion taken over from another process", upload=taken.upload_id)
         return await self._holding.copied(taken)
 
-    async def _assemble(self, resource: Resource, *, asked: bool, dead: Holder | None) -> Resource:
+    async def assemble(self, resource: Resource, *, asked: bool, dead: Holder | None) -> Resource:
         """Assemble a concatenation, if all its parts are fully received, and complete it."""
-        found, partial = await self._concatenations.put_together(resource, asked=asked, dead=dead)
-        if partial is not None:
-            return await self._publish(found, partial)
-        return await self._complete(found, asked=asked) if found.whole and not found.completed else found
+        found, file = await self._assembler.put_together(resource, asked=asked, dead=dead)
+        if file is not None:
+            return await self._publish(found, file)
+        return await self.complete(found, asked=asked) if found.whole and not found.completed else found
 
-    async def _publish(self, resource: Resource, partial: Partial) -> Resource:
+    async def _publish(self, resource: Resource, file: Partial) -> Resource:
         try:
-            await verify(resource.digests, partial)
-            await partial.finish()
+            await verify(resource.digests, file)
+            await file.finish()
             [upload] = await self._publisher.land(
-                [_incoming(resource, partial)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
+                [_incoming(resource, file)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
             )
         except DigestMismatch as error:
-            await partial.detach()
+            await file.detach()
             await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
             raise
         except UploadError as error:
-            await partial.detach()
+            await file.detach()
             return await self._completed_by_another(resource, error)
         finally:
-            await partial.detach()
+            await file.detach()
         return await self._conclude(resource, upload)
 
     async def _completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
@@ -247,7 +191,7 @@ class Completions:
         size, sha256 = await self._storage.digest(resource.upload_id)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
-            log.error("a published file is not what was acknowledged", upload=resource.upload_id, size=size)
+            log.error("published file differs from acknowledged bytes", upload=resource.upload_id, size=size)
             await self._holding.lose(resource)
         if not resource.whole:
             assert resource.holder is not None
@@ -275,8 +219,8 @@ class Completions:
         try:
             ended = await self._db.transaction(run)
         except Unavailable as error:
-            log.warning("that an upload is completed is noted later", upload=resource.upload_id, reason=str(error))
-            self.owe(resource)
+            log.warning("completion not recorded", upload=resource.upload_id, reason=str(error))
+            self.owed.add(resource.key_hash)
             return replace(resource, upload=upload, holder=None)
         if ended is None or ended.completed:
             if self._counts_quotas:
@@ -294,7 +238,7 @@ class Completions:
                 if part.ended_as is None and not await records.list_waiting(self._db, part):
                     await self._holding.end(part, "cancelled", _USED)
         except UploadError as error:
-            log.warning("parts of an upload stay until they expire", upload=resource.upload_id, reason=str(error))
+            log.warning("parts of a completed upload not ended", upload=resource.upload_id, reason=str(error))
 
     async def _outcome(self, resource: Resource) -> Resource:
         found = await records.find(self._db, resource.key_hash)
@@ -303,7 +247,7 @@ class Completions:
         return found
 
 
-def _incoming(resource: Resource, partial: Partial) -> Incoming:
+def _incoming(resource: Resource, file: Staged) -> Incoming:
     return Incoming(
         id=resource.upload_id,
         session_id=resource.session_id,
@@ -311,6 +255,6 @@ def _incoming(resource: Resource, partial: Partial) -> Incoming:
         content_type=resource.content_type,
         protocol=resource.protocol,
         created_at=resource.created_at,
-        staged=partial,
+        staged=file,
         stays=True,
     )

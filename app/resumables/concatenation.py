@@ -1,178 +1,127 @@
-"""Concatenation: one process at a time assembles parts into a file, and reports every few seconds that it works.
+"""Concatenation: a new upload is put together from parts, and the same request, repeated, gets the same upload."""
 
-The work takes as long as the parts are, and any process may be asked meanwhile, so here the
-newest request does not win. A process at work is left alone, however late in the upload's life;
-from one that has not been seen for a while the work is taken over (`recovery`), and it commits
-nothing any more.
-"""
-
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from app.cancellation import run_to_completion
+import pydantic_core
+import structlog
+
 from app.db.database import Db
-from app.errors import BadRequest, Gone, QuotaExceeded, StorageFull, TooLarge, Unavailable
-from app.model import Clock, Failure, Holder, Resource
-from app.quotas import Quotas
+from app.db.queryable import Transaction
+from app.errors import BadRequest, Gone, InProgress, NotFound, RateLimited, Unavailable
+from app.model import Clock, Resource
 from app.resumables import records
-from app.resumables.lanes import Lane
-from app.resumables.transitions import Holding, mark_of
-from app.resumables.writer_lock import Preempted
-from app.storage import Mark, NotStored, Partial, Storage
+from app.resumables.access import admitted, hash_of
+from app.resumables.assembly import refuse_repetition
+from app.resumables.completion_tasks import Completions
+from app.resumables.creation import Creations, Description
+from app.sessions import records as session_records
+from app.uploads.ingest import Visitor
 
+log = structlog.stdlib.get_logger("waybill.resume")
+
+MAX_PARTS: Final = 1000
 MAX_WAITING_OF_SESSION: Final = 100
 """How many concatenations of one session may wait for their parts, or be at work."""
 MAX_OF_PART: Final = 16
 """How many concatenations may name one part, which each of them copies."""
-MAX_REPEATED_BYTES: Final = 16 * 1024 * 1024
-"""How much longer than its parts a concatenation may be that names some of them more than once."""
-SHORT_BYTES: Final = 8 * 1024 * 1024
-"""A concatenation of no more than this does not wait for longer ones."""
-SEEN_SECONDS: Final = 3.0
-"""How often a process that assembles parts reports that it is at work."""
-
-
-def refuse_repetition(parts: Sequence[tuple[str, int]]) -> None:
-    """Refuse a concatenation that repeats its parts (key hash and bytes each) for too many bytes; raises BadRequest.
-
-    Otherwise a request of a few kilobytes could fill the disk from one part that was sent once.
-    """
-    repeated = sum(size for _, size in parts) - sum(dict(parts).values())
-    if repeated > MAX_REPEATED_BYTES:
-        raise BadRequest(
-            f"a concatenation may repeat its parts for {MAX_REPEATED_BYTES} bytes at most, and this does for {repeated}"
-        )
+_REPEATED_US: Final = 86_400_000_000
+"""How long a repeated request for the same concatenation gets the same upload."""
 
 
 class Concatenations:
-    """Assembles the files of concatenations."""
+    """Creates uploads from parts. `derive_key` makes the same key of the same text."""
 
     def __init__(
-        self, storage: Storage, db: Db, holding: Holding, *, quotas: Quotas | None, file_bytes: int, now_us: Clock
+        self,
+        db: Db,
+        creations: Creations,
+        completions: Completions,
+        *,
+        now_us: Clock,
+        derive_key: Callable[[str], str],
     ) -> None:
-        self._storage = storage
         self._db = db
-        self._holding = holding
-        self._quotas = quotas
-        self._file_bytes = file_bytes
+        self._creations = creations
+        self._completions = completions
         self._now_us = now_us
-        self._short, self._long = Lane(2), Lane(2)
+        self._derive_key = derive_key
 
-    async def put_together(
-        self, resource: Resource, *, asked: bool, dead: Holder | None
-    ) -> tuple[Resource, Partial | None]:
-        """Assemble an upload's file, and return it open, if all parts are received and no live process does so.
+    async def concatenate(
+        self, visitor: Visitor, description: Description, keys: Sequence[str]
+    ) -> tuple[Resource, str]:
+        """Create an upload from parts, in this order; return it and its key. It completes once all parts are received.
 
-        Otherwise return the present state of the upload, without a file. The holder `dead` is known
-        to be so. When no client `asked`, no upload is given up as lost.
+        If they are, completion is waited for a while; then the record says that it is being processed.
+        The same request within a day, sent again because the answer was lost, gets the same
+        upload; one that has failed or was cancelled is created anew.
 
         Raises:
-            Gone, TooLarge, QuotaExceeded, StorageFull: the upload has failed.
-            Preempted: another process has taken it over.
-            Unavailable: another try may succeed.
+            NotFound: a part does not exist for this visitor.
+            BadRequest: a key is not that of a part, or there are too many or none.
+            TooLarge: together the parts are above the limit.
+            QuotaExceeded: the session's quota does not hold it.
+            Unavailable: the database is away.
         """
-        parts = await self._parts_of(resource)
-        if parts is None:
-            return resource, None
-        lane = self._short if sum(part.offset for part in parts) <= SHORT_BYTES else self._long
-        async with lane.place(resource.session_id):
-            return await self._make_alone(resource, asked=asked, dead=dead)
+        if not 1 <= len(keys) <= MAX_PARTS:
+            raise BadRequest(f"an upload is made of 1 to {MAX_PARTS} parts, not of {len(keys)}")
+        hashes = tuple(hash_of(key) for key in keys)
+        session_id = None if visitor.arrival else visitor.session_id
+        what = pydantic_core.to_json([session_id, description.metadata, hashes, description.digests]).decode()
+        while True:
+            key, before = await self._concatenated_before(what, session_id)
+            if before is None:
+                length = await self._length_of(hashes, session_id)
+                before = self._creations.new(visitor, key, replace(description, length=length, parts=hashes))
+                if not await self._creations.insert_unless_taken(visitor, before, _refuse_many):
+                    continue  # the same request arrived twice at this moment
+            await self._assembled(before)
+            return admitted(None, await records.find(self._db, before.key_hash)), key
 
-    async def _make_alone(
-        self, resource: Resource, *, asked: bool, dead: Holder | None
-    ) -> tuple[Resource, Partial | None]:
-        parts = await self._parts_of(resource)  # again: the wait for a slot may have been long
-        if parts is None:
-            return resource, None
-        taken, held = await self._holding.take(resource, dead)
-        if not held or taken.whole:
-            return taken, None
-        started = await self._begin(taken, parts)
-        try:
-            return await self._make(started, [(part.upload_id, part.file_fence, mark_of(part)) for part in parts])
-        except NotStored:
-            if asked:
-                await self._holding.lose(started)
-            await self._holding.release(started)
-            raise Unavailable("the file of a part is missing") from None
+    async def _concatenated_before(self, what: str, session_id: str | None) -> tuple[str, Resource | None]:
+        """The key of a concatenation of `what`, and the existing upload of that key, if it can be the answer."""
+        number = 0
+        while True:
+            key = self._derive_key(f"{number} {what}")
+            found = await records.find(self._db, hash_of(key))
+            if found is None:
+                return key, None
+            with suppress(NotFound, Gone):
+                if self._now_us() - found.created_at < _REPEATED_US:
+                    return key, admitted(session_id, found)
+            number += 1
 
-    async def _parts_of(self, resource: Resource) -> list[Resource] | None:
-        """The upload's parts, in order, if all are fully received; if one has ended, fail the upload and raise Gone."""
-        hashes = resource.parts or ()
+    async def _length_of(self, hashes: Sequence[str], session_id: str | None) -> int | None:
+        """The bytes of these parts together; None as long as the length of one is unknown.
+
+        Raises:
+            NotFound, Gone, BadRequest: see `concatenate`.
+        """
         found = await records.list_these(self._db, hashes)
-        if any(each not in found or found[each].ended_as is not None for each in hashes):
-            await self._holding.fail(
-                resource, Failure(code="gone", detail="a part of it has ended before it was complete")
-            )
-            raise Gone
-        parts = [found[each] for each in hashes]
-        if all(part.whole for part in parts):
-            return parts
-        # As long as one part grows, the others are needed, and so is the concatenation.
-        latest = max(each.expires_at for each in (resource, *parts))
-        await records.renew(self._db, [resource.key_hash, *hashes], latest)
-        return None
+        for other_id in {part.session_id for part in found.values()} - {session_id}:
+            if session_id is not None and not await session_records.are_one(self._db, session_id, other_id):
+                raise NotFound
+        parts = [admitted(None, found.get(each)) for each in hashes]
+        if not all(part.is_part for part in parts):
+            raise BadRequest("one of the uploads to be put together was not begun as a part")
+        lengths = [part.length for part in parts if part.length is not None]
+        refuse_repetition([(part.key_hash, part.length or part.offset) for part in parts])
+        return sum(lengths) if len(lengths) == len(parts) else None
 
-    async def _begin(self, resource: Resource, parts: list[Resource]) -> Resource:
-        assert resource.holder is not None
-        length = sum(part.offset for part in parts)
+    async def _assembled(self, resource: Resource) -> None:
         try:
-            if length > self._file_bytes:
-                raise TooLarge(length, self._file_bytes)
-            refuse_repetition([(part.key_hash, part.offset) for part in parts])
-            if self._quotas is not None:
-                await self._quotas.grant_to(resource, length)
-        except (BadRequest, TooLarge, QuotaExceeded) as error:
-            await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
-            raise
-        started = replace(resource, length=length, expires_at=self._holding.expiry(resource))
-        await self._holding.commit(started, resource.holder)
-        return started
+            await self._completions.of(resource)
+        except (Unavailable, InProgress) as error:
+            log.info("concatenation postponed", upload=resource.upload_id, reason=str(error))
 
-    async def _make(self, resource: Resource, parts: list[tuple[str, int, Mark]]) -> tuple[Resource, Partial]:
-        assert resource.holder is not None
-        name = resource.upload_id, resource.holder.fence
-        try:
-            mark, partial = await self._seen_at_work(resource, self._holding.made(name, parts))
-            whole = replace(
-                resource, offset=mark.offset, digest_state=mark.digest_state, file_fence=name[1], holder=None
-            )
-            await self._holding.commit_open(whole, resource.holder, partial)
-        except NotStored:
-            raise
-        except StorageFull as error:
-            await self._holding.fail(resource, Failure(code=error.code, detail=str(error)))
-            raise
-        except Unavailable:
-            await self._holding.release(resource)  # its file stays: the commit may have succeeded after all
-            raise
-        except BaseException:
-            await self._holding.release(resource)
-            await self._storage.remove_partials([name])
-            raise
-        return whole, partial
 
-    async def _seen_at_work(
-        self, resource: Resource, work: Coroutine[Any, Any, tuple[Mark, Partial]]
-    ) -> tuple[Mark, Partial]:
-        """Do the work, and record every few seconds that it is under way; raises Preempted if the lock is lost.
-
-        A database that is away does not stop the work.
-        """
-        assert resource.holder is not None
-        working = asyncio.create_task(work, name=f"waybill-assemble-{resource.upload_id}")
-        try:
-            while not (await asyncio.wait((working,), timeout=SEEN_SECONDS))[0]:
-                with suppress(Unavailable):
-                    if not await records.see(self._db, resource.key_hash, resource.holder, self._now_us()):
-                        raise Preempted
-            return working.result()
-        except BaseException:
-            working.cancel()
-            await run_to_completion(asyncio.wait((working,)))
-            if not working.cancelled() and working.exception() is None:
-                await working.result()[1].detach()
-            raise
+async def _refuse_many(transaction: Transaction, resource: Resource) -> None:
+    """Refuse a concatenation if its session, or one of its parts, has too many; raises RateLimited, BadRequest."""
+    parts = resource.parts or ()
+    await records.renew(transaction, parts, resource.expires_at)
+    if await records.count_waiting(transaction, resource.session_id) > MAX_WAITING_OF_SESSION:
+        raise RateLimited(MAX_WAITING_OF_SESSION)
+    if await records.count_concatenations(transaction, parts) > MAX_OF_PART:
+        raise BadRequest(f"a part can be in {MAX_OF_PART} concatenations, and one of these is in as many already")

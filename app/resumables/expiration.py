@@ -71,7 +71,7 @@ class Expiry:
                 except UploadError:
                     raise
                 except Exception:
-                    log.exception("an upload cannot be ended, others are", upload=resource.upload_id)
+                    log.exception("expired upload not ended", upload=resource.upload_id)
             last = due[-1]
         return expired
 
@@ -106,7 +106,7 @@ class Expiry:
                 for file in settled[at : at + _AT_ONCE]:
                     _judge(file, known.get(file.key), unneeded, unknown)
         if too_many(len(unknown), total):
-            log.error("partial files are left alone: no upload knows them; is this their database?", files=len(unknown))
+            log.error("unfinished files left alone: no upload knows them; is this their database?", files=len(unknown))
             unknown = []
         await self._storage.set_partials_aside([*unneeded, *unknown])
         return len(unneeded) + len(unknown)

@@ -16,7 +16,8 @@ from app.db.database import Db
 from app.errors import InProgress, UploadError
 from app.model import Clock, Holder, Resource
 from app.resumables import records
-from app.resumables.completion import Completions
+from app.resumables.completion import Completion
+from app.resumables.completion_tasks import Completions
 from app.storage import Storage
 
 log = structlog.stdlib.get_logger("waybill.recovery")
@@ -46,10 +47,20 @@ class SignOfLife(NamedTuple):
 class Recovery:
     """Completes uploads that were left. `run` does so every other second, `once` at once, for the sweep."""
 
-    def __init__(self, storage: Storage, db: Db, completions: Completions, *, idle_us: int, now_us: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        db: Db,
+        completions: Completions,
+        completion: Completion,
+        *,
+        idle_us: int,
+        now_us: Clock,
+    ) -> None:
         self._storage = storage
         self._db = db
         self._completions = completions
+        self._completion = completion
         self._idle_us = idle_us
         self._now_us = now_us
         self._runs = False
@@ -72,16 +83,16 @@ class Recovery:
                         if not alone:
                             break
             except UploadError as error:
-                log.warning("whether another process recovers uploads is asked again", reason=str(error))
+                log.warning("lock of the recovery not asked for", reason=str(error))
                 await asyncio.sleep(ROUND_SECONDS)
 
     async def _attempt(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
             await work()
         except UploadError as error:
-            log.debug("uploads are recovered later", reason=str(error))
+            log.debug("recovery postponed", reason=str(error))
         except Exception:
-            log.exception("recovering uploads failed")
+            log.exception("recovery failed")
 
     async def own(self) -> None:
         """Try again to complete the uploads that this process could not."""
@@ -96,6 +107,8 @@ class Recovery:
                 await self._completions.part_is_whole(found)
             elif found.whole or found.is_final:
                 await self._complete(found)
+            elif found.holder is None:  # its file may have been published by a landing whose outcome is unknown
+                await self._completed_before(key_hash)
 
     async def others(self) -> None:
         """Complete uploads whose holders show no sign of life, and a page of concatenations that have their parts."""
@@ -154,9 +167,9 @@ class Recovery:
         if found is None or found.ended_as is not None:
             return False
         try:
-            done = await self._completions.published_before(found)
+            done = await self._completion.published_before(found)
         except UploadError as error:
-            log.warning("a published upload cannot be recorded", upload=found.upload_id, reason=str(error))
+            log.warning("published upload not recorded", upload=found.upload_id, reason=str(error))
             return False
         return done is not None and done.completed
 
@@ -182,11 +195,11 @@ class Recovery:
         except InProgress:
             return False
         except Exception as error:
-            log.warning("an upload that was left cannot be completed", upload=resource.upload_id, reason=str(error))
+            log.warning("left upload not completed", upload=resource.upload_id, reason=str(error))
             return False
         self._tries.pop(resource.key_hash, None)
         if completed:
-            log.info("an upload that was left is completed", upload=resource.upload_id)
+            log.info("left upload completed", upload=resource.upload_id)
         return completed
 
     def _may_try(self, key_hash: str) -> bool:

@@ -3,7 +3,8 @@
 A commit succeeds only as long as the row names the holder; see `writer_lock`.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, Literal, NoReturn
 
@@ -16,7 +17,7 @@ from app.metrics import Metrics, Outcome
 from app.model import Clock, Digests, Failure, Holder, Resource
 from app.resumables import records
 from app.resumables.writer_lock import Preempted
-from app.storage import InUse, Mark, NotStored, Partial, Reservation, Storage
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged, Storage
 
 log = structlog.stdlib.get_logger("waybill.holding")
 
@@ -93,6 +94,14 @@ class Holding:
             resource.upload_id, resource.file_fence, mark_of(resource), reservation, confirm=confirm
         )
 
+    def held(self, resource: Resource, reservation: Reservation) -> Staged:
+        """Begin a file in memory for an upload without bytes, apart from the one that others may have open."""
+        return self._storage.stage(resource.upload_id, reservation, has_record=True)
+
+    def has_memory(self, size: int) -> bool:
+        """Whether so many bytes more can wait in memory."""
+        return self._storage.has_memory(size)
+
     async def copied(self, resource: Resource) -> tuple[Resource, Partial]:
         """Move the upload to a copy of its file. The old file is left to the sweep: a fail-over may undo the move."""
         assert resource.holder is not None
@@ -149,7 +158,7 @@ class Holding:
             try:
                 await records.release(self._db, resource.key_hash, resource.holder)
             except UploadError as error:
-                log.warning("that an upload is free again was not noted", upload=resource.upload_id, reason=str(error))
+                log.warning("writer lock not released", upload=resource.upload_id, reason=str(error))
 
     async def fail(self, resource: Resource, failure: Failure) -> None:
         """Fail an upload for good, for a reason that lies in the state `resource`; its bytes are removed.
@@ -195,7 +204,7 @@ class Holding:
             Preempted: others have gone on with the upload, in another file.
         """
         await self.fail(resource, _LOST)
-        log.error("an unfinished upload is lost: its file is missing or too short", upload=resource.upload_id)
+        log.error("unfinished upload lost: file missing or too short", upload=resource.upload_id)
         raise Gone
 
     def count(self, resource: Resource, outcome: Outcome) -> None:
@@ -214,9 +223,25 @@ class Holding:
 
 async def verify(digests: Digests, partial: Partial) -> None:
     """Compare the bytes of a file with the declared digests; raises DigestMismatch."""
-    for algorithm, name, expected in (("sha256", "sha-256", digests.sha256), ("sha512", "sha-512", digests.sha512)):
-        if expected is not None and (actual := await partial.digest(algorithm)) != expected:
+    for algorithm, name, expected in _declared(digests):
+        if (actual := await partial.digest(algorithm)) != expected:
             raise DigestMismatch(expected, actual, name)
+
+
+def _declared(digests: Digests) -> Iterator[tuple[str, str, str]]:
+    for algorithm, name, expected in (("sha256", "sha-256", digests.sha256), ("sha512", "sha-512", digests.sha512)):
+        if expected is not None:
+            yield algorithm, name, expected
+
+
+def verify_held(digests: Digests, file: Staged) -> None:
+    """Compare the bytes of a small file with the declared digests; raises DigestMismatch."""
+    for algorithm, name, expected in _declared(digests):
+        actual = hashlib.new(algorithm)
+        for block in file.held() or ():
+            actual.update(block)
+        if actual.hexdigest() != expected:
+            raise DigestMismatch(expected, actual.hexdigest(), name)
 
 
 def mark_of(resource: Resource) -> Mark:

@@ -9,14 +9,16 @@ that is no longer the upload's, and commits nothing.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from app.db.database import Db
 from app.db.queryable import Transaction
+from app.db.shared import SharedTransactions
 from app.errors import InProgress, NotFound, UploadError
 from app.model import Clock, Resource
 from app.resumables import records
@@ -87,6 +89,29 @@ class WriterLock:
         return self.reason if alone and isinstance(error, asyncio.CancelledError) else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Claim:
+    """A request for a writer lock."""
+
+    key_hash: str
+    admitted: Admitted
+    holder_id: str
+
+
+def _admit(
+    claims: Sequence[_Claim], found: Mapping[str, Resource], answers: dict[_Claim, Resource | Exception]
+) -> list[_Claim]:
+    """Answer each claim by the upload that was found, or by its refusal; return the claims that are admitted."""
+    admitted = []
+    for each in claims:
+        try:
+            answers[each] = each.admitted(found.get(each.key_hash))
+            admitted.append(each)
+        except UploadError as error:
+            answers[each] = error
+    return admitted
+
+
 class WriterLocks:
     """The writer locks of one process, which shares the database with others."""
 
@@ -96,6 +121,7 @@ class WriterLocks:
         self._new_id = new_id
         self._live: dict[str, WriterLock] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._claims = SharedTransactions(db, self._claim_all)
 
     async def claim(self, key_hash: str, admitted: Admitted, *, holds: bool) -> Resource:
         """Acquire the writer lock, preempting its holder, which commits its offset first.
@@ -110,17 +136,30 @@ class WriterLocks:
         """
         holder_id = self._new_id() if holds else None
 
-        async def take_number(transaction: Transaction) -> Resource:
-            await records.claim(transaction, key_hash, holder_id=holder_id, now_us=self._now_us())
+        async def draw(transaction: Transaction) -> Resource:
+            await records.claim(transaction, key_hash, holder_id=None, now_us=self._now_us())
             return admitted(await records.find(transaction, key_hash))
 
-        # A query or a cancellation is answered on a full disk, too.
-        transaction = self._db.transaction if holds else self._db.transaction_that_frees
-        claimed = await transaction(take_number)
+        if holder_id is not None:
+            claimed = await self._claims.ask(_Claim(key_hash, admitted, holder_id))
+        else:  # a query or a cancellation is answered on a full disk, too
+            claimed = await self._db.transaction_that_frees(draw)
         mine = holder_id is not None and claimed.holder is not None and claimed.holder.id == holder_id
         if claimed.holder is None or mine or _settled(claimed) or (claimed.is_final and not holds):
             return claimed
         return await self._wait(claimed, admitted, holder_id)
+
+    async def _claim_all(self, transaction: Transaction, claims: Sequence["_Claim"]) -> list[Resource | Exception]:
+        """Draw a token for each claim that is admitted, in their order; the others have no effect on the upload."""
+        answers: dict[_Claim, Resource | Exception] = {}
+        waiting = _admit(claims, await records.list_these(transaction, [each.key_hash for each in claims]), answers)
+        while waiting:
+            first = {each.key_hash: each for each in reversed(waiting)}
+            holder_ids = {key_hash: each.holder_id for key_hash, each in first.items()}
+            await records.claim_these(transaction, holder_ids, self._now_us())
+            _admit(list(first.values()), await records.list_these(transaction, list(first)), answers)
+            waiting = [each for each in waiting if first[each.key_hash] is not each]
+        return [answers[each] for each in claims]
 
     async def _wait(self, claimed: Resource, admitted: Admitted, holder_id: str | None) -> Resource:
         clock = asyncio.get_running_loop().time
@@ -138,7 +177,7 @@ class WriterLocks:
                 break
             if clock() >= deadline:
                 writer = found.holder.fence
-                log.warning("a writer did not let go and is passed over", upload=found.upload_id, writer=writer)
+                log.warning("writer preempted", upload=found.upload_id, writer=writer)
                 break
 
         async def take(transaction: Transaction) -> Resource:
@@ -172,7 +211,7 @@ class WriterLocks:
         if before is not None:  # a holder from a time that the database has lost: else it would have left
             before.end(Preempted())
         if self._watching is None or self._watching.done():
-            self._watching = asyncio.create_task(self._watch(), name="waybill-turns")
+            self._watching = asyncio.create_task(self._watch(), name="waybill-writer-locks")
         return writer_lock
 
     def leave(self, writer_lock: WriterLock) -> None:
@@ -200,10 +239,10 @@ class WriterLocks:
             try:
                 found = await records.list_these(self._db, [writer_lock.key_hash for writer_lock in writer_locks])
             except UploadError as error:
-                log.warning("whether others want these uploads is asked again", reason=str(error))
+                log.warning("writer locks not polled", reason=str(error))
                 continue
             except Exception:
-                log.exception("asking whether others want these uploads failed")
+                log.exception("polling of writer locks failed")
                 continue
             for writer_lock in writer_locks:
                 resource = found.get(writer_lock.key_hash)

@@ -72,6 +72,9 @@ class Staged(Protocol):
     def sha256(self) -> str:
         """The digest of all bytes, lower-case hex."""
 
+    def held(self) -> Sequence[bytes | memoryview] | None:
+        """The bytes so far, in blocks, as long as they are all in memory; None after that."""
+
     async def abort(self) -> None:
         """Discard the file, and wait for calls that are under way.
 
@@ -171,8 +174,8 @@ Work = Literal["sweep", "scrub", "complete", "merges"]
 class PublishedFiles(Protocol):
     """Files that are received in one request, published, and read again."""
 
-    def stage(self, key: str, reservation: Reservation | None = None) -> Staged:
-        """Begin a file, whose bytes use up the reservation first.
+    def stage(self, key: str, reservation: Reservation | None = None, *, has_record: bool = False) -> Staged:
+        """Begin a file, whose bytes use up the reservation first. One that `has_record` needs no `recorded`.
 
         Raises Unavailable while the store cannot be trusted, and ValueError for an invalid `key`.
         """
@@ -225,6 +228,9 @@ class PublishedFiles(Protocol):
 
         The number is stale when you read it: use it to refuse early, never to guarantee space.
         """
+
+    def has_memory(self, size: int) -> bool:
+        """Whether so many bytes more of small files would stay in memory now."""
 
     def staged_bytes(self) -> int:
         """The bytes of the files that this process is receiving."""

@@ -94,6 +94,9 @@ class MemoryStaged:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
+    def held(self) -> Sequence[bytes | memoryview] | None:
+        return None if self.ended else [bytes(self._content)]
+
     async def abort(self) -> None:
         if not self.ended:
             self._storage.space.release(len(self.end()))
@@ -212,7 +215,7 @@ class MemoryStorage:
     def reserve(self, size: int) -> Reservation:
         return self.space.reserve(size)
 
-    def stage(self, key: str, reservation: Reservation | None = None) -> MemoryStaged:
+    def stage(self, key: str, reservation: Reservation | None = None, *, has_record: bool = False) -> MemoryStaged:
         _require_key(key)
         return MemoryStaged(self, key, reservation)
 
@@ -374,6 +377,9 @@ class MemoryStorage:
 
     async def free_bytes(self) -> int | None:
         return self.space.free
+
+    def has_memory(self, size: int) -> bool:
+        return True
 
     def staged_bytes(self) -> int:
         return sum(staged.size for staged in self.staged)

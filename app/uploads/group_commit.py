@@ -19,10 +19,12 @@ from app.cancellation import run_to_completion
 from app.db.database import Db
 from app.db.driver import LOCK_SECONDS
 from app.db.queryable import Transaction
-from app.errors import KeyInUse, Locked, Unavailable, UploadError, root_reason
+from app.errors import InProgress, KeyInUse, Locked, Unavailable, UploadError, root_reason
 from app.idempotency import records as key_records
 from app.metrics import Metrics, Outcome
-from app.model import Clock, Status, Upload
+from app.model import Clock, Resource, Status, Upload
+from app.resumables import records as resumable_records
+from app.resumables.records import Completing
 from app.sessions import totals_records
 from app.sessions.records import NewSession
 from app.storage import Storage
@@ -53,6 +55,14 @@ class ClaimLost(Exception):
     def __init__(self, claim_ids: Collection[str]) -> None:
         super().__init__(f"{len(claim_ids)} claims were passed over")
         self.claim_ids = claim_ids
+
+
+class LocksLost(Exception):
+    """The writer locks of some resumable uploads of a group were lost; nothing of the group is recorded."""
+
+    def __init__(self, key_hashes: Collection[str]) -> None:
+        super().__init__(f"{len(key_hashes)} writer locks were lost")
+        self.key_hashes = key_hashes
 
 
 class Publisher:
@@ -120,21 +130,31 @@ class Publisher:
         *,
         allowances: Sequence[str] = (),
         claim: str | None = None,
+        creates: Resource | None = None,
+        completes: Completing | None = None,
     ) -> list[Upload]:
         """Return the records of `files` once their bytes, names and rows would survive a power cut.
 
         All of them land or none; the `allowances` are released along with that. With a `claim` on an
-        Idempotency-Key they land only while it holds the key. A cancelled caller does not stop
-        this: the outcome is then in the history.
+        Idempotency-Key they land only while it holds the key. A resumable upload that this `creates` is
+        recorded as completed; one that it `completes` lands only while its writer lock is held. A cancelled
+        caller does not stop this: the outcome is then in the history.
 
         Raises:
             KeyInUse: the claim was lost to another request.
+            InProgress: the writer lock was lost to another request; the file stays.
             OutcomeUnknown: the database went away in the middle, or the session stayed locked; nothing was lost.
             UploadError: none of them landed. The caller aborts those that are still staged.
         """
         self._in_doubt.check()
         landing = Landing(
-            files, arrival, asyncio.get_running_loop().create_future(), allowances=allowances, claim=claim
+            files,
+            arrival,
+            asyncio.get_running_loop().create_future(),
+            allowances=allowances,
+            claim=claim,
+            creates=creates,
+            completes=completes,
         )
         if len(files) > MAX_BATCH_FILES:
             self._publishing.check()
@@ -285,6 +305,15 @@ class Publisher:
                 landing.refuse(KeyInUse())
             if rest := [landing for landing in batch if landing not in passed]:
                 await self._record(rest)
+        except LocksLost as error:
+            rest = []
+            for landing in batch:
+                if landing.completes is not None and landing.completes.resource.key_hash in error.key_hashes:
+                    landing.refuse(InProgress())  # its file stays: the next one to complete the upload decides
+                else:
+                    rest.append(landing)
+            if rest:
+                await self._record(rest)
         except Locked:
             # A landing whose session is locked must not hold up its group: bisect the group until it is alone.
             now = asyncio.get_running_loop().time()
@@ -329,7 +358,7 @@ class Publisher:
         Raises:
             Locked: they are not recorded by this, since another transaction holds a lock that one of them needs.
             Unavailable: whether they are recorded is unknown.
-            ClaimLost: they are not recorded, because some have lost their claims.
+            ClaimLost, LocksLost: they are not recorded, because some have lost their claims or writer locks.
             Exception: they are not recorded by this; `doubted` ones may be by an earlier attempt.
         """
         uploads = [upload for landing in batch for upload in landing.uploads]
@@ -357,16 +386,23 @@ class Publisher:
     def _insert_once(
         self, uploads: Sequence[Upload], batch: Sequence[Landing]
     ) -> Callable[[Transaction], Awaitable[object]]:
-        """Record these uploads, also under their Idempotency-Keys, if they have any; raises ClaimLost."""
+        """Record these uploads, under their Idempotency-Keys, and as resumable ones; raises ClaimLost, LocksLost."""
         insert_all = insert(uploads, batch)
         keyed = {landing.claim: landing.uploads for landing in batch if landing.claim is not None}
-        if not keyed:
+        created = [landing.creates for landing in batch if landing.creates is not None]
+        completing = [landing.completes for landing in batch if landing.completes is not None]
+        if not (keyed or created or completing):
             return insert_all
 
         async def run(transaction: Transaction) -> None:
+            # Their own rows before the records, as in `resumables.records.commit`.
+            if completing and (lost := await resumable_records.complete(transaction, completing)):
+                raise LocksLost(lost)
             # The uploads first, as in a merge of sessions: transactions that lock in the same order never deadlock.
             await insert_all(transaction)
-            if passed := await key_records.answer(transaction, keyed, self._now_us() + ANSWERED_US):
+            if created:
+                await resumable_records.insert_these(transaction, created)
+            if keyed and (passed := await key_records.answer(transaction, keyed, self._now_us() + ANSWERED_US)):
                 raise ClaimLost(passed)
 
         return run

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +24,7 @@ from app.errors import (
     Unavailable,
     UploadError,
 )
-from app.model import UNDECLARED, Clock, Digests, Protocol, Upload
+from app.model import UNDECLARED, Clock, Digests, Protocol, Resource, Upload
 from app.quotas import STEP_BYTES, Granted, Quotas
 from app.sessions.records import NewSession
 from app.storage import Reservation, Storage
@@ -157,8 +157,8 @@ class Ingest:
         if not self._live:
             self._idle.set()
 
-    def begin(self, landing: "Ingestion", filename: str, content_type: str) -> Incoming:
-        upload_id = self._new_id()
+    def begin(self, landing: "Ingestion", filename: str, content_type: str, upload_id: str | None = None) -> Incoming:
+        upload_id = self._new_id() if upload_id is None else upload_id
         return Incoming(
             id=upload_id,
             session_id=landing.visitor.session_id,
@@ -169,10 +169,12 @@ class Ingest:
             staged=self._storage.stage(upload_id, landing.reservation),
         )
 
-    async def land(self, landing: "Ingestion", files: list[Incoming]) -> list[Upload]:
+    async def land(self, landing: "Ingestion", files: list[Incoming], creates: Resource | None = None) -> list[Upload]:
         allowances = () if landing.granted is None else (landing.granted.id,)
         with _arriving(landing.visitor, self._now_us()) if landing.visitor.arrival else _RECORDED as arrival:
-            return await self._publisher.land(files, arrival, allowances=allowances, claim=landing.claim)
+            return await self._publisher.land(
+                files, arrival, allowances=allowances, claim=landing.claim, creates=creates
+            )
 
     async def record_failure(self, landing: "Ingestion", files: list[Incoming], error: UploadError) -> None:
         """Put the failure into the history, if possible; the client gets the refusal in any case."""
@@ -269,8 +271,15 @@ class Ingestion:
         """The bytes that each file has so far, in the files' order."""
         return [file.staged.size for file in self._files]
 
-    async def begin_file(self, filename: str, content_type: str, *, digests: Digests = UNDECLARED) -> None:
-        """Begin the next file. Its bytes must have the `digests`.
+    @property
+    def held(self) -> Sequence[bytes | memoryview]:
+        """The bytes so far of the last file, as far as they are in memory."""
+        return (self._files[-1].staged.held() or ()) if self._files else ()
+
+    async def begin_file(
+        self, filename: str, content_type: str, *, digests: Digests = UNDECLARED, upload_id: str | None = None
+    ) -> None:
+        """Begin the next file, under a new id unless one is given. Its bytes must have the `digests`.
 
         Raises:
             TooManyFiles: the request has more files than allowed.
@@ -279,7 +288,7 @@ class Ingestion:
             raise TooManyFiles(len(self._files) + 1, self._ingest.limits.files)
         if len(self._files) % _FILES_A_TURN == _FILES_A_TURN - 1:
             await asyncio.sleep(0)  # a block of the body can hold a thousand small files: let other tasks run
-        self._current = self._ingest.begin(self, filename, content_type)
+        self._current = self._ingest.begin(self, filename, content_type, upload_id)
         self._expected = digests
         self._sha512 = None if digests.sha512 is None else hashlib.sha512()
         self._files.append(self._current)
@@ -318,8 +327,10 @@ class Ingestion:
         if sha512 is not None and self._sha512 is not None and self._sha512.hexdigest() != sha512:
             raise DigestMismatch(sha512, self._sha512.hexdigest(), "sha-512")
 
-    async def publish(self) -> list[Upload]:
+    async def publish(self, creates: Resource | None = None) -> list[Upload]:
         """Make all files visible, complete and durable, and return their records; or none of them.
+
+        A resumable upload that the request `creates` is recorded along with its file.
 
         Raises:
             NoFile: the request had no file.
@@ -334,7 +345,7 @@ class Ingestion:
         # settles an unknown outcome. A failure recorded by us could contradict its record.
         self._handed_over = True
         try:
-            return await self._ingest.land(self, self._files)
+            return await self._ingest.land(self, self._files, creates)
         except OutcomeUnknown:
             raise
         except UploadError:

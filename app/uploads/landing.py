@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from app.errors import Internal, Unavailable, UploadError
-from app.model import Failure, Protocol, Status, Upload
+from app.model import Failure, Protocol, Resource, Status, Upload
+from app.resumables.records import Completing
 from app.sessions.records import NewSession
 from app.storage import Staged
 
@@ -69,6 +70,10 @@ class Landing:
     """The ids of grants of quota, released by the transaction that records the uploads, which count from then on."""
     claim: str | None = None
     """A claim on an Idempotency-Key: the transaction records the uploads under it too, or nothing if it was lost."""
+    creates: Resource | None = None
+    """A resumable upload that this request creates and completes: the transaction records it, too."""
+    completes: Completing | None = None
+    """A resumable upload that this request completes: the transaction does that, or nothing if its lock was lost."""
     doubted: bool = False
     """Whether an attempt to record it may have been committed without an answer."""
     patient_until: float | None = None
@@ -93,7 +98,7 @@ class Landing:
 
     def refuse(self, refusal: UploadError) -> None:
         if not self.done.done():
-            self.done.set_exception(refusal)
+            self.done.set_exception(refusal.copy())  # the same one may be that of others, too
 
 
 class Stage:

@@ -1,7 +1,7 @@
 """The body of one request: counted, refused when longer or shorter than declared, or too slow."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -11,6 +11,7 @@ from app.errors import BadRequest, IncompleteBody, RequestTooLarge, TookTooLong,
 from app.protocols.headers import content_length
 from app.protocols.intents import Checksum
 
+Block = bytes | memoryview
 PACE_SECONDS: Final = 30.0
 """The minimum rate is held over windows of this length, so that a train may pass a tunnel."""
 
@@ -81,6 +82,28 @@ class Body:
         for check, hasher in self._checks:
             check.check(hasher)
         raise StopAsyncIteration
+
+
+class Rest:
+    """The body of a request that was interrupted: the blocks that came, then the reason."""
+
+    def __init__(self, blocks: Sequence[Block], reason: BaseException, declared: int | None) -> None:
+        self.declared = declared
+        self._blocks = blocks
+        self._reason = reason
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    async def __aiter__(self) -> AsyncIterator[Block]:
+        for block in self._blocks:
+            yield block
+        raise self._reason
 
 
 def _tokens(values: list[str]) -> set[str]:

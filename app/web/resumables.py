@@ -19,9 +19,10 @@ from app.protocols import ietf, tus
 from app.protocols.detect import codec_for, detect
 from app.protocols.filenames import UNNAMED
 from app.protocols.intents import Answer, Append, Ask, Codec, Concatenate, Create, Intent, Limits, State
+from app.resumables import WHOLE_BYTES, Appended, Description, Interrupted
 from app.web import ratelimit, uploads
 from app.web.base_path import here, record_json
-from app.web.body import Body
+from app.web.body import Body, Rest
 from app.web.exchange import exchange_of
 from app.web.services import Services
 from app.web.session import caller_of
@@ -120,9 +121,14 @@ async def _begin(request: Request[Services], protocol: Protocol) -> Response:
 
 
 def _is_ordinary(request: Request[Services], codec: Codec, intent: Create) -> bool:
-    """Whether the request brings the complete file, from a client that would not learn the upload's URL in time."""
-    length_is_checked = intent.length is None or "content-length" in request.headers
-    return intent.ends is True and length_is_checked and not intent.checks and not codec.accepts_interim
+    """Whether the request brings the complete file, and is not offered to resume it.
+
+    The client would not learn the upload's URL in time; or the file is so small that it is sent again sooner.
+    """
+    has_length = "content-length" in request.headers
+    is_small = has_length and intent.length is not None and intent.length <= WHOLE_BYTES
+    resumes = codec.accepts_interim and not is_small
+    return intent.ends is True and (intent.length is None or has_length) and not intent.checks and not resumes
 
 
 async def _receive_whole(request: Request[Services], codec: Codec, intent: Create) -> Response:
@@ -135,9 +141,9 @@ async def _receive_whole(request: Request[Services], codec: Codec, intent: Creat
 
 
 async def _create(request: Request[Services], codec: Codec, intent: Create, protocol: Protocol) -> Response:
-    body = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
-    made, key = await request.state["resumes"].create(
-        caller_of(request).visitor(),
+    body: Body | Rest | None = uploads.body_of(request, intent.checks) if intent.brings_bytes else None
+    resumes, visitor = request.state["resumes"], caller_of(request).visitor()
+    description = Description(
         protocol=protocol,
         filename=intent.filename or UNNAMED,
         content_type=intent.content_type,
@@ -147,6 +153,14 @@ async def _create(request: Request[Services], codec: Codec, intent: Create, prot
         is_part=intent.is_part,
         digests=intent.digests,
     )
+    if isinstance(body, Body) and _is_whole(intent, body):
+        try:
+            with body:
+                made, key = await resumes.create_whole(visitor, description, body)
+            return _answer(request, codec, intent, made, key)
+        except Interrupted as interrupted:
+            body = Rest(interrupted.blocks, interrupted.reason, body.declared)
+    made, key = await resumes.create(visitor, description)
     # From here on the client can resume, whatever happens to the body.
     with _refusing_as(codec, location=_url_of(request, key)):
         if body is not None and body.declared != 0:
@@ -155,15 +169,24 @@ async def _create(request: Request[Services], codec: Codec, intent: Create, prot
     return _answer(request, codec, intent, made, key)
 
 
+def _is_whole(intent: Create, body: Body) -> bool:
+    """Whether the request brings a small file that is complete, so that it need not be created before its bytes."""
+    is_small = 0 < (intent.length or 0) <= WHOLE_BYTES
+    return is_small and intent.length == body.declared and intent.ends is None and not intent.is_part
+
+
 async def _concatenate(request: Request[Services], codec: Codec, intent: Concatenate) -> Response:
     made, key = await request.state["resumes"].concatenate(
         caller_of(request).visitor(),
-        keys=intent.keys,
-        filename=intent.filename or UNNAMED,
-        content_type=intent.content_type,
-        metadata=intent.metadata,
-        concat=intent.concat,
-        digests=intent.digests,
+        Description(
+            protocol=Protocol.TUS,
+            filename=intent.filename or UNNAMED,
+            content_type=intent.content_type,
+            metadata=intent.metadata,
+            concat=intent.concat,
+            digests=intent.digests,
+        ),
+        intent.keys,
     )
     return _answer(request, codec, intent, made, key)
 
@@ -177,7 +200,7 @@ async def _append(request: Request[Services], codec: Codec, intent: Append, open
 
 
 async def _receive(
-    request: Request[Services], codec: Codec, intent: Create | Append, body: Body, key: str, opener: str | None
+    request: Request[Services], codec: Codec, intent: Create | Append, body: Body | Rest, key: str, opener: str | None
 ) -> Resource:
     """Append the body to the resource, which is completed if that was its end.
 
@@ -185,15 +208,14 @@ async def _receive(
     """
     resumes = request.state["resumes"]
     offset = intent.offset if isinstance(intent, Append) else 0
-    appending = resumes.append(
-        key,
-        opener,
+    appended = Appended(
         offset=offset,
         declared=body.declared,
         length=intent.length,
         checked=bool(intent.checks),
         digests=intent.digests,
     )
+    appending = resumes.append(key, opener, appended)
     try:
         async with appending:
             with body:

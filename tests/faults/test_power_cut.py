@@ -18,6 +18,7 @@ from app import ids, main, secret_key
 from app.db import migrate
 from app.errors import UploadError
 from app.model import HistoryQuery, Status
+from app.resumables import Appended
 from app.sessions import records as session_records
 from app.storage import NotStored
 from app.uploads import records as upload_records
@@ -129,7 +130,7 @@ async def go_on(resumes, row, name, key, offset):
         resource = await resumes.find(key, None, newest=True)
         row.lost += resource.offset < offset
         if not resource.completed:
-            async with resumes.append(key, None, offset=resource.offset, length=len(content)) as appending:
+            async with resumes.append(key, None, Appended(resource.offset, length=len(content))) as appending:
                 await appending.write(content[resource.offset :])
                 await appending.keep()
     except UploadError:

@@ -30,7 +30,7 @@ TAKE_INTERIM_FOR_THE_ANSWER = ("nginx", "nginx-site")
 TUS = {"Tus-Resumable": "1.0.0"}
 OFFER = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "10"}
 KEY = "AAECAwQFBgcICQoLDA0ODw"
-EVERY_BLOCK = "import app.resumables.append; app.resumables.append.CHECKPOINT_SECONDS = 0.0"
+EVERY_BLOCK = "import app.resumables.writer; app.resumables.writer.CHECKPOINT_SECONDS = 0.0"
 
 
 @dataclass(frozen=True)

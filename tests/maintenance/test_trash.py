@@ -142,7 +142,7 @@ class TestAnOlderDatabase:
                 world = World(url, storage, stack)
                 world.clock, world.new_id = clock, new_id
                 working = await world.worker()
-                working.resumes._expiry._grace_seconds = 0
+                working.resumes._parts.expiry._grace_seconds = 0
                 yield working
 
         async with worker(database_url) as right:

@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from app.errors import Gone, UploadError
 from app.model import Status
+from app.resumables import Appended
 from app.storage.memory import MemoryPartial
 from tests.support.resumables import DAY, Tail, World, Writer
 from tests.support.unreliable import Store, until
@@ -53,7 +54,7 @@ def hasty():
         patch.setattr("app.resumables.writer_lock._POLL_SECONDS", 0.002)
         patch.setattr("app.resumables.writer_lock._WATCH_SECONDS", 0.004)
         patch.setattr("app.resumables.completion._POLL_SECONDS", 0.002)
-        patch.setattr("app.resumables.append.CHECKPOINT_BYTES", 4)
+        patch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 4)
         yield
 
 
@@ -74,9 +75,9 @@ class ResumeMachine(RuleBasedStateMachine):
         async def run():
             self.world = World(f"sqlite:///{Path(self.directory.name)}/waybill.db", Store(), self.stack)
             self.workers = [await self.world.worker() for _ in range(2)]
-            self.workers[1].resumes._writer_locks._watch = lambda: asyncio.sleep(3600)
+            self.workers[1].resumes._parts.locks._watch = lambda: asyncio.sleep(3600)
             for worker in self.workers:
-                worker.resumes._expiry._grace_seconds = 0
+                worker.resumes._parts.expiry._grace_seconds = 0
 
         self.runner.run(run())
 
@@ -105,7 +106,9 @@ class ResumeMachine(RuleBasedStateMachine):
 
         async def run():
             worker.db.fails = list(faults)
-            async with worker.resumes.append(upload.key, "mine", offset=offset, checked=how == "discard") as appending:
+            async with worker.resumes.append(
+                upload.key, "mine", Appended(offset, checked=how == "discard")
+            ) as appending:
                 for block in data:
                     await appending.write(block)
                 match how:

@@ -16,6 +16,7 @@ from app.errors import (
     Unavailable,
 )
 from app.model import Digests, Protocol, Session, Status
+from app.resumables import Appended, Description
 from app.sessions import merge_records, token_records
 from app.sessions import records as session_records
 from app.sessions.records import NewSession
@@ -28,7 +29,7 @@ __all__ = ["worker", "world"]
 
 async def broken(worker, key, offset, block, *, error):
     """A request that brings a block and then breaks off."""
-    async with worker.resumes.append(key, "mine", offset=offset) as appending:
+    async with worker.resumes.append(key, "mine", Appended(offset)) as appending:
         await appending.write(block)
         raise error
 
@@ -54,7 +55,7 @@ class TestAppending:
         key = await worker.create(3)
         done = await worker.append(key, 0, b"abc")
         assert await worker.append(key, 3) == done
-        async with worker.resumes.append(key, "mine", offset=3, length=3, declared=0) as appending:
+        async with worker.resumes.append(key, "mine", Appended(3, length=3, declared=0)) as appending:
             assert await appending.complete() == done
         assert await worker.append(key, 3, b"") == done
         with pytest.raises(OffsetMismatch):
@@ -73,9 +74,7 @@ class TestAppending:
 
     async def test_an_upload_of_nothing_is_complete_at_once(self, worker):
         visitor = Visitor("mine")
-        resource, key = await worker.resumes.create(
-            visitor, protocol=Protocol.TUS, filename="a", content_type="a/b", length=0
-        )
+        resource, key = await worker.resumes.create(visitor, Description(Protocol.TUS, "a", "a/b", length=0))
         assert resource.completed
         assert (await worker.resumes.find(key, None)).upload.sha256 == sha(b"")
         assert await worker.content(resource.upload_id) == b""
@@ -106,14 +105,14 @@ class TestAppending:
     async def test_a_request_that_says_it_is_the_last_completes_the_upload(self, worker):
         key = await worker.create(protocol=Protocol.RESUMABLE)
         await worker.append(key, 0, b"abc")
-        async with worker.resumes.append(key, "mine", offset=3) as appending:
+        async with worker.resumes.append(key, "mine", Appended(3)) as appending:
             await appending.write(b"def")
             done = await appending.complete()
         assert (done.completed, done.length, done.upload.sha256) == (True, 6, sha(b"abcdef"))
 
     async def test_a_request_that_completes_too_early_is_refused_and_its_bytes_are_kept(self, worker):
         key = await worker.create(7)
-        async with worker.resumes.append(key, "mine", offset=0) as appending:
+        async with worker.resumes.append(key, "mine", Appended(0)) as appending:
             await appending.write(b"abc")
             with pytest.raises(InconsistentUploadLength):
                 await appending.complete()
@@ -164,7 +163,7 @@ class TestAppending:
         key = await worker.create(6)
         await worker.append(key, 0, b"abc")
         try:
-            async with worker.resumes.append(key, "mine", offset=3, checked=True) as appending:
+            async with worker.resumes.append(key, "mine", Appended(3, checked=True)) as appending:
                 await appending.write(b"xyz")
                 if how == "discarded":
                     await appending.discard()
@@ -177,9 +176,9 @@ class TestAppending:
         assert (await worker.append(key, 3, b"def", checked=True)).upload.sha256 == sha(b"abcdef")
 
     async def test_arriving_bytes_are_committed_at_checkpoints(self, worker, monkeypatch):
-        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 4)
+        monkeypatch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 4)
         key = await worker.create(100)
-        async with worker.resumes.append(key, "mine", offset=0) as appending:
+        async with worker.resumes.append(key, "mine", Appended(0)) as appending:
             seen = []
             for block in (b"abc", b"def", b"g"):
                 await appending.write(block)
@@ -189,9 +188,9 @@ class TestAppending:
         assert await worker.offset(key) == 7
 
     async def test_a_checkpoint_that_cannot_be_committed_is_made_later(self, worker, monkeypatch):
-        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 1)
         key = await worker.create(100)
-        async with worker.resumes.append(key, "mine", offset=0) as appending:
+        async with worker.resumes.append(key, "mine", Appended(0)) as appending:
             worker.db.fails = ["away"]
             await appending.write(b"abc")
             assert appending.durable == 0
@@ -199,7 +198,7 @@ class TestAppending:
             assert appending.durable == 6
 
     async def test_bytes_that_may_have_been_committed_are_never_cut_off(self, worker, monkeypatch):
-        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 1)
         key = await worker.create(5)
         worker.db.fails = [None, "lost"]  # claimed; committed, but nobody is told
         with pytest.raises(TooLarge):
@@ -266,7 +265,7 @@ class TestOwners:
 
     async def test_a_foreign_request_disturbs_nobody(self, worker):
         key = await worker.create(6)
-        async with worker.resumes.append(key, "mine", offset=0) as appending:
+        async with worker.resumes.append(key, "mine", Appended(0)) as appending:
             await appending.write(b"abc")
             with pytest.raises(NotFound):
                 await worker.resumes.find(key, "other", newest=True)
@@ -283,7 +282,7 @@ class TestOwners:
     async def test_a_new_session_comes_with_its_first_upload(self, worker):
         session = Session(id="new", created_at=NOW, last_seen_at=NOW, expires_at=NOW + 1000)
         visitor = Visitor("new", NewSession(session, "token"))
-        await worker.resumes.create(visitor, protocol=Protocol.TUS, filename="a", content_type="a/b", length=6)
+        await worker.resumes.create(visitor, Description(Protocol.TUS, "a", "a/b", length=6))
         assert visitor.arrival is None
         assert (await token_records.find_session(worker.db, "token", NOW)).session == session
 
@@ -292,7 +291,7 @@ class TestOwners:
             session = NewSession(Session(id=name, created_at=0, last_seen_at=0, expires_at=NOW + 1000), name)
             await worker.db.transaction(lambda unit, session=session: session_records.insert_sessions(unit, [session]))
         key = await worker.create(6)
-        async with worker.resumes.append(key, "mine", offset=0) as appending:
+        async with worker.resumes.append(key, "mine", Appended(0)) as appending:
             await appending.write(b"abc")
             await worker.db.transaction(lambda unit: merge_records.merge(unit, "mine", "theirs", NOW))
         with pytest.raises(NotFound):

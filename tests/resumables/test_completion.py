@@ -228,9 +228,9 @@ class TestConcatenating:
         await coming(assembling.reached)
         for _ in range(2):
             found = await other.resumes.find(key, "mine", newest=True)
-            assert not (await other.resumes._completions.of(found)).completed
+            assert not (await other.resumes._parts.completions.of(found)).completed
         assembling.open()
-        assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+        assert (await worker.resumes._parts.completions.of(await worker.resumes.find(key, "mine"))).completed
         assert await worker.statuses() == [(2, "completed")]
 
     @pytest.mark.parametrize("days", [0, 6.5])
@@ -245,18 +245,18 @@ class TestConcatenating:
         await worker.append(part, 0, b"b")
         await coming(assembling.reached)
         found = await other.resumes.find(key, "mine", newest=True)
-        assert not (await other.resumes._completions.of(found)).completed
+        assert not (await other.resumes._parts.completions.of(found)).completed
         assembling.open()
-        assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+        assert (await worker.resumes._parts.completions.of(await worker.resumes.find(key, "mine"))).completed
 
     @pytest.mark.parametrize("seen_at_work", [True, False])
     async def test_only_a_process_that_is_not_seen_at_work_is_preempted(
         self, world, worker, assembling, monkeypatch, seen_at_work
     ):
-        monkeypatch.setattr("app.resumables.concatenation.SEEN_SECONDS", 0.01 if seen_at_work else 3600)
+        monkeypatch.setattr("app.resumables.assembly.SEEN_SECONDS", 0.01 if seen_at_work else 3600)
         monkeypatch.setattr("app.resumables.recovery.LEFT_SECONDS", 0.5)
         world.clock = worker.clock = ticking(world.clock())
-        worker.resumes._completions._concatenations._now_us = worker.clock
+        worker.resumes._parts.completions._completion._assembler._now_us = worker.clock
         other = await world.worker()
         key, part = await self.waiting(worker)
         assembling.close()
@@ -267,14 +267,14 @@ class TestConcatenating:
             clock = asyncio.get_running_loop().time
             end = clock() + seconds
             while clock() < end and not (await other.resumes.find(key, "mine")).completed:
-                await other.resumes._recovery.others()
+                await other.resumes._parts.recovery.others()
                 await asyncio.sleep(0.02)
             return (await other.resumes.find(key, "mine")).completed
 
         assert await looked_for(1.5 if seen_at_work else 60) is not seen_at_work
         assembling.open()
         if seen_at_work:
-            assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+            assert (await worker.resumes._parts.completions.of(await worker.resumes.find(key, "mine"))).completed
         assert await worker.statuses() == [(2, "completed")]
 
     async def test_a_part_completed_during_a_search_is_not_overlooked(self, worker, monkeypatch):

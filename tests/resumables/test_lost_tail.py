@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.errors import Unavailable
-from app.resumables import Preempted
+from app.resumables import Appended, Preempted
 from tests.support.resumables import DAY, Tail, Writer, pair, sha, worker, world
 from tests.support.unreliable import Gate, coming, until
 
@@ -15,7 +15,7 @@ __all__ = ["pair", "worker", "world"]
 class TestFencesDrawnTwice:
     async def test_one_of_two_writers_with_the_same_fence_commits(self, pair, monkeypatch):
         first, second = pair
-        monkeypatch.setattr(first.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(first.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
         key = await first.create(9)
         await first.append(key, 0, b"abc")
         async with Tail(first, key) as tail, Writer(first, key, 3, b"xyz") as old:
@@ -49,7 +49,7 @@ class TestFencesDrawnTwice:
     ):
         """It finds less in the file than it knows of, or no file at all: that is no loss."""
         other = await world.worker()
-        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(worker.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
         stopped, real = Gate(), world.storage.partial
 
         async def partial(*arguments, **more):
@@ -87,16 +87,16 @@ class TestFiles:
             world.storage.partial_files[name] = bytearray(b"?")
         await worker.append(parts[1], 0, b"b")
         for _ in left:
-            await until(lambda: not worker.resumes._completions._running)
-            worker.resumes._recovery._tries.clear()
-            await worker.resumes._recovery.own()
+            await until(lambda: not worker.resumes._parts.completions._running)
+            worker.resumes._parts.recovery._tries.clear()
+            await worker.resumes._parts.recovery.own()
         assert (await worker.resumes.find(key, "mine")).upload.sha256 == sha(b"ab")
         assert [bytes(world.storage.partial_files[name]) for name in left] == [b"?", b"?"]
 
     async def test_acknowledged_bytes_outlive_a_move_to_another_file_that_was_lost(self, world, worker, monkeypatch):
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.05)
         frozen = await world.worker()
-        monkeypatch.setattr(frozen.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(frozen.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
         key = await frozen.create(9)
         await frozen.append(key, 0, b"abc")
         async with Writer(frozen, key, 3, b"xyz"), Tail(worker, key) as tail:
@@ -112,7 +112,7 @@ class TestCompletedBefore:
     async def published(self, world, worker, length):
         key = await worker.create(length)
         await worker.append(key, 0, b"abc")
-        async with Tail(worker, key) as tail, worker.resumes.append(key, "mine", offset=3) as appending:
+        async with Tail(worker, key) as tail, worker.resumes.append(key, "mine", Appended(3)) as appending:
             await appending.write(b"def")
             assert (await appending.complete()).completed
         await tail.lose()

@@ -65,7 +65,7 @@ class TestDirectory:
         """F23."""
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         frozen, worker = await world.worker(), await world.worker()
-        monkeypatch.setattr(frozen.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(frozen.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
         key = await frozen.create(900_000)
         await frozen.append(key, 0, bytes(400_000))
         async with Writer(frozen, key, 400_000, b"x" * 400_000) as writer:
@@ -77,7 +77,7 @@ class TestDirectory:
         done = await worker.append(key, 500_000, bytes(400_000))
         assert (done.upload.sha256, kept.file_fence > 0) == (sha(bytes(900_000)), True)
         assert await worker.content(done.upload_id) == bytes(900_000)
-        worker.resumes._expiry._grace_seconds = 0
+        worker.resumes._parts.expiry._grace_seconds = 0
         await worker.resumes.sweep()
         assert await worker.partials() == []
 
@@ -125,7 +125,7 @@ class TestDirectory:
         assert (done.completed, done.upload.sha256) == (True, sha(bytes(size)))
         assert await other.content(done.upload_id) == bytes(size)
         assert (published.stat().st_ino, published.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-        other.resumes._expiry._grace_seconds = 0
+        other.resumes._parts.expiry._grace_seconds = 0
         assert (await other.resumes.sweep()).files_removed == 1
         assert await other.content(done.upload_id) == bytes(size)
 

@@ -103,14 +103,14 @@ class TestDeaths:
             return (resource, None) if dies == "at it" else resource
 
         keys = await parts(worker, b"abc", b"def")
-        completions = worker.resumes._completions
+        completions = worker.resumes._parts.completions
         match dies:
             case "before it is put together":
                 monkeypatch.setattr(completions, "of", nothing)
             case "at it":
-                monkeypatch.setattr(completions._concatenations, "_make", nothing)
+                monkeypatch.setattr(completions._completion._assembler, "_make", nothing)
             case _:
-                monkeypatch.setattr(completions, "_publish", nothing)
+                monkeypatch.setattr(completions._completion, "_publish", nothing)
         _, key = await worker.concatenate(*keys)
         for staged in list(world.storage.staged):
             await staged.abort()  # its process has ended, and its locks with it
@@ -122,7 +122,7 @@ class TestDeaths:
             assert alone
             recovering = asyncio.create_task(worker.resumes.run())
             looked = Gate()
-            worker.resumes._recovery.others = looked.pass_through
+            worker.resumes._parts.recovery.others = looked.pass_through
             await asyncio.sleep(0.1)
             assert not looked.reached.is_set()
         await coming(looked.reached)
@@ -174,7 +174,7 @@ class TestManyUploads:
 
         keys = await parts(worker, b"abc")
         await self.waiting(worker, 8)
-        monkeypatch.setattr(worker.resumes._completions, "of", nothing)
+        monkeypatch.setattr(worker.resumes._parts.completions, "of", nothing)
         ready = [(await worker.concatenate(*keys * times))[1] for times in range(1, 6)]
         other = await world.worker()
         for key in ready:
@@ -183,14 +183,14 @@ class TestManyUploads:
     async def test_an_upload_that_cannot_be_ended_does_not_keep_others_from_expiring(self, world, worker, monkeypatch):
         for _ in range(8):
             await worker.create(3)
-        end, failing = worker.resumes._expiry._end, {upload.id for upload in (await worker.history())[:4]}
+        end, failing = worker.resumes._parts.expiry._end, {upload.id for upload in (await worker.history())[:4]}
 
         async def ends(resource, now_us):
             if resource.upload_id in failing:
                 raise ValueError("as the test says")
             return await end(resource, now_us)
 
-        monkeypatch.setattr(worker.resumes._expiry, "_end", ends)
+        monkeypatch.setattr(worker.resumes._parts.expiry, "_end", ends)
         world.clock.pass_by(seconds=DAY)
         assert (await worker.resumes.sweep()).expired == 4
 
@@ -203,7 +203,7 @@ class TestManyUploads:
             await worker.append(key, 0, b"abc")
         world.storage.batches.clear()
         for _ in range(50):
-            await worker.resumes._recovery.own()
+            await worker.resumes._parts.recovery.own()
         assert len(world.storage.batches) == 1
 
 
@@ -242,8 +242,8 @@ class TestMissing:
             return resource
 
         with monkeypatch.context() as dying:
-            dying.setattr(worker.resumes._completions, "of", nothing)
-            dying.setattr(worker.resumes._completions, "_publish", nothing)
+            dying.setattr(worker.resumes._parts.completions, "of", nothing)
+            dying.setattr(worker.resumes._parts.completions._completion, "_publish", nothing)
             keys = await parts(worker, b"abc")
             if of == "part":
                 key = (await worker.concatenate(*keys))[1]
@@ -256,7 +256,7 @@ class TestMissing:
         world.storage.partial_files.clear()
         other = await world.worker()
         recovering = asyncio.create_task(other.resumes.run())
-        await until(lambda: any(tries > 1 for tries, _ in other.resumes._recovery._tries.values()))
+        await until(lambda: any(tries > 1 for tries, _ in other.resumes._parts.recovery._tries.values()))
         assert (await other.resumes.find(key, "mine")).ended_as is None
         world.storage.partial_files.update(kept)
         recovering.cancel()

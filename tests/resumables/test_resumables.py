@@ -6,8 +6,8 @@ import pytest
 
 from app.errors import BadRequest, Forbidden, Gone, NotFound, TooLarge, Unavailable
 from app.maintenance.sweep import Sweeper
-from app.model import Session, Status
-from app.resumables import Preempted
+from app.model import Protocol, Session, Status
+from app.resumables import Description, Preempted
 from app.sessions.records import NewSession
 from app.uploads import records as upload_records
 from app.uploads.ingest import Visitor
@@ -88,10 +88,8 @@ class TestConcatenation:
         session = Session(id="third", created_at=NOW, last_seen_at=NOW, expires_at=NOW + 1000)
         whole, _ = await worker.resumes.concatenate(
             Visitor("third", NewSession(session, "token")),
-            keys=[a, b],
-            filename="a",
-            content_type="a/b",
-            concat="final",
+            Description(Protocol.TUS, "a", "a/b", concat="final"),
+            [a, b],
         )
         assert whole.upload.sha256 == sha(b"abcdef")
 
@@ -105,7 +103,7 @@ class TestConcatenation:
         b = await worker.create(3, is_part=True)
         _, key = await worker.concatenate(a, b)
         await worker.resumes.cancel(b, "mine")
-        task = worker.resumes._completions.begin(await worker.resumes.find(key, "mine"))
+        task = worker.resumes._parts.completions.begin(await worker.resumes.find(key, "mine"))
         with pytest.raises(Gone):
             await task
         with pytest.raises(Gone):
@@ -120,14 +118,14 @@ class TestConcatenation:
         world.clock.pass_by(seconds=HOUR)
         assert (await worker.resumes.sweep()).expired == 0
         await worker.append(b, 0, b"def")
-        assert (await worker.resumes._completions.of(await worker.resumes.find(key, "mine"))).completed
+        assert (await worker.resumes._parts.completions.of(await worker.resumes.find(key, "mine"))).completed
 
     async def test_a_crash_during_a_concatenation_is_repaired_by_the_sweep(self, world, worker, monkeypatch):
         async def dies(resource, _):
             return resource, None
 
         [a, b] = await self.parts(worker, b"abc", b"def")
-        monkeypatch.setattr(worker.resumes._completions._concatenations, "_make", dies)
+        monkeypatch.setattr(worker.resumes._parts.completions._completion._assembler, "_make", dies)
         await worker.concatenate(a, b)
         assert await worker.statuses() == [(0, "processing")]
         other = await world.worker()
@@ -143,7 +141,7 @@ class TestConcatenation:
             await worker.append(b, 0, b"x")
             _, key = await worker.concatenate(a, b)
             await worker.append(b, 1, length=1)
-            await until(lambda: not worker.resumes._completions._running)
+            await until(lambda: not worker.resumes._parts.completions._running)
             with pytest.raises(Gone):
                 await worker.resumes.find(key, "mine")
             assert [upload.error.code for upload in await worker.history()] == ["storage_full"]
@@ -228,7 +226,7 @@ class TestEnding:
             await worker.resumes.find(key, "mine")
 
     async def test_a_waiting_concatenation_is_renewed_however_short_the_idle_time(self, world, worker):
-        for each in (worker.resumes, worker.resumes._holding, worker.resumes._recovery):
+        for each in (worker.resumes._parts.creations, worker.resumes._parts.holding, worker.resumes._parts.recovery):
             each._idle_us = 300_000_000
         whole, growing = await worker.create(3, is_part=True), await worker.create(3, is_part=True)
         await worker.append(whole, 0, b"abc")
@@ -263,21 +261,21 @@ class TestEnding:
 
     async def test_leftover_files_are_removed_but_not_those_of_another_database(self, world, worker):
         world.storage.partial_files[world.new_id(), 0] = bytearray(b"?")
-        worker.resumes._expiry._grace_seconds = 0
+        worker.resumes._parts.expiry._grace_seconds = 0
         assert (await worker.resumes.sweep()).files_removed == 0
         key = await worker.create(9)
         kept = await worker.append(key, 0, b"abc")
         world.storage.partial_files[kept.upload_id, 1] = bytearray(b"old")
         world.storage.partial_files[kept.upload_id, 77] = bytearray(b"never made by us")
-        worker.resumes._expiry._grace_seconds = 1
+        worker.resumes._parts.expiry._grace_seconds = 1
         assert (await worker.resumes.sweep()).files_removed == 0
-        worker.resumes._expiry._grace_seconds = 0
+        worker.resumes._parts.expiry._grace_seconds = 0
         assert (await worker.resumes.sweep()).files_removed == 3
         assert await worker.partials() == [(0, 3)]
 
     async def test_files_that_are_newer_than_the_database_are_left_alone(self, world, worker):
         """As after a backup of the database was restored."""
-        worker.resumes._expiry._grace_seconds = 0
+        worker.resumes._parts.expiry._grace_seconds = 0
         kept = await worker.append(await worker.create(9), 0, b"abc")
         content = world.storage.partial_files.pop((kept.upload_id, 0))
         world.storage.partial_files[kept.upload_id, 7] = content

@@ -24,13 +24,13 @@ class TestPreemption:
         assert (await second.append(key, 6, b"ghi")).upload.sha256 == sha(b"abcdefghi")
 
     async def test_a_writer_in_the_same_process_is_preempted_at_once(self, worker, monkeypatch):
-        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(worker.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
         key = await worker.create(9)
         async with Writer(worker, key, 0, b"abc"):
             assert await worker.offset(key) == 3
 
     async def test_a_writer_that_waits_for_the_end_of_its_body_is_preempted_too(self, pair, monkeypatch):
-        monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
+        monkeypatch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 1)
         first, second = pair
         key = await first.create(9)
         async with Writer(first, key, 0, b"abcdef", b"ghi") as writer:
@@ -96,7 +96,7 @@ class TestPreemption:
             writer.more.put_nowait(b"def")
             await coming(writing)
             question = asyncio.create_task(worker.offset(key))
-            await until(lambda: worker.resumes._writer_locks._live[sha(key.encode())].reason is not None)
+            await until(lambda: worker.resumes._parts.locks._live[sha(key.encode())].reason is not None)
             go_on.set()
             assert await question == 6
             with pytest.raises(Preempted):
@@ -119,7 +119,7 @@ class TestFrozenWriters:
     async def frozen(self, world, monkeypatch):
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
         worker = await world.worker()
-        monkeypatch.setattr(worker.resumes._writer_locks, "_watch", lambda: asyncio.sleep(3600))
+        monkeypatch.setattr(worker.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
         return worker
 
     async def test_a_question_is_answered_from_what_is_committed(self, frozen, worker):
@@ -149,7 +149,7 @@ class TestFrozenWriters:
         done = await worker.append(key, 5, b"fghi")
         assert await worker.content(done.upload_id) == b"abcdefghi"
         assert done.upload.sha256 == sha(b"abcdefghi")
-        worker.resumes._expiry._grace_seconds = 0
+        worker.resumes._parts.expiry._grace_seconds = 0
         await worker.resumes.sweep()
         assert await worker.partials() == []
 

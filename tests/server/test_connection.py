@@ -306,7 +306,9 @@ class TestProxies:
 class TestInterim:
     """104, which tells a client while it sends where it could go on."""
 
-    DONE = b"Content-Length: 5\r\nUpload-Complete: ?1\r\n"
+    CONTENT = bytes(range(256)) * 1025  # more than waits in memory
+    DONE = b"Content-Length: 262400\r\nUpload-Complete: ?1\r\n"
+    SMALL = b"Content-Length: 5\r\nUpload-Complete: ?1\r\n"
     LAST = b"Connection: close\r\n\r\n"
 
     def responses(self, received):
@@ -332,41 +334,46 @@ class TestInterim:
             [(_, headers, _)] = self.responses(received)
             assert headers["upload-draft-interop-version"] == str(number)
             assert "max-size=" in headers["upload-limit"]
-            connection.sendall(b"hel")
+            connection.sendall(self.CONTENT[:3])
         with offering.client() as client:  # it went away, and knows where it can go on
             url = headers["location"]
             asked = client.head(url)
             assert asked.headers["upload-complete"] == "?0"
             offset = int(asked.headers["upload-offset"])
             fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(offset)}
-            answer = client.patch(url, headers={**fields, "Upload-Complete": "?1"}, content=b"hello"[offset:])
+            answer = client.patch(url, headers={**fields, "Upload-Complete": "?1"}, content=self.CONTENT[offset:])
             assert answer.status_code == 201
-            assert (answer.json()["size"], answer.json()["filename"]) == (5, "a.bin")
+            assert (answer.json()["size"], answer.json()["filename"]) == (len(self.CONTENT), "a.bin")
 
     def test_the_interim_response_does_not_replace_100_continue(self, offering):
         head = PUT + self.DONE + self.version(6) + b"Expect: 100-continue\r\n" + self.LAST
-        responses = self.responses(said_to(offering, head, b"hello"))
+        responses = self.responses(said_to(offering, head, self.CONTENT))
         assert [status for status, _, _ in responses] == [104, 100, 201]
         assert responses[2][1]["upload-complete"] == "?1"
 
     @pytest.mark.parametrize("number", [8, 77])
     def test_a_client_of_another_version_is_sent_no_interim_response(self, offering, number):
         [(status, headers, _)] = self.responses(
-            said_to(offering, PUT + self.DONE + self.version(number) + self.LAST, b"hello")
+            said_to(offering, PUT + self.DONE + self.version(number) + self.LAST, self.CONTENT)
         )
         assert (status, headers["upload-complete"]) == (201, "?1")
 
     def test_a_client_without_a_version_or_an_offer_is_sent_no_interim_response(self, offering):
-        for fields in (self.DONE, b"Content-Length: 5\r\n" + self.version(6)):
-            [(status, _, _)] = self.responses(said_to(offering, PUT + fields + self.LAST, b"hello"))
+        for fields in (self.DONE, b"Content-Length: 262400\r\n" + self.version(6)):
+            [(status, _, _)] = self.responses(said_to(offering, PUT + fields + self.LAST, self.CONTENT))
             assert status == 201
+
+    def test_a_small_upload_is_sent_no_interim_response(self, offering):
+        head = PUT + self.SMALL + self.version(6) + self.LAST
+        [(status, headers, _)] = self.responses(said_to(offering, head, b"hello"))
+        assert (status, headers["upload-complete"]) == (201, "?1")
 
     def test_an_http_1_0_client_is_sent_no_interim_response(self, offering):
         head = (PUT + self.DONE + self.version(6) + self.LAST).replace(b"HTTP/1.1", b"HTTP/1.0")
-        assert [status for status, _, _ in self.responses(said_to(offering, head, b"hello"))] == [201]
+        assert [status for status, _, _ in self.responses(said_to(offering, head, self.CONTENT))] == [201]
 
     def test_no_request_gets_more_than_the_five_that_the_client_of_go_takes(self, service):
-        running = service(change="import app.resumables.append; app.resumables.append.CHECKPOINT_SECONDS = 0.0")
+        running = service(change="import app.resumables.writer; app.resumables.writer.CHECKPOINT_SECONDS = 0.0")
         head = PUT + b"Content-Length: 20971520\r\nUpload-Complete: ?1\r\nExpect: 100-continue\r\n" + self.version(10)
         responses = self.responses(said_to(running, head + self.LAST, bytes(20 * 1024 * 1024)))
         assert [status for status, _, _ in responses] == [104, 100, 104, 104, 104, 201]
@@ -376,6 +383,6 @@ class TestInterim:
     def test_interim_responses_can_be_turned_off(self, service):
         running = service(interim_responses="false")
         [(status, headers, _)] = self.responses(
-            said_to(running, PUT + self.DONE + self.version(6) + self.LAST, b"hello")
+            said_to(running, PUT + self.DONE + self.version(6) + self.LAST, self.CONTENT)
         )
         assert (status, headers["upload-complete"]) == (201, "?1")

@@ -7,8 +7,9 @@ from itertools import count
 
 import pytest
 
+from app.main import resumables
 from app.model import HistoryQuery, Protocol
-from app.resumables import Resumables
+from app.resumables import Appended, Description
 from app.signing import Signer
 from app.uploads import records as upload_records
 from app.uploads.group_commit import Publisher
@@ -32,7 +33,7 @@ class Worker:
         self.db, self.storage, self.publisher, self.clock = db, storage, publisher, clock
         keys = count(1)
         self.ingest = Ingest(storage, publisher, limits=IngestLimits(LIMIT, 10, at_once), now_us=clock, new_id=new_id)
-        self.resumes = Resumables(
+        self.resumes = resumables(
             storage,
             db,
             publisher,
@@ -49,18 +50,18 @@ class Worker:
         visitor = Visitor(session)
         return (
             await self.resumes.create(
-                visitor, protocol=protocol, filename="a.bin", content_type="a/b", length=length, **more
+                visitor, Description(protocol, filename="a.bin", content_type="a/b", length=length, **more)
             )
         )[1]
 
     async def concatenate(self, *keys, session="mine"):
         return await self.resumes.concatenate(
-            Visitor(session), keys=keys, filename="all.bin", content_type="a/b", concat="final;…"
+            Visitor(session), Description(Protocol.TUS, "all.bin", "a/b", concat="final;…"), keys
         )
 
     async def append(self, key, offset, *blocks, session="mine", **more):
         """One request that brings these blocks; the upload afterwards."""
-        async with self.resumes.append(key, session, offset=offset, **more) as appending:
+        async with self.resumes.append(key, session, Appended(offset, **more)) as appending:
             for block in blocks:
                 await appending.write(block)
             return await appending.keep()
@@ -152,7 +153,7 @@ class Writer:
         self.task = asyncio.create_task(self._run(worker, key, offset, blocks, more))
 
     async def _run(self, worker, key, offset, blocks, more):
-        async with worker.resumes.append(key, "mine", offset=offset, **more) as appending:
+        async with worker.resumes.append(key, "mine", Appended(offset, **more)) as appending:
             for block in blocks:
                 await appending.write(block)
             self.arrived.set()

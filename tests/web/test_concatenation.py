@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.resumables import concatenation, creation
+from app.resumables import assembly, concatenation
 from tests.support.asgi import Answer, Client, Service, serving, settings_in
 from tests.support.unreliable import until
 from tests.web.test_tus import CHUNK, TUS, UPLOADS, listed
@@ -113,7 +113,7 @@ async def test_one_concatenation_is_made_of_many_simultaneous_requests(tmp_path:
 async def test_a_part_is_in_a_limited_number_of_concatenations(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "MAX_OF_PART", 3)
+    monkeypatch.setattr(concatenation, "MAX_OF_PART", 3)
     client = service.client()
     url, other = await part(client, b"x"), await part(client, b"y")
     made = [await concatenate(client, url, Upload_Metadata=f"n{number}") for number in range(3)]
@@ -128,7 +128,7 @@ async def test_a_part_is_in_a_limited_number_of_concatenations(
 async def test_a_session_has_a_limited_number_of_waiting_concatenations(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "MAX_WAITING_OF_SESSION", 2)
+    monkeypatch.setattr(concatenation, "MAX_WAITING_OF_SESSION", 2)
     client = service.client()
     begun = {**TUS, "Upload-Concat": "partial", "Upload-Length": "1"}
     urls = [(await client.post(UPLOADS, headers=begun))["location"] for _ in range(3)]
@@ -141,7 +141,7 @@ async def test_a_session_has_a_limited_number_of_waiting_concatenations(
 
 
 async def test_a_part_is_not_repeated_for_many_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concatenation, "MAX_REPEATED_BYTES", 10)
+    monkeypatch.setattr(assembly, "MAX_REPEATED_BYTES", 10)
     client = service.client()
     url = await part(client, b"hello")
     assert (await concatenate(client, url, url, url)).status == 201

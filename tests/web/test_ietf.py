@@ -18,6 +18,7 @@ HISTORY = "/api/ingestion/history"
 CHUNK = {"Content-Type": "application/partial-upload"}
 MORE, DONE = {"Upload-Complete": "?0"}, {"Upload-Complete": "?1"}
 VERSIONS = [None, "5", "6", "8", "9", "10"]
+LARGE = bytes(range(256)) * 1025  # more than waits in memory
 IANA = "https://iana.org/assignments/http-problem-types#"
 
 
@@ -86,22 +87,25 @@ async def test_a_careful_upload_is_stored(service: Service, version: str | None)
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("content", [b"hello", LARGE], ids=["small", "large"])
 async def test_an_optimistic_upload_answers_as_an_ordinary_one(
-    service: Service, method: str, version: str | None
+    service: Service, method: str, version: str | None, content: bytes
 ) -> None:
     client = service.client()
     target = f"{UPLOADS}/b.txt" if method == "PUT" else UPLOADS
     headers = {**DONE, **speaking(version), "Content-Type": "text/plain"}
-    answer = await client.request(method, target, headers=headers, body=b"hello")
-    assert (answer.status, answer["upload-complete"], answer["upload-offset"]) == (201, "?1", "5")
+    answer = await client.request(method, target, headers=headers, body=content)
+    assert (answer.status, answer["upload-complete"], answer["upload-offset"]) == (201, "?1", str(len(content)))
+    is_offered = version is not None and content == LARGE
+    assert [status for status, _ in answer.interim] == [104] * is_offered
     record = answer.json()
-    assert record["protocol"] == ("resumable" if version else "raw")
-    assert record["sha256"] == sha256(b"hello")
+    assert record["protocol"] == ("resumable" if is_offered else "raw")
+    assert record["sha256"] == sha256(content)
     assert record["filename"] == ("b.txt" if method == "PUT" else "unnamed")
     assert [record] == await listed(client)
     if version is None or int(version) > 6:
         assert answer["location"] == record["links"]["self"]
-    else:  # clients of those drafts take it for the upload's own URL
+    elif is_offered:  # clients of those drafts take it for the upload's own URL
         asked = await client.request("HEAD", answer["location"])
         assert asked["upload-complete"] == "?1"
 
@@ -110,21 +114,21 @@ async def test_an_optimistic_upload_answers_as_an_ordinary_one(
 async def test_an_offering_client_is_sent_the_location_early(service: Service, version: str) -> None:
     client = service.client()
     await client.post("/api/session")
-    answer = await client.put("c.txt", [b"hel", b"lo"], headers={**DONE, **speaking(version)}, hang_up_after=1)
+    answer = await client.put("c.txt", [LARGE, b"lo"], headers={**DONE, **speaking(version)}, hang_up_after=1)
     [(status, headers)] = answer.interim
     assert (status, headers["upload-draft-interop-version"]) == (104, version)
     assert "max-size=" in headers["upload-limit"]
     asked = await client.request("HEAD", headers["location"], headers=speaking(version))
-    assert (asked["upload-offset"], asked["upload-complete"]) == ("3", "?0")
-    done = await append(client, headers["location"], 3, b"lo", {**DONE, **speaking(version)})
-    assert (done.status, done.json()["filename"], done.json()["sha256"]) == (201, "c.txt", sha256(b"hello"))
+    assert (asked["upload-offset"], asked["upload-complete"]) == (str(len(LARGE)), "?0")
+    done = await append(client, headers["location"], len(LARGE), b"lo", {**DONE, **speaking(version)})
+    assert (done.status, done.json()["filename"], done.json()["sha256"]) == (201, "c.txt", sha256(LARGE + b"lo"))
 
 
 @pytest.mark.parametrize(("version", "told"), [("10", ["3", "24"]), ("6", []), (None, [])])
 async def test_a_client_of_the_draft_is_sent_its_durable_offset_while_it_sends(
     service: Service, monkeypatch: pytest.MonkeyPatch, version: str | None, told: list[str]
 ) -> None:
-    monkeypatch.setattr("app.resumables.append.CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("app.resumables.writer.CHECKPOINT_BYTES", 1)
     client = service.client()
     made = await client.post(UPLOADS, headers={**MORE, "Upload-Length": "30"})
     blocks = [b"hel", b"lo", bytes(19), b"!"]  # reported is what came first, and then what is eight times as much
@@ -328,11 +332,11 @@ async def test_a_cancelled_upload_is_gone(service: Service) -> None:
     assert (await client.delete(made["location"])).status == 204
     assert (await client.request("HEAD", made["location"])).status == 410
     (await append(client, made["location"], 3, b"lo", DONE)).refused(410, "gone")
-    finished = await client.post(UPLOADS, b"hello", headers={**DONE, **speaking("6")})
+    finished = await client.post(UPLOADS, LARGE, headers={**DONE, **speaking("6")})
     assert (await client.delete(finished["location"])).status == 204
     assert (await client.request("HEAD", finished["location"])).status in {404, 410}
     done, _ = await listed(client)
-    assert (await client.get(done["links"]["content"])).body == b"hello"
+    assert (await client.get(done["links"]["content"])).body == LARGE
 
 
 @pytest.mark.parametrize(

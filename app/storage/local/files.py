@@ -26,13 +26,16 @@ class LocalFiles(LocalParts):
         with self._asked("free_bytes"):
             return self.space.free_bytes()
 
+    def has_memory(self, size: int) -> bool:
+        return self.space.has_memory(size)
+
     def staged_bytes(self) -> int:
         return sum(staged.size for staged in self._staging.live)
 
-    def stage(self, key: str, reservation: Reservation | None = None) -> LocalStaged:
+    def stage(self, key: str, reservation: Reservation | None = None, *, has_record: bool = False) -> LocalStaged:
         assert reservation is None or isinstance(reservation, Reserved)
         self._require()
-        return self._staging.stage(key, reservation)
+        return self._staging.stage(key, reservation, has_record=has_record)
 
     async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
         files = cast("Sequence[LocalStaged]", batch)  # made by `stage`

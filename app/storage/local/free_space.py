@@ -81,10 +81,13 @@ class Space:
 
     def hold(self, size: int) -> bool:
         """Take memory for a small file; False when all of it is in use."""
-        if self.held + size > HELD_BYTES_IN_ALL:
+        if not self.has_memory(size):
             return False
         self.held += size
         return True
+
+    def has_memory(self, size: int) -> bool:
+        return self.held + size <= HELD_BYTES_IN_ALL
 
     def let_go(self, size: int) -> None:
         self.held -= size

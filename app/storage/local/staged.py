@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any, Final
@@ -48,11 +49,11 @@ class Staging:
         self.live: set[LocalStaged] = set()
         self._pool = BlockPool(POOLED_BLOCKS)
 
-    def stage(self, key: str, reservation: Reserved | None) -> "LocalStaged":
+    def stage(self, key: str, reservation: Reserved | None, *, has_record: bool = False) -> "LocalStaged":
         if not is_key(key):
             raise ValueError("a key is a UUID in canonical text")
         self.trust.require()
-        staged = LocalStaged(self, key, reservation)
+        staged = LocalStaged(self, key, reservation, has_record=has_record)
         self.live.add(staged)
         return staged
 
@@ -98,10 +99,9 @@ class Held:
 class LocalStaged:
     """A staged file. `finished` is true once all its bytes are in it, `named` from its rename on."""
 
-    has_record = False
-
-    def __init__(self, staging: Staging, key: str, reservation: Reserved | None) -> None:
+    def __init__(self, staging: Staging, key: str, reservation: Reserved | None, *, has_record: bool = False) -> None:
         self.key = key
+        self.has_record = has_record
         self.size = 0
         self.finished = False
         self.named = False
@@ -166,6 +166,11 @@ class LocalStaged:
             digest = self._held.digest() if self._file is None else self._file.digest
             self._sha256 = digest.hexdigest()
         return self._sha256
+
+    def held(self) -> Sequence[bytes | memoryview] | None:
+        if self._file is not None or self.ended:
+            return None
+        return [bytes(block) if isinstance(block, bytearray) else block for block in self._held.blocks]
 
     async def abort(self) -> None:
         if self._ending is None:

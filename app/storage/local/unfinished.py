@@ -167,10 +167,8 @@ def read_through(
 class LocalPartial(LocalStaged):
     """An open unfinished file. Like staged files it is held while small, written in blocks, and published."""
 
-    has_record = True
-
     def __init__(self, staging: Staging, key: str, fence: int, reservation: Reserved | None) -> None:
-        super().__init__(staging, key, reservation)
+        super().__init__(staging, key, reservation, has_record=True)
         self.name = partial_name(key, fence)
         self._mark = Mark(0)
         self._broken = False

@@ -1,5 +1,59 @@
 -- resumables: lists, which travel as one JSON parameter. Differs from sqlite: jsonb functions unpack it.
 
+-- name: insert_resumables :run
+-- params: rows
+-- Add uploads, given as one JSON array of row objects; an existing one stays as it is. If its session has joined another
+-- one meanwhile, it is recorded for that one.
+INSERT INTO resumables (key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes,
+                        offset_bytes, metadata, concat, is_part, expected_sha256, expected_sha512, file_fence, fence,
+                        expires_at_us, last_expires_at_us, ended_as)
+SELECT batch.key_hash, batch.upload_id, coalesce(sessions.merged_into_id, batch.session_id),
+       batch.protocol, batch.filename, batch.content_type, batch.created_at_us,
+       batch.length_bytes, batch.offset_bytes, batch.metadata, batch.concat, batch.is_part,
+       batch.expected_sha256, batch.expected_sha512, 0, 0,
+       batch.expires_at_us, batch.last_expires_at_us, batch.ended_as
+FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS batch (
+    key_hash TEXT, upload_id TEXT, session_id TEXT, protocol TEXT, filename TEXT, content_type TEXT,
+    created_at_us BIGINT, length_bytes BIGINT, offset_bytes BIGINT, metadata TEXT, concat TEXT, is_part BIGINT,
+    expected_sha256 TEXT, expected_sha512 TEXT, expires_at_us BIGINT, last_expires_at_us BIGINT, ended_as TEXT)
+LEFT JOIN sessions ON sessions.id = batch.session_id
+ON CONFLICT (key_hash) DO NOTHING;
+
+-- name: complete_resumables :many
+-- params: rows
+-- Complete uploads of which all bytes are received, given as one JSON array of row objects, and release their writer
+-- locks; the keys of those whose holder still had the lock. The holder's id stays, so that a repetition does the same.
+UPDATE resumables
+SET offset_bytes = batch.length_bytes,
+    length_bytes = batch.length_bytes,
+    digest_state = NULL,
+    expected_sha256 = batch.expected_sha256,
+    expected_sha512 = batch.expected_sha512,
+    ended_as = 'completed',
+    holder = NULL,
+    fence = resumables.fence + 1,
+    expires_at_us = batch.expires_at_us
+FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS batch (
+    key_hash TEXT, held_by BIGINT, held_by_id TEXT, length_bytes BIGINT, expected_sha256 TEXT, expected_sha512 TEXT,
+    expires_at_us BIGINT)
+WHERE resumables.key_hash = batch.key_hash
+  AND resumables.holder_id = batch.held_by_id
+  AND ((resumables.ended_as IS NULL AND resumables.holder = batch.held_by)
+       OR resumables.ended_as = 'completed')
+RETURNING resumables.key_hash;
+
+-- name: claim_resumables :run
+-- params: rows, now_us
+-- Draw fencing tokens as claim_resumable does, for a JSON array of objects with a key and a holder's id.
+UPDATE resumables
+SET fence = resumables.fence + 1,
+    holder_id = CASE WHEN resumables.holder IS NULL THEN batch.holder_id ELSE resumables.holder_id END,
+    holder_seen_us = CASE WHEN resumables.holder IS NULL THEN :now_us ELSE resumables.holder_seen_us END,
+    holder = coalesce(resumables.holder, resumables.fence + 1)
+FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS batch (key_hash TEXT, holder_id TEXT)
+WHERE resumables.key_hash = batch.key_hash
+  AND resumables.ended_as IS NULL;
+
 -- name: list_resumables :many
 -- params: key_hashes
 -- The uploads of a JSON array of key hashes, with their records; unknown ones are left out.

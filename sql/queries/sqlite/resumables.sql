@@ -1,5 +1,55 @@
 -- resumables: lists, which travel as one JSON parameter. Differs from postgresql: json_each unpacks it.
 
+-- name: insert_resumables :run
+-- params: rows
+-- Add uploads, given as one JSON array of row objects; an existing one stays as it is. If its session has joined another
+-- one meanwhile, it is recorded for that one. The WHERE keeps SQLite from reading ON CONFLICT as part of a join.
+INSERT INTO resumables (key_hash, upload_id, session_id, protocol, filename, content_type, created_at_us, length_bytes,
+                        offset_bytes, metadata, concat, is_part, expected_sha256, expected_sha512, file_fence, fence,
+                        expires_at_us, last_expires_at_us, ended_as)
+SELECT value ->> 'key_hash', value ->> 'upload_id',
+       coalesce((SELECT merged_into_id FROM sessions WHERE id = value ->> 'session_id'), value ->> 'session_id'),
+       value ->> 'protocol', value ->> 'filename', value ->> 'content_type', value ->> 'created_at_us',
+       value ->> 'length_bytes', value ->> 'offset_bytes', value ->> 'metadata', value ->> 'concat', value ->> 'is_part',
+       value ->> 'expected_sha256', value ->> 'expected_sha512', 0, 0,
+       value ->> 'expires_at_us', value ->> 'last_expires_at_us', value ->> 'ended_as'
+FROM json_each(:rows)
+WHERE TRUE
+ON CONFLICT (key_hash) DO NOTHING;
+
+-- name: complete_resumables :many
+-- params: rows
+-- Complete uploads of which all bytes are received, given as one JSON array of row objects, and release their writer
+-- locks; the keys of those whose holder still had the lock. The holder's id stays, so that a repetition does the same.
+UPDATE resumables
+SET offset_bytes = row.value ->> 'length_bytes',
+    length_bytes = row.value ->> 'length_bytes',
+    digest_state = NULL,
+    expected_sha256 = row.value ->> 'expected_sha256',
+    expected_sha512 = row.value ->> 'expected_sha512',
+    ended_as = 'completed',
+    holder = NULL,
+    fence = resumables.fence + 1,
+    expires_at_us = row.value ->> 'expires_at_us'
+FROM json_each(:rows) AS row
+WHERE resumables.key_hash = row.value ->> 'key_hash'
+  AND resumables.holder_id = row.value ->> 'held_by_id'
+  AND ((resumables.ended_as IS NULL AND resumables.holder = row.value ->> 'held_by')
+       OR resumables.ended_as = 'completed')
+RETURNING resumables.key_hash;
+
+-- name: claim_resumables :run
+-- params: rows, now_us
+-- Draw fencing tokens as claim_resumable does, for a JSON array of objects with a key and a holder's id.
+UPDATE resumables
+SET fence = resumables.fence + 1,
+    holder_id = CASE WHEN resumables.holder IS NULL THEN row.value ->> 'holder_id' ELSE resumables.holder_id END,
+    holder_seen_us = CASE WHEN resumables.holder IS NULL THEN :now_us ELSE resumables.holder_seen_us END,
+    holder = coalesce(resumables.holder, resumables.fence + 1)
+FROM json_each(:rows) AS row
+WHERE resumables.key_hash = row.value ->> 'key_hash'
+  AND resumables.ended_as IS NULL;
+
 -- name: list_resumables :many
 -- params: key_hashes
 -- The uploads of a JSON array of key hashes, with their records; unknown ones are left out.
