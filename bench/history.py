@@ -14,7 +14,7 @@ from bench.client import Session, ask, new_session
 from bench.generator import Generator, Wire, get
 from bench.machine import KiB
 from bench.measuring import Bench
-from bench.peers import Peer, Place, Server
+from bench.peer import Peer, Place, Server
 from bench.processes import Failed
 
 _HERE: Final = Path(__file__).parent
