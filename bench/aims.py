@@ -137,7 +137,8 @@ def verdicts(results: Results) -> Iterator[Verdict]:
 
 
 def _of_history(results: Results, database: str) -> Iterator[Verdict]:
-    shapes = {(page.rows, page.session_rows) for page in results.pages if page.database == database}
+    of_database = [page for page in results.pages if page.database == database]
+    shapes = {(page.rows, page.session_rows) for page in of_database if page.question == history.PLAIN}
     smallest, largest = min(shapes), max(shapes)
     few = _median(results.page(database, *smallest, history.PLAIN, "cpu_ms"))
     many = _median(results.page(database, *largest, history.PLAIN, "cpu_ms"))
@@ -147,9 +148,16 @@ def _of_history(results: Results, database: str) -> Iterator[Verdict]:
     reading = _median(results.page(database, *largest, history.DURING_UPLOADS, "p99_ms"))
     if reading is not None:
         yield _judge("H1", f"{database}: p99 of a page, {history.READERS} readers during W3, ms", reading, None, 5)
-    scanning = _median(results.page(database, *largest, history.SCAN, "p50_ms"))
-    if scanning is not None and largest[1] > smallest[1]:
-        yield _judge("H1", f"{database}: {history.SCAN}, of {largest[1]:,} rows, ms", scanning, None, 50)
+    summed_up = max((page.rows, page.session_rows) for page in of_database)
+    for question, shape, at_most in (
+        (history.SCAN, largest, 50),
+        (history.RARE_STATUS, largest, 3),
+        (history.RARE_DIGEST, largest, 3),
+        (history.SUMMARY, summed_up, 5),
+    ):
+        asked = _median(results.page(database, *shape, question, "p50_ms"))
+        if asked is not None and shape[1] > smallest[1]:
+            yield _judge("H1", f"{database}: {question}, of {shape[1]:,} rows, ms", asked, None, at_most)
 
 
 def _judge(work: str, text: str, value: float, at_least: float | None, at_most: float | None) -> Verdict:

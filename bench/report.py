@@ -126,7 +126,7 @@ def _history(results: Results) -> list[str]:
         "## H1: a page of history",
         "",
         "Over HTTP, 50 records a page, one client but for the last line of each database. × is the ratio to the newest",
-        "page at the smallest size.",
+        "page at the smallest size. The summary is that of all uploads of a session.",
         "",
         _row("database", "rows", "of the session", "question", "p50 ms", "p99 ms", "server CPU ms", "ready after s"),
         _row("---", "---:", "---:", "---", "---:", "---:", "---:", "---:"),
