@@ -19,8 +19,9 @@ from bench.downloads import download
 from bench.generator import Generator
 from bench.install import Missing
 from bench.machine import GiB, cores, describe, volume
-from bench.measuring import Bench, ceiling
-from bench.peers import BASELINE, PEERS, Peer
+from bench.measuring import Bench, ceiling, digest_alone
+from bench.peer import Peer
+from bench.peers import BASELINE, PEERS
 from bench.processes import Failed
 from bench.results import Results
 from bench.uploads import upload
@@ -28,6 +29,7 @@ from bench.work import Measurement, Work
 
 _HISTORY: Final = "H1"
 _CEILINGS: Final = ("W1", "W3")
+_LARGE: Final = "W1"
 _VOLUME: Final = 6 * GiB
 T = TypeVar("T")
 
@@ -65,8 +67,9 @@ def main(
     skipped: dict[str, str] = {}
     tools = cache.resolve() / "tools"
     tools.mkdir(parents=True, exist_ok=True)
-    kinds = {each.kind for each in works} | ({"history"} if with_history else set())
-    taking_part = [peer for peer in chosen if peer.does & kinds and _is_there(peer, tools, skipped)]
+    taking_part = [
+        peer for peer in chosen if _takes_part(peer, works, with_history) and _is_there(peer, tools, skipped)
+    ]
     out.mkdir(parents=True, exist_ok=True)
     given = cores()
     place = (data or cache).resolve()
@@ -105,8 +108,10 @@ def _measure_all(bench: Bench, results: Results, peers: Sequence[Peer]) -> None:
     for each in results.works:
         if each.name in _CEILINGS:
             results.ceilings.append(ceiling(bench, each))
-        doing = [peer for peer in peers if each.kind in peer.does]
+        doing = [peer for peer in peers if peer.takes_part(each)]
         for repeat in range(results.repeats):
+            if each.name == _LARGE:
+                results.measurements.append(digest_alone(bench, each, repeat))
             for peer in _rotated(doing, repeat):
                 seen = _measure(bench, each, peer, repeat)
                 results.measurements.append(seen)
@@ -136,6 +141,10 @@ def _told(seen: Measurement) -> str:
         f"{seen.mib_per_second:,.0f} MiB/s, {seen.requests_per_second:,.0f} requests/s, "
         f"{seen.cpu_seconds_per_gib:.2f} CPU s/GiB, {seen.cpu_ms_per_request:.3f} CPU ms/request"
     )
+
+
+def _takes_part(peer: Peer, works: Sequence[Work], with_history: bool) -> bool:
+    return any(peer.takes_part(each) for each in works) or (with_history and "history" in peer.does)
 
 
 def _asked(name: str, only: str) -> bool:

@@ -36,3 +36,17 @@ def ask(port: int, method: str, path: str, *fields: bytes) -> tuple[dict[str, st
     if answer.status >= 400:
         raise Failed(f"{method} {path} was answered {answer.status}")
     return {name.lower(): value for name, value in answer.getheaders()}, body
+
+
+def put_probe(port: int, path: str) -> int:
+    """The status of the answer to a small upload."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("PUT", path, body=b"probe")
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()

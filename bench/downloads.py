@@ -7,7 +7,7 @@ from bench import bodies, processes
 from bench.client import ask, new_session
 from bench.generator import Generator, Wire, get
 from bench.measuring import Bench, observe
-from bench.peers import Peer, Server
+from bench.peer import Peer, Server
 from bench.processes import Failed
 from bench.work import Measurement, Work
 

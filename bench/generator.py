@@ -114,6 +114,20 @@ def tus_in_two(path: str) -> Wire:
     )
 
 
+def draft(path: str) -> Wire:
+    """All in one request as draft-ietf-httpbis-resumable-upload has it, from a client that hears the 104."""
+    return Wire(
+        head=_head(
+            "PUT",
+            path,
+            b"Upload-Complete: ?1",
+            b"Upload-Draft-Interop-Version: 6",
+            b"Content-Type: application/octet-stream",
+            b"Content-Length: %t",
+        )
+    )
+
+
 def get(path: str, *fields: bytes) -> Wire:
     return Wire(head=_head("GET", path, *fields), expect=200)
 

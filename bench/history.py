@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from bench.client import Session, ask, new_session
 from bench.generator import Generator, Wire, get
 from bench.machine import KiB
 from bench.measuring import Bench
-from bench.peers import Peer, Place, Server
+from bench.peer import Peer, Place, Server
 from bench.processes import Failed
 
 _HERE: Final = Path(__file__).parent
@@ -24,13 +25,19 @@ _WARM_UP: Final = 200
 READERS: Final = 64
 PAUSE_MS: Final = 250
 """Each of the readers looks at a page so long before it asks for the next."""
+_BEGAN: Final = int(time.time()) - 14 * 86_400
+"""The time of the first row, so that all are of the last two weeks: what failed long ago is forgotten."""
 
 PLAIN: Final = "newest page"
 SCAN: Final = "substring that none has"
+RARE_STATUS: Final = "status that 1 in 1,000 has"
+RARE_DIGEST: Final = "digest that 1 in 1,000 has"
+SUMMARY: Final = "summary"
+_DIGEST: Final = f"f00d{0:060x}"
 
 
 class Question(NamedTuple):
-    """What is asked, and what must be true of each record on the page that comes."""
+    """What is asked, and what must be true of each record on the page that comes, or of the summary."""
 
     query: str
     fits: Callable[[dict[str, Any]], bool] = lambda record: True
@@ -41,9 +48,11 @@ QUESTIONS: Final = {
     PLAIN: Question(""),
     "a page from the middle": Question("?to=MIDDLE"),
     "status that nearly all have": Question("?status=deleted", lambda record: record["status"] == "deleted"),
-    "status that 1 in 1,000 has": Question("?status=failed", lambda record: record["status"] == "failed", False),
+    RARE_STATUS: Question("?status=failed", lambda record: record["status"] == "failed", False),
+    RARE_DIGEST: Question(f"?sha256={_DIGEST}", lambda record: record["sha256"] == _DIGEST, False),
     "substring that 1 in 500 has": Question("?filename=needle", lambda record: "needle" in record["filename"], False),
     SCAN: Question("?filename=nowhere", lambda record: False, False),
+    SUMMARY: Question("/summary", lambda summary: summary["uploads"] > 0, False),
 }
 DURING_UPLOADS: Final = f"newest page, {READERS} readers during W3"
 
@@ -89,38 +98,40 @@ def history(bench: Bench, peer: Peer, sizes: Sizes, repeats: int) -> Iterator[Pa
         try:
             with bench.home() as home:
                 with peer.running(home, bench.tools, bench.cores) as server:
-                    sessions = [new_session(server.place.port) for _ in range(2)]
-                    _seed(server.place, rows, *sessions)
+                    sessions = [new_session(server.place.port) for _ in range(3)]
+                    _seed(server.place, rows, sessions)
                 with peer.running(home, bench.tools, bench.cores) as server:
                     yield from _ask_all(bench, server, database, rows, sessions, sizes, repeats)
                     if rows == max(sizes.rows):
-                        yield from _during_uploads(bench, peer, server, database, rows, sessions[-1], sizes, repeats)
+                        yield from _during_uploads(bench, peer, server, database, rows, sessions[1], sizes, repeats)
         except (Failed, OSError, sqlite3.Error) as error:
             yield PageTime(database, rows, rows, PLAIN, 0, failure=str(error) or repr(error))
 
 
-def _seed(place: Place, rows: int, small: Session, large: Session) -> None:
+def _seed(place: Place, rows: int, sessions: Sequence[Session]) -> None:
+    small, large, whole = (session.id for session in sessions)
+    seed: dict[str, int | str] = {"rows": rows, "began": _BEGAN, "small": small, "large": large, "whole": whole}
     if place.database is not None:
-        place.database.run_file(_HERE / "seed_postgresql.sql", rows=rows, small=small.id, large=large.id)
+        place.database.run_file(_HERE / "seed_postgresql.sql", **seed)
         return
     with closing(sqlite3.connect(place.home / "waybill.db", timeout=60)) as connection, connection:
         statement = (_HERE / "seed_sqlite.sql").read_text()
-        connection.execute(statement, {"rows": rows, "small": small.id, "large": large.id})
+        connection.execute(statement, seed)
 
 
 def _ask_all(bench: Bench, server: Server, database: str, rows: int, sessions: Sequence[Session], sizes: Sizes,
              repeats: int) -> Iterator[PageTime]:  # fmt: skip
     port = server.place.port
-    asked: list[tuple[Session, int]] = []
+    asked: list[tuple[Session, int, Mapping[str, Question]]] = []
     for session in sessions:
         _, summary = ask(port, "GET", f"{_HISTORY}?count=true&limit=1", session.field)
         if total := _total(summary):
-            asked.append((session, total))
+            asked.append((session, total, QUESTIONS if session != sessions[2] else {SUMMARY: QUESTIONS[SUMMARY]}))
     plain = get(_HISTORY, sessions[0].field)
     bench.generator.run(plain, port, requests=_WARM_UP, connections=1)  # so that the first question is not dearer
     for repeat in range(repeats):
-        for session, session_rows in asked:
-            for name, question in QUESTIONS.items():
+        for session, session_rows, questions in asked:
+            for name, question in questions.items():
                 seen = PageTime(database, rows, session_rows, name, repeat, ready_seconds=server.ready_seconds)
                 path = f"{_HISTORY}{question.query.replace('MIDDLE', _moment(rows // 2))}"
                 _check(question, ask(port, "GET", path, session.field)[1])
@@ -129,7 +140,8 @@ def _ask_all(bench: Bench, server: Server, database: str, rows: int, sessions: S
 
 
 def _check(question: Question, page: bytes) -> None:
-    records = json.loads(page)["items"]
+    answer = json.loads(page)
+    records = answer.get("items", [answer])
     if not all(question.fits(record) for record in records) or (question.whole_page and len(records) != _PAGE):
         raise Failed(f"a page with other records than were asked for by {question.query or 'nothing'}")
 
@@ -170,4 +182,4 @@ def _total(page: bytes) -> int:
 
 def _moment(second: int) -> str:
     """The time of the row that was seeded as number `second`."""
-    return datetime.fromtimestamp(1_700_000_000 + second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(_BEGAN + second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

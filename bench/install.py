@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 _SBIN: Final = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 
@@ -89,7 +89,11 @@ class Program:
         return (done.stdout + done.stderr).strip().splitlines()[0]
 
 
-Need = Python | Node | Program
+class Need(Protocol):
+    """Something that a server is made of; asking for its version installs it where it is not there yet."""
+
+    def version(self, tools: Path) -> str: ...
+
 
 GCC: Final = Program("gcc", "gcc")
 

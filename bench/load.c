@@ -357,6 +357,12 @@ static bool take_head(Client *c, char *end) {
     end[-2] = 0;  /* one line end stays, so that every header has one */
     c->status = c->answer_length > 12 ? atoi(c->answer + 9) : 0;
     const char *value;
+    if (c->status / 100 == 1) {  /* an interim response: the real one follows */
+        memmove(c->answer, body, rest);
+        c->answer_length = rest;
+        c->answer[rest] = 0;
+        return (end = strstr(c->answer, "\r\n\r\n")) ? take_head(c, end + 4) : false;
+    }
     if ((value = header(c, "set-cookie"))) copy_until(c->cookie, sizeof c->cookie, value, ";\r\n");
     if ((value = header(c, "location"))) {
         if (!strncmp(value, "http://", 7)) value += 7 + strcspn(value + 7, "/\r\n");

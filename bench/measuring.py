@@ -1,16 +1,19 @@
 """One measurement at a time: a place at rest, a server, the load, and what both used."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Final
 
 from bench import processes
 from bench.generator import Generator, Wire, form
 from bench.machine import Cores, GiB, flush, settle
-from bench.peers import Peer, Place, Server
+from bench.peer import Peer, Place, Server
 from bench.work import Measurement, Work
 
 
@@ -40,6 +43,17 @@ class Bench:
         if peer.cores > 1 and self.cores.load & self.cores.for_server(peer.cores):
             return self.generator.spread_over(self.cores.everyone)
         return self.generator
+
+
+DIGEST_ALONE: Final = "sha256"
+"""Stands where a peer's name stands, for what no server can do without that digests."""
+_DIGEST: Final = """
+import hashlib, sys, time
+block, sha256, began = bytes(range(256)) * 4096, hashlib.sha256(), time.process_time()
+for _ in range(int(sys.argv[1]) // len(block)):
+    sha256.update(block)
+print(time.process_time() - began)
+"""
 
 
 def observe(server: Server, seen: Measurement, generator: Generator, wire: Wire, work: Work, *,
@@ -75,3 +89,13 @@ def ceiling(bench: Bench, work: Work) -> Measurement:
         server = Server(Place(home, port, bench.tools), (pid,), ready_seconds)
         observe(server, seen, bench.generator, form("/"), work)
     return seen
+
+
+def digest_alone(bench: Bench, work: Work, repeat: int) -> Measurement:
+    """SHA-256 of as many bytes as the work has, on the server's core, by the Python that runs Waybill."""
+    size = work.files * work.size
+    command = [sys.executable, "-c", _DIGEST, str(size)]
+    process = processes.start(command, bench.cores.server, stdout=subprocess.PIPE)
+    said, _ = process.communicate()
+    used = float(said)
+    return Measurement(work.name, DIGEST_ALONE, repeat, requests=work.files, bytes=size, seconds=used, server_cpu=used)

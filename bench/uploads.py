@@ -1,16 +1,17 @@
 """W1 to W5: files go in, and afterwards every one must be there, whole, and recorded if the server keeps records."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from bench import bodies, processes
-from bench.generator import Generator
+from bench.generator import Generator, Wire
 from bench.machine import GiB, KiB
 from bench.measuring import Bench, observe
-from bench.peers import Peer, Place, Server
+from bench.peer import Peer, Place, Server
 from bench.processes import Failed
 from bench.work import SLOW_BYTES, Measurement, Work
 
@@ -46,7 +47,9 @@ def upload(bench: Bench, work: Work, peer: Peer, seen: Measurement) -> None:
             if not seen.failure and peer.rows is not None:
                 _await_rows(peer, place, len(sent))
                 _check_rows(peer.rows(place), sent, sample=_sample(work))
-        if not seen.failure:
+            if not seen.failure and peer.reads_back is not None:
+                _read_back(generator, peer.reads_back, server, sent)
+        if not seen.failure and peer.reads_back is None:
             _check_files(peer, place, sent, sample=_sample(work))
 
 
@@ -102,6 +105,18 @@ def _check_files(peer: Peer, place: Place, sent: dict[int, int], *, sample: Sequ
     for index in sample:
         if bodies.digest_of(found[index]) != bodies.digest(index, sent[index]):
             raise Failed(f"stored other bytes than were sent for file {index}")
+
+
+def _read_back(generator: Generator, wire: Wire, server: Server, sent: Mapping[int, int]) -> None:
+    """Every byte of every file is the one that was sent, when the server is asked for it."""
+    for size, group in groupby(sorted(sent), key=lambda index: sent[index]):
+        indexes = list(group)
+        outcome = generator.run(
+            wire, server.place.port,
+            requests=len(indexes), connections=min(8, len(indexes)), size=size, first=indexes[0], compare=True,
+        )  # fmt: skip
+        if outcome.trouble:
+            raise Failed(f"when its files were read again: {outcome.trouble}")
 
 
 def _check_rows(rows: Sequence[str | None], sent: dict[int, int], *, sample: Sequence[int]) -> None:

@@ -11,7 +11,10 @@ SLOW_BYTES: Final = 128 * KiB
 
 @dataclass(frozen=True)
 class Work:
-    """`files` files of `size` bytes on `connections` connections, while `slow` clients hold half-sent uploads."""
+    """`files` files of `size` bytes on `connections` connections, while `slow` clients hold half-sent uploads.
+
+    All peers do it that can, or those `among` them.
+    """
 
     name: str
     kind: Literal["upload", "download"]
@@ -19,6 +22,7 @@ class Work:
     size: int
     connections: int
     slow: int = 0
+    among: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -42,12 +46,14 @@ FULL: Final = (
     Work("D1 small", "download", 4000, 16 * KiB, 64),
 )
 
+_OWN: Final = ("waybill", "waybill-raw", "waybill-pg")
+
 QUICK: Final = (
     Work("W1", "upload", 1, 512 * MiB, 1),
-    Work("W2", "upload", 8, 64 * MiB, 8),
+    Work("W2", "upload", 8, 64 * MiB, 8, among=frozenset({*_OWN, "waybill-fast", "aiohttp", "nginx", "nginx-1m"})),
     Work("W3", "upload", 1500, 16 * KiB, 64),
     Work("W4", "upload", 150, MiB, 64),
-    Work("W5", "upload", 1500, 16 * KiB, 64, slow=250),
+    Work("W5", "upload", 1500, 16 * KiB, 64, slow=250, among=frozenset({*_OWN, "aiohttp", "nginx"})),
     Work("D1 large", "download", 1, 512 * MiB, 1),
     Work("D1 small", "download", 1500, 16 * KiB, 64),
 )

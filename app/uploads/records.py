@@ -6,7 +6,7 @@ lost answer, with the same result.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
 import pydantic
@@ -14,7 +14,7 @@ import structlog
 
 from app.db.driver import Row
 from app.db.queryable import LAST_ID, Queryable, json_parameter
-from app.model import HistoryQuery, Page, Position, Protocol, Upload
+from app.model import HistoryQuery, Page, Position, Protocol, Status, Upload
 
 _log = structlog.get_logger(__name__)
 
@@ -27,8 +27,26 @@ _MOST: Final = 2**63 - 1
 _ROWS_AT_ONCE: Final = 1000
 """Rows in one statement: none takes long, nor blocks the event loop."""
 _IN_SEVERAL_REQUESTS: Final = {Protocol.TUS, Protocol.RESUMABLE}
-_LISTS: Final = {"newest": "list_uploads", "oldest": "list_uploads_oldest"}
-_NAMED_LISTS: Final = {"newest": "list_named_uploads", "oldest": "list_named_uploads_oldest"}
+
+
+class _Lists(NamedTuple):
+    """The queries for a page in one order: of any uploads, and of those that an index finds."""
+
+    any: str
+    named: str
+    of_digest: str
+    of_status: str
+
+
+_LISTS: Final = {
+    "newest": _Lists("list_uploads", "list_named_uploads", "list_uploads_of_digest", "list_uploads_of_status"),
+    "oldest": _Lists(
+        "list_uploads_oldest",
+        "list_named_uploads_oldest",
+        "list_uploads_of_digest_oldest",
+        "list_uploads_of_status_oldest",
+    ),
+}
 
 
 class StoredRecord(NamedTuple):
@@ -66,11 +84,7 @@ async def list_uploads(
     db: Queryable, session_id: str, query: HistoryQuery, *, after: Position | None, page_size: int
 ) -> Page:
     """List a page of a session's uploads, from behind `after` or from the start."""
-    bounds = _newest_first(query, after) if query.order == "newest" else _oldest_first(query, after)
-    name, wanted = _LISTS[query.order], _filters(query)
-    if query.filename_pattern is not None:
-        name, wanted = _NAMED_LISTS[query.order], {**wanted, "pattern": query.filename_pattern}
-    rows = await db.many(name, session_id=session_id, page_size=page_size + 1, **bounds, **wanted)
+    rows = await _matching(db, session_id, query, after, page_size + 1)
     more, rows = len(rows) > page_size, rows[:page_size]
     uploads = list(_readable(rows))
     # The end is that of the rows: a broken one is left out, but must not end the listing early.
@@ -86,6 +100,8 @@ async def count_uploads(db: Queryable, session_id: str, query: HistoryQuery) -> 
         from_us=_or(query.from_us, _LEAST),
         until_us=_until(query),
         pattern=query.filename_pattern,
+        sha256=query.sha256,
+        statuses=_statuses(query),
         **_filters(query),
     )
     return int(row["uploads"]) if row else 0
@@ -168,6 +184,27 @@ async def forget_failed(db: Queryable, created_before_us: int, page_size: int) -
     return len(await db.many("delete_failed_uploads", created_before_us=created_before_us, page_size=page_size))
 
 
+async def _matching(
+    db: Queryable, session_id: str, query: HistoryQuery, after: Position | None, page_size: int
+) -> Sequence[Row]:
+    """List the rows of a page by the index that is likely to hold the fewest others."""
+    bounds = _newest_first(query, after) if query.order == "newest" else _oldest_first(query, after)
+    wanted = {"session_id": session_id, "page_size": page_size, **bounds, **_filters(query)}
+    lists, pattern, statuses = _LISTS[query.order], query.filename_pattern, _statuses(query)
+    if query.sha256 is not None:
+        return await db.many(lists.of_digest, sha256=query.sha256, pattern=pattern, statuses=statuses, **wanted)
+    if pattern is not None:
+        return await db.many(lists.named, pattern=pattern, statuses=statuses, **wanted)
+    if not query.statuses or Status.COMPLETED in query.statuses:
+        return await db.many(lists.any, statuses=statuses, **wanted)
+    found: dict[str, Row] = {}
+    # In the order of an upload's life: one that changes meanwhile is found twice, but not missed.
+    for status in (each for each in Status if each in query.statuses):
+        rows = await db.many(lists.of_status, status=status.value, **wanted)
+        found |= {row["id"]: row for row in rows}
+    return sorted(found.values(), key=itemgetter("created_at_us", "id"), reverse=query.order == "newest")[:page_size]
+
+
 def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:
     before = Position(_MOST, LAST_ID) if query.to_us is None else Position(query.to_us, "")
     if after is not None:
@@ -190,10 +227,12 @@ def _filters(query: HistoryQuery) -> dict[str, Any]:
     return {
         "min_size": _or(query.min_size, _LEAST),
         "max_size": _or(query.max_size, _MOST),
-        "statuses": json_parameter([status.value for status in query.statuses]) if query.statuses else None,
         "protocol": query.protocol.value if query.protocol else None,
-        "sha256": query.sha256,
     }
+
+
+def _statuses(query: HistoryQuery) -> str | None:
+    return json_parameter([status.value for status in query.statuses]) if query.statuses else None
 
 
 def _or(asked: int | None, otherwise: int) -> int:

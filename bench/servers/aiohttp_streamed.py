@@ -1,4 +1,7 @@
-"""The streamed upload of aiohttp's manual: each chunk is written as it comes. Arguments: port, directory for files."""
+"""The streamed upload of aiohttp's manual, as a form or a PUT: each chunk is written as it comes.
+
+Arguments: port, directory for files.
+"""
 
 import sys
 import uuid
@@ -22,8 +25,18 @@ async def upload(request):
     return web.json_response({"id": upload_id, "size": size}, status=201)
 
 
+async def put(request):
+    upload_id = str(uuid.uuid4())
+    size = 0
+    with open(f"{files}/{upload_id}", "wb") as out:  # noqa: ASYNC230
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            out.write(chunk)
+    return web.json_response({"id": upload_id, "size": size}, status=201)
+
+
 app = web.Application()
-app.add_routes([web.post("/upload", upload)])
+app.add_routes([web.post("/upload", upload), web.put("/{name}", put)])
 
 if __name__ == "__main__":
     web.run_app(

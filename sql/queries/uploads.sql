@@ -1,7 +1,7 @@
 -- uploads: one row per file that was or is being received. Inserting is in the dialects' folders.
 
 -- name: list_uploads :many
--- params: session_id, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- params: session_id, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, page_size
 -- A page of a session's uploads, newest first, from just before (before_us, before_id) back to from_us. statuses is a
 -- JSON array, searched for a status in quotes. Inside coalesce PostgreSQL does not guess how few rows the filters
 -- leave; its guess would be so low that it sorts the session for each page.
@@ -15,14 +15,13 @@ WHERE session_id = :session_id
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
-      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
       FALSE)
 ORDER BY created_at_us DESC, id DESC
 LIMIT :page_size;
 
 -- name: list_uploads_oldest :many
--- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, page_size
 -- A page of a session's uploads, oldest first, from just after (after_us, after_id) up to and with until_us.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
@@ -34,8 +33,83 @@ WHERE session_id = :session_id
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
-      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
+      FALSE)
+ORDER BY created_at_us, id
+LIMIT :page_size;
+
+-- name: list_uploads_of_digest :many
+-- params: session_id, sha256, before_us, before_id, from_us, min_size, max_size, statuses?, protocol?, pattern?, page_size
+-- A page of a session's uploads of a digest, as list_uploads. The index holds the digest's first digits, which find them;
+-- the whole digest decides. A plus before a column keeps the database from using another index, for the order.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE session_id = :session_id
+  AND substr(sha256, 1, 16) = substr(CAST(:sha256 AS TEXT), 1, 16)
+  AND sha256 = CAST(:sha256 AS TEXT)
+  AND (+created_at_us, id) < (:before_us, :before_id)
+  AND +created_at_us >= :from_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+ORDER BY +created_at_us DESC, id DESC
+LIMIT :page_size;
+
+-- name: list_uploads_of_digest_oldest :many
+-- params: session_id, sha256, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, pattern?, page_size
+-- The same, oldest first, as list_uploads_oldest.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE session_id = :session_id
+  AND substr(sha256, 1, 16) = substr(CAST(:sha256 AS TEXT), 1, 16)
+  AND sha256 = CAST(:sha256 AS TEXT)
+  AND (+created_at_us, id) > (:after_us, :after_id)
+  AND +created_at_us <= :until_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+ORDER BY +created_at_us, id
+LIMIT :page_size;
+
+-- name: list_uploads_of_status :many
+-- params: session_id, status, before_us, before_id, from_us, min_size, max_size, protocol?, page_size
+-- A page of a session's uploads of a status other than completed, as list_uploads. It is asked in an index that has no
+-- completed ones, which the statement has to say.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE session_id = :session_id
+  AND status = :status
+  AND status <> 'completed'
+  AND (created_at_us, id) < (:before_us, :before_id)
+  AND created_at_us >= :from_us
+  AND coalesce(
+      size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
+      FALSE)
+ORDER BY created_at_us DESC, id DESC
+LIMIT :page_size;
+
+-- name: list_uploads_of_status_oldest :many
+-- params: session_id, status, after_us, after_id, until_us, min_size, max_size, protocol?, page_size
+-- The same, oldest first, as list_uploads_oldest.
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us
+FROM uploads
+WHERE session_id = :session_id
+  AND status = :status
+  AND status <> 'completed'
+  AND (created_at_us, id) > (:after_us, :after_id)
+  AND created_at_us <= :until_us
+  AND coalesce(
+      size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
       FALSE)
 ORDER BY created_at_us, id
 LIMIT :page_size;

@@ -288,6 +288,56 @@ class RecordsContract:
             assert (query, found) == (query, sorted(expected, reverse=order == "newest"))
             assert (query, await upload_records.count_uploads(db, "mine", query)) == (query, len(expected))
 
+    async def test_digests_that_begin_alike_are_told_apart(self, db):
+        alike = [f"{1:016x}" + f"{n:048x}" for n in (0, 1, 0, 2)]
+        await upload_records.insert_uploads(db, [upload(n, sha256=digest) for n, digest in enumerate(alike)])
+        await upload_records.insert_uploads(db, [upload(9, "other", sha256=alike[0])])
+        for order, page_size in product(("newest", "oldest"), (1, 500)):
+            query = HistoryQuery(sha256=alike[0], order=order)
+            found = [each.size for each in await everything(db, query=query, page_size=page_size)]
+            assert found == ([2, 0] if order == "newest" else [0, 2])
+
+    @pytest.mark.parametrize("statuses", [(Status.FAILED,), (Status.DELETED, Status.UPLOADING, Status.FAILED)])
+    async def test_pages_of_rare_statuses_make_the_whole_in_order(self, db, statuses):
+        # Several were created in the same microsecond: the id decides between them.
+        uploads = [
+            upload(n, **{"created_at": NOW + n // 3, "completed_at": NOW + 99, **self.CHANGES[status]})
+            for n, status in enumerate(random.Random(1).choices(list(self.CHANGES), k=40))
+        ]
+        await upload_records.insert_uploads(db, uploads)
+        expected = [each for each in uploads if each.status in statuses]
+        for order, page_size in product(("newest", "oldest"), (1, 2, 7, 500)):
+            query = HistoryQuery(statuses=statuses, order=order)
+            found = await everything(db, query=query, page_size=page_size)
+            assert found == (expected if order == "oldest" else expected[::-1])
+
+    CHANGES = {  # noqa: RUF012
+        Status.COMPLETED: {},
+        Status.UPLOADING: {"status": Status.UPLOADING, "sha256": None, "completed_at": None},
+        Status.FAILED: {"status": Status.FAILED, "error": Failure(code="lost", detail="")},
+        Status.DELETED: {"status": Status.DELETED},
+    }
+
+    async def test_an_upload_that_ends_while_a_page_is_listed_is_on_it_once(self, db):
+        coming = [upload(n, **self.CHANGES[Status.UPLOADING]) for n in range(3)]
+        await upload_records.insert_uploads(db, coming)
+
+        class Changing:
+            """The database, in which an upload expires after each query."""
+
+            async def many(self, name, **parameters):
+                rows = await db.many(name, **parameters)
+                await db.run("end_upload", upload_id=coming[1].id, status="expired", error_code=None, error_detail=None)
+                return rows
+
+        query = HistoryQuery(statuses=(Status.EXPIRED, Status.UPLOADING))
+        page = await upload_records.list_uploads(Changing(), "mine", query, after=None, page_size=9)
+        assert [(each.size, each.status) for each in page.uploads] == [
+            (2, Status.UPLOADING),
+            (1, Status.EXPIRED),
+            (0, Status.UPLOADING),
+        ]
+
     NAMES = (
         "100%.txt", "100x.txt", "a_b", "axb", "c[1]", "Ärger.PDF", "ärger.pdf", "a\u0308rger", "straße", "STRASSE",
         "İstanbul", "ΣΊΣΥΦΟΣ", "🎉 party", "🎈 party", "=?*", "tab le", "'; DROP TABLE uploads;--", '"', ":name::",

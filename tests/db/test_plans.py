@@ -14,7 +14,7 @@ from app.uploads import records as upload_records
 from tests.contracts.records import NOW, upload
 
 INDEX = "uploads_by_session_newest_first"
-PAGE = {"session_id": "session 1", "page_size": 51, **upload_records._filters(HistoryQuery())}
+PAGE = {"session_id": "session 1", "page_size": 51, "statuses": None, **upload_records._filters(HistoryQuery())}
 MIDDLE = Position(NOW + 700, "")
 ARGUMENTS = [
     ("list_uploads", {**PAGE, **upload_records._newest_first(HistoryQuery(), None)}),
@@ -28,6 +28,17 @@ NAMED_ARGUMENTS = [
     ("list_named_uploads", {**NAMED, **upload_records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)}),
     ("list_named_uploads_oldest", {**NAMED, **upload_records._oldest_first(HistoryQuery(), None)}),
     ("list_named_uploads_oldest", {**NAMED, **upload_records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)}),
+]
+
+NEWEST = upload_records._newest_first(HistoryQuery(from_us=NOW), MIDDLE)
+OLDEST = upload_records._oldest_first(HistoryQuery(to_us=NOW + 900), MIDDLE)
+OF_DIGEST = {**PAGE, "sha256": upload(10_007).sha256, "pattern": None}
+OF_STATUS = {**PAGE, "status": "failed"}
+RARE_ARGUMENTS = [
+    ("list_uploads_of_digest", {**OF_DIGEST, **NEWEST}, "uploads_by_session_and_digest"),
+    ("list_uploads_of_digest_oldest", {**OF_DIGEST, **OLDEST}, "uploads_by_session_and_digest"),
+    ("list_uploads_of_status", {**OF_STATUS, **NEWEST}, "uploads_not_completed_by_status"),
+    ("list_uploads_of_status_oldest", {**OF_STATUS, **OLDEST}, "uploads_not_completed_by_status"),
 ]
 
 
@@ -53,6 +64,22 @@ async def test_sqlite_reads_a_page_in_the_order_of_the_index(tmp_path):
         assert len(plan) == 1
         assert plan[0].startswith(f"SEARCH uploads USING INDEX {INDEX} (session_id=? AND ")
         assert "(created_at_us,id)" in plan[0]
+    connection.close()
+
+
+async def test_sqlite_finds_rare_uploads_by_their_index(tmp_path):
+    await fill(f"sqlite:///{tmp_path}/waybill.db")
+    connection = sqlite3.connect(tmp_path / "waybill.db")
+    for name, arguments, index in RARE_ARGUMENTS:
+        steps = connection.execute(f"EXPLAIN QUERY PLAN {load('sqlite')[name].statement}", arguments)
+        plan, *others = [row[3] for row in steps]
+        if "digest" in name:
+            assert plan == f"SEARCH uploads USING INDEX {index} (session_id=? AND <expr>=?)"
+            assert others == ["USE TEMP B-TREE FOR ORDER BY"]  # of the few that have it
+        else:
+            assert plan.startswith(f"SEARCH uploads USING INDEX {index} (session_id=? AND status=? AND ")
+            assert "(created_at_us,id)" in plan
+            assert not others
     connection.close()
 
 
@@ -137,22 +164,34 @@ async def test_postgresql_looks_for_names_in_the_index_before_it_fetches_a_row(c
         assert "filename_folded" not in row
 
 
+async def test_postgresql_finds_rare_uploads_by_their_index(connection):
+    for number, (name, arguments, index) in enumerate(RARE_ARGUMENTS):
+        for text in await both_plans(connection, f"rare_{number}", name, arguments):
+            assert index in text
+            found = text.partition("Index Cond:")[2].partition("Filter:")[0]
+            assert ("substr(sha256, 1, 16) = " if "digest" in name else "status = ") in found
+            assert "Seq Scan" not in text
+
+
 async def postgresql_plans(connection, questions):
     """How PostgreSQL goes about each of them, for these values and for whatever values come: without sorting."""
     for number, (name, arguments) in enumerate(questions):
-        query = load("postgresql")[name]
-        values = [arguments[param] for param in query.order]
-        plans = [await connection.fetch(f"EXPLAIN {query.statement}", *values)]
-        # asyncpg prepares: after some calls PostgreSQL may plan once for whatever values come.
-        await connection.execute("SET plan_cache_mode = force_generic_plan")
-        await connection.execute(f"PREPARE generic_{number} AS {query.statement}")
-        plans.append(await connection.fetch(f"EXPLAIN EXECUTE generic_{number}({', '.join(map(literal, values))})"))
-        await connection.execute("RESET plan_cache_mode")
-        for plan in plans:
-            text = "\n".join(row[0] for row in plan)
+        for text in await both_plans(connection, f"generic_{number}", name, arguments):
             assert "Sort" not in text
             assert "Bitmap" not in text
             yield text
+
+
+async def both_plans(connection, prepared, name, arguments):
+    query = load("postgresql")[name]
+    values = [arguments[param] for param in query.order]
+    plans = [await connection.fetch(f"EXPLAIN {query.statement}", *values)]
+    # asyncpg prepares: after some calls PostgreSQL may plan once for whatever values come.
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE {prepared} AS {query.statement}")
+    plans.append(await connection.fetch(f"EXPLAIN EXECUTE {prepared}({', '.join(map(literal, values))})"))
+    await connection.execute("RESET plan_cache_mode")
+    return ["\n".join(row[0] for row in plan) for plan in plans]
 
 
 def literal(value: str | int | None) -> str:

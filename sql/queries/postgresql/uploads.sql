@@ -53,7 +53,7 @@ SET uploads = total.uploads
 RETURNING session_id;
 
 -- name: list_named_uploads :many
--- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, page_size
 -- A page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from sqlite: before it
 -- fetches a row, PostgreSQL uses an index only for the order, so matching names are found in the index first, and their
 -- rows fetched one by one. OFFSET 0 forces that; the reason for coalesce is given in list_uploads.
@@ -74,14 +74,13 @@ WHERE coalesce(
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
-      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
       FALSE)
 ORDER BY named_at_us DESC, named_id DESC
 LIMIT :page_size;
 
 -- name: list_named_uploads_oldest :many
--- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, page_size
 -- The same, oldest first, as list_uploads_oldest.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
@@ -100,8 +99,7 @@ WHERE coalesce(
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
-      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
       FALSE)
 ORDER BY named_at_us, named_id
 LIMIT :page_size;

@@ -33,7 +33,7 @@ FROM batch
 WHERE FALSE;
 
 -- name: list_named_uploads :many
--- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- params: session_id, before_us, before_id, from_us, pattern, min_size, max_size, statuses?, protocol?, page_size
 -- A page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from postgresql: SQLite
 -- checks the name in the index by itself, and fetches no row that does not fit.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
@@ -47,14 +47,13 @@ WHERE session_id = :session_id
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
-      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
       FALSE)
 ORDER BY created_at_us DESC, id DESC
 LIMIT :page_size;
 
 -- name: list_named_uploads_oldest :many
--- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, sha256?, page_size
+-- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, page_size
 -- The same, oldest first, as list_uploads_oldest.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
        error_code, error_detail, created_at_us, completed_at_us
@@ -67,8 +66,7 @@ WHERE session_id = :session_id
       size_bytes BETWEEN :min_size AND :max_size
       AND (CAST(:statuses AS TEXT) IS NULL
            OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
-      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
-      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT)),
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT)),
       FALSE)
 ORDER BY created_at_us, id
 LIMIT :page_size;
