@@ -120,19 +120,23 @@ async def find_span(db: Queryable, session_id: str) -> tuple[int, int] | None:
 
 
 async def delete_upload(db: Queryable, session_id: str, upload_id: str, now_us: int) -> bool:
-    """Record the deletion of a completed upload, damaged or not; False if the session has no such upload.
+    """Record the deletion of one upload, as `delete_session_uploads` does; False if the session has no such upload."""
+    return bool(await delete_session_uploads(db, session_id, [upload_id], now_us))
 
-    For an upload that was deleted within `DELETED_AGAIN_US` the result is True as well: its client may have lost the
-    answer.
+
+async def delete_session_uploads(db: Queryable, session_id: str, ids: Sequence[str], now_us: int) -> set[str]:
+    """Record the deletion of a session's completed uploads, damaged or not; return the ids of those deleted.
+
+    An upload that was deleted within `DELETED_AGAIN_US` is among them as well: its client may have lost the answer.
     """
-    row = await db.one(
-        "delete_upload",
+    rows = await db.many(
+        "delete_session_uploads",
         session_id=session_id,
-        upload_id=upload_id,
+        ids=json_parameter(list(ids)),
         now_us=now_us,
         deleted_since_us=now_us - DELETED_AGAIN_US,
     )
-    return row is not None
+    return {row["id"] for row in rows}
 
 
 async def statuses_of(db: Queryable, ids: Sequence[str]) -> dict[str, str]:

@@ -40,6 +40,7 @@ routes = [
     # Download and delete.
     Route("/api/ingestion/files/{id}", downloads.download, methods=["GET"]),
     Route("/api/ingestion/files/{id}", downloads.delete, methods=["DELETE"]),
+    Route("/api/ingestion/files/delete", downloads.delete_many, methods=["POST"]),
     # Manage the session.
     Route("/api/session", session.show, methods=["GET"]),
     Route("/api/session", session.ensure, methods=["POST"]),

@@ -4,25 +4,24 @@ from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import BadRequest, CrossOrigin, NoSession
+from app.errors import CrossOrigin, NoSession
 from app.model import Session, Status, rfc3339
 from app.sessions import Sessions, token_records, totals_records
 from app.sessions.opening import Recognised
 from app.sessions.tokens import Token
 from app.uploads.ingest import Visitor
-from app.web.body import Body
 from app.web.credentials import Credentials
 from app.web.exchange import Exchange, exchange_of
+from app.web.json_body import json_body
 from app.web.services import Services
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_JSON_BYTES: Final = 64 * 1024
 
 
 class Caller:
@@ -205,14 +204,7 @@ class _Join(BaseModel):
 async def join(request: Request[Services]) -> Response:
     """POST /api/session/join: share the session that the code stands for."""
     sessions = request.state["sessions"]
-    settings = request.state["settings"]
-    timeout = settings.request_timeout.total_seconds()
-    with Body(request, limit=_JSON_BYTES, min_rate=settings.min_upload_rate, timeout=timeout) as body:
-        text = b"".join([block async for block in body])
-    try:
-        code = _Join.model_validate_json(text).code
-    except ValidationError as error:
-        raise BadRequest('expected a JSON body such as {"code": "ABCD-EFGH-JKMN"}') from error
+    code = (await json_body(request, _Join, '{"code": "ABCD-EFGH-JKMN"}')).code
     caller = caller_of(request)
     joined = await sessions.linking.join(caller.credentials.texts, code)
     caller.token = joined.token

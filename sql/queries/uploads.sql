@@ -195,22 +195,6 @@ SET status = :status, error_code = CAST(:error_code AS TEXT), error_detail = CAS
 WHERE id = :upload_id
   AND status IN ('uploading', 'processing');
 
--- name: delete_upload :one
--- params: session_id, upload_id, now_us, deleted_since_us
--- Record that the bytes of a completed upload, damaged or not, are deleted; its record stays. The row is the same if it
--- was deleted since deleted_since_us. No row: nothing to delete. An upload that is still moving with its session into
--- another one belongs to that one.
-UPDATE uploads
-SET status = 'deleted', error_code = NULL, error_detail = NULL,
-    deleted_at_us = CASE WHEN status = 'deleted' THEN deleted_at_us ELSE CAST(:now_us AS BIGINT) END
-WHERE id = :upload_id
-  AND (session_id = :session_id
-       OR session_id IN (SELECT merged.id FROM sessions AS merged WHERE merged.merged_into_id = :session_id))
-  AND (status = 'completed'
-       OR (error_code IN ('lost', 'damaged') AND completed_at_us IS NOT NULL)
-       OR (status = 'deleted' AND deleted_at_us > :deleted_since_us))
-RETURNING id;
-
 -- name: try_recording :run
 -- params: none
 -- Change nothing, but fail or wait for whatever would keep an upload from being recorded now.

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import json
 import os
 import re
 from contextlib import suppress
@@ -347,6 +348,65 @@ async def test_simultaneous_deletions_all_succeed(service: Service) -> None:
     target = await content_of(client)
     answers = await asyncio.gather(*(client.delete(target) for _ in range(5)))
     assert [answer.status for answer in answers] == [204] * 5
+
+
+MANY = "/api/ingestion/files/delete"
+
+
+async def test_many_files_are_deleted_at_once_with_an_outcome_for_each(service: Service) -> None:
+    client, stranger = service.client(), service.client()
+    first, damaged, kept, deleted = [await upload(client) for _ in range(4)]
+    foreign = await upload(stranger)
+    await upload_records.fail_uploads(service.state["db"], [damaged["id"]], "damaged", "")
+    await client.delete(deleted["links"]["content"])
+    ids = [foreign["id"], first["id"], ABSENT, "../" + kept["id"], damaged["id"], first["id"], deleted["id"]]
+    for _ in range(2):  # its answer may be lost
+        answer = await client.post(MANY, json.dumps({"ids": ids}).encode())
+        assert answer.status == 200
+        assert [(item["id"], item["outcome"]) for item in answer.json()["items"]] == [
+            (foreign["id"], "not_found"),
+            (first["id"], "deleted"),
+            (ABSENT, "not_found"),
+            ("../" + kept["id"], "not_found"),
+            (damaged["id"], "deleted"),
+            (deleted["id"], "deleted"),
+        ]
+    assert service.files().keys() & {first["id"], damaged["id"], kept["id"], foreign["id"]} == {
+        kept["id"],
+        foreign["id"],
+    }
+    statuses = [(await client.get(record["links"]["self"])).json()["status"] for record in (first, damaged, kept)]
+    assert statuses == ["deleted", "deleted", "completed"]
+
+
+async def test_a_thousand_files_at_most_are_deleted_at_once(service: Service) -> None:
+    client = service.client()
+    records = [await upload(client, b"") for _ in range(3)]
+    most = [record["id"] for record in records] + [ABSENT[:-4] + f"{number:04x}" for number in range(997)]
+    outcomes = (await client.post(MANY, json.dumps({"ids": most}).encode())).json()["items"]
+    assert [item["outcome"] for item in outcomes].count("deleted") == 3
+    (await client.post(MANY, json.dumps({"ids": [*most, ABSENT]}).encode())).refused(400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b'{"ids": []}', b'{"ids": [1]}', b'{"ids": "x"}', b'{"ids": null}', b'{"id": ["x"]}',
+     b'{"ids": ["x"], "all": true}', b'{"ids": ["\xff"]}'],
+)  # fmt: skip
+async def test_a_selection_that_is_none_deletes_nothing(service: Service, body: bytes) -> None:
+    client = service.client()
+    record = await upload(client)
+    (await client.post(MANY, body)).refused(400, "bad_request")
+    assert (await client.get(record["links"]["content"])).status == 200
+
+
+async def test_a_selection_needs_a_session_and_its_own_origin(service: Service) -> None:
+    client = service.client()
+    record = await upload(client)
+    body = json.dumps({"ids": [record["id"]]}).encode()
+    (await service.client().post(MANY, body)).refused(401, "no_session")
+    (await client.post(MANY, body, headers={"Origin": "https://evil.example"})).refused(403, "cross_origin")
+    assert (await client.get(record["links"]["content"])).status == 200
 
 
 async def test_foreign_absent_deleted_and_failed_uploads_are_answered_alike(service: Service) -> None:

@@ -313,7 +313,17 @@ def _files() -> list[tuple[str, str, Json]]:
         (*_CHANGE, "no_session", "not_found"),
         parameters=[_ID],
     )
-    return [(f"{_FILES}/{{id}}", "get", download), (f"{_FILES}/{{id}}", "delete", delete)]
+    delete_many = _operation(
+        "The same for many files.",
+        {"200": answer("The outcome for each.", {JSON: ref("Outcomes")}, (*SESSION, *_NO_STORE))},
+        (*_CHANGE, *_BODY, "no_session"),
+        body={"required": True, "content": {JSON: {"schema": ref("Selection")}}},
+    )
+    return [
+        (f"{_FILES}/{{id}}", "get", download),
+        (f"{_FILES}/{{id}}", "delete", delete),
+        (f"{_FILES}/delete", "post", delete_many),
+    ]
 
 
 def _session() -> list[tuple[str, str, Json]]:

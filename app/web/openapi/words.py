@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from app.errors import problem_codes
 from app.model import Session, Status, Upload
+from app.web.downloads import MAX_SELECTED
 
 Json = dict[str, Any]
 
@@ -161,6 +162,7 @@ EXAMPLE: Final[Json] = {
     },
 }
 _TOTAL: Final = record({"uploads": _COUNT, "bytes": _COUNT})
+_OUTCOME: Final = record({"id": _TEXT, "outcome": {"enum": ["deleted", "not_found"]}})
 
 
 def schemas() -> dict[str, Json]:
@@ -187,6 +189,8 @@ def schemas() -> dict[str, Json]:
             }
         ),
         "Session": session,
+        "Selection": record({"ids": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_SELECTED}}),
+        "Outcomes": record({"items": {"type": "array", "items": _OUTCOME}}),
         "Code": record({"code": {"type": "string", "examples": ["ABCD-EFGH-JKMN"]}}),
         "Invitation": record({"code": _TEXT, "expires_at": _MOMENT}),
         "Readiness": record(

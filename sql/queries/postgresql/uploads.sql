@@ -119,6 +119,31 @@ SELECT id, status
 FROM uploads
 WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
 
+-- name: delete_session_uploads :many
+-- params: session_id, ids, now_us, deleted_since_us
+-- Record that the bytes of a session's completed uploads of a JSON array of ids, damaged or not, are deleted; their
+-- records stay. The ids of those, and of such as were deleted since deleted_since_us. An upload that is still moving
+-- with its session into another one belongs to that one. Differs from sqlite: rows are locked in the order of their
+-- ids, here and below, to avoid deadlocks.
+WITH these AS MATERIALIZED (
+    SELECT id
+    FROM uploads
+    WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)))
+      AND (session_id = :session_id
+           OR session_id IN (SELECT merged.id FROM sessions AS merged WHERE merged.merged_into_id = :session_id))
+    ORDER BY id
+    FOR NO KEY UPDATE
+)
+UPDATE uploads
+SET status = 'deleted', error_code = NULL, error_detail = NULL,
+    deleted_at_us = CASE WHEN status = 'deleted' THEN deleted_at_us ELSE CAST(:now_us AS BIGINT) END
+FROM these
+WHERE uploads.id = these.id
+  AND (uploads.status = 'completed'
+       OR (uploads.error_code IN ('lost', 'damaged') AND uploads.completed_at_us IS NOT NULL)
+       OR (uploads.status = 'deleted' AND uploads.deleted_at_us > :deleted_since_us))
+RETURNING uploads.id;
+
 -- name: delete_uploads :many
 -- params: ids, now_us
 -- Record that the bytes of completed uploads of a JSON array of ids are deleted; their records stay. The ids of those
@@ -131,8 +156,7 @@ RETURNING id;
 
 -- name: fail_uploads :many
 -- params: ids, code, detail
--- Record that completed uploads of a JSON array of ids are lost or damaged. The ids of those changed. Differs from
--- sqlite: rows are locked in the order of their ids, here and below, to avoid deadlocks.
+-- Record that completed uploads of a JSON array of ids are lost or damaged. The ids of those changed.
 WITH these AS MATERIALIZED (
     SELECT id
     FROM uploads

@@ -86,6 +86,22 @@ SELECT id, status
 FROM uploads
 WHERE id IN (SELECT value FROM json_each(:ids));
 
+-- name: delete_session_uploads :many
+-- params: session_id, ids, now_us, deleted_since_us
+-- Record that the bytes of a session's completed uploads of a JSON array of ids, damaged or not, are deleted; their
+-- records stay. The ids of those, and of such as were deleted since deleted_since_us. An upload that is still moving
+-- with its session into another one belongs to that one.
+UPDATE uploads
+SET status = 'deleted', error_code = NULL, error_detail = NULL,
+    deleted_at_us = CASE WHEN status = 'deleted' THEN deleted_at_us ELSE CAST(:now_us AS BIGINT) END
+WHERE id IN (SELECT value FROM json_each(:ids))
+  AND (session_id = :session_id
+       OR session_id IN (SELECT merged.id FROM sessions AS merged WHERE merged.merged_into_id = :session_id))
+  AND (status = 'completed'
+       OR (error_code IN ('lost', 'damaged') AND completed_at_us IS NOT NULL)
+       OR (status = 'deleted' AND deleted_at_us > :deleted_since_us))
+RETURNING id;
+
 -- name: delete_uploads :many
 -- params: ids, now_us
 -- Record that the bytes of completed uploads of a JSON array of ids are deleted; their records stay. The ids of those
