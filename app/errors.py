@@ -232,8 +232,12 @@ class RequestTooLarge(_OverLimit):
 
 
 class TooManyFiles(_OverLimit):
-    code, status, title = "too_many_files", 413, "The form holds more files than this server accepts"
-    of, unit = "the form", "files"
+    code, status, title = "too_many_files", 413, "There are more files than this server accepts at once"
+    unit = "files"
+
+    def __init__(self, received: int, limit: int, of: str = "the form") -> None:
+        self.of = of  # type: ignore[misc]  # a form that brings files, or an archive that holds them
+        super().__init__(received, limit)
 
 
 class QuotaExceeded(UploadError):

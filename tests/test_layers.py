@@ -40,6 +40,7 @@ OWNERS = {
     "dotenv": {"config"},
     "http_sf": {"protocols"},
     "httptools": {"server"},
+    "zipstream": {"protocols"},
     "itsdangerous": {"signing"},
     "prometheus_client": {"web"},
     "pydantic_settings": {"config"},

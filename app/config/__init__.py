@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     max_files_per_request: Annotated[int, whole_number(1, 100_000)] = Field(
         100, description="Most files in one form; at most a quarter of the files that each worker may have open."
     )
+    max_zip_files: Annotated[int, whole_number(1, 1_000_000)] = Field(
+        10_000, description="Most files in one archive that is downloaded; each takes a kilobyte of memory meanwhile."
+    )
     max_concurrent_uploads: Annotated[int, whole_number(1, 1_000_000)] = Field(
         4000, description="Most uploads that each worker receives at the same time."
     )

@@ -35,7 +35,7 @@ MAX_SELECTED: Final = 1000
 """How many files one request may delete."""
 _REMOVED_AT_ONCE: Final = 100
 _BYTES: Final = "application/octet-stream"
-_INERT: Final = {
+INERT: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -60,7 +60,7 @@ async def download(request: Request[Services]) -> Response:
         "Last-Modified": http_date(upload.completed_at),
         "Repr-Digest": digest_field(upload.sha256),
         "Content-Disposition": attachment(upload.filename),
-        **_INERT,
+        **INERT,
     }
     if _not_modified(request, tag, upload.completed_at):
         return Response(status_code=304, headers=headers)
@@ -248,7 +248,7 @@ class _FileAnswer(Response):
                     await send(_body(block))
                     start += len(block)
                     if start < stop and listening is None:
-                        listening = asyncio.create_task(_hang_up(receive))
+                        listening = asyncio.create_task(hang_up(receive))
                     if listening is not None and listening.done():
                         return  # else the server would go on taking blocks for a client that has left
             await send(_body(self._end, more=False))
@@ -264,7 +264,7 @@ def _body(block: bytes, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": block, "more_body": more}
 
 
-async def _hang_up(receive: Receive) -> None:
+async def hang_up(receive: Receive) -> None:
     """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         continue

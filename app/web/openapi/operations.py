@@ -31,6 +31,7 @@ _FLAG: Final[Json] = {"enum": ["true", "false"]}
 _BYTES: Final[Json] = {"type": "integer", "minimum": 0, "maximum": MAX_SIZE}
 _MOMENT: Final[Json] = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
 _NO_STORE: Final = ("Cache-Control",)
+_ARCHIVED: Final = ("Content-Disposition", *_NO_STORE)
 
 # Refusals of any request; of any with a session; of any that changes something.
 _ANY: Final = ("bad_request", "internal", "unavailable")
@@ -242,15 +243,10 @@ def _resource() -> dict[str, Json]:
     }
 
 
-def _history() -> list[tuple[str, str, Json]]:
+def _filters() -> list[Json]:
     statuses = {"type": "array", "items": {"enum": list(Status)}, "minItems": 1}
-    streams = {export.media_type.partition(";")[0]: {"type": "string"} for export in EXPORTS.values()}
     name = {"type": "string", "minLength": 1, "maxLength": 255}
-    parameters = [
-        query(
-            "limit", f"Records on a page; {DEFAULT_LIMIT} if not given.", {**_BYTES, "minimum": 1, "maximum": MAX_LIMIT}
-        ),
-        query("cursor", "The `next_cursor` of the page before, with the same filters."),
+    return [
         query("status", "One or more, with commas between.", statuses),
         query("filename", "Contained in the name, without regard to case; with * and ? the whole name's shape.", name),
         query("from", "Created then or later: an RFC 3339 time, or a date, which is its midnight in UTC.", _MOMENT),
@@ -260,6 +256,17 @@ def _history() -> list[tuple[str, str, Json]]:
         query("min_size", "Bytes, inclusive.", _BYTES),
         query("max_size", "Bytes, inclusive.", _BYTES),
         query("order", "The newest first, or the oldest.", {"enum": ["newest", "oldest"]}),
+    ]
+
+
+def _history() -> list[tuple[str, str, Json]]:
+    streams = {export.media_type.partition(";")[0]: {"type": "string"} for export in EXPORTS.values()}
+    parameters = [
+        query(
+            "limit", f"Records on a page; {DEFAULT_LIMIT} if not given.", {**_BYTES, "minimum": 1, "maximum": MAX_LIMIT}
+        ),
+        query("cursor", "The `next_cursor` of the page before, with the same filters."),
+        *_filters(),
         query("count", "true adds `total`, the number of matches over all pages.", _FLAG),
         query("format", "csv or ndjson streams every match, as Accept can ask, too.", {"enum": ["json", *EXPORTS]}),
         query("bom", "true begins a CSV with a byte order mark, by which Excel knows UTF-8.", _FLAG),
@@ -313,6 +320,28 @@ def _files() -> list[tuple[str, str, Json]]:
         (*_CHANGE, "no_session", "not_found"),
         parameters=[_ID],
     )
+    archived = {
+        "200": answer("A ZIP, without compression.", {"application/zip": _BINARY}, (*SESSION, *inert, *_ARCHIVED)),
+    }
+    refused = (*_API, "no_session", "too_many_files")
+    ids = {"type": "object", "properties": {"id": {"type": "array", "items": {"type": "string"}}}}
+    archive = _operation(
+        "Every file that matches, in one archive.",
+        archived,
+        (*refused, "bad_query", "bad_cursor"),
+        parameters=_filters(),
+    )
+    selection = _operation(
+        "The files of these ids, in one archive.",
+        archived,
+        (*refused, *_CHANGE, *_BODY, "malformed_form", "bad_filename"),
+        body={
+            "content": {
+                "application/x-www-form-urlencoded": {"schema": ids},
+                "multipart/form-data": {"schema": ids},
+            }
+        },
+    )
     delete_many = _operation(
         "The same for many files.",
         {"200": answer("The outcome for each.", {JSON: ref("Outcomes")}, (*SESSION, *_NO_STORE))},
@@ -323,6 +352,8 @@ def _files() -> list[tuple[str, str, Json]]:
         (f"{_FILES}/{{id}}", "get", download),
         (f"{_FILES}/{{id}}", "delete", delete),
         (f"{_FILES}/delete", "post", delete_many),
+        (f"{_FILES}.zip", "get", archive),
+        (f"{_FILES}.zip", "post", selection),
     ]
 
 
