@@ -5,7 +5,6 @@ Files are stored, not compressed, each with a data descriptor behind it; ZIP64 i
 """
 
 from collections.abc import Generator, Iterator
-from pathlib import PurePosixPath
 from typing import Final
 
 from zipstream import ZipStream
@@ -13,6 +12,7 @@ from zipstream import ZipStream
 from app.model import MAX_FILENAME_BYTES, folded
 
 MEDIA_TYPE: Final = "application/zip"
+_EXTENSION_CHARACTERS: Final = 16
 
 
 class Archive:
@@ -94,8 +94,9 @@ class _Names:
 
 
 def _numbered(name: str, number: int) -> str:
-    path = PurePosixPath(name)
-    ending = f" ({number}){path.suffix if len(path.suffix) <= 16 else ''}"
-    stem = path.stem if len(path.suffix) <= 16 else name
+    stem, dot, extension = name.rpartition(".")
+    if not stem or len(extension) > _EXTENSION_CHARACTERS:
+        stem, dot, extension = name, "", ""
+    ending = f" ({number}){dot}{extension}"
     room = MAX_FILENAME_BYTES - len(ending.encode())
     return stem.encode()[:room].decode(errors="ignore") + ending

@@ -112,7 +112,7 @@ class Completion:
                     raise Unavailable("the file of an upload is missing") from None
                 await self._holding.lose(resource)
             return await self._record_published(resource)  # just now
-        return await self._publish(found, file) if file else await self._outcome(resource)
+        return await self._publish(found, file) if file else await _outcome(self._db, resource)
 
     async def _file_left(self, resource: Resource, *, waits: bool) -> tuple[Resource, Partial | None]:
         """Open the file once its writer has left it, or a copy if it never does; None if the writer completed it."""
@@ -224,27 +224,30 @@ class Completion:
             return replace(resource, upload=upload, holder=None)
         if ended is None or ended.completed:
             if self._counts_quotas:
-                await self._end_parts(resource)
+                await _end_parts(self._db, self._holding, resource)
             return ended or replace(resource, upload=upload, holder=None)
         # The upload was cancelled just now, and its record says so: the file will never be needed.
         await self._storage.remove([resource.upload_id])
         raise Gone
 
-    async def _end_parts(self, resource: Resource) -> None:
-        """End the parts that no other concatenation needs: their bytes count towards a quota as long as they exist."""
-        try:
-            found = await records.list_these(self._db, resource.parts or ())
-            for part in found.values():
-                if part.ended_as is None and not await records.list_waiting(self._db, part):
-                    await self._holding.end(part, "cancelled", _USED)
-        except UploadError as error:
-            log.warning("parts of a completed upload not ended", upload=resource.upload_id, reason=str(error))
 
-    async def _outcome(self, resource: Resource) -> Resource:
-        found = await records.find(self._db, resource.key_hash)
-        if found is None or not found.completed:
-            raise Gone
-        return found
+async def _end_parts(db: Db, holding: Holding, resource: Resource) -> None:
+    """End the parts that no other concatenation needs: their bytes count towards a quota as long as they exist."""
+    try:
+        found = await records.list_these(db, resource.parts or ())
+        for part in found.values():
+            if part.ended_as is None and not await records.list_waiting(db, part):
+                await holding.end(part, "cancelled", _USED)
+    except UploadError as error:
+        log.warning("parts of a completed upload not ended", upload=resource.upload_id, reason=str(error))
+
+
+async def _outcome(db: Db, resource: Resource) -> Resource:
+    """The upload, which another request has completed; raises Gone if that has ended it otherwise."""
+    found = await records.find(db, resource.key_hash)
+    if found is None or not found.completed:
+        raise Gone
+    return found
 
 
 def _incoming(resource: Resource, file: Staged) -> Incoming:

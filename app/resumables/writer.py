@@ -136,7 +136,8 @@ class Writer:
         return True
 
     async def _checkpoint(self, file: Partial) -> None:
-        resource = self._at(await file.checkpoint())
+        mark = await file.checkpoint()
+        resource = _resource_at(self.resource, mark, self._holding.expiry(self.resource))
         assert resource.holder is not None
         try:
             await self._holding.commit(resource, resource.holder)
@@ -155,7 +156,8 @@ class Writer:
             return
         file = await self._on_disk()
         mark = await file.checkpoint()
-        resource = replace(self._at(mark), holder=None, length=length)
+        resource = _resource_at(self.resource, mark, self._holding.expiry(self.resource))
+        resource = replace(resource, holder=None, length=length)
         self._file = None
         held_by = self.resource.holder
         assert held_by is not None
@@ -190,17 +192,6 @@ class Writer:
                 await self._holding.fail(self.resource, Failure(code=error.code, detail=str(error)))
             raise
 
-    def _at(self, mark: Mark) -> Resource:
-        """The upload as it is once all bytes up to the mark count."""
-        upload = self.resource.upload
-        return replace(
-            self.resource,
-            offset=mark.offset,
-            digest_state=mark.digest_state,
-            expires_at=self._holding.expiry(self.resource),
-            upload=None if upload is None else upload.model_copy(update={"size": mark.offset}),
-        )
-
     async def leave(self, *, keep: bool) -> None:
         """Release file and lock. With `keep`, commit the bytes as far as possible; without, discard them."""
         try:
@@ -225,3 +216,15 @@ class Writer:
             file, self._file, self._held = self._file, None, None
             if file is not None:
                 await file.detach()
+
+
+def _resource_at(resource: Resource, mark: Mark, expires_at: int) -> Resource:
+    """The upload as it is once all bytes up to the mark count."""
+    upload = resource.upload
+    return replace(
+        resource,
+        offset=mark.offset,
+        digest_state=mark.digest_state,
+        expires_at=expires_at,
+        upload=None if upload is None else upload.model_copy(update={"size": mark.offset}),
+    )

@@ -21,8 +21,9 @@ from app.sessions import merge_records
 from app.sessions import records as session_records
 from app.sessions.records import NewSession
 from app.uploads import records as upload_records
-from app.uploads.group_commit import ANSWERED_US, Publisher
+from app.uploads.group_commit import Publisher
 from app.uploads.ingest import Ingest, IngestLimits, Visitor
+from app.uploads.recording import ANSWERED_US
 from tests.contracts.records import upload
 from tests.support.strategies import form
 from tests.support.unreliable import NOW, Store, Time, coming, ids, opened, until

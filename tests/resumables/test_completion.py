@@ -42,7 +42,7 @@ class TestCompleting:
         if who == "after a restart":
             await worker.resumes.close(5)
         worker.db.away = False
-        await until(lambda: not worker.publisher._away.is_set())
+        await until(lambda: not worker.publisher._in_doubt.away.is_set())
         assert await worker.statuses() == [(3, "uploading")]
         assert (await verify(world.storage, worker.db)).sound
         world.clock.pass_by(seconds=HOUR)
@@ -106,7 +106,7 @@ class TestCompleting:
         with pytest.raises(OutcomeUnknown):
             await worker.append(key, 0, b"abc")
         worker.db.fails = []
-        await until(lambda: not worker.publisher._away.is_set())
+        await until(lambda: not worker.publisher._in_doubt.away.is_set())
         assert await worker.statuses() == [(3, "uploading")]
         assert (await worker.append(key, 3)).completed
 

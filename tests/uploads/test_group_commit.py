@@ -627,7 +627,7 @@ class TestLockedSessions:
                 asked.set()
 
             monkeypatch.setattr(Database, "ping", ping)
-            monkeypatch.setattr(publisher._away, "clear", lambda: back.append("back"))
+            monkeypatch.setattr(publisher._in_doubt.away, "clear", lambda: back.append("back"))
             await coming(asked)
             tried = world.db.transactions
             await until(lambda: world.db.transactions >= tried + 3)

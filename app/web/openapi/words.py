@@ -165,6 +165,47 @@ _TOTAL: Final = record({"uploads": _COUNT, "bytes": _COUNT})
 _OUTCOME: Final = record({"id": _TEXT, "outcome": {"enum": ["deleted", "not_found"]}})
 
 
+BINARY: Final[Json] = {"type": "string", "format": "binary"}
+NO_STORE: Final = ("Cache-Control",)
+
+# Refusals of any request; of any with a session; of any that changes something.
+OF_ANY: Final = ("bad_request", "internal", "unavailable")
+OF_ANY_SESSION: Final = (*OF_ANY, "ambiguous_session")
+OF_CHANGES: Final = (*OF_ANY_SESSION, "cross_origin")
+OF_BODIES: Final = ("incomplete_body", "request_too_large", "too_slow", "unsupported_media_type")
+OF_FILES: Final = (
+    *OF_CHANGES, *OF_BODIES, "bad_filename", "digest_mismatch", "no_session", "quota_exceeded", "rate_limited",
+    "storage_full", "too_large",
+)  # fmt: skip
+OF_RESUMABLES: Final = (
+    "checksum_mismatch", "gone", "in_progress", "inconsistent_upload_length", "not_found", "offset_mismatch",
+    "unsupported_version",
+)  # fmt: skip
+
+
+def operation(
+    summary: str,
+    answers: dict[str, Json],
+    codes: Iterable[str],
+    *,
+    parameters: Iterable[Json] = (),
+    body: Json | None = None,
+    headers: Iterable[str] = SESSION,
+) -> Json:
+    refused = refusals(codes, headers)
+    operation: Json = {"summary": summary, "responses": {**refused, **answers}}
+    if both := refused.keys() & answers.keys():
+        for status in both:  # one status for both, distinguished by the media type
+            content = {**answers[status]["content"], **refused[status]["content"]}
+            fields = {**answers[status]["headers"], **refused[status]["headers"]}
+            operation["responses"][status] = {**answers[status], "content": content, "headers": fields}
+    if parameters:
+        operation["parameters"] = list(parameters)
+    if body is not None:
+        operation["requestBody"] = body
+    return operation
+
+
 def schemas() -> dict[str, Json]:
     upload = Upload.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     parts = upload.pop("$defs")

@@ -1,0 +1,151 @@
+"""The operations of the description about what is stored: the history and the files."""
+
+from typing import Final
+
+from app.model import MAX_SIZE, Protocol, Status
+from app.web.export import EXPORTS
+from app.web.history import DEFAULT_LIMIT, HISTORY, MAX_LIMIT
+from app.web.openapi.words import (
+    ANY,
+    BINARY,
+    JSON,
+    NO_STORE,
+    OF_ANY_SESSION,
+    OF_BODIES,
+    OF_CHANGES,
+    SESSION,
+    Json,
+    answer,
+    header,
+    in_path,
+    operation,
+    query,
+    ref,
+)
+
+_FILES: Final = "/api/ingestion/files"
+_FLAG: Final[Json] = {"enum": ["true", "false"]}
+_BYTES: Final[Json] = {"type": "integer", "minimum": 0, "maximum": MAX_SIZE}
+_MOMENT: Final[Json] = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
+_ARCHIVED: Final = ("Content-Disposition", *NO_STORE)
+_INERT: Final = ("Content-Security-Policy", "Cross-Origin-Resource-Policy", "Referrer-Policy")
+_ID: Final = in_path("id", "An upload's id. A foreign one, one of a deleted file and one that never was are all 404.")
+
+
+def _filters() -> list[Json]:
+    statuses = {"type": "array", "items": {"enum": list(Status)}, "minItems": 1}
+    name = {"type": "string", "minLength": 1, "maxLength": 255}
+    return [
+        query("status", "One or more, with commas between.", statuses),
+        query("filename", "Contained in the name, without regard to case; with * and ? the whole name's shape.", name),
+        query("from", "Created then or later: an RFC 3339 time, or a date, which is its midnight in UTC.", _MOMENT),
+        query("to", "Created before.", _MOMENT),
+        query("sha256", "Exactly this digest.", {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}),
+        query("protocol", "Exactly this way of sending.", {"enum": list(Protocol)}),
+        query("min_size", "Bytes, inclusive.", _BYTES),
+        query("max_size", "Bytes, inclusive.", _BYTES),
+        query("order", "The newest first, or the oldest.", {"enum": ["newest", "oldest"]}),
+    ]
+
+
+def history() -> list[tuple[str, str, Json]]:
+    streams = {export.media_type.partition(";")[0]: {"type": "string"} for export in EXPORTS.values()}
+    parameters = [
+        query(
+            "limit", f"Records on a page; {DEFAULT_LIMIT} if not given.", {**_BYTES, "minimum": 1, "maximum": MAX_LIMIT}
+        ),
+        query("cursor", "The `next_cursor` of the page before, with the same filters."),
+        *_filters(),
+        query("count", "true adds `total`, the number of matches over all pages.", _FLAG),
+        query("format", "csv or ndjson streams every match, as Accept can ask, too.", {"enum": ["json", *EXPORTS]}),
+        query("bom", "true begins a CSV with a byte order mark, by which Excel knows UTF-8.", _FLAG),
+    ]
+    codes = (*OF_ANY_SESSION, "no_session")
+    page = answer(
+        "A page; or everything, as a stream.",
+        {JSON: ref("Page"), **streams},
+        (*SESSION, "Cache-Control", "Vary", "Link", "Content-Disposition"),
+    )
+    one = answer("The record.", {JSON: ref("Upload")}, (*SESSION, *NO_STORE))
+    sums = answer("The sums.", {JSON: ref("Summary")}, (*SESSION, *NO_STORE))
+    return [
+        (
+            HISTORY,
+            "get",
+            operation(
+                "What the session sent.", {"200": page}, (*codes, "bad_query", "bad_cursor"), parameters=parameters
+            ),
+        ),
+        (f"{HISTORY}/summary", "get", operation("Counts and bytes by status.", {"200": sums}, codes)),
+        (f"{HISTORY}/{{id}}", "get", operation("One record.", {"200": one}, (*codes, "not_found"), parameters=[_ID])),
+    ]
+
+
+def files() -> list[tuple[str, str, Json]]:
+    return [*_single_files(), *_many_files()]
+
+
+def _single_files() -> list[tuple[str, str, Json]]:
+    kept = ("ETag", "Last-Modified", "Repr-Digest", "Accept-Ranges", "Content-Disposition", "Cache-Control")
+    said = (*SESSION, *kept, *_INERT)
+    download = operation(
+        "The file, or ranges of it.",
+        {
+            "200": answer("All of it.", {ANY: {}}, said),
+            "206": answer("What was asked for.", {ANY: {}}, (*said, "Content-Range")),
+            "304": answer("The client has it already.", None, said),
+        },
+        (*OF_ANY_SESSION, "no_session", "not_found", "gone", "precondition_failed", "range_not_satisfiable"),
+        parameters=[
+            _ID,
+            header("Range", "One range of bytes, or several."),
+            header("If-Range", "The ETag or date that the ranges are of."),
+            header("If-Match", "ETags, one of which it must have."),
+            header("If-None-Match", "ETags of what the client has."),
+            header("If-Modified-Since", "When the client got it."),
+            header("If-Unmodified-Since", "When it must have been there."),
+        ],
+    )
+    delete = operation(
+        "The bytes go, the record stays; once more within a day.",
+        {"204": answer("The file is gone.", None, SESSION)},
+        (*OF_CHANGES, "no_session", "not_found"),
+        parameters=[_ID],
+    )
+    return [(f"{_FILES}/{{id}}", "get", download), (f"{_FILES}/{{id}}", "delete", delete)]
+
+
+def _many_files() -> list[tuple[str, str, Json]]:
+    archived = {
+        "200": answer("A ZIP, without compression.", {"application/zip": BINARY}, (*SESSION, *_INERT, *_ARCHIVED)),
+    }
+    refused = (*OF_ANY_SESSION, "no_session", "too_many_files")
+    ids = {"type": "object", "properties": {"id": {"type": "array", "items": {"type": "string"}}}}
+    archive = operation(
+        "Every file that matches, in one archive.",
+        archived,
+        (*refused, "bad_query", "bad_cursor"),
+        parameters=_filters(),
+    )
+    selection = operation(
+        "The files of these ids, in one archive.",
+        archived,
+        (*refused, *OF_CHANGES, *OF_BODIES, "malformed_form", "bad_filename"),
+        body={
+            "content": {
+                "application/x-www-form-urlencoded": {"schema": ids},
+                "multipart/form-data": {"schema": ids},
+            }
+        },
+    )
+    delete_many = operation(
+        "The same for many files.",
+        {"200": answer("The outcome for each.", {JSON: ref("Outcomes")}, (*SESSION, *NO_STORE))},
+        (*OF_CHANGES, *OF_BODIES, "no_session"),
+        body={"required": True, "content": {JSON: {"schema": ref("Selection")}}},
+    )
+    return [
+        (f"{_FILES}/delete", "post", delete_many),
+        (f"{_FILES}.zip", "get", archive),
+        (f"{_FILES}.zip", "post", selection),
+    ]
