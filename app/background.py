@@ -42,7 +42,7 @@ async def attempt(
     log: BoundLogger,
     count: Callable[[], None] | None = None,
 ) -> None:
-    """Do the work once; log and count a failure, which the next round may find mended.
+    """Do the work once; log and count a failure, since the next round may succeed.
 
     The event is `failure`: a warning with the reason where the database or the disk refused, an error with its
     traceback where the mistake is ours.

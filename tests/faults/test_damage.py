@@ -145,7 +145,7 @@ def test_damage_is_found_and_reported_and_ends_when_the_file_is_back(service):
         process.resume()
         wait_until(lambda: figures(client)["waybill_damaged_uploads"] == len(HOW))
         assert answers(client, items) == every(410, HOW) | every(200, sound)
-        told = {event["upload"]: event["damage"] for event in running.events if event["event"].endswith("is damaged")}
+        told = {event["upload"]: event["damage"] for event in running.events if event["event"] == "stored file damaged"}
         assert told.keys() == {items[name]["id"] for name in HOW}
         assert all(told[items[name]["id"]] == damage for name, (_, damage) in HOW.items())
         history = {item["filename"]: item for item in client.get("/api/ingestion/history").json()["items"]}
