@@ -47,7 +47,7 @@ def test_a_ratio_to_several_is_one_to_their_sum_in_the_same_repeat():
 
 
 @pytest.mark.parametrize("works", [FULL, QUICK], ids=["full", "quick"])
-def test_what_was_seen_is_saved(works, tmp_path: Path):
+def test_results_are_saved_with_their_works(works, tmp_path: Path):
     path = tmp_path / "results.json"
     replace(results(seen("waybill", 0, 1.0)), works=works).save(path)
     saved = json.loads(path.read_text())
