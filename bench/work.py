@@ -22,7 +22,7 @@ class Work:
     size: int
     connections: int
     slow: int = 0
-    among: frozenset[str] = frozenset()
+    among: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -50,10 +50,10 @@ _OWN: Final = ("waybill", "waybill-raw", "waybill-pg")
 
 QUICK: Final = (
     Work("W1", "upload", 1, 512 * MiB, 1),
-    Work("W2", "upload", 8, 64 * MiB, 8, among=frozenset({*_OWN, "waybill-fast", "aiohttp", "nginx", "nginx-1m"})),
+    Work("W2", "upload", 8, 64 * MiB, 8, among=(*_OWN, "waybill-fast", "aiohttp", "nginx", "nginx-1m")),
     Work("W3", "upload", 1500, 16 * KiB, 64),
     Work("W4", "upload", 150, MiB, 64),
-    Work("W5", "upload", 1500, 16 * KiB, 64, slow=250, among=frozenset({*_OWN, "aiohttp", "nginx"})),
+    Work("W5", "upload", 1500, 16 * KiB, 64, slow=250, among=(*_OWN, "aiohttp", "nginx")),
     Work("D1 large", "download", 1, 512 * MiB, 1),
     Work("D1 small", "download", 1500, 16 * KiB, 64),
 )

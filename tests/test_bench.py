@@ -1,8 +1,10 @@
 """The benchmark's own sums: what is aimed at is measured, a ratio is to a sum, an interim response is no answer."""
 
+import json
 import shutil
 import socketserver
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,15 @@ def test_a_ratio_to_several_is_one_to_their_sum_in_the_same_repeat():
     assert found.ratio("cpu_seconds_per_gib", ("W1", "waybill-raw"), *both) == pytest.approx(1.5)
     [verdict] = [verdict for verdict in verdicts(found) if "SHA-256 alone" in verdict.text]
     assert (verdict.wanted, verdict.holds) == ("≤ 1.05", False)
+
+
+@pytest.mark.parametrize("works", [FULL, QUICK], ids=["full", "quick"])
+def test_results_are_saved_with_their_works(works, tmp_path: Path):
+    path = tmp_path / "results.json"
+    replace(results(seen("waybill", 0, 1.0)), works=works).save(path)
+    saved = json.loads(path.read_text())
+    assert [work["name"] for work in saved["works"]] == [work.name for work in works]
+    assert saved["measurements"][0]["server_cpu"] == 1.0
 
 
 class Interim(socketserver.StreamRequestHandler):
