@@ -25,6 +25,7 @@ from app.resumables.writer_lock import Preempted
 from app.storage import InUse, NotStored, Partial, Staged, Storage, digest_state
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
+from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
@@ -89,7 +90,7 @@ class Completion:
                 [_incoming(resource, file)],
                 None,
                 allowances=(resource.key_hash,) if self._counts_quotas else (),
-                completes=records.Completing(completed, held_by),
+                completes=Completing(completed, held_by),
             )
         except OutcomeUnknown:
             self.owed.add(resource.key_hash)

@@ -23,13 +23,13 @@ from app.errors import InProgress, KeyInUse, Locked, Unavailable, UploadError, r
 from app.idempotency import records as key_records
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Resource, Status, Upload
-from app.resumables import records as resumable_records
-from app.resumables.records import Completing
 from app.sessions import totals_records
 from app.sessions.records import NewSession
 from app.storage import Storage
+from app.uploads import resumable_records
 from app.uploads.in_doubt import InDoubt, insert
 from app.uploads.landing import Incoming, Landing, Stage, refusal_of
+from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.publish")
 
