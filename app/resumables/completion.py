@@ -22,14 +22,16 @@ from app.resumables import records
 from app.resumables.assembly import Assembler
 from app.resumables.transitions import Holding, verify, verify_held
 from app.resumables.writer_lock import Preempted
-from app.storage import InUse, NotStored, Partial, Staged, Storage
+from app.storage import InUse, NotStored, Partial, Staged, Storage, digest_state
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
+from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
 PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
+_READ_BYTES: Final = 1024 * 1024
 _USED: Final = Failure(code="gone", detail="the part has become part of what it was for")
 
 
@@ -88,7 +90,7 @@ class Completion:
                 [_incoming(resource, file)],
                 None,
                 allowances=(resource.key_hash,) if self._counts_quotas else (),
-                completes=records.Completing(completed, held_by),
+                completes=Completing(completed, held_by),
             )
         except OutcomeUnknown:
             self.owed.add(resource.key_hash)
@@ -180,7 +182,7 @@ class Completion:
         After a fail-over that lost the last commits, or with an older database: its client has the
         201 and will not come back.
         """
-        if await self._storage.missing([resource.upload_id]):
+        if await self._storage.missing([resource.upload_id]) or not await self._begins_as_acknowledged(resource):
             return None
         taken, held = await self._holding.take(resource, resource.holder)
         return await self._record_published(taken) if held and not taken.completed else taken
@@ -189,6 +191,8 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
+        if resource.whole and size == resource.offset and not await self._begins_as_acknowledged(resource):
+            return await self._publish_instead(resource)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
             log.error("published file differs from acknowledged bytes", upload=resource.upload_id, size=size)
@@ -208,6 +212,36 @@ class Completion:
         )
         await self._publisher.record([upload], None)
         return await self._conclude(resource, upload)
+
+    async def _begins_as_acknowledged(self, resource: Resource) -> bool:
+        """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
+
+        One that does not is the file of a preempted writer, which published it and could not record it.
+        """
+        digest = digest_state.resumed(resource.digest_state, resource.offset)
+        if digest is None or resource.offset == 0:
+            return True
+        published, count = digest_state.begun(), 0
+        file = await self._storage.open(resource.upload_id)
+        try:
+            while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
+                published.update(block)
+                count += len(block)
+        finally:
+            await file.close()
+        return count < resource.offset or published.hexdigest() == digest.hexdigest()
+
+    async def _publish_instead(self, resource: Resource) -> Resource:
+        """Publish the acknowledged bytes, and set aside those that a preempted writer published."""
+        log.warning("published file of a preempted writer set aside", upload=resource.upload_id)
+        try:
+            file = await self._holding.opened(resource)
+        except NotStored:
+            await self._holding.lose(resource)
+        except InUse:
+            raise InProgress("another process completes the upload") from None
+        await self._storage.set_aside([resource.upload_id])
+        return await self._publish(resource, file)
 
     async def _conclude(self, resource: Resource, upload: Upload | None) -> Resource:
         """End the row of an upload that is published and recorded, which may be late."""

@@ -17,6 +17,7 @@ from app.sessions import records as session_records
 from app.sessions.records import NewSession
 from app.storage import Storage
 from app.uploads import records as upload_records
+from app.uploads import resumable_records
 from app.uploads.ingest import Ingest, Visitor
 
 
@@ -137,7 +138,7 @@ class Creations:
         uploads = [resource.upload for resource in resources if resource.upload is not None]
         if uploads:
             await upload_records.insert_uploads(transaction, uploads)
-        await records.insert_these(transaction, resources)
+        await resumable_records.insert_these(transaction, resources)
         for resource in resources:
             await self._adopt(transaction, resource)
         return [None] * len(asked)

@@ -19,13 +19,13 @@ from app.db.database import Db
 from app.errors import Locked, Unavailable, UploadError
 from app.metrics import Metrics
 from app.model import Clock, Resource, Status, Upload
-from app.resumables.records import Completing
 from app.sessions import totals_records
 from app.sessions.records import NewSession
 from app.storage import Storage
 from app.uploads.in_doubt import InDoubt
 from app.uploads.landing import Incoming, Landing, Stage, refusal_of
 from app.uploads.recording import Recorder, take_back
+from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.publish")
 

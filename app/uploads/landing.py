@@ -8,9 +8,9 @@ import structlog
 
 from app.errors import Internal, Unavailable, UploadError
 from app.model import Failure, Protocol, Resource, Status, Upload
-from app.resumables.records import Completing
 from app.sessions.records import NewSession
 from app.storage import Staged
+from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.publish")
 

@@ -18,8 +18,8 @@ from app.errors import InProgress, KeyInUse, Locked, Unavailable, UploadError, r
 from app.idempotency import records as key_records
 from app.metrics import Metrics, Outcome
 from app.model import Clock, Status, Upload
-from app.resumables import records as resumable_records
 from app.storage import Storage
+from app.uploads import resumable_records
 from app.uploads.in_doubt import InDoubt, insert
 from app.uploads.landing import Landing, Stage, refusal_of
 

@@ -99,15 +99,17 @@ class ResumeMachine(RuleBasedStateMachine):
         how=st.sampled_from(HOW),
         faults=faults,
         off=st.sampled_from([0, 0, 0, -1, 1]),
+        declares=st.booleans(),
     )
-    def append(self, upload, by, data, how, faults, off):
+    def append(self, upload, by, data, how, faults, off, declares):
         offset = max(0, upload.offset + off)
         worker = self.workers[by]
+        declared = sum(map(len, data)) if declares else None
 
         async def run():
             worker.db.fails = list(faults)
             async with worker.resumes.append(
-                upload.key, "mine", Appended(offset, checked=how == "discard")
+                upload.key, "mine", Appended(offset, declared=declared, checked=how == "discard")
             ) as appending:
                 for block in data:
                     await appending.write(block)
@@ -130,15 +132,16 @@ class ResumeMachine(RuleBasedStateMachine):
         self.runner.run(self.back(worker))
         self.learn(upload, by)
 
-    @rule(target=writers, upload=uploads, by=workers, data=blocks, checked=st.booleans())
-    def hang(self, upload, by, data, checked):
+    @rule(target=writers, upload=uploads, by=workers, data=blocks, checked=st.booleans(), declares=st.booleans())
+    def hang(self, upload, by, data, checked, declares):
         """A request that brings some bytes, and then nothing."""
         length = 1000 if upload.length is None else upload.length
         if upload.state != "open" or upload.offset + len(b"".join(data)) > length:
             return None, upload, by
 
         async def run():
-            writer = Writer(self.workers[by], upload.key, upload.offset, *data, checked=checked)
+            declared = length - upload.offset if declares else None
+            writer = Writer(self.workers[by], upload.key, upload.offset, *data, checked=checked, declared=declared)
             arrived = asyncio.ensure_future(writer.arrived.wait())
             await asyncio.wait((writer.task, arrived), return_when="FIRST_COMPLETED")
             arrived.cancel()
@@ -185,11 +188,19 @@ class ResumeMachine(RuleBasedStateMachine):
             assert upload.state != "open" or upload.offset >= told
         self.learn(upload, by)
 
-    @rule(upload=uploads, first=blocks, data=blocks, how=st.sampled_from(HOW), faults=faults, late=blocks)
-    def take_over(self, upload, first, data, how, faults, late):
+    @rule(
+        upload=uploads,
+        first=blocks,
+        data=blocks,
+        how=st.sampled_from(HOW),
+        faults=faults,
+        late=blocks,
+        declares=st.booleans(),
+    )
+    def take_over(self, upload, first, data, how, faults, late, declares):
         """The three of them in a row, which is rare by chance: one hangs, another goes on, the first wakes up."""
-        writer = self.hang(upload, 1, first, False)
-        self.append(upload, 0, data, how, faults, 0)
+        writer = self.hang(upload, 1, first, False, declares)
+        self.append(upload, 0, data, how, faults, 0, declares)
         self.go_on(writer, late)
 
     @rule(upload=uploads, by=workers)

@@ -63,7 +63,7 @@ class Store(MemoryStorage):
         for staged in batch:
             if staged.key in refused:
                 await staged.abort()
-        await super().publish([staged for staged in batch if staged.key not in refused])
+        refused.update(await super().publish([staged for staged in batch if staged.key not in refused]))
         self.story.append("published")
         return refused
 
