@@ -96,7 +96,7 @@ class Completion:
             self.owed.add(resource.key_hash)
             raise
         except InProgress:
-            return await self._completed_by_another(resource, Preempted())
+            return await _completed_by_another(self._db, resource, Preempted())
         return replace(completed, upload=upload)
 
     async def complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
@@ -161,20 +161,10 @@ class Completion:
             raise
         except UploadError as error:
             await file.detach()
-            return await self._completed_by_another(resource, error)
+            return await _completed_by_another(self._db, resource, error)
         finally:
             await file.detach()
         return await self._conclude(resource, upload)
-
-    async def _completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
-        """Return the upload if another process has completed it meanwhile; else raise the error."""
-        try:
-            found = await records.find(self._db, resource.key_hash)
-        except UploadError:
-            raise error from None
-        if found is None or not found.completed:
-            raise error
-        return found
 
     async def published_before(self, resource: Resource) -> Resource | None:
         """Complete an upload whose file is published although, according to the database, bytes are missing.
@@ -182,7 +172,9 @@ class Completion:
         After a fail-over that lost the last commits, or with an older database: its client has the
         201 and will not come back.
         """
-        if await self._storage.missing([resource.upload_id]) or not await self._begins_as_acknowledged(resource):
+        if await self._storage.missing([resource.upload_id]) or not await _begins_as_acknowledged(
+            self._storage, resource
+        ):
             return None
         taken, held = await self._holding.take(resource, resource.holder)
         return await self._record_published(taken) if held and not taken.completed else taken
@@ -191,7 +183,7 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
-        if resource.whole and size == resource.offset and not await self._begins_as_acknowledged(resource):
+        if resource.whole and size == resource.offset and not await _begins_as_acknowledged(self._storage, resource):
             return await self._publish_instead(resource)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
@@ -212,24 +204,6 @@ class Completion:
         )
         await self._publisher.record([upload], None)
         return await self._conclude(resource, upload)
-
-    async def _begins_as_acknowledged(self, resource: Resource) -> bool:
-        """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
-
-        One that does not is the file of a preempted writer, which published it and could not record it.
-        """
-        digest = digest_state.resumed(resource.digest_state, resource.offset)
-        if digest is None or resource.offset == 0:
-            return True
-        published, count = digest_state.begun(), 0
-        file = await self._storage.open(resource.upload_id)
-        try:
-            while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
-                published.update(block)
-                count += len(block)
-        finally:
-            await file.close()
-        return count < resource.offset or published.hexdigest() == digest.hexdigest()
 
     async def _publish_instead(self, resource: Resource) -> Resource:
         """Publish the acknowledged bytes, and set aside those that a preempted writer published."""
@@ -263,6 +237,36 @@ class Completion:
         # The upload was cancelled just now, and its record says so: the file will never be needed.
         await self._storage.remove([resource.upload_id])
         raise Gone
+
+
+async def _begins_as_acknowledged(storage: Storage, resource: Resource) -> bool:
+    """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
+
+    One that does not is the file of a preempted writer, which published it and could not record it.
+    """
+    digest = digest_state.resumed(resource.digest_state, resource.offset)
+    if digest is None or resource.offset == 0:
+        return True
+    published, count = digest_state.begun(), 0
+    file = await storage.open(resource.upload_id)
+    try:
+        while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
+            published.update(block)
+            count += len(block)
+    finally:
+        await file.close()
+    return count < resource.offset or published.hexdigest() == digest.hexdigest()
+
+
+async def _completed_by_another(db: Db, resource: Resource, error: UploadError) -> Resource:
+    """Return the upload if another process has completed it meanwhile; else raise the error."""
+    try:
+        found = await records.find(db, resource.key_hash)
+    except UploadError:
+        raise error from None
+    if found is None or not found.completed:
+        raise error
+    return found
 
 
 async def _end_parts(db: Db, holding: Holding, resource: Resource) -> None:
