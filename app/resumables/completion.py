@@ -172,9 +172,7 @@ class Completion:
         After a fail-over that lost the last commits, or with an older database: its client has the
         201 and will not come back.
         """
-        if await self._storage.missing([resource.upload_id]) or not await _begins_as_acknowledged(
-            self._storage, resource
-        ):
+        if await self._storage.missing([resource.upload_id]) or not await _is_acknowledged(self._storage, resource):
             return None
         taken, held = await self._holding.take(resource, resource.holder)
         return await self._record_published(taken) if held and not taken.completed else taken
@@ -183,7 +181,7 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
-        if resource.whole and size == resource.offset and not await _begins_as_acknowledged(self._storage, resource):
+        if resource.whole and size == resource.offset and not await _is_acknowledged(self._storage, resource):
             return await self._publish_instead(resource)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
@@ -239,7 +237,7 @@ class Completion:
         raise Gone
 
 
-async def _begins_as_acknowledged(storage: Storage, resource: Resource) -> bool:
+async def _is_acknowledged(storage: Storage, resource: Resource) -> bool:
     """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
 
     One that does not is the file of a preempted writer, which published it and could not record it.

@@ -90,11 +90,13 @@ class Recorder:
 
     async def _record_group(self, batch: list[Landing]) -> None:
         """Record the group, except sessions that others have locked: those leave the group."""
-        locked = [landing for landing in batch if landing.session_id in self._locked] if self._locked else []
-        for landing in locked:
-            self._set_aside(landing)
-        if rest := [landing for landing in batch if landing not in locked] if locked else batch:
-            await self._record(rest)
+        if self._locked:
+            for landing in batch:
+                if landing.session_id in self._locked:
+                    self._set_aside(landing)
+            batch = [landing for landing in batch if landing.session_id not in self._locked]
+        if batch:
+            await self._record(batch)
 
     async def _record_locked(self, batch: list[Landing]) -> None:
         """Try again, after a moment, to record landings that left their groups; those out of patience are in doubt."""

@@ -63,13 +63,12 @@ class Caller:
         Raises:
             NoSession: see `is_nobody`.
         """
-        if self._visitor is not None:
-            return self._visitor
-        if self.recognised is None and self.is_nobody:
-            arrival, self._first_token = self._sessions.begin()
-            self._visitor = Visitor(arrival.session.id, arrival)
-        else:
-            self._visitor = Visitor(self.session.id)
+        if self._visitor is None:
+            if self.is_nobody:
+                arrival, self._first_token = self._sessions.begin()
+                self._visitor = Visitor(arrival.session.id, arrival)
+            else:
+                self._visitor = Visitor(self.session.id)
         return self._visitor
 
     async def ensure(self) -> Recognised:

@@ -6,7 +6,6 @@ bounds for those on which every change is tested (`.ci/interpreters`), and tests
 
 import json
 import socket
-import statistics
 import sys
 from contextlib import closing
 from itertools import pairwise
@@ -22,7 +21,7 @@ MOST = {(3, 11): {"form": 1088, "raw": 1012}, (3, 13): {"form": 1106, "raw": 103
 Measured, and a fiftieth more. A change that makes an upload cheaper lowers its bound, one that has to make it dearer
 raises it.
 """
-UPLOADS_EACH = 100
+UPLOADS_EACH = 40
 COUNT = """
 import atexit, json, sys
 from app.server.connection import Connection
@@ -86,5 +85,6 @@ if sys.version_info[:2] in MOST:
             upload(running, of(kind, running.session()["Cookie"]))
             assert running.stop() == 0
         marks = json.loads((tmp_path / "marks.json").read_text(encoding="ascii"))[-UPLOADS_EACH:]
-        calls = statistics.median(later - sooner for sooner, later in pairwise(marks))
+        # The least, in which no periodic work falls, and no piece of a request came late.
+        calls = min(later - sooner for sooner, later in pairwise(marks))
         assert calls <= MOST[sys.version_info[:2]][kind]
