@@ -40,6 +40,13 @@ def commands(page):
     return found
 
 
+_SLOW = {"storage-and-backup": pytest.mark.slow}
+
+
+def _id(page):
+    return str(page.relative_to(ROOT))
+
+
 PAGES = [page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))] if commands(page)]
 
 
@@ -77,7 +84,7 @@ def settled(answer):
 
 
 @needs("bash", "cmp", "curl", "grep", "head", "sed")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [pytest.param(page, marks=_SLOW.get(page.stem, ())) for page in PAGES], ids=_id)
 def test_the_examples_of_a_page_are_answered_as_it_shows(page, service, tmp_path):
     given = answers(page, service(), tmp_path)
     for (command, expected), answer in zip(commands(page), given, strict=True):

@@ -227,6 +227,7 @@ class TestReaders:
             assert writer.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 class TestService:
     @contextmanager
     def serving(self, directory, **options):

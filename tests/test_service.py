@@ -137,6 +137,7 @@ async def use(service: Service) -> None:
     await client.get("/health/ready")
 
 
+@pytest.mark.slow
 async def test_a_service_that_has_ended_holds_nothing(tmp_path: Path, database_url: str) -> None:
     async with serving(settings_in(tmp_path, database_url)) as service:
         await use(service)

@@ -23,6 +23,8 @@ from tests.support.proxy import DEPLOY, logged, running, said_of
 from tests.support.service import HISTORY, PATIENCE, UPLOADS, Service
 from tests.support.tools import tool
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = {"nginx": "nginx", "nginx-site": "nginx", "caddy": "caddy", "haproxy": "haproxy"}
 KINDS = list(PROGRAMS)
 PASS_INTERIM = ("caddy", "haproxy")

@@ -400,6 +400,7 @@ class TestRun:
         task.cancel()
         await asyncio.wait((task,))
 
+    @pytest.mark.slow
     async def test_one_process_scrubs_and_another_takes_over(self, tmp_path, db, monkeypatch):
         monkeypatch.setattr(scrub, "LOOK_SECONDS", 0.001)
         monkeypatch.setattr(scrub, "PASS_SECONDS", 0)

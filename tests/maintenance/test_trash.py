@@ -82,7 +82,7 @@ def in_a_hurry(monkeypatch):
 class TestAnOlderDatabase:
     """A dump was restored, or a standby promoted that lagged behind; then the right database is back."""
 
-    @pytest.mark.parametrize("count", [8, 500])
+    @pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("keep", [7 * 86_400, 0], ids=["within the week", "after it"])
     async def test_every_byte_is_served_again(self, tmp_path, database_url, snapshot, monkeypatch, count, keep):
         old, new = range(1, 21), range(21, 21 + count)

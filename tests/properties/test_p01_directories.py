@@ -4,6 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +83,7 @@ async def prepare(root: Path, times: int, services: int) -> list[str]:
     times=st.integers(1, 3),
     services=st.integers(1, 3),
 )
+@pytest.mark.slow
 def test_the_tree_is_usable_or_refused_by_name(root, there, obstacles, times, services):
     with quick_directory() as directory:
         root = directory / root

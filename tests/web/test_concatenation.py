@@ -91,6 +91,7 @@ async def test_a_cancelled_or_deleted_concatenation_is_made_anew(service: Servic
     assert (await concatenate(client, whole))["location"] != done["location"]
 
 
+@pytest.mark.slow
 async def test_one_concatenation_is_made_of_many_simultaneous_requests(tmp_path: Path, database_url: str) -> None:
     async with AsyncExitStack() as stack:
         settings = settings_in(tmp_path, database_url, session_quota_uploads=3)

@@ -118,6 +118,7 @@ async def test_an_upload_that_is_cancelled_at_any_step_leaves_nothing(
     assert_nothing_left(storage, tmp_path)
 
 
+@pytest.mark.slow
 async def test_an_upload_that_is_cancelled_at_any_moment_leaves_nothing(tmp_path, storage):
     ended = set()
     for moments in range(100):
