@@ -14,7 +14,7 @@ from app.web.routes import Route
 APP = Path(__file__).parents[2] / "app"
 
 
-def test_of_a_repeated_header_the_first_value_counts_and_all_are_listed() -> None:
+def test_the_first_value_of_a_repeated_header_counts_and_all_are_listed() -> None:
     headers = RequestHeaders([(b"accept", b"a"), (b"host", b"\xe4"), (b"accept", b"b"), (b"accept", b"c")])
     assert headers["accept"] == "a"
     assert headers.getlist("accept") == ["a", "b", "c"]
@@ -39,7 +39,7 @@ def asked_for() -> Iterator[tuple[str, str]]:
                     yield f"{path.relative_to(APP)}:{node.lineno}", name.value
 
 
-def test_headers_are_asked_for_by_lower_case_names() -> None:
+def test_code_asks_for_headers_by_lower_case_names() -> None:
     names = list(asked_for())
     assert len(names) > 30
     assert [(place, name) for place, name in names if name != name.lower()] == []
