@@ -16,22 +16,19 @@ import structlog
 
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import DigestMismatch, Gone, InProgress, OutcomeUnknown, Unavailable, UploadError
+from app.errors import DigestMismatch, Gone, InProgress, Unavailable, UploadError
 from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.resumables import records
 from app.resumables.assembly import Assembler
-from app.resumables.transitions import Holding, verify, verify_held
-from app.resumables.writer_lock import Preempted
-from app.storage import InUse, NotStored, Partial, Staged, Storage, digest_state
+from app.resumables.transitions import Holding, begins_as_acknowledged, verify
+from app.storage import InUse, NotStored, Partial, Staged, Storage
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
-from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
 PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
-_READ_BYTES: Final = 1024 * 1024
 _USED: Final = Failure(code="gone", detail="the part has become part of what it was for")
 
 
@@ -68,36 +65,6 @@ class Completion:
         """
         await self._holding.commit_open(resource, held_by, file)
         return await self._publish(resource, file)
-
-    async def land(self, resource: Resource, held_by: Holder, file: Staged) -> Resource:
-        """Complete the small upload `resource`, all bytes of which are in the staged `file`, in one transaction.
-
-            file published → row and record completed
-
-        A crash between the two leaves a file that the next to complete the upload finds, as in `complete`.
-
-        Raises:
-            DigestMismatch: the bytes do not have the declared digest.
-            Preempted: another request holds the writer lock now.
-            OutcomeUnknown: the database went away in the middle; recovery will complete the upload.
-            UploadError: it did not land.
-        """
-        verify_held(resource.digests, file)
-        await file.finish()
-        completed = replace(resource, holder=None, expires_at=self._holding.remembered_until, ended_as="completed")
-        try:
-            [upload] = await self._publisher.land(
-                [_incoming(resource, file)],
-                None,
-                allowances=(resource.key_hash,) if self._counts_quotas else (),
-                completes=Completing(completed, held_by),
-            )
-        except OutcomeUnknown:
-            self.owed.add(resource.key_hash)
-            raise
-        except InProgress:
-            return await self._completed_by_another(resource, Preempted())
-        return replace(completed, upload=upload)
 
     async def complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
         """Complete a fully received upload from whatever step it was left at."""
@@ -153,7 +120,7 @@ class Completion:
             await verify(resource.digests, file)
             await file.finish()
             [upload] = await self._publisher.land(
-                [_incoming(resource, file)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
+                [incoming(resource, file)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
             )
         except DigestMismatch as error:
             await file.detach()
@@ -161,12 +128,12 @@ class Completion:
             raise
         except UploadError as error:
             await file.detach()
-            return await self._completed_by_another(resource, error)
+            return await self.completed_by_another(resource, error)
         finally:
             await file.detach()
         return await self._conclude(resource, upload)
 
-    async def _completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
+    async def completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
         """Return the upload if another process has completed it meanwhile; else raise the error."""
         try:
             found = await records.find(self._db, resource.key_hash)
@@ -182,7 +149,9 @@ class Completion:
         After a fail-over that lost the last commits, or with an older database: its client has the
         201 and will not come back.
         """
-        if await self._storage.missing([resource.upload_id]) or not await self._begins_as_acknowledged(resource):
+        if await self._storage.missing([resource.upload_id]) or not await begins_as_acknowledged(
+            self._storage, resource
+        ):
             return None
         taken, held = await self._holding.take(resource, resource.holder)
         return await self._record_published(taken) if held and not taken.completed else taken
@@ -191,7 +160,7 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
-        if resource.whole and size == resource.offset and not await self._begins_as_acknowledged(resource):
+        if resource.whole and size == resource.offset and not await begins_as_acknowledged(self._storage, resource):
             return await self._publish_instead(resource)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
@@ -212,24 +181,6 @@ class Completion:
         )
         await self._publisher.record([upload], None)
         return await self._conclude(resource, upload)
-
-    async def _begins_as_acknowledged(self, resource: Resource) -> bool:
-        """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
-
-        One that does not is the file of a preempted writer, which published it and could not record it.
-        """
-        digest = digest_state.resumed(resource.digest_state, resource.offset)
-        if digest is None or resource.offset == 0:
-            return True
-        published, count = digest_state.begun(), 0
-        file = await self._storage.open(resource.upload_id)
-        try:
-            while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
-                published.update(block)
-                count += len(block)
-        finally:
-            await file.close()
-        return count < resource.offset or published.hexdigest() == digest.hexdigest()
 
     async def _publish_instead(self, resource: Resource) -> Resource:
         """Publish the acknowledged bytes, and set aside those that a preempted writer published."""
@@ -281,7 +232,7 @@ class Completion:
         return found
 
 
-def _incoming(resource: Resource, file: Staged) -> Incoming:
+def incoming(resource: Resource, file: Staged) -> Incoming:
     return Incoming(
         id=resource.upload_id,
         session_id=resource.session_id,

@@ -11,6 +11,7 @@ from app.errors import DigestMismatch, OutcomeUnknown, Unavailable, UploadError
 from app.model import Digests, Failure, Holder, Resource
 from app.resumables.completion import Completion
 from app.resumables.completion_tasks import Completions
+from app.resumables.small import SmallLandings
 from app.resumables.transitions import Holding, verify
 from app.resumables.writer_lock import Preempted, WriterLocks
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged
@@ -29,7 +30,13 @@ class Writer:
     """
 
     def __init__(
-        self, holding: Holding, locks: WriterLocks, completions: Completions, completion: Completion, resource: Resource
+        self,
+        holding: Holding,
+        locks: WriterLocks,
+        completions: Completions,
+        completion: Completion,
+        small: SmallLandings,
+        resource: Resource,
     ) -> None:
         self.lock = locks.begin(resource)
         self.resource = resource
@@ -38,6 +45,7 @@ class Writer:
         self._locks = locks
         self._completions = completions
         self._completion = completion
+        self._small = small
         self._reservation: Reservation | None = None
         self._held: Staged | None = None
         """The bytes of a small upload that this request may complete, in memory, instead of a file."""
@@ -119,7 +127,7 @@ class Writer:
         self._held, blocks = None, held.held() or ()
         assert self.resource.holder is not None
         try:
-            self.resource = await self._completion.land(
+            self.resource = await self._small.land(
                 replace(self.resource, offset=self.offset, length=self.offset), self.resource.holder, held
             )
         except DigestMismatch as error:
@@ -164,7 +172,7 @@ class Writer:
             self._locks.leave(self.lock)
             return
         if resource.is_part and resource.whole:
-            await self._verify(resource.digests, file)
+            await _verify_part(self._holding, self.resource, resource.digests, file)
         await file.detach()  # first: the next holder of the lock opens the file
         await self._commit_last(resource, held_by)
         self._locks.leave(self.lock)
@@ -179,16 +187,6 @@ class Writer:
                 self._completions.owe(resource)
             raise
         self.resource = resource
-
-    async def _verify(self, digests: Digests, file: Partial) -> None:
-        """Compare a fully received part with its declared digests; a part that differs has failed for good."""
-        try:
-            await verify(digests, file)
-        except BaseException as error:
-            await file.detach()
-            if isinstance(error, DigestMismatch):
-                await self._holding.fail(self.resource, Failure(code=error.code, detail=str(error)))
-            raise
 
     def _at(self, mark: Mark) -> Resource:
         """The upload as it is once all bytes up to the mark count."""
@@ -225,3 +223,14 @@ class Writer:
             file, self._file, self._held = self._file, None, None
             if file is not None:
                 await file.detach()
+
+
+async def _verify_part(holding: Holding, part: Resource, digests: Digests, file: Partial) -> None:
+    """Compare a fully received part with its declared digests; a part that differs has failed for good."""
+    try:
+        await verify(digests, file)
+    except BaseException as error:
+        await file.detach()
+        if isinstance(error, DigestMismatch):
+            await holding.fail(part, Failure(code=error.code, detail=str(error)))
+        raise
