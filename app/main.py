@@ -36,6 +36,7 @@ from app.resumables.concatenation import Concatenations
 from app.resumables.creation import Creations
 from app.resumables.expiration import Expiry
 from app.resumables.recovery import Recovery
+from app.resumables.small import SmallLandings
 from app.resumables.transitions import Holding
 from app.resumables.whole import WholeCreations
 from app.resumables.writer import Writer
@@ -195,6 +196,7 @@ def resumables(
     assembler = Assembler(storage, db, holding, quotas=quotas, file_bytes=ingest.limits.file_bytes, now_us=now_us)
     completion = Completion(storage, db, publisher, holding, assembler, counts_quotas=quotas is not None, now_us=now_us)
     completions = Completions(db, holding, completion)
+    small = SmallLandings(publisher, holding, completion, counts_quotas=quotas is not None)
     creations = Creations(
         storage, db, ingest, completions, idle_us=idle_us, cap_us=cap_us, now_us=now_us, new_id=new_id, new_key=new_key
     )
@@ -202,7 +204,7 @@ def resumables(
     parts = Parts(
         locks=locks,
         holding=holding,
-        writer=partial(Writer, holding, locks, completions, completion),
+        writer=partial(Writer, holding, locks, completions, completion, small),
         completions=completions,
         creations=creations,
         whole=WholeCreations(ingest, creations, holding),

@@ -16,22 +16,19 @@ import structlog
 
 from app.db.database import Db
 from app.db.queryable import Transaction
-from app.errors import DigestMismatch, Gone, InProgress, OutcomeUnknown, Unavailable, UploadError
+from app.errors import DigestMismatch, Gone, InProgress, Unavailable, UploadError
 from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.resumables import records
 from app.resumables.assembly import Assembler
-from app.resumables.transitions import Holding, verify, verify_held
-from app.resumables.writer_lock import Preempted
-from app.storage import InUse, NotStored, Partial, Staged, Storage, digest_state
+from app.resumables.transitions import Holding, begins_as_acknowledged, verify
+from app.storage import InUse, NotStored, Partial, Staged, Storage
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
-from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
 PATIENCE_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
-_READ_BYTES: Final = 1024 * 1024
 _USED: Final = Failure(code="gone", detail="the part has become part of what it was for")
 
 
@@ -69,36 +66,6 @@ class Completion:
         await self._holding.commit_open(resource, held_by, file)
         return await self._publish(resource, file)
 
-    async def land(self, resource: Resource, held_by: Holder, file: Staged) -> Resource:
-        """Complete the small upload `resource`, all bytes of which are in the staged `file`, in one transaction.
-
-            file published → row and record completed
-
-        A crash between the two leaves a file that the next to complete the upload finds, as in `complete`.
-
-        Raises:
-            DigestMismatch: the bytes do not have the declared digest.
-            Preempted: another request holds the writer lock now.
-            OutcomeUnknown: the database went away in the middle; recovery will complete the upload.
-            UploadError: it did not land.
-        """
-        verify_held(resource.digests, file)
-        await file.finish()
-        completed = replace(resource, holder=None, expires_at=self._holding.remembered_until, ended_as="completed")
-        try:
-            [upload] = await self._publisher.land(
-                [_incoming(resource, file)],
-                None,
-                allowances=(resource.key_hash,) if self._counts_quotas else (),
-                completes=Completing(completed, held_by),
-            )
-        except OutcomeUnknown:
-            self.owed.add(resource.key_hash)
-            raise
-        except InProgress:
-            return await _completed_by_another(self._db, resource, Preempted())
-        return replace(completed, upload=upload)
-
     async def complete(self, resource: Resource, *, asked: bool, dead: Holder | None = None) -> Resource:
         """Complete a fully received upload from whatever step it was left at."""
         if resource.completed:
@@ -114,7 +81,7 @@ class Completion:
                     raise Unavailable("the file of an upload is missing") from None
                 await self._holding.lose(resource)
             return await self._record_published(resource)  # just now
-        return await self._publish(found, file) if file else await _outcome(self._db, resource)
+        return await self._publish(found, file) if file else await self._outcome(resource)
 
     async def _file_left(self, resource: Resource, *, waits: bool) -> tuple[Resource, Partial | None]:
         """Open the file once its writer has left it, or a copy if it never does; None if the writer completed it."""
@@ -153,7 +120,7 @@ class Completion:
             await verify(resource.digests, file)
             await file.finish()
             [upload] = await self._publisher.land(
-                [_incoming(resource, file)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
+                [incoming(resource, file)], None, allowances=(resource.key_hash,) if self._counts_quotas else ()
             )
         except DigestMismatch as error:
             await file.detach()
@@ -161,10 +128,20 @@ class Completion:
             raise
         except UploadError as error:
             await file.detach()
-            return await _completed_by_another(self._db, resource, error)
+            return await self.completed_by_another(resource, error)
         finally:
             await file.detach()
         return await self._conclude(resource, upload)
+
+    async def completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
+        """Return the upload if another process has completed it meanwhile; else raise the error."""
+        try:
+            found = await records.find(self._db, resource.key_hash)
+        except UploadError:
+            raise error from None
+        if found is None or not found.completed:
+            raise error
+        return found
 
     async def published_before(self, resource: Resource) -> Resource | None:
         """Complete an upload whose file is published although, according to the database, bytes are missing.
@@ -172,7 +149,9 @@ class Completion:
         After a fail-over that lost the last commits, or with an older database: its client has the
         201 and will not come back.
         """
-        if await self._storage.missing([resource.upload_id]) or not await _is_acknowledged(self._storage, resource):
+        if await self._storage.missing([resource.upload_id]) or not await begins_as_acknowledged(
+            self._storage, resource
+        ):
             return None
         taken, held = await self._holding.take(resource, resource.holder)
         return await self._record_published(taken) if held and not taken.completed else taken
@@ -181,7 +160,7 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
-        if resource.whole and size == resource.offset and not await _is_acknowledged(self._storage, resource):
+        if resource.whole and size == resource.offset and not await begins_as_acknowledged(self._storage, resource):
             return await self._publish_instead(resource)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
@@ -230,63 +209,30 @@ class Completion:
             return replace(resource, upload=upload, holder=None)
         if ended is None or ended.completed:
             if self._counts_quotas:
-                await _end_parts(self._db, self._holding, resource)
+                await self._end_parts(resource)
             return ended or replace(resource, upload=upload, holder=None)
         # The upload was cancelled just now, and its record says so: the file will never be needed.
         await self._storage.remove([resource.upload_id])
         raise Gone
 
+    async def _end_parts(self, resource: Resource) -> None:
+        """End the parts that no other concatenation needs: their bytes count towards a quota as long as they exist."""
+        try:
+            found = await records.list_these(self._db, resource.parts or ())
+            for part in found.values():
+                if part.ended_as is None and not await records.list_waiting(self._db, part):
+                    await self._holding.end(part, "cancelled", _USED)
+        except UploadError as error:
+            log.warning("parts of a completed upload not ended", upload=resource.upload_id, reason=str(error))
 
-async def _is_acknowledged(storage: Storage, resource: Resource) -> bool:
-    """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
-
-    One that does not is the file of a preempted writer, which published it and could not record it.
-    """
-    digest = digest_state.resumed(resource.digest_state, resource.offset)
-    if digest is None or resource.offset == 0:
-        return True
-    published, count = digest_state.begun(), 0
-    file = await storage.open(resource.upload_id)
-    try:
-        while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
-            published.update(block)
-            count += len(block)
-    finally:
-        await file.close()
-    return count < resource.offset or published.hexdigest() == digest.hexdigest()
+    async def _outcome(self, resource: Resource) -> Resource:
+        found = await records.find(self._db, resource.key_hash)
+        if found is None or not found.completed:
+            raise Gone
+        return found
 
 
-async def _completed_by_another(db: Db, resource: Resource, error: UploadError) -> Resource:
-    """Return the upload if another process has completed it meanwhile; else raise the error."""
-    try:
-        found = await records.find(db, resource.key_hash)
-    except UploadError:
-        raise error from None
-    if found is None or not found.completed:
-        raise error
-    return found
-
-
-async def _end_parts(db: Db, holding: Holding, resource: Resource) -> None:
-    """End the parts that no other concatenation needs: their bytes count towards a quota as long as they exist."""
-    try:
-        found = await records.list_these(db, resource.parts or ())
-        for part in found.values():
-            if part.ended_as is None and not await records.list_waiting(db, part):
-                await holding.end(part, "cancelled", _USED)
-    except UploadError as error:
-        log.warning("parts of a completed upload not ended", upload=resource.upload_id, reason=str(error))
-
-
-async def _outcome(db: Db, resource: Resource) -> Resource:
-    """The upload, which another request has completed; raises Gone if that has ended it otherwise."""
-    found = await records.find(db, resource.key_hash)
-    if found is None or not found.completed:
-        raise Gone
-    return found
-
-
-def _incoming(resource: Resource, file: Staged) -> Incoming:
+def incoming(resource: Resource, file: Staged) -> Incoming:
     return Incoming(
         id=resource.upload_id,
         session_id=resource.session_id,

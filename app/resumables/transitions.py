@@ -17,12 +17,13 @@ from app.metrics import Metrics, Outcome
 from app.model import Clock, Digests, Failure, Holder, Resource
 from app.resumables import records
 from app.resumables.writer_lock import Preempted
-from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged, Storage
+from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged, Storage, digest_state
 
 log = structlog.stdlib.get_logger("waybill.holding")
 
 REMEMBERED_US: Final = 7 * 86_400_000_000
 """How long an ended upload is remembered, for clients that missed the answer."""
+_READ_BYTES: Final = 1024 * 1024
 _LOST: Final = Failure(code="lost", detail="bytes that had been acknowledged are missing")
 
 
@@ -242,6 +243,25 @@ def verify_held(digests: Digests, file: Staged) -> None:
             actual.update(block)
         if actual.hexdigest() != expected:
             raise DigestMismatch(expected, actual.hexdigest(), name)
+
+
+async def begins_as_acknowledged(storage: Storage, resource: Resource) -> bool:
+    """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
+
+    One that does not is the file of a preempted writer, which published it and could not record it.
+    """
+    digest = digest_state.resumed(resource.digest_state, resource.offset)
+    if digest is None or resource.offset == 0:
+        return True
+    published, count = digest_state.begun(), 0
+    file = await storage.open(resource.upload_id)
+    try:
+        while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
+            published.update(block)
+            count += len(block)
+    finally:
+        await file.close()
+    return count < resource.offset or published.hexdigest() == digest.hexdigest()
 
 
 def mark_of(resource: Resource) -> Mark:

@@ -50,16 +50,19 @@ class WholeCreations:
         """
         resource, key = self._creations.begin(visitor, description)
         ingestion = self._ingest.request(visitor=visitor, protocol=description.protocol, declared=description.length)
-        blocks: Blocks = ()
         async with ingestion:
             try:
                 await self._receive(ingestion, resource, body)
-                blocks = ingestion.held
-                return await self._land(ingestion, resource), key
-            except OutcomeUnknown:
-                raise
             except (Exception, asyncio.CancelledError) as error:
-                interrupted = Interrupted(blocks or ingestion.held, error)
+                interrupted = Interrupted(ingestion.held, error)
+            else:
+                blocks = ingestion.held
+                try:
+                    return await self._land(ingestion, resource), key
+                except OutcomeUnknown:
+                    raise
+                except Exception as error:  # no cancellation, which does not stop it
+                    interrupted = Interrupted(blocks, error)
         raise interrupted
 
     async def _receive(self, ingestion: Ingestion, resource: Resource, body: AsyncIterable[bytes]) -> None:

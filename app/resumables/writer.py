@@ -11,6 +11,7 @@ from app.errors import DigestMismatch, OutcomeUnknown, Unavailable, UploadError
 from app.model import Digests, Failure, Holder, Resource
 from app.resumables.completion import Completion
 from app.resumables.completion_tasks import Completions
+from app.resumables.small import SmallLandings
 from app.resumables.transitions import Holding, verify
 from app.resumables.writer_lock import Preempted, WriterLocks
 from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged
@@ -29,7 +30,13 @@ class Writer:
     """
 
     def __init__(
-        self, holding: Holding, locks: WriterLocks, completions: Completions, completion: Completion, resource: Resource
+        self,
+        holding: Holding,
+        locks: WriterLocks,
+        completions: Completions,
+        completion: Completion,
+        small: SmallLandings,
+        resource: Resource,
     ) -> None:
         self.lock = locks.begin(resource)
         self.resource = resource
@@ -38,6 +45,7 @@ class Writer:
         self._locks = locks
         self._completions = completions
         self._completion = completion
+        self._small = small
         self._reservation: Reservation | None = None
         self._held: Staged | None = None
         """The bytes of a small upload that this request may complete, in memory, instead of a file."""
@@ -119,7 +127,7 @@ class Writer:
         self._held, blocks = None, held.held() or ()
         assert self.resource.holder is not None
         try:
-            self.resource = await self._completion.land(
+            self.resource = await self._small.land(
                 replace(self.resource, offset=self.offset, length=self.offset), self.resource.holder, held
             )
         except DigestMismatch as error:
@@ -136,8 +144,7 @@ class Writer:
         return True
 
     async def _checkpoint(self, file: Partial) -> None:
-        mark = await file.checkpoint()
-        resource = _resource_at(self.resource, mark, self._holding.expiry(self.resource))
+        resource = self._at(await file.checkpoint())
         assert resource.holder is not None
         try:
             await self._holding.commit(resource, resource.holder)
@@ -156,8 +163,7 @@ class Writer:
             return
         file = await self._on_disk()
         mark = await file.checkpoint()
-        resource = _resource_at(self.resource, mark, self._holding.expiry(self.resource))
-        resource = replace(resource, holder=None, length=length)
+        resource = replace(self._at(mark), holder=None, length=length)
         self._file = None
         held_by = self.resource.holder
         assert held_by is not None
@@ -166,7 +172,7 @@ class Writer:
             self._locks.leave(self.lock)
             return
         if resource.is_part and resource.whole:
-            await self._verify(resource.digests, file)
+            await _verify_part(self._holding, self.resource, resource.digests, file)
         await file.detach()  # first: the next holder of the lock opens the file
         await self._commit_last(resource, held_by)
         self._locks.leave(self.lock)
@@ -182,15 +188,16 @@ class Writer:
             raise
         self.resource = resource
 
-    async def _verify(self, digests: Digests, file: Partial) -> None:
-        """Compare a fully received part with its declared digests; a part that differs has failed for good."""
-        try:
-            await verify(digests, file)
-        except BaseException as error:
-            await file.detach()
-            if isinstance(error, DigestMismatch):
-                await self._holding.fail(self.resource, Failure(code=error.code, detail=str(error)))
-            raise
+    def _at(self, mark: Mark) -> Resource:
+        """The upload as it is once all bytes up to the mark count."""
+        upload = self.resource.upload
+        return replace(
+            self.resource,
+            offset=mark.offset,
+            digest_state=mark.digest_state,
+            expires_at=self._holding.expiry(self.resource),
+            upload=None if upload is None else upload.model_copy(update={"size": mark.offset}),
+        )
 
     async def leave(self, *, keep: bool) -> None:
         """Release file and lock. With `keep`, commit the bytes as far as possible; without, discard them."""
@@ -218,13 +225,12 @@ class Writer:
                 await file.detach()
 
 
-def _resource_at(resource: Resource, mark: Mark, expires_at: int) -> Resource:
-    """The upload as it is once all bytes up to the mark count."""
-    upload = resource.upload
-    return replace(
-        resource,
-        offset=mark.offset,
-        digest_state=mark.digest_state,
-        expires_at=expires_at,
-        upload=None if upload is None else upload.model_copy(update={"size": mark.offset}),
-    )
+async def _verify_part(holding: Holding, part: Resource, digests: Digests, file: Partial) -> None:
+    """Compare a fully received part with its declared digests; a part that differs has failed for good."""
+    try:
+        await verify(digests, file)
+    except BaseException as error:
+        await file.detach()
+        if isinstance(error, DigestMismatch):
+            await holding.fail(part, Failure(code=error.code, detail=str(error)))
+        raise

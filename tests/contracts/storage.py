@@ -99,6 +99,24 @@ class StorageContract:
         content = content_of(2 * MiB + 12345)
         assert await get(storage, await put(storage, content, step=step)) == content
 
+    async def test_bytes_in_memory_can_be_had_back(self, storage):
+        content = content_of(9000)
+        file = storage.stage(new_key())
+        assert b"".join(file.held()) == b""
+        for at in (0, 10, 30):
+            await file.write(content[at : at + 20] if at else content[:10])
+        await file.write(content[50:])
+        assert b"".join(file.held()) == content
+        assert storage.has_memory(1)
+        await file.abort()
+        assert file.held() is None
+
+    async def test_a_file_that_has_a_record_already_is_published_as_others(self, storage):
+        file = storage.stage(new_key(), has_record=True)
+        await fill(file, b"abc", 2)
+        assert await storage.publish([file]) == {}
+        assert await get(storage, file.key) == b"abc"
+
     async def test_empty_blocks_are_ignored(self, storage):
         file = storage.stage(new_key())
         for block in (b"", b"he", b"", b"llo", b""):

@@ -78,6 +78,20 @@ class TestCreationsWithAllBytes:
         assert await worker.history() == []
         assert not worker.storage.staged
 
+    async def test_a_creation_that_is_cancelled_while_it_lands_is_no_other_upload(self, world, worker):
+        world.storage.gate.close()
+        creating = asyncio.create_task(create_whole(worker, b"abc"))
+        await coming(world.storage.gate.reached)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        world.storage.gate.open()
+
+        async def is_recorded():
+            return await worker.statuses() == [(3, "completed")]
+
+        await until(is_recorded)
+
     async def test_a_creation_with_another_digest_does_not_land(self, worker):
         with pytest.raises(Interrupted) as interrupted:
             await create_whole(worker, b"abc", digests=Digests(sha(b"abd")))

@@ -15,7 +15,7 @@ from app.errors import Unavailable, Unusable
 from app.storage import NotStored
 from app.storage.local import owners
 from app.storage.local.publish import FLUSH_EACH
-from tests.contracts.storage import MiB, content_of, get, keys, new_key, put, staged
+from tests.contracts.storage import MiB, content_of, fill, get, keys, new_key, put, staged
 from tests.support.stores import ROOT, files_in, local, mounted, needs_root, tmpfs
 
 SHARDS = [f"{number:02x}" for number in range(256)]
@@ -550,3 +550,13 @@ async def test_a_tree_that_was_moved_under_the_service_goes_on(tmp_path):
     assert (tmp_path / "moved" / "files" / key[-2:] / key).exists()
     assert not (tmp_path / "store").exists()
     await storage.close()
+
+
+async def test_a_file_whose_upload_has_a_record_is_on_no_list(tmp_path):
+    storage, other = await prepared(tmp_path), await prepared(tmp_path)
+    file = storage.stage(new_key(), has_record=True)
+    await fill(file, b"hello", 5)
+    assert await storage.publish([file]) == {}
+    await storage.close()
+    assert [found.left async for slice_ in other.walk(0) for found in slice_] == [False]
+    await other.close()
