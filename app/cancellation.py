@@ -22,7 +22,8 @@ async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | 
     except asyncio.CancelledError as error:
         cancelled = error
     except BaseException:
-        del outcome  # a reference cycle (future → error → traceback → frame) would keep alive whatever the caller holds
+        # A reference cycle (future → error → traceback → frame) would keep alive whatever the caller holds.
+        del outcome, running, work
         raise
     if hasten is not None and not running.done():
         hasten()
@@ -49,4 +50,4 @@ async def _report(work: Awaitable[T], outcome: "asyncio.Future[T]") -> None:
         if not outcome.done():
             outcome.set_exception(error)
     finally:
-        del outcome
+        del work, outcome  # for the same reason: the work may be a future, which holds the error

@@ -1,7 +1,6 @@
 """The benchmark's own sums: what is aimed at is measured, a ratio is to a sum, an interim response is no answer."""
 
 import json
-import shutil
 import socketserver
 import threading
 from dataclasses import replace
@@ -15,6 +14,7 @@ from bench.measuring import DIGEST_ALONE
 from bench.peers import PEERS
 from bench.results import Results
 from bench.work import FULL, QUICK, Measurement
+from tests.support.tools import needs
 
 
 @pytest.mark.parametrize("works", [FULL, QUICK], ids=["full", "quick"])
@@ -72,9 +72,7 @@ class Interim(socketserver.StreamRequestHandler):
                 self.request.sendall(part)
 
 
-@pytest.mark.skipif(
-    shutil.which("gcc") is None, reason="gcc, which the load generator is compiled by, is not installed"
-)
+@needs("gcc")
 def test_the_load_takes_an_interim_response_for_no_answer(tmp_path: Path):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Interim) as server:
         threading.Thread(target=server.serve_forever).start()

@@ -40,7 +40,10 @@ class SharedTransactions(Generic[A, T]):
         self._asked.append((asked, answer))
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="waybill-shared-transactions")
-        return await run_to_completion(answer)
+        try:
+            return await run_to_completion(answer)
+        finally:
+            del answer  # it holds the exception, whose traceback holds this frame: a reference cycle
 
     async def _run(self) -> None:
         try:

@@ -347,6 +347,9 @@ ADDRESSES = {
     ("GET", "/api/ingestion/history/summary"): 200,
     ("GET", "/api/ingestion/history/{id}"): 200,
     ("GET", "/api/ingestion/files/{id}"): 200,
+    ("GET", "/api/ingestion/files.zip"): 200,
+    ("POST", "/api/ingestion/files.zip"): 415,  # of no media type
+    ("POST", "/api/ingestion/files/delete"): 400,  # no ids come with it
     ("GET", "/api/session"): 200,
     ("POST", "/api/session"): 200,
     ("POST", "/api/session/link"): 201,

@@ -250,7 +250,7 @@ class ResumeMachine(RuleBasedStateMachine):
     async def back(self, worker):
         """Nothing fails any more, and the publisher has seen that."""
         worker.db.fails = []
-        await until(lambda: not worker.publisher._away.is_set())
+        await until(lambda: not worker.publisher._in_doubt.away.is_set())
 
     def learn(self, upload, by):
         """Ask how far the upload came: at least as far as was told before, and with nothing but what was sent."""

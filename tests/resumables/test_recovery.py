@@ -157,7 +157,7 @@ class TestManyUploads:
             with pytest.raises(Unavailable):
                 await worker.append(key, 0, b"abc")
             worker.db.fails = []
-            await until(lambda: not worker.publisher._away.is_set())
+            await until(lambda: not worker.publisher._in_doubt.away.is_set())
         for upload in (await worker.history())[8:12]:
             await world.storage.remove([upload.id])
         other = await world.worker()

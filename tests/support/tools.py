@@ -32,6 +32,7 @@ PACKAGES: Final = {
     "cp": "coreutils",
     "curl": "curl",
     "fusermount3": "fuse3",
+    "gcc": "gcc libc6-dev",
     "git": "git",
     "grep": "grep",
     "haproxy": "haproxy",
