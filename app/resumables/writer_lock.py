@@ -108,7 +108,7 @@ def _admit(
             answers[each] = each.admitted(found.get(each.key_hash))
             admitted.append(each)
         except UploadError as error:
-            answers[each] = error
+            answers[each] = error.with_traceback(None)  # which holds this frame, and so the answers: a reference cycle
     return admitted
 
 
