@@ -26,9 +26,9 @@ from app.db.queryable import Queryable
 from app.maintenance.verify import pages
 from app.model import Status, rfc3339
 from app.resumables import records as resumable_records
-from app.resumables.records import UnfinishedFile
+from app.resumables.records import AcknowledgedFile
 from app.storage import digest_state
-from app.storage.local.layout import partial_name, shard_of
+from app.storage.local.layout import shard_of, unfinished_name
 from app.uploads import records as upload_records
 
 log = structlog.stdlib.get_logger("waybill.backup")
@@ -85,22 +85,22 @@ class _Making:
     async def _step(self, work: Callable[[], object]) -> None:
         await run_to_completion(asyncio.to_thread(work))
 
-    def _copy_unnamed(self, sums: TextIO, database: Path, unfinished: list[UnfinishedFile]) -> None:
+    def _copy_unnamed(self, sums: TextIO, database: Path, unfinished: list[AcknowledgedFile]) -> None:
         """Copy unfinished files and the key into the snapshot itself, and list them and the database in `sums`."""
         digests = {database.name: digest_of(database)}
         for file in unfinished:
             digest = self._copy_unfinished(file)
             if digest is not None:
-                digests[f"partial/{partial_name(file.upload_id, file.fence)}"] = digest
+                digests[f"partial/{unfinished_name(file.upload_id, file.fence)}"] = digest
                 self._about.unfinished += 1
         with suppress(FileNotFoundError):
             digests[KEY_FILE] = copy_file(self._store / KEY_FILE, self.draft / KEY_FILE, sha256=None, mode=0o600)
             self._about.secret_key = True
         sums.writelines(f"{digest}  snapshots/{self._about.name}/{path}\n" for path, digest in digests.items())
 
-    def _copy_unfinished(self, file: UnfinishedFile) -> str | None:
+    def _copy_unfinished(self, file: AcknowledgedFile) -> str | None:
         """Copy what had been received of an upload; None if the upload has ended meanwhile, and its bytes are gone."""
-        name, shard = partial_name(file.upload_id, file.fence), shard_of(file.upload_id)
+        name, shard = unfinished_name(file.upload_id, file.fence), shard_of(file.upload_id)
         running = digest_state.resumed(file.digest_state, file.offset)
         wanted = None if running is None else running.hexdigest()
         # Since the database was copied the file may have been published, or the upload continued in a copy.
@@ -145,8 +145,8 @@ class _Making:
                 (self._about.deleted if gone else self._about.lost).append(key)
 
 
-async def _unfinished(db: Queryable) -> list[UnfinishedFile]:
-    found: list[UnfinishedFile] = []
+async def _unfinished(db: Queryable) -> list[AcknowledgedFile]:
+    found: list[AcknowledgedFile] = []
     while page := await resumable_records.list_unfinished_files(db, found[-1].upload_id if found else "", _AT_ONCE):
         found += page
     return found

@@ -192,7 +192,7 @@ class Sweeper:
             self._storage,
             self._db,
             keep_seconds=KEEP_ASIDE_SECONDS,
-            keep_partials_seconds=max(KEEP_ASIDE_SECONDS, self._idle_seconds),
+            keep_unfinished_seconds=max(KEEP_ASIDE_SECONDS, self._idle_seconds),
         )
         swept.files_put_back, swept.records_repaired = found.put_back, found.repaired
         return found

@@ -31,7 +31,7 @@ class LookedOver(NamedTuple):
     repaired: int = 0
 
 
-async def look_over(storage: Storage, db: Db, *, keep_seconds: float, keep_partials_seconds: float) -> LookedOver:
+async def look_over(storage: Storage, db: Db, *, keep_seconds: float, keep_unfinished_seconds: float) -> LookedOver:
     """Put back every file that a record names, and find out which of the others may be removed.
 
     A published file may go when its record says that it was deleted or refused, or when it
@@ -50,7 +50,7 @@ async def look_over(storage: Storage, db: Db, *, keep_seconds: float, keep_parti
         unneeded = [
             file
             for file in partials
-            if file.age >= (keep_seconds if file.key in known else keep_partials_seconds)
+            if file.age >= (keep_seconds if file.key in known else keep_unfinished_seconds)
             and not (file.key in known and known[file.key].fence == file.fence)
         ]
         found = LookedOver(

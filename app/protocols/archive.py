@@ -62,7 +62,7 @@ class Archive:
 
 
 class _Blocks:
-    """The bytes of the file whose turn it is, given to the library when it asks for them."""
+    """The bytes of the file that is being sent, given to the library when it asks for them."""
 
     next: bytes | None = None
 

@@ -88,7 +88,7 @@ class Resumables:
         key_hash = hash_of(key)
         if not newest:
             return admitted(session_id, await records.find(self._db, key_hash))
-        resource = await self._parts.locks.claim(key_hash, lambda found: admitted(session_id, found), holds=False)
+        resource = await self._parts.locks.acquire(key_hash, lambda found: admitted(session_id, found), holds=False)
         if resource.completed or resource.is_part:
             return resource
         if resource.whole:
@@ -146,7 +146,7 @@ class Resumables:
         await self._end(key, session_id, Failure(code=error.code, detail=str(error)))
 
     async def _end(self, key: str, session_id: str | None, failure: Failure) -> None:
-        resource = await self._parts.locks.claim(hash_of(key), lambda found: admitted(session_id, found), holds=False)
+        resource = await self._parts.locks.acquire(hash_of(key), lambda found: admitted(session_id, found), holds=False)
         await self._parts.holding.end(resource, "cancelled" if failure.code == Gone.code else "failed", failure)
 
     async def run(self) -> None:

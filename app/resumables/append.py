@@ -48,7 +48,7 @@ class Appending:
         request: Appended,
     ) -> None:
         self._ingest = ingest
-        self._acquire = partial(locks.claim, key_hash, admitted, holds=True)
+        self._acquire = partial(locks.acquire, key_hash, admitted, holds=True)
         self._completions = completions
         self._register = writer
         self._request = request

@@ -21,7 +21,7 @@ from app.resumables import records
 from app.resumables.lanes import Lane
 from app.resumables.transitions import Holding, mark_of
 from app.resumables.writer_lock import Preempted
-from app.storage import Mark, NotStored, Partial, Storage
+from app.storage import Mark, NotStored, Storage, Unfinished
 
 MAX_REPEATED_BYTES: Final = 16 * 1024 * 1024
 """How much longer than its parts a concatenation may be that names some of them more than once."""
@@ -59,7 +59,7 @@ class Assembler:
 
     async def put_together(
         self, resource: Resource, *, asked: bool, dead: Holder | None
-    ) -> tuple[Resource, Partial | None]:
+    ) -> tuple[Resource, Unfinished | None]:
         """Assemble an upload's file, and return it open, if all parts are received and no live process does so.
 
         Otherwise return the present state of the upload, without a file. The holder `dead` is known
@@ -79,7 +79,7 @@ class Assembler:
 
     async def _make_alone(
         self, resource: Resource, *, asked: bool, dead: Holder | None
-    ) -> tuple[Resource, Partial | None]:
+    ) -> tuple[Resource, Unfinished | None]:
         parts = await self._parts_of(resource)  # again: the wait for a slot may have been long
         if parts is None:
             return resource, None
@@ -128,15 +128,15 @@ class Assembler:
         await self._holding.commit(started, resource.holder)
         return started
 
-    async def _make(self, resource: Resource, parts: list[tuple[str, int, Mark]]) -> tuple[Resource, Partial]:
+    async def _make(self, resource: Resource, parts: list[tuple[str, int, Mark]]) -> tuple[Resource, Unfinished]:
         assert resource.holder is not None
         name = resource.upload_id, resource.holder.fence
         try:
-            mark, partial = await self._seen_at_work(resource, self._holding.made(name, parts))
+            mark, file = await self._seen_at_work(resource, self._holding.made(name, parts))
             whole = replace(
                 resource, offset=mark.offset, digest_state=mark.digest_state, file_fence=name[1], holder=None
             )
-            await self._holding.commit_open(whole, resource.holder, partial)
+            await self._holding.commit_open(whole, resource.holder, file)
         except NotStored:
             raise
         except StorageFull as error:
@@ -147,13 +147,13 @@ class Assembler:
             raise
         except BaseException:
             await self._holding.release(resource)
-            await self._storage.remove_partials([name])
+            await self._storage.remove_unfinished([name])
             raise
-        return whole, partial
+        return whole, file
 
     async def _seen_at_work(
-        self, resource: Resource, work: Coroutine[Any, Any, tuple[Mark, Partial]]
-    ) -> tuple[Mark, Partial]:
+        self, resource: Resource, work: Coroutine[Any, Any, tuple[Mark, Unfinished]]
+    ) -> tuple[Mark, Unfinished]:
         """Do the work, and record every few seconds that it is under way; raises Preempted if the lock is lost.
 
         A database that is away does not stop the work.

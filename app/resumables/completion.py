@@ -21,7 +21,7 @@ from app.model import Clock, Failure, Holder, Resource, Status, Upload
 from app.resumables import records
 from app.resumables.assembly import Assembler
 from app.resumables.transitions import Holding, begins_as_acknowledged, verify
-from app.storage import InUse, NotStored, Partial, Staged, Storage
+from app.storage import InUse, NotStored, Staged, Storage, Unfinished
 from app.uploads.group_commit import Publisher
 from app.uploads.landing import Incoming
 
@@ -56,7 +56,7 @@ class Completion:
         self.owed: set[str] = set()
         """The key hashes of uploads that this process could not complete, for a passing reason; see `recovery`."""
 
-    async def commit_and_publish(self, resource: Resource, held_by: Holder, file: Partial) -> Resource:
+    async def commit_and_publish(self, resource: Resource, held_by: Holder, file: Unfinished) -> Resource:
         """Commit the last bytes of the `resource`, and complete it.
 
         Raises:
@@ -83,7 +83,7 @@ class Completion:
             return await self._record_published(resource)  # just now
         return await self._publish(found, file) if file else await self._outcome(resource)
 
-    async def _file_left(self, resource: Resource, *, waits: bool) -> tuple[Resource, Partial | None]:
+    async def _file_left(self, resource: Resource, *, waits: bool) -> tuple[Resource, Unfinished | None]:
         """Open the file once its writer has left it, or a copy if it never does; None if the writer completed it."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + (PATIENCE_SECONDS if waits else 0)
@@ -115,7 +115,7 @@ class Completion:
             return await self._publish(found, file)
         return await self.complete(found, asked=asked) if found.whole and not found.completed else found
 
-    async def _publish(self, resource: Resource, file: Partial) -> Resource:
+    async def _publish(self, resource: Resource, file: Unfinished) -> Resource:
         try:
             await verify(resource.digests, file)
             await file.finish()

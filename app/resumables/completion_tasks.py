@@ -13,7 +13,7 @@ from app.model import Holder, Resource
 from app.resumables import records
 from app.resumables.completion import PATIENCE_SECONDS, Completion
 from app.resumables.transitions import Holding
-from app.storage import Partial
+from app.storage import Unfinished
 
 log = structlog.stdlib.get_logger("waybill.completion")
 
@@ -78,7 +78,7 @@ class Completions:
     def _begin_after(self, resource: Resource, _: "asyncio.Task[Resource]") -> None:
         self.begin(resource)
 
-    async def last_bytes(self, resource: Resource, held_by: Holder, file: Partial) -> Resource:
+    async def last_bytes(self, resource: Resource, held_by: Holder, file: Unfinished) -> Resource:
         """Commit the last bytes of the `resource`, and complete it. A cancelled caller does not stop that.
 
         Raises:

@@ -12,7 +12,7 @@ from app.plausibility import too_many
 from app.resumables import records
 from app.resumables.recovery import Recovery
 from app.resumables.transitions import REMEMBERED_US, Holding
-from app.storage import FoundPartial, Storage
+from app.storage import FoundUnfinished, Storage
 
 log = structlog.stdlib.get_logger("waybill.expiry")
 
@@ -86,7 +86,7 @@ class Expiry:
         ended = await self._db.transaction_that_frees(run)
         if ended:
             self._holding.count(resource, "expired")
-            await self._storage.end_partial(resource.upload_id, resource.file_fence, resource.offset)
+            await self._storage.end_unfinished(resource.upload_id, resource.file_fence, resource.offset)
         return ended
 
     async def _remove_files(self) -> int:
@@ -98,7 +98,7 @@ class Expiry:
         total = 0
         unneeded: list[tuple[str, int]] = []
         unknown: list[tuple[str, int]] = []
-        async for found in self._storage.partials(self._grace_seconds):
+        async for found in self._storage.walk_unfinished(self._grace_seconds):
             total += len(found)
             settled = [file for file in found if file.settled]
             for at in range(0, len(settled), _AT_ONCE):
@@ -108,12 +108,12 @@ class Expiry:
         if too_many(len(unknown), total):
             log.error("unfinished files left alone: no upload knows them; is this their database?", files=len(unknown))
             unknown = []
-        await self._storage.set_partials_aside([*unneeded, *unknown])
+        await self._storage.set_unfinished_aside([*unneeded, *unknown])
         return len(unneeded) + len(unknown)
 
 
 def _judge(
-    file: FoundPartial, of: records.FileOf | None, unneeded: list[tuple[str, int]], unknown: list[tuple[str, int]]
+    file: FoundUnfinished, of: records.FileOf | None, unneeded: list[tuple[str, int]], unknown: list[tuple[str, int]]
 ) -> None:
     name = file.key, file.fence
     if of is None or file.fence > of.newest:  # a fencing token that this database never gave out

@@ -27,7 +27,7 @@ class FileOf(NamedTuple):
     newest: int
 
 
-class Unfinished(NamedTuple):
+class Waiting(NamedTuple):
     """An upload that still waits for bytes."""
 
     key_hash: str
@@ -75,7 +75,7 @@ async def list_these(db: Queryable, key_hashes: Sequence[str]) -> dict[str, Reso
     return {row["key_hash"]: _resource(row) for row in rows}
 
 
-class UnfinishedFile(NamedTuple):
+class AcknowledgedFile(NamedTuple):
     """The unfinished file of an upload, with `offset` bytes, and their running digest."""
 
     upload_id: str
@@ -84,11 +84,11 @@ class UnfinishedFile(NamedTuple):
     digest_state: str | None
 
 
-async def list_unfinished_files(db: Queryable, after_id: str, page_size: int) -> list[UnfinishedFile]:
+async def list_unfinished_files(db: Queryable, after_id: str, page_size: int) -> list[AcknowledgedFile]:
     """List the files of uploads that have not ended: a page from behind `after_id`."""
     rows = await db.many("list_unfinished_files", after_id=after_id, page_size=page_size)
     return [
-        UnfinishedFile(row["upload_id"], row["file_fence"], row["offset_bytes"], row["digest_state"]) for row in rows
+        AcknowledgedFile(row["upload_id"], row["file_fence"], row["offset_bytes"], row["digest_state"]) for row in rows
     ]
 
 
@@ -106,13 +106,13 @@ async def list_left(db: Queryable, after_key: str, page_size: int) -> list[Resou
     return [_resource(row) for row in await db.many("list_left_resumables", after_key=after_key, page_size=page_size)]
 
 
-async def list_unfinished(db: Queryable, until_us: int, after: Unfinished | None, page_size: int) -> list[Unfinished]:
+async def list_unfinished(db: Queryable, until_us: int, after: Waiting | None, page_size: int) -> list[Waiting]:
     """List uploads, not parts, that wait for bytes and expire by `until_us`: a page from behind `after`."""
     after_us, after_key = (0, "") if after is None else (after.expires_at, after.key_hash)
     rows = await db.many(
         "list_unfinished_resumables", until_us=until_us, after_us=after_us, after_key=after_key, page_size=page_size
     )
-    return [Unfinished(row["key_hash"], row["upload_id"], row["expires_at_us"]) for row in rows]
+    return [Waiting(row["key_hash"], row["upload_id"], row["expires_at_us"]) for row in rows]
 
 
 async def list_made_of_parts(db: Queryable, after_key: str, until_us: int, page_size: int) -> list[Resource]:
@@ -146,28 +146,28 @@ async def list_waiting(db: Queryable, part: Resource) -> list[Resource]:
 
 async def list_files(db: Queryable, upload_ids: Sequence[str]) -> dict[str, FileOf]:
     """Find the file of each of these uploads; unknown ones are left out."""
-    rows = await db.many("list_partials", ids=json_parameter(upload_ids))
+    rows = await db.many("list_files_of_uploads", ids=json_parameter(upload_ids))
     return {
         row["upload_id"]: FileOf(row["upload_id"], row["file_fence"] if row["ended_as"] is None else None, row["fence"])
         for row in rows
     }
 
 
-async def claim(db: Queryable, key_hash: str, *, holder_id: str | None, now_us: int) -> int | None:
+async def acquire(db: Queryable, key_hash: str, *, holder_id: str | None, now_us: int) -> int | None:
     """Draw a fencing token as the newest request for the lock; with `holder_id`, acquire the lock if it is free."""
-    row = await db.one("claim_resumable", key_hash=key_hash, holder_id=holder_id, now_us=now_us)
+    row = await db.one("acquire_resumable", key_hash=key_hash, holder_id=holder_id, now_us=now_us)
     return row["fence"] if row else None
 
 
-async def claim_these(transaction: Transaction, holder_ids: Mapping[str, str], now_us: int) -> None:
-    """Draw fencing tokens for these key hashes, as `claim` does, each for its holder id."""
+async def acquire_these(transaction: Transaction, holder_ids: Mapping[str, str], now_us: int) -> None:
+    """Draw fencing tokens for these key hashes, as `acquire` does, each for its holder id."""
     rows = [{"key_hash": key_hash, "holder_id": holder_id} for key_hash, holder_id in holder_ids.items()]
-    await transaction.run("claim_resumables", rows=json_parameter(rows), now_us=now_us)
+    await transaction.run("acquire_resumables", rows=json_parameter(rows), now_us=now_us)
 
 
-async def pass_on(db: Queryable, key_hash: str, fence: int, *, holder_id: str | None, now_us: int) -> bool:
+async def preempt(db: Queryable, key_hash: str, fence: int, *, holder_id: str | None, now_us: int) -> bool:
     """Preempt the holder; with `holder_id`, acquire the lock. False if the caller is not the newest any more."""
-    row = await db.one("pass_resumable", key_hash=key_hash, fence=fence, holder_id=holder_id, now_us=now_us)
+    row = await db.one("preempt_resumable", key_hash=key_hash, fence=fence, holder_id=holder_id, now_us=now_us)
     return row is not None
 
 

@@ -153,7 +153,7 @@ class Recovery:
     async def _published(self) -> int:
         """Complete published uploads that wait for bytes according to the database, which is older than the files."""
         completed, until_us = 0, self._now_us() + self._idle_us  # later ones have ended
-        last: records.Unfinished | None = None
+        last: records.Waiting | None = None
         while page := await records.list_unfinished(self._db, until_us, last, _AT_ONCE):
             missing = set(await self._storage.missing([each.upload_id for each in page]))
             for each in page:

@@ -17,7 +17,7 @@ from app.metrics import Metrics, Outcome
 from app.model import Clock, Digests, Failure, Holder, Resource
 from app.resumables import records
 from app.resumables.writer_lock import Preempted
-from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged, Storage, digest_state
+from app.storage import InUse, Mark, NotStored, Reservation, Staged, Storage, Unfinished, digest_state
 
 log = structlog.stdlib.get_logger("waybill.holding")
 
@@ -59,10 +59,10 @@ class Holding:
 
         async def run(transaction: Transaction) -> Resource:
             now_us = self._now_us()
-            fence = await records.claim(transaction, resource.key_hash, holder_id=holder_id, now_us=now_us)
+            fence = await records.acquire(transaction, resource.key_hash, holder_id=holder_id, now_us=now_us)
             found = _there(await records.find(transaction, resource.key_hash))
             if fence is not None and found.holder is not None and found.holder in dead:
-                await records.pass_on(transaction, resource.key_hash, fence, holder_id=holder_id, now_us=now_us)
+                await records.preempt(transaction, resource.key_hash, fence, holder_id=holder_id, now_us=now_us)
                 found = _there(await records.find(transaction, resource.key_hash))
             return found
 
@@ -76,14 +76,14 @@ class Holding:
         """Forget the holder of an upload that has ended."""
         self._taken.pop(resource.key_hash, None)
 
-    async def opened(self, resource: Resource, reservation: Reservation | None = None) -> Partial:
+    async def opened(self, resource: Resource, reservation: Reservation | None = None) -> Unfinished:
         """Open the file of an upload, without cutting off bytes that others acknowledged since its row was read.
 
         A process may be suspended for long between acquiring the lock and this.
 
         Raises:
             Preempted: others have gone on with the upload.
-            NotStored, InUse, Unavailable: see `Storage.partial`.
+            NotStored, InUse, Unavailable: see `Storage.open_unfinished`.
         """
 
         async def confirm() -> None:
@@ -91,7 +91,7 @@ class Holding:
             if found is None or found.ended_as is not None or _place(found) != _place(resource):
                 raise Preempted
 
-        return await self._storage.partial(
+        return await self._storage.open_unfinished(
             resource.upload_id, resource.file_fence, mark_of(resource), reservation, confirm=confirm
         )
 
@@ -103,25 +103,25 @@ class Holding:
         """Whether so many bytes more can wait in memory."""
         return self._storage.has_memory(size)
 
-    async def copied(self, resource: Resource) -> tuple[Resource, Partial]:
+    async def copied(self, resource: Resource) -> tuple[Resource, Unfinished]:
         """Move the upload to a copy of its file. The old file is left to the sweep: a fail-over may undo the move."""
         assert resource.holder is not None
         new = resource.upload_id, resource.holder.fence
         try:
-            mark, partial = await self.made(new, [(resource.upload_id, resource.file_fence, mark_of(resource))])
+            mark, file = await self.made(new, [(resource.upload_id, resource.file_fence, mark_of(resource))])
         except NotStored:
             await self.lose(resource)
         moved = replace(resource, file_fence=new[1], digest_state=mark.digest_state)
         try:
-            await self.commit_open(moved, resource.holder, partial)
+            await self.commit_open(moved, resource.holder, file)
         except Unavailable:
             raise  # the copy stays: the commit may have succeeded after all
         except BaseException:
-            await self._storage.remove_partials([new])
+            await self._storage.remove_unfinished([new])
             raise
-        return moved, partial
+        return moved, file
 
-    async def made(self, name: tuple[str, int], parts: list[tuple[str, int, Mark]]) -> tuple[Mark, Partial]:
+    async def made(self, name: tuple[str, int], parts: list[tuple[str, int, Mark]]) -> tuple[Mark, Unfinished]:
         """Assemble the file of that name from others, for the holder of the upload; return its end and the open file.
 
         Raises:
@@ -133,15 +133,15 @@ class Holding:
         except InUse:
             raise Unavailable("another file has the name", retry_after=1) from None
         try:
-            return mark, await self._storage.partial(*name, mark)
+            return mark, await self._storage.open_unfinished(*name, mark)
         except (InUse, NotStored) as error:
             raise Unavailable("the file that was made is somebody else's", retry_after=1) from error
 
-    async def commit_open(self, resource: Resource, held_by: Holder, partial: Partial) -> None:
+    async def commit_open(self, resource: Resource, held_by: Holder, file: Unfinished) -> None:
         try:
             await self.commit(resource, held_by)
         except BaseException:
-            await partial.detach()
+            await file.detach()
             raise
 
     async def commit(self, resource: Resource, held_by: Holder) -> None:
@@ -190,7 +190,7 @@ class Holding:
         still, never_completed = await self._db.transaction_that_frees(run)
         if never_completed:
             self.count(resource, ended_as)
-            await self._storage.remove_partials([(resource.upload_id, resource.file_fence)])
+            await self._storage.remove_unfinished([(resource.upload_id, resource.file_fence)])
             # A process that died may have published the file: the row now says for good that it is not kept.
             if not resource.is_part:
                 discard = self._storage.set_aside if failure is _LOST else self._storage.remove
@@ -222,10 +222,10 @@ class Holding:
         return min(self._now_us() + self._idle_us, resource.last_expires_at)
 
 
-async def verify(digests: Digests, partial: Partial) -> None:
+async def verify(digests: Digests, file: Unfinished) -> None:
     """Compare the bytes of a file with the declared digests; raises DigestMismatch."""
     for algorithm, name, expected in _declared(digests):
-        if (actual := await partial.digest(algorithm)) != expected:
+        if (actual := await file.digest(algorithm)) != expected:
             raise DigestMismatch(expected, actual, name)
 
 

@@ -14,7 +14,7 @@ from app.resumables.completion_tasks import Completions
 from app.resumables.small import SmallLandings
 from app.resumables.transitions import Holding, verify
 from app.resumables.writer_lock import Preempted, WriterLocks
-from app.storage import InUse, Mark, NotStored, Partial, Reservation, Staged
+from app.storage import InUse, Mark, NotStored, Reservation, Staged, Unfinished
 
 log = structlog.stdlib.get_logger("waybill.appending")
 
@@ -49,7 +49,7 @@ class Writer:
         self._reservation: Reservation | None = None
         self._held: Staged | None = None
         """The bytes of a small upload that this request may complete, in memory, instead of a file."""
-        self._file: Partial | None = None
+        self._file: Unfinished | None = None
         self._began: Mark | None = None
         self._checkpointed_at = 0.0
 
@@ -78,7 +78,7 @@ class Writer:
         self.resource, self._file = await self._opened(self.resource)
         self._began = Mark(self.resource.offset, self.resource.digest_state)
 
-    async def _opened(self, resource: Resource) -> tuple[Resource, Partial]:
+    async def _opened(self, resource: Resource) -> tuple[Resource, Unfinished]:
         """Open the file of the upload, or a copy of it if another may still write there."""
         try:
             return resource, await self._holding.opened(resource, self._reservation)
@@ -104,7 +104,7 @@ class Writer:
         late = asyncio.get_running_loop().time() - self._checkpointed_at >= CHECKPOINT_SECONDS
         return late or self.offset - self.resource.offset >= CHECKPOINT_BYTES
 
-    async def _on_disk(self) -> Partial:
+    async def _on_disk(self) -> Unfinished:
         """The upload's file, into which the bytes in memory are written first."""
         if self._held is not None:
             held, self._held = self._held, None
@@ -143,7 +143,7 @@ class Writer:
             return False
         return True
 
-    async def _checkpoint(self, file: Partial) -> None:
+    async def _checkpoint(self, file: Unfinished) -> None:
         resource = self._at(await file.checkpoint())
         assert resource.holder is not None
         try:
@@ -225,7 +225,7 @@ class Writer:
                 await file.detach()
 
 
-async def _verify_part(holding: Holding, part: Resource, digests: Digests, file: Partial) -> None:
+async def _verify_part(holding: Holding, part: Resource, digests: Digests, file: Unfinished) -> None:
     """Compare a fully received part with its declared digests; a part that differs has failed for good."""
     try:
         await verify(digests, file)

@@ -90,7 +90,7 @@ class WriterLock:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Claim:
+class _Request:
     """A request for a writer lock."""
 
     key_hash: str
@@ -99,11 +99,11 @@ class _Claim:
 
 
 def _admit(
-    claims: Sequence[_Claim], found: Mapping[str, Resource], answers: dict[_Claim, Resource | Exception]
-) -> list[_Claim]:
-    """Answer each claim by the upload that was found, or by its refusal; return the claims that are admitted."""
+    requests: Sequence[_Request], found: Mapping[str, Resource], answers: dict[_Request, Resource | Exception]
+) -> list[_Request]:
+    """Answer each request by the upload that was found, or by its refusal; return the requests that are admitted."""
     admitted = []
-    for each in claims:
+    for each in requests:
         try:
             answers[each] = each.admitted(found.get(each.key_hash))
             admitted.append(each)
@@ -121,9 +121,9 @@ class WriterLocks:
         self._new_id = new_id
         self._live: dict[str, WriterLock] = {}
         self._watching: asyncio.Task[None] | None = None
-        self._claims = SharedTransactions(db, self._claim_all)
+        self._drawing = SharedTransactions(db, self._draw_all)
 
-    async def claim(self, key_hash: str, admitted: Admitted, *, holds: bool) -> Resource:
+    async def acquire(self, key_hash: str, admitted: Admitted, *, holds: bool) -> Resource:
         """Acquire the writer lock, preempting its holder, which commits its offset first.
 
         Only with `holds` does the caller hold the lock when this returns; else the holder is just preempted.
@@ -137,39 +137,39 @@ class WriterLocks:
         holder_id = self._new_id() if holds else None
 
         async def draw(transaction: Transaction) -> Resource:
-            await records.claim(transaction, key_hash, holder_id=None, now_us=self._now_us())
+            await records.acquire(transaction, key_hash, holder_id=None, now_us=self._now_us())
             return admitted(await records.find(transaction, key_hash))
 
         if holder_id is not None:
-            claimed = await self._claims.ask(_Claim(key_hash, admitted, holder_id))
+            drawn = await self._drawing.ask(_Request(key_hash, admitted, holder_id))
         else:  # a query or a cancellation is answered on a full disk, too
-            claimed = await self._db.transaction_that_frees(draw)
-        mine = holder_id is not None and claimed.holder is not None and claimed.holder.id == holder_id
-        if claimed.holder is None or mine or _settled(claimed) or (claimed.is_final and not holds):
-            return claimed
-        return await self._wait(claimed, admitted, holder_id)
+            drawn = await self._db.transaction_that_frees(draw)
+        mine = holder_id is not None and drawn.holder is not None and drawn.holder.id == holder_id
+        if drawn.holder is None or mine or _settled(drawn) or (drawn.is_final and not holds):
+            return drawn
+        return await self._wait(drawn, admitted, holder_id)
 
-    async def _claim_all(self, transaction: Transaction, claims: Sequence["_Claim"]) -> list[Resource | Exception]:
-        """Draw a token for each claim that is admitted, in their order; the others have no effect on the upload."""
-        answers: dict[_Claim, Resource | Exception] = {}
-        waiting = _admit(claims, await records.list_these(transaction, [each.key_hash for each in claims]), answers)
+    async def _draw_all(self, transaction: Transaction, requests: Sequence["_Request"]) -> list[Resource | Exception]:
+        """Draw a token for each request that is admitted, in their order; the others have no effect on the upload."""
+        answers: dict[_Request, Resource | Exception] = {}
+        waiting = _admit(requests, await records.list_these(transaction, [each.key_hash for each in requests]), answers)
         while waiting:
             first = {each.key_hash: each for each in reversed(waiting)}
             holder_ids = {key_hash: each.holder_id for key_hash, each in first.items()}
-            await records.claim_these(transaction, holder_ids, self._now_us())
+            await records.acquire_these(transaction, holder_ids, self._now_us())
             _admit(list(first.values()), await records.list_these(transaction, list(first)), answers)
             waiting = [each for each in waiting if first[each.key_hash] is not each]
-        return [answers[each] for each in claims]
+        return [answers[each] for each in requests]
 
-    async def _wait(self, claimed: Resource, admitted: Admitted, holder_id: str | None) -> Resource:
+    async def _wait(self, drawn: Resource, admitted: Admitted, holder_id: str | None) -> Resource:
         clock = asyncio.get_running_loop().time
         deadline = clock() + PATIENCE_SECONDS
         while True:
-            await self._ask_to_leave(claimed)
-            found = admitted(await records.find(self._db, claimed.key_hash))
+            await self._ask_to_leave(drawn)
+            found = admitted(await records.find(self._db, drawn.key_hash))
             if _settled(found):
                 return found
-            if found.fence != claimed.fence:
+            if found.fence != drawn.fence:
                 raise InProgress
             if found.holder is None:
                 if holder_id is None:
@@ -181,19 +181,19 @@ class WriterLocks:
                 break
 
         async def take(transaction: Transaction) -> Resource:
-            passed = await records.pass_on(
-                transaction, claimed.key_hash, claimed.fence, holder_id=holder_id, now_us=self._now_us()
+            passed = await records.preempt(
+                transaction, drawn.key_hash, drawn.fence, holder_id=holder_id, now_us=self._now_us()
             )
-            found = admitted(await records.find(transaction, claimed.key_hash))
+            found = admitted(await records.find(transaction, drawn.key_hash))
             if not passed and not _settled(found):
                 raise InProgress
             return found
 
         return await self._db.transaction(take)
 
-    async def _ask_to_leave(self, claimed: Resource) -> None:
-        writer_lock = self._live.get(claimed.key_hash)
-        if writer_lock is None or writer_lock.holder.fence > claimed.fence:
+    async def _ask_to_leave(self, drawn: Resource) -> None:
+        writer_lock = self._live.get(drawn.key_hash)
+        if writer_lock is None or writer_lock.holder.fence > drawn.fence:
             await asyncio.sleep(_POLL_SECONDS)
             return
         writer_lock.end(Preempted())

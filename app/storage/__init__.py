@@ -1,7 +1,7 @@
 """The storage of bytes: the contract that every backend keeps.
 
 A *staged* file is received but not visible. Publishing gives it its key, complete and
-durable; from then on it never changes. An *unfinished* file (`Partial`) is staged too, but comes in
+durable; from then on it never changes. An *unfinished* file (`Unfinished`) is staged too, but comes in
 several requests and stays when its process ends. Refusals are `errors.StorageFull` (no space above
 the minimum of free space, or for so large a file) and `errors.Unavailable` (the store cannot be used
 or trusted now); any method that waits may raise the last.
@@ -89,10 +89,10 @@ class Mark(NamedTuple):
     digest_state: str | None = None
 
 
-class Partial(Staged, Protocol):
+class Unfinished(Staged, Protocol):
     """An unfinished file, open for appending. One call at a time, except `detach`.
 
-    The file outlives this object and its process: it ends only by publishing, or by `Storage.remove_partials`.
+    The file outlives this object and its process: it ends only by publishing, or by `Storage.remove_unfinished`.
     Bytes before a mark, and no others, are sure to be there when it is opened again. After an
     error only `detach` is allowed; the file can then be opened again at its last mark.
     """
@@ -146,7 +146,7 @@ class Found(NamedTuple):
     left: bool = False
 
 
-class FoundPartial(NamedTuple):
+class FoundUnfinished(NamedTuple):
     """An unfinished file, open or not. `settled` is true once it has not changed for the requested grace."""
 
     key: str
@@ -180,7 +180,7 @@ class PublishedFiles(Protocol):
         Raises Unavailable while the store cannot be trusted, and ValueError for an invalid `key`.
         """
 
-    async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
+    async def publish(self, group: Sequence[Staged]) -> Mapping[str, UploadError]:
         """Give every finished file of the commit group its key, durably.
 
         Returns the refused files, by key; nothing of them is left, except that an unfinished file
@@ -239,7 +239,7 @@ class PublishedFiles(Protocol):
 class UnfinishedFiles(Protocol):
     """Unfinished files, which come in several requests: each is named by the key of its upload and a fence."""
 
-    async def partial(
+    async def open_unfinished(
         self,
         key: str,
         fence: int,
@@ -247,7 +247,7 @@ class UnfinishedFiles(Protocol):
         reservation: Reservation | None = None,
         *,
         confirm: Callable[[], Awaitable[None]] | None = None,
-    ) -> Partial:
+    ) -> Unfinished:
         """Open the unfinished file of `key` and `fence`, for appending at the mark.
 
         An absent file is created when the mark is at 0. Bytes behind the mark are cut off, after
@@ -268,19 +268,19 @@ class UnfinishedFiles(Protocol):
         caller stops it.
         """
 
-    async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
+    async def remove_unfinished(self, names: Sequence[tuple[str, int]]) -> None:
         """Remove unfinished files, given as key and fence; absent ones are skipped.
 
         A process that has one open may go on, but its bytes are lost, and publishing refuses the file.
         """
 
-    async def end_partial(self, key: str, fence: int, offset: int) -> None:
+    async def end_unfinished(self, key: str, fence: int, offset: int) -> None:
         """Remove an unfinished file that ended at the offset; set aside a longer one, which another database knows."""
 
-    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
-        """Move unfinished files to where `partials` does not find them; `partial` and `assemble` put them back."""
+    async def set_unfinished_aside(self, names: Sequence[tuple[str, int]]) -> None:
+        """Move unfinished files to where a walk does not find them; `open_unfinished` and `assemble` put them back."""
 
-    def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
+    def walk_unfinished(self, grace_seconds: float) -> AsyncIterator[list[FoundUnfinished]]:
         """Iterate over every unfinished file, in slices."""
 
 

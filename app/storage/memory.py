@@ -12,7 +12,7 @@ from app.errors import StorageFull, Unavailable, UploadError
 from app.storage import (
     Aside,
     Found,
-    FoundPartial,
+    FoundUnfinished,
     InUse,
     Mark,
     NotStored,
@@ -107,7 +107,7 @@ class MemoryStaged:
         return bytes(self._content)
 
 
-class MemoryPartial(MemoryStaged):
+class MemoryUnfinished(MemoryStaged):
     """An unfinished file in memory. Bytes behind its last mark are lost when it is released."""
 
     def __init__(
@@ -115,7 +115,7 @@ class MemoryPartial(MemoryStaged):
     ) -> None:
         super().__init__(storage, name[0], reservation)
         self.name = name
-        self._kept = storage.partial_files.setdefault(name, bytearray())
+        self._kept = storage.unfinished_files.setdefault(name, bytearray())
         self._broken = False
         self.size = mark.offset
         self.behind = len(self._kept) - mark.offset
@@ -141,7 +141,7 @@ class MemoryPartial(MemoryStaged):
     @property
     def there(self) -> bool:
         """Whether the file still exists, and was not removed meanwhile."""
-        return self._storage.partial_files.get(self.name) is self._kept
+        return self._storage.unfinished_files.get(self.name) is self._kept
 
     async def checkpoint(self) -> Mark:
         self._require()
@@ -200,8 +200,8 @@ class MemoryStorage:
         self.space = MemorySpace(capacity)
         self._files: dict[str, bytes] = {}
         self._aside: dict[str, bytes] = {}
-        self._partials_aside: dict[tuple[str, int], bytearray] = {}
-        self.partial_files: dict[tuple[str, int], bytearray] = {}
+        self._unfinished_aside: dict[tuple[str, int], bytearray] = {}
+        self.unfinished_files: dict[tuple[str, int], bytearray] = {}
         self._works: set[Work] = set()
         self.staged: set[MemoryStaged] = set()
 
@@ -219,17 +219,17 @@ class MemoryStorage:
         _require_key(key)
         return MemoryStaged(self, key, reservation)
 
-    async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
+    async def publish(self, group: Sequence[Staged]) -> Mapping[str, UploadError]:
         refused: dict[str, UploadError] = {}
-        for staged in cast("Sequence[MemoryStaged]", batch):  # made by `stage`
-            removed = isinstance(staged, MemoryPartial) and not staged.there
+        for staged in cast("Sequence[MemoryStaged]", group):  # made by `stage`
+            removed = isinstance(staged, MemoryUnfinished) and not staged.there
             if not staged.finished or staged.ended or staged.key in self._files or removed:
                 refused[staged.key] = Unavailable()
                 await staged.abort()
             else:
                 self._files[staged.key] = staged.end()
-                if isinstance(staged, MemoryPartial):
-                    del self.partial_files[staged.name]
+                if isinstance(staged, MemoryUnfinished):
+                    del self.unfinished_files[staged.name]
         return refused
 
     async def recorded(self, keys: Collection[str]) -> None:
@@ -241,16 +241,16 @@ class MemoryStorage:
             self._files[key] = self._aside.pop(key)
         return key in self._files
 
-    def _partial(self, name: tuple[str, int], mark: Mark) -> bytearray:
+    def _unfinished(self, name: tuple[str, int], mark: Mark) -> bytearray:
         """The bytes of an unfinished file; raises NotStored when they end before the mark."""
-        if name in self._partials_aside and name not in self.partial_files:
-            self.partial_files[name] = self._partials_aside.pop(name)
-        content = self.partial_files.get(name, bytearray())
+        if name in self._unfinished_aside and name not in self.unfinished_files:
+            self.unfinished_files[name] = self._unfinished_aside.pop(name)
+        content = self.unfinished_files.get(name, bytearray())
         if len(content) < mark.offset:
             raise NotStored(name[0])
         return content
 
-    async def partial(
+    async def open_unfinished(
         self,
         key: str,
         fence: int,
@@ -258,53 +258,53 @@ class MemoryStorage:
         reservation: Reservation | None = None,
         *,
         confirm: Callable[[], Awaitable[None]] | None = None,
-    ) -> MemoryPartial:
+    ) -> MemoryUnfinished:
         _require_key(key)
         name = key, fence
-        self._partial(name, mark)
-        if any(isinstance(staged, MemoryPartial) and staged.name == name for staged in self.staged):
+        self._unfinished(name, mark)
+        if any(isinstance(staged, MemoryUnfinished) and staged.name == name for staged in self.staged):
             raise InUse(key)
-        partial = MemoryPartial(self, name, mark, reservation)
+        unfinished = MemoryUnfinished(self, name, mark, reservation)
         try:
-            if partial.behind and confirm is not None:
+            if unfinished.behind and confirm is not None:
                 await confirm()
         except BaseException:
-            partial.end()
+            unfinished.end()
             raise
-        partial.begin()
-        return partial
+        unfinished.begin()
+        return unfinished
 
     async def assemble(
         self, key: str, fence: int, parts: Sequence[tuple[str, int, Mark]], reservation: Reservation | None = None
     ) -> Mark:
         _require_key(key)
-        if (key, fence) in self.partial_files:
+        if (key, fence) in self.unfinished_files:
             raise InUse(key)
         content = bytearray()
         for part_key, part_fence, mark in parts:
-            content += self._partial((part_key, part_fence), mark)[: mark.offset]
+            content += self._unfinished((part_key, part_fence), mark)[: mark.offset]
         self.space.take(len(content), reservation)
-        self.partial_files[key, fence] = content
+        self.unfinished_files[key, fence] = content
         return Mark(len(content), _digest_of(content).state())
 
-    async def remove_partials(self, names: Sequence[tuple[str, int]]) -> None:
+    async def remove_unfinished(self, names: Sequence[tuple[str, int]]) -> None:
         for name in names:
-            for files in (self.partial_files, self._partials_aside):
+            for files in (self.unfinished_files, self._unfinished_aside):
                 self.space.release(len(files.pop(name, b"")))
 
-    async def set_partials_aside(self, names: Sequence[tuple[str, int]]) -> None:
+    async def set_unfinished_aside(self, names: Sequence[tuple[str, int]]) -> None:
         for name in names:
-            if name in self.partial_files:
-                self._partials_aside[name] = self.partial_files.pop(name)
+            if name in self.unfinished_files:
+                self._unfinished_aside[name] = self.unfinished_files.pop(name)
 
-    async def end_partial(self, key: str, fence: int, offset: int) -> None:
-        is_longer = len(self.partial_files.get((key, fence), b"")) > offset
-        await (self.set_partials_aside if is_longer else self.remove_partials)([(key, fence)])
+    async def end_unfinished(self, key: str, fence: int, offset: int) -> None:
+        is_longer = len(self.unfinished_files.get((key, fence), b"")) > offset
+        await (self.set_unfinished_aside if is_longer else self.remove_unfinished)([(key, fence)])
 
-    async def partials(self, grace_seconds: float) -> AsyncIterator[list[FoundPartial]]:
+    async def walk_unfinished(self, grace_seconds: float) -> AsyncIterator[list[FoundUnfinished]]:
         yield [
-            FoundPartial(key, fence, len(content), grace_seconds == 0)
-            for (key, fence), content in self.partial_files.items()
+            FoundUnfinished(key, fence, len(content), grace_seconds == 0)
+            for (key, fence), content in self.unfinished_files.items()
         ]
 
     async def open(self, key: str) -> MemoryStored:
@@ -340,14 +340,14 @@ class MemoryStorage:
 
     async def aside(self) -> Sequence[Aside]:
         found = [Aside(key, None, 0.0, False) for key in self._aside]
-        return found + [Aside(*name, 0.0, False) for name in self._partials_aside]
+        return found + [Aside(*name, 0.0, False) for name in self._unfinished_aside]
 
     async def remove_aside(self, files: Sequence[Aside]) -> int:
-        before = len(self._aside) + len(self._partials_aside)
+        before = len(self._aside) + len(self._unfinished_aside)
         for key, fence, *_ in files:
-            gone = self._aside.pop(key, b"") if fence is None else self._partials_aside.pop((key, fence), b"")
+            gone = self._aside.pop(key, b"") if fence is None else self._unfinished_aside.pop((key, fence), b"")
             self.space.release(len(gone))
-        return before - len(self._aside) - len(self._partials_aside)
+        return before - len(self._aside) - len(self._unfinished_aside)
 
     async def walk(self, grace_seconds: float) -> AsyncIterator[list[Found]]:
         yield [Found(key, len(content), grace_seconds == 0) for key, content in self._files.items()]

@@ -29,7 +29,7 @@ from app.uploads.resumable_records import Completing
 
 log = structlog.stdlib.get_logger("waybill.publish")
 
-MAX_BATCH_FILES: Final = 256
+MAX_GROUP_FILES: Final = 256
 _PATIENCE_SECONDS: Final = 4.0
 """How long recording is tried again while the database is away; then the client is asked to retry."""
 
@@ -54,7 +54,7 @@ class Publisher:
         self._storage = storage
         self._db = db
         self._now_us = now_us
-        self._publishing = Stage(self._publish, most=MAX_BATCH_FILES)
+        self._publishing = Stage(self._publish, most=MAX_GROUP_FILES)
         self._in_doubt = InDoubt(storage, db, self.metrics)
         self._recorder = Recorder(
             storage, db, self._in_doubt, now_us=now_us, patience_seconds=patience_seconds, metrics=self.metrics
@@ -122,7 +122,7 @@ class Publisher:
             creates=creates,
             completes=completes,
         )
-        if len(files) > MAX_BATCH_FILES:
+        if len(files) > MAX_GROUP_FILES:
             self._publishing.check()
             self._begin(self._publish_in_slices(landing))
         else:
@@ -142,7 +142,7 @@ class Publisher:
             UploadError: they are not recorded.
         """
         landing = Landing((), arrival, asyncio.get_running_loop().create_future(), list(uploads))
-        if len(uploads) > MAX_BATCH_FILES:
+        if len(uploads) > MAX_GROUP_FILES:
             self._recorder.groups.check()
             self._begin(self._recorder.record_alone(landing))
         else:
@@ -171,10 +171,10 @@ class Publisher:
         if self._in_doubt:
             log.error("these uploads stay in doubt; the sweeper will find the files", uploads=self._in_doubt.ids)
 
-    async def _publish(self, batch: list[Landing]) -> None:
-        refused = await self._publish_files([file for landing in batch for file in landing.files])
+    async def _publish(self, group: list[Landing]) -> None:
+        refused = await self._publish_files([file for landing in group for file in landing.files])
         published_at = self._now_us()
-        for landing in batch:
+        for landing in group:
             try:
                 for file in landing.files:
                     if file.id in refused:
@@ -217,4 +217,4 @@ class Publisher:
 
 
 def _slices(files: Sequence[Incoming]) -> Iterator[Sequence[Incoming]]:
-    return (files[at : at + MAX_BATCH_FILES] for at in range(0, len(files), MAX_BATCH_FILES))
+    return (files[at : at + MAX_GROUP_FILES] for at in range(0, len(files), MAX_GROUP_FILES))

@@ -146,11 +146,11 @@ class InDoubt:
 
 
 def insert(
-    uploads: Sequence[Upload], batch: Sequence[Landing], *, then_ask_for: Sequence[str] = ()
+    uploads: Sequence[Upload], group: Sequence[Landing], *, then_ask_for: Sequence[str] = ()
 ) -> Callable[[Transaction], Awaitable[dict[str, str]]]:
     """Record these uploads and the new sessions of the group; return the statuses of those asked for."""
-    arrivals = [landing.arrival for landing in batch if landing.arrival]
-    allowances = [allowance for landing in batch for allowance in landing.allowances]
+    arrivals = [landing.arrival for landing in group if landing.arrival]
+    allowances = [allowance for landing in group for allowance in landing.allowances]
 
     async def run(transaction: Transaction) -> dict[str, str]:
         if arrivals:
@@ -164,10 +164,10 @@ def insert(
     return run
 
 
-def _failed(batch: Sequence[Landing]) -> list[Upload]:
+def _failed(group: Sequence[Landing]) -> list[Upload]:
     """The failed records of all uploads of the group."""
     unknown = OutcomeUnknown()
     failed: list[Upload] = []
-    for landing in batch:
+    for landing in group:
         failed += [file.failed(unknown) for file in landing.files] if landing.files else landing.uploads
     return failed

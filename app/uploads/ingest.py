@@ -359,10 +359,10 @@ class Ingestion:
             except Exception:
                 log.exception("a staged file stays until this process ends", upload=file.id)
         if self._files and error is not None:
-            await self._ingest.record_failure(self, self._files, _told(error))
+            await self._ingest.record_failure(self, self._files, _reported(error))
 
 
-def _told(error: BaseException) -> UploadError:
+def _reported(error: BaseException) -> UploadError:
     """The refusal by which a failure is reported to the client and the history."""
     if isinstance(error, UploadError):
         return error

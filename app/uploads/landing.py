@@ -139,12 +139,12 @@ class Stage:
         while not self._closing or self._waiting:
             await self._soon.wait()
             while self._waiting:
-                batch = _take(self._waiting, self._most)
+                group = _take(self._waiting, self._most)
                 try:
-                    await self._work(batch)
+                    await self._work(group)
                 except Exception as error:
                     refusal = refusal_of(error)
-                    for landing in batch:
+                    for landing in group:
                         landing.refuse(refusal)
             if not self._closing:
                 self._soon.clear()
@@ -167,6 +167,6 @@ def _take(waiting: list[Landing], most: int) -> list[Landing]:
         files += len(landing.files) or 1
         if files >= most:
             break
-    batch = waiting[:count]
+    group = waiting[:count]
     del waiting[:count]
-    return batch
+    return group

@@ -42,7 +42,7 @@ class ClaimLost(Exception):
     """Claims of some landings of a group were lost to other requests; nothing of the group is recorded."""
 
     def __init__(self, claim_ids: Collection[str]) -> None:
-        super().__init__(f"{len(claim_ids)} claims were passed over")
+        super().__init__(f"{len(claim_ids)} claims were lost")
         self.claim_ids = claim_ids
 
 
@@ -88,30 +88,30 @@ class Recorder:
         except Exception as error:
             landing.refuse(refusal_of(error))
 
-    async def _record_group(self, batch: list[Landing]) -> None:
+    async def _record_group(self, group: list[Landing]) -> None:
         """Record the group, except sessions that others have locked: those leave the group."""
         if self._locked:
-            for landing in batch:
+            for landing in group:
                 if landing.session_id in self._locked:
                     self._set_aside(landing)
-            batch = [landing for landing in batch if landing.session_id not in self._locked]
-        if batch:
-            await self._record(batch)
+            group = [landing for landing in group if landing.session_id not in self._locked]
+        if group:
+            await self._record(group)
 
-    async def _record_locked(self, batch: list[Landing]) -> None:
+    async def _record_locked(self, group: list[Landing]) -> None:
         """Try again, after a moment, to record landings that left their groups; those out of patience are in doubt."""
         await asyncio.sleep(_RETRY_SECONDS)
         now = asyncio.get_running_loop().time()
-        late = {landing for landing in batch if landing.patient_until is not None and landing.patient_until <= now}
+        late = {landing for landing in group if landing.patient_until is not None and landing.patient_until <= now}
         if late:
             uploads = [upload.id for landing in late for upload in landing.uploads]
             log.warning("uploads are not recorded: somebody holds their session locked", uploads=uploads)
             self._in_doubt.put(late, locked=True)
         try:
-            if rest := [landing for landing in batch if landing not in late]:
+            if rest := [landing for landing in group if landing not in late]:
                 await self._record(rest)
         finally:
-            self._locked -= Counter(landing.session_id for landing in batch)
+            self._locked -= Counter(landing.session_id for landing in group)
 
     def _set_aside(self, landing: Landing) -> None:
         """Take a landing out of its group, because it needs a lock that is held; the others go on."""
@@ -120,44 +120,44 @@ class Recorder:
         self._locked[landing.session_id] += 1
         self.waiting.put_back(landing)
 
-    async def _record(self, batch: list[Landing], search_until: float | None = None) -> None:
+    async def _record(self, group: list[Landing], search_until: float | None = None) -> None:
         try:
-            await self._commit(batch)
+            await self._commit(group)
         except ClaimLost as error:
-            await self._without_keys(batch, error.claim_ids)
+            await self._without_keys(group, error.claim_ids)
         except LocksLost as error:
-            await self._without_locks(batch, error.key_hashes)
+            await self._without_locks(group, error.key_hashes)
         except Locked:
-            await self._bisect_sessions(batch, search_until)
+            await self._bisect_sessions(group, search_until)
         except Unavailable as error:
             # The files stay: the rows may have been committed after all.
-            uploads = sum(len(each.uploads) for each in batch)
+            uploads = sum(len(each.uploads) for each in group)
             log.error("the outcome of uploads is open", uploads=uploads, reason=root_reason(error))
-            self._in_doubt.put(batch, away=True)
+            self._in_doubt.put(group, away=True)
         except Exception as error:
-            await self._bisect_rows(batch, error)
+            await self._bisect_rows(group, error)
         else:
-            await self._storage.recorded([upload_id for landing in batch for upload_id in landing.ids])
-            for landing in batch:
+            await self._storage.recorded([upload_id for landing in group for upload_id in landing.ids])
+            for landing in group:
                 landing.landed()
                 for upload in landing.uploads:
                     self._metrics.ended(upload.protocol, _OUTCOMES[upload.status])
 
-    async def _without_keys(self, batch: list[Landing], lost: Collection[str]) -> None:
+    async def _without_keys(self, group: list[Landing], lost: Collection[str]) -> None:
         """Refuse the landings whose claims on their Idempotency-Keys were lost; record the others."""
-        passed = [landing for landing in batch if landing.claim in lost]
+        passed = [landing for landing in group if landing.claim in lost]
         for landing in passed:
-            log.warning("an upload was passed over by another with its key", uploads=landing.ids)
+            log.warning("key claim lost", uploads=landing.ids)
             self._metrics.keyed["passed_over"].add()
             await take_back(self._storage, landing.ids)
             landing.refuse(KeyInUse())
-        if rest := [landing for landing in batch if landing not in passed]:
+        if rest := [landing for landing in group if landing not in passed]:
             await self._record(rest)
 
-    async def _without_locks(self, batch: list[Landing], lost: Collection[str]) -> None:
+    async def _without_locks(self, group: list[Landing], lost: Collection[str]) -> None:
         """Refuse the landings whose writer locks were lost; record the others."""
         rest = []
-        for landing in batch:
+        for landing in group:
             if landing.completes is not None and landing.completes.resource.key_hash in lost:
                 landing.refuse(InProgress())  # its file stays: the next one to complete the upload decides
             else:
@@ -165,35 +165,35 @@ class Recorder:
         if rest:
             await self._record(rest)
 
-    async def _bisect_sessions(self, batch: list[Landing], search_until: float | None) -> None:
+    async def _bisect_sessions(self, group: list[Landing], search_until: float | None) -> None:
         """Record a group in halves until a landing whose session is locked is alone, and holds up no other."""
         now = asyncio.get_running_loop().time()
         search_until = now + _SEARCH_SECONDS if search_until is None else search_until
-        sessions = sorted({landing.session_id for landing in batch})
+        sessions = sorted({landing.session_id for landing in group})
         if len(sessions) == 1 or now >= search_until:
-            for landing in batch:
+            for landing in group:
                 self._set_aside(landing)
             return
         some = set(sessions[: len(sessions) // 2])
-        await self._record([landing for landing in batch if landing.session_id in some], search_until)
-        await self._record([landing for landing in batch if landing.session_id not in some], search_until)
+        await self._record([landing for landing in group if landing.session_id in some], search_until)
+        await self._record([landing for landing in group if landing.session_id not in some], search_until)
 
-    async def _bisect_rows(self, batch: list[Landing], error: Exception) -> None:
+    async def _bisect_rows(self, group: list[Landing], error: Exception) -> None:
         """Record a group in halves until a bad row is alone, and fails no other; then refuse it."""
-        if len(batch) > 1 and not isinstance(error, UploadError):
-            middle = len(batch) // 2
-            await self._record(batch[:middle])
-            await self._record(batch[middle:])
+        if len(group) > 1 and not isinstance(error, UploadError):
+            middle = len(group) // 2
+            await self._record(group[:middle])
+            await self._record(group[middle:])
             return
-        log.error("the database refused uploads", uploads=sum(len(each.uploads) for each in batch))
+        log.error("the database refused uploads", uploads=sum(len(each.uploads) for each in group))
         refusal = refusal_of(error)
-        self._in_doubt.put([landing for landing in batch if landing.doubted])
-        for landing in batch:
+        self._in_doubt.put([landing for landing in group if landing.doubted])
+        for landing in group:
             if not landing.doubted:
                 await take_back(self._storage, landing.ids)
                 landing.refuse(refusal)
 
-    async def _commit(self, batch: list[Landing]) -> None:
+    async def _commit(self, group: list[Landing]) -> None:
         """Commit all rows in one transaction; repeated while the database is away, which is safe by their ids.
 
         Raises:
@@ -202,19 +202,19 @@ class Recorder:
             ClaimLost, LocksLost: they are not recorded, because some have lost their claims or writer locks.
             Exception: they are not recorded by this; `doubted` ones may be by an earlier attempt.
         """
-        uploads = [upload for landing in batch for upload in landing.uploads]
+        uploads = [upload for landing in group for upload in landing.uploads]
         clock = asyncio.get_running_loop().time
         patience = self._haste_seconds if self._in_doubt.away.is_set() else self._patience_seconds
         deadline = clock() + patience + max(0, len(uploads) - MAX_GROUP_ROWS) / _ROWS_A_SECOND
         while True:
             began = self._metrics.stopwatch()
             try:
-                work = self._insert_once(uploads, batch)
+                work = self._insert_once(uploads, group)
                 await self._db.transaction(work, timeout=deadline - clock(), lock_timeout=LOCK_SECONDS)
             except Locked:
                 raise
             except Unavailable:
-                for landing in batch:
+                for landing in group:
                     landing.doubted = True
                 if clock() + _RETRY_SECONDS >= deadline:
                     raise
@@ -225,13 +225,13 @@ class Recorder:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _insert_once(
-        self, uploads: Sequence[Upload], batch: Sequence[Landing]
+        self, uploads: Sequence[Upload], group: Sequence[Landing]
     ) -> Callable[[Transaction], Awaitable[object]]:
         """Record these uploads, under their Idempotency-Keys, and as resumable ones; raises ClaimLost, LocksLost."""
-        insert_all = insert(uploads, batch)
-        keyed = {landing.claim: landing.uploads for landing in batch if landing.claim is not None}
-        created = [landing.creates for landing in batch if landing.creates is not None]
-        completing = [landing.completes for landing in batch if landing.completes is not None]
+        insert_all = insert(uploads, group)
+        keyed = {landing.claim: landing.uploads for landing in group if landing.claim is not None}
+        created = [landing.creates for landing in group if landing.creates is not None]
+        completing = [landing.completes for landing in group if landing.completes is not None]
         if not (keyed or created or completing):
             return insert_all
 

@@ -138,7 +138,7 @@ WHERE session_id = :session_id
   AND parts IS NOT NULL
   AND ended_as IS NULL;
 
--- name: claim_resumable :one
+-- name: acquire_resumable :one
 -- params: key_hash, holder_id?, now_us
 -- Draw a fencing token as the newest request for the writer lock; with a holder_id, acquire the lock if it is free.
 UPDATE resumables
@@ -152,7 +152,7 @@ WHERE key_hash = :key_hash
   AND ended_as IS NULL
 RETURNING fence;
 
--- name: pass_resumable :one
+-- name: preempt_resumable :one
 -- params: key_hash, fence, holder_id?, now_us
 -- Preempt the holder of the writer lock, for the caller if there is a holder_id. No row: the caller is not the newest
 -- any more.

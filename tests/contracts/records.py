@@ -739,23 +739,23 @@ class RecordsContract:
 
     async def test_the_newest_writer_acquires_the_lock_once_the_previous_releases_it(self, db):
         key_hash = await inserted(db, resource(1))
-        assert await resumable_records.claim(db, key_hash, holder_id="one", now_us=NOW) == 1
-        assert await resumable_records.claim(db, key_hash, holder_id="two", now_us=NOW + 1) == 2
-        assert await resumable_records.claim(db, key_hash, holder_id=None, now_us=NOW + 2) == 3
-        assert not await resumable_records.pass_on(db, key_hash, 2, holder_id="two", now_us=NOW + 3)
+        assert await resumable_records.acquire(db, key_hash, holder_id="one", now_us=NOW) == 1
+        assert await resumable_records.acquire(db, key_hash, holder_id="two", now_us=NOW + 1) == 2
+        assert await resumable_records.acquire(db, key_hash, holder_id=None, now_us=NOW + 2) == 3
+        assert not await resumable_records.preempt(db, key_hash, 2, holder_id="two", now_us=NOW + 3)
         for other in (Holder(2, "two"), Holder(1, "two"), Holder(2, "one")):
             await resumable_records.release(db, key_hash, other)
         found = await resumable_records.find(db, key_hash)
         assert (found.holder, found.holder_seen_at) == (Holder(1, "one"), NOW)
-        assert await resumable_records.pass_on(db, key_hash, 3, holder_id="three", now_us=NOW + 4)
+        assert await resumable_records.preempt(db, key_hash, 3, holder_id="three", now_us=NOW + 4)
         assert (await resumable_records.find(db, key_hash)).holder == Holder(3, "three")
         await resumable_records.release(db, key_hash, Holder(3, "three"))
         assert (await resumable_records.find(db, key_hash)).holder is None
-        assert await resumable_records.claim(db, "unknown", holder_id="one", now_us=NOW) is None
+        assert await resumable_records.acquire(db, "unknown", holder_id="one", now_us=NOW) is None
 
     async def test_only_the_holder_of_the_writer_lock_commits(self, db):
         key_hash = await inserted(db, resource(1, length=9))
-        await resumable_records.claim(db, key_hash, holder_id="one", now_us=NOW)
+        await resumable_records.acquire(db, key_hash, holder_id="one", now_us=NOW)
         found = await resumable_records.find(db, key_hash)
         further = replace(found, offset=4, digest_state="state", file_fence=1, expires_at=NOW + 7)
 
@@ -781,14 +781,14 @@ class RecordsContract:
                 )
             )
 
-        await resumable_records.claim(db, key_hash, holder_id="one", now_us=NOW)
+        await resumable_records.acquire(db, key_hash, holder_id="one", now_us=NOW)
         assert not await end("expired", due_us=NOW)
         assert await end("completed")
         assert not await end("failed", Failure(code="lost", detail=""))
         assert await end("cancelled", Failure(code="gone", detail=""))
         found = await resumable_records.find(db, key_hash)
         assert (found.ended_as, found.holder, found.expires_at) == ("cancelled", None, NOW + 9)
-        assert await resumable_records.claim(db, key_hash, holder_id="two", now_us=NOW) is None
+        assert await resumable_records.acquire(db, key_hash, holder_id="two", now_us=NOW) is None
         assert await resumable_records.list_files(db, [found.upload_id, "unknown"]) == {
             found.upload_id: resumable_records.FileOf(found.upload_id, None, found.fence)
         }

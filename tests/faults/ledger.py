@@ -264,7 +264,7 @@ async def swept(settings: Settings) -> tuple[int, verify.Verified]:
         async with main.stores(settings) as (storage, db), main.receiving(settings, storage, db) as ways_in:
             done = await ways_in.sweeper.once()
             assert done.stopped is None, done
-            left = len([file async for found in storage.partials(0) for file in found])
+            left = len([file async for found in storage.walk_unfinished(0) for file in found])
             left += len(list((settings.storage_dir / "staging").glob("*/*")))
             left += done.records_lost
             for session in await session_records.list_sessions(db, 100_000):

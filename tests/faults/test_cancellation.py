@@ -98,4 +98,4 @@ async def test_an_append_that_is_cancelled_anywhere_can_be_gone_on_with(worker, 
     assert at > 3
     uploads = await worker.history()
     assert [(upload.size, upload.sha256) for upload in uploads] == [(len(CONTENT), sha(CONTENT))] * (at + 1)
-    assert await worker.partials() == []
+    assert await worker.unfinished() == []

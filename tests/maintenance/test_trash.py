@@ -160,7 +160,7 @@ class TestAnOlderDatabase:
                 await stale.append(await stale.create(9), 0, b"x")
             await stale.resumes.sweep()
             assert await stale.statuses() == [(3, "expired"), (1, "uploading"), (1, "uploading")]
-            assert await stale.partials() == [(0, 1), (0, 1)]
+            assert await stale.unfinished() == [(0, 1), (0, 1)]
             await sweep(storage, stale.db)
         async with worker(database_url) as right:
             first, second = await right.append(known, 6, b"ghi"), await right.append(unknown, 3, b"456")

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from app.errors import Gone, UploadError
 from app.model import Status
 from app.resumables import Appended
-from app.storage.memory import MemoryPartial
+from app.storage.memory import MemoryUnfinished
 from tests.support.resumables import DAY, Tail, World, Writer
 from tests.support.unreliable import Store, until
 
@@ -293,8 +293,8 @@ class ResumeMachine(RuleBasedStateMachine):
                 if upload.state == "completed":
                     assert contents[upload.upload_id] in upload.contents
             open_ones = {key for key, status in statuses.items() if status is Status.UPLOADING}
-            assert {key for key, _ in self.world.storage.partial_files} <= open_ones
-            assert not [staged for staged in self.world.storage.staged if isinstance(staged, MemoryPartial)]
+            assert {key for key, _ in self.world.storage.unfinished_files} <= open_ones
+            assert not [staged for staged in self.world.storage.staged if isinstance(staged, MemoryUnfinished)]
             assert self.world.storage.space.reserved == 0
             await self.stack.aclose()
 

@@ -47,7 +47,7 @@ class TestAppending:
         [upload] = await worker.history()
         assert (upload, upload.status, upload.sha256) == (done.upload, Status.COMPLETED, sha(b"hello world"))
         assert await worker.content(upload.id) == b"hello world"
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
         found = await worker.resumes.find(key, "mine", newest=True)
         assert (found.offset, found.completed, found.upload) == (11, True, upload)
 
@@ -140,7 +140,7 @@ class TestAppending:
             await worker.resumes.find(key, "mine")
         [upload] = await worker.history()
         assert (upload.status, upload.error.code) == (Status.FAILED, "digest_mismatch")
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
         assert (await worker.append(await worker.create(3, digests=Digests(sha(b"abc"))), 0, b"abc")).completed
 
     @pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
@@ -172,7 +172,7 @@ class TestAppending:
         except ValueError:
             assert how == "broken"
         assert await worker.offset(key) == 3
-        assert await worker.partials() == [(0, 3)]
+        assert await worker.unfinished() == [(0, 3)]
         assert (await worker.append(key, 3, b"def", checked=True)).upload.sha256 == sha(b"abcdef")
 
     async def test_arriving_bytes_are_committed_at_checkpoints(self, worker, monkeypatch):
@@ -214,7 +214,7 @@ class TestAppending:
             await worker.append(key, 3, b"def")
         assert await worker.offset(key) == 3
         kept = await worker.append(key, 3, b"xyz")
-        assert (kept.offset, await worker.partials()) == (6, [(kept.file_fence, 6)])
+        assert (kept.offset, await worker.unfinished()) == (6, [(kept.file_fence, 6)])
 
     async def test_a_full_store_keeps_what_it_had(self, database_url):
         async with AsyncExitStack() as stack:

@@ -147,7 +147,7 @@ class TestCompleting:
             await appending
         assert await worker.statuses() == [(3, "failed")]
         assert await world.storage.contents() == {}
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
 
     async def test_an_upload_cancelled_while_it_is_recorded_leaves_nothing(self, world, worker):
         other = await world.worker()
@@ -182,9 +182,9 @@ class TestCompleting:
         short, absent = await worker.create(9), await worker.create(9)
         for key in (short, absent):
             await worker.append(key, 0, b"abc")
-        cut, gone = sorted(world.storage.partial_files)
-        del world.storage.partial_files[cut][2:]
-        del world.storage.partial_files[gone]
+        cut, gone = sorted(world.storage.unfinished_files)
+        del world.storage.unfinished_files[cut][2:]
+        del world.storage.unfinished_files[gone]
         for key in (short, absent):
             with pytest.raises(Gone):
                 await worker.append(key, 3, b"def")
@@ -195,7 +195,7 @@ class TestCompleting:
     async def test_bytes_beyond_what_was_acknowledged_are_cut_off(self, world, worker):
         key = await worker.create(6)
         await worker.append(key, 0, b"abc")
-        [file] = world.storage.partial_files.values()
+        [file] = world.storage.unfinished_files.values()
         file += b"xyz"
         assert (await worker.append(key, 3, b"def")).upload.sha256 == sha(b"abcdef")
 

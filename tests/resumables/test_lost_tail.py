@@ -50,9 +50,9 @@ class TestFencesDrawnTwice:
         """It finds less in the file than it knows of, or no file at all: that is no loss."""
         other = await world.worker()
         monkeypatch.setattr(worker.resumes._parts.locks, "_watch", lambda: asyncio.sleep(3600))
-        stopped, real = Gate(), world.storage.partial
+        stopped, real = Gate(), world.storage.open_unfinished
 
-        async def partial(*arguments, **more):
+        async def open_unfinished(*arguments, **more):
             if not stopped.reached.is_set():
                 await stopped.pass_through()
             return await real(*arguments, **more)
@@ -61,7 +61,7 @@ class TestFencesDrawnTwice:
         await worker.append(key, 0, b"abc")
         async with Tail(worker, key) as tail:
             await worker.append(key, 3, b"uvw")
-            monkeypatch.setattr(world.storage, "partial", partial)
+            monkeypatch.setattr(world.storage, "open_unfinished", open_unfinished)
             stopped.close()
             old = asyncio.create_task(worker.append(key, 6, b"xyz"))
             await coming(stopped.reached)
@@ -84,14 +84,14 @@ class TestFiles:
         waiting, key = await worker.concatenate(*parts)
         left = [(waiting.upload_id, number) for number in (1, 2)]
         for name in left:
-            world.storage.partial_files[name] = bytearray(b"?")
+            world.storage.unfinished_files[name] = bytearray(b"?")
         await worker.append(parts[1], 0, b"b")
         for _ in left:
             await until(lambda: not worker.resumes._parts.completions._running)
             worker.resumes._parts.recovery._tries.clear()
             await worker.resumes._parts.recovery.own()
         assert (await worker.resumes.find(key, "mine")).upload.sha256 == sha(b"ab")
-        assert [bytes(world.storage.partial_files[name]) for name in left] == [b"?", b"?"]
+        assert [bytes(world.storage.unfinished_files[name]) for name in left] == [b"?", b"?"]
 
     async def test_acknowledged_bytes_outlive_a_move_to_another_file_that_was_lost(self, world, worker, monkeypatch):
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.05)

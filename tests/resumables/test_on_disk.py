@@ -44,7 +44,7 @@ class TestDirectory:
         await second.append(key, size // 3, content[size // 3 : size // 2])
         done = await first.append(key, size // 2, content[size // 2 :])
         assert await second.content(done.upload_id) == content
-        assert await second.partials() == []
+        assert await second.unfinished() == []
 
     async def test_an_upload_goes_on_after_a_restart_at_the_acknowledged_offset(self, world, monkeypatch):
         monkeypatch.setattr("app.resumables.writer_lock.PATIENCE_SECONDS", 0.1)
@@ -79,7 +79,7 @@ class TestDirectory:
         assert await worker.content(done.upload_id) == bytes(900_000)
         worker.resumes._parts.expiry._grace_seconds = 0
         await worker.resumes.sweep()
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
 
     async def test_parts_are_concatenated(self, world):
         worker = await world.worker()
@@ -103,7 +103,7 @@ class TestDirectory:
         other = await world.worker()
         done = await other.resumes.find(key, "mine", newest=True)
         assert (done.completed, done.upload.sha256) == (True, sha(bytes(size)))
-        assert await other.partials() == []
+        assert await other.unfinished() == []
 
     @pytest.mark.parametrize("left", [os.link, shutil.copyfile], ids=["the same file", "a copy"])
     @pytest.mark.parametrize("size", [3, 700_000])

@@ -252,13 +252,13 @@ class TestMissing:
                 await worker.append(key, 0, b"abc")
         for staged in list(world.storage.staged):
             await staged.abort()
-        kept = dict(world.storage.partial_files)
-        world.storage.partial_files.clear()
+        kept = dict(world.storage.unfinished_files)
+        world.storage.unfinished_files.clear()
         other = await world.worker()
         recovering = asyncio.create_task(other.resumes.run())
         await until(lambda: any(tries > 1 for tries, _ in other.resumes._parts.recovery._tries.values()))
         assert (await other.resumes.find(key, "mine")).ended_as is None
-        world.storage.partial_files.update(kept)
+        world.storage.unfinished_files.update(kept)
         recovering.cancel()
         await asyncio.wait((recovering,))
         await completed_by_itself(other, key)
@@ -268,7 +268,7 @@ class TestMissing:
         world.storage.fails = OSError("disk")
         with pytest.raises(Exception, match="request id"):
             await worker.append(key, 0, b"abc")
-        world.storage.partial_files.clear()
+        world.storage.unfinished_files.clear()
         for days, expired in ((7, 0), (2, 1)):
             world.clock.pass_by(seconds=days * DAY)
             assert (await worker.resumes.sweep()).expired == expired

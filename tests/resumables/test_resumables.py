@@ -162,7 +162,7 @@ class TestEnding:
                 await again
         [upload] = await worker.history()
         assert (upload.status, upload.size, upload.error.code) == (Status.FAILED, 3, "gone")
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
 
     async def test_cancelling_a_completed_upload_removes_its_key_alone(self, worker):
         key = await worker.create(3)
@@ -202,7 +202,7 @@ class TestEnding:
             with pytest.raises(Gone):
                 await worker.resumes.find(key, "mine")
         assert await worker.statuses() == [(3, "expired"), (6, "uploading")]
-        assert len(await worker.partials()) == 1
+        assert len(await worker.unfinished()) == 1
         assert (await worker.append(new, 6, b"ghi")).completed
 
     async def test_no_upload_outlives_its_deadline(self, world, worker):
@@ -260,25 +260,25 @@ class TestEnding:
         assert await worker.statuses() == [(0, "expired")]
 
     async def test_leftover_files_are_removed_but_not_those_of_another_database(self, world, worker):
-        world.storage.partial_files[world.new_id(), 0] = bytearray(b"?")
+        world.storage.unfinished_files[world.new_id(), 0] = bytearray(b"?")
         worker.resumes._parts.expiry._grace_seconds = 0
         assert (await worker.resumes.sweep()).files_removed == 0
         key = await worker.create(9)
         kept = await worker.append(key, 0, b"abc")
-        world.storage.partial_files[kept.upload_id, 1] = bytearray(b"old")
-        world.storage.partial_files[kept.upload_id, 77] = bytearray(b"never made by us")
+        world.storage.unfinished_files[kept.upload_id, 1] = bytearray(b"old")
+        world.storage.unfinished_files[kept.upload_id, 77] = bytearray(b"never made by us")
         worker.resumes._parts.expiry._grace_seconds = 1
         assert (await worker.resumes.sweep()).files_removed == 0
         worker.resumes._parts.expiry._grace_seconds = 0
         assert (await worker.resumes.sweep()).files_removed == 3
-        assert await worker.partials() == [(0, 3)]
+        assert await worker.unfinished() == [(0, 3)]
 
     async def test_files_that_are_newer_than_the_database_are_left_alone(self, world, worker):
         """As after a backup of the database was restored."""
         worker.resumes._parts.expiry._grace_seconds = 0
         kept = await worker.append(await worker.create(9), 0, b"abc")
-        content = world.storage.partial_files.pop((kept.upload_id, 0))
-        world.storage.partial_files[kept.upload_id, 7] = content
+        content = world.storage.unfinished_files.pop((kept.upload_id, 0))
+        world.storage.unfinished_files[kept.upload_id, 7] = content
         assert (await worker.resumes.sweep()).files_removed == 0
 
     async def test_the_sweeper_sweeps_resumable_uploads_too(self, world, worker):

@@ -47,7 +47,7 @@ class TestCreationsWithAllBytes:
         assert (found.offset, found.length, found.ended_as, found.upload) == (3, 3, "completed", resource.upload)
         assert found.upload.sha256 == sha(b"abc")
         assert await worker.content(found.upload_id) == b"abc"
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
 
     async def test_a_creation_whose_commit_is_not_answered_is_recorded_once(self, worker):
         worker.db.fails = ["lost"]

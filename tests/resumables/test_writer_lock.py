@@ -61,7 +61,7 @@ class TestPreemption:
             with pytest.raises(Preempted):
                 await writer.task
         assert await first.statuses() == [(3, "failed")]
-        assert await first.partials() == []
+        assert await first.unfinished() == []
 
     async def test_a_preempted_request_with_a_checksum_counts_nothing(self, pair):
         first, second = pair
@@ -145,27 +145,27 @@ class TestFrozenWriters:
             writer.more.put_nowait(None)
             with pytest.raises(Preempted):
                 await writer.task
-        assert (kept.file_fence, 5) in await worker.partials()
+        assert (kept.file_fence, 5) in await worker.unfinished()
         done = await worker.append(key, 5, b"fghi")
         assert await worker.content(done.upload_id) == b"abcdefghi"
         assert done.upload.sha256 == sha(b"abcdefghi")
         worker.resumes._parts.expiry._grace_seconds = 0
         await worker.resumes.sweep()
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []
 
     async def test_a_writer_frozen_before_opening_the_file_cuts_off_no_acknowledged_bytes(
         self, world, frozen, worker, monkeypatch
     ):
-        stopped, real = Gate(), world.storage.partial
+        stopped, real = Gate(), world.storage.open_unfinished
 
-        async def partial(*arguments, **more):
+        async def open_unfinished(*arguments, **more):
             if not stopped.reached.is_set():
                 await stopped.pass_through()
             return await real(*arguments, **more)
 
         key = await frozen.create(9)
         await frozen.append(key, 0, b"abc")
-        monkeypatch.setattr(world.storage, "partial", partial)
+        monkeypatch.setattr(world.storage, "open_unfinished", open_unfinished)
         stopped.close()
         old = asyncio.create_task(frozen.append(key, 3, b"xyz"))
         await coming(stopped.reached)
@@ -205,4 +205,4 @@ class TestFrozenWriters:
                 await writer.task
         assert await worker.statuses() == [(0, "failed")]
         assert await worker.storage.contents() == {}
-        assert await worker.partials() == []
+        assert await worker.unfinished() == []

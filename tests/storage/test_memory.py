@@ -3,11 +3,11 @@
 import pytest
 
 from app.storage.memory import MemoryStorage
-from tests.contracts.partial import PartialContract
 from tests.contracts.storage import MiB, StorageContract
+from tests.contracts.unfinished import UnfinishedContract
 
 
-class TestMemoryStorage(StorageContract, PartialContract):
+class TestMemoryStorage(StorageContract, UnfinishedContract):
     @pytest.fixture
     def storage(self):
         return MemoryStorage()

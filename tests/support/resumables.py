@@ -86,8 +86,8 @@ class Worker:
         finally:
             await stored.close()
 
-    async def partials(self):
-        return [(file.fence, file.size) async for found in self.storage.partials(0) for file in found]
+    async def unfinished(self):
+        return [(file.fence, file.size) async for found in self.storage.walk_unfinished(0) for file in found]
 
 
 class World:

@@ -15,7 +15,7 @@ from app.sessions import records as session_records
 from app.sessions.records import NewSession
 from app.storage.local import LocalStorage, syscalls
 from app.uploads import records as upload_records
-from app.uploads.group_commit import MAX_BATCH_FILES, Publisher
+from app.uploads.group_commit import MAX_GROUP_FILES, Publisher
 from app.uploads.landing import Incoming
 from tests.support.unreliable import NOW, Database, Store, Time, coming, ids, opened, until
 
@@ -170,23 +170,23 @@ class TestOrder:
             landed = await asyncio.gather(*tasks)
         assert world.store.batches == [1, 300]
         assert [len(uploads) for uploads in landed] == [1, 100, 100, 100]
-        assert MAX_BATCH_FILES < 300 < MAX_BATCH_FILES + 100
+        assert MAX_GROUP_FILES < 300 < MAX_GROUP_FILES + 100
 
     async def test_the_rest_waits_for_the_next_commit_group(self, world):
         world.store.gate.close()
         async with world.publisher() as publisher:
             tasks = await begun(publisher.land(await world.files(0), None))
             await coming(world.store.gate.reached)
-            tasks += await begun(*[publisher.land(await world.files(1), None) for _ in range(MAX_BATCH_FILES + 5)])
+            tasks += await begun(*[publisher.land(await world.files(1), None) for _ in range(MAX_GROUP_FILES + 5)])
             world.store.gate.open()
             await asyncio.gather(*tasks)
-        assert world.store.batches == [1, MAX_BATCH_FILES, 5]
+        assert world.store.batches == [1, MAX_GROUP_FILES, 5]
 
 
 class TestFormsOfManyFiles:
     """More files than a batch holds: in slices, with others in between, and still all of them or none."""
 
-    MANY = 2 * MAX_BATCH_FILES + 88
+    MANY = 2 * MAX_GROUP_FILES + 88
 
     async def test_other_uploads_wait_for_a_slice_and_not_for_the_form(self, world, monkeypatch):
         asked = []
@@ -203,11 +203,11 @@ class TestFormsOfManyFiles:
             await coming(world.store.gate.reached)
             one = await begun(publisher.land(await world.files(2), None))
             try:
-                await until(lambda: asked == [MAX_BATCH_FILES, 1])
+                await until(lambda: asked == [MAX_GROUP_FILES, 1])
             finally:
                 world.store.gate.open()
             [uploads, _] = await asyncio.gather(*many, *one)
-        assert sorted(asked) == [1, 88, MAX_BATCH_FILES, MAX_BATCH_FILES]
+        assert sorted(asked) == [1, 88, MAX_GROUP_FILES, MAX_GROUP_FILES]
         assert len(uploads) == self.MANY
         assert len(await world.store.contents()) == self.MANY + 1
 

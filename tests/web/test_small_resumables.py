@@ -13,7 +13,7 @@ import pytest
 from app.db.database import Db
 from app.errors import Unavailable
 from app.storage.local import syscalls
-from app.storage.local.publish import BatchPublisher
+from app.storage.local.publish import GroupPublisher
 from tests.support.asgi import Answer, Client, Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,7 +38,7 @@ class Work:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """A context that counts transactions that write, flushes, and commit groups of files."""
     work = Work()
-    transaction, fsync, syncfs, publish = Db.transaction, os.fsync, syscalls.syncfs, BatchPublisher.publish
+    transaction, fsync, syncfs, publish = Db.transaction, os.fsync, syscalls.syncfs, GroupPublisher.publish
 
     async def counting(self: Db, *arguments: Any, **options: Any) -> Any:
         work.transactions += 1
@@ -52,14 +52,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
         work.flushes += 1
         syncfs(fd)
 
-    def publishing(self: BatchPublisher, *arguments: Any) -> Any:
+    def publishing(self: GroupPublisher, *arguments: Any) -> Any:
         work.published += 1
         return publish(self, *arguments)
 
     monkeypatch.setattr(Db, "transaction", counting)
     monkeypatch.setattr(os, "fsync", flushing)
     monkeypatch.setattr(syscalls, "syncfs", flushing_all)
-    monkeypatch.setattr(BatchPublisher, "publish", publishing)
+    monkeypatch.setattr(GroupPublisher, "publish", publishing)
 
     @contextmanager
     def count() -> Iterator[Work]:

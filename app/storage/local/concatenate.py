@@ -14,10 +14,10 @@ from app.cancellation import run_to_completion
 from app.storage import InUse, Mark, NotStored, digest_state
 from app.storage.local.block_writer import ALIGNMENT
 from app.storage.local.free_space import Reserved
-from app.storage.local.layout import partial_name
+from app.storage.local.layout import unfinished_name
 from app.storage.local.staged import Staging
 from app.storage.local.threads import in_thread
-from app.storage.local.unfinished import PartialFile, bypass_cache, open_partial, read_through
+from app.storage.local.unfinished import UnfinishedFile, bypass_cache, open_unfinished_file, read_through
 
 _FICLONE: Final = 0x40049409
 _CANNOT_SHARE: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM}
@@ -32,8 +32,8 @@ async def assemble(
 ) -> Mark:
     """Assemble a file as `Storage.assemble` does, but raise OSErrors as they are."""
     left = threading.Event()
-    assembly = Assembly(staging, partial_name(*name), reservation, lambda: left.is_set() or staging.closing.is_set())
-    sources = [(partial_name(key, fence), mark) for key, fence, mark in parts]
+    assembly = Assembly(staging, unfinished_name(*name), reservation, lambda: left.is_set() or staging.closing.is_set())
+    sources = [(unfinished_name(key, fence), mark) for key, fence, mark in parts]
     running = asyncio.ensure_future(in_thread(threads, assembly.run, sources))
     try:
         return await asyncio.shield(running)
@@ -58,10 +58,10 @@ class Assembly:
         directories = self._staging.directories
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
-            fd = open_partial(directories, self._name, flags)
+            fd = open_unfinished_file(directories, self._name, flags)
         except FileExistsError:
             raise InUse(self._name) from None
-        with closing(PartialFile(fd, space=self._staging.space, reservation=self._reservation)) as file:
+        with closing(UnfinishedFile(fd, space=self._staging.space, reservation=self._reservation)) as file:
             try:
                 for name, mark in sources:
                     if mark.offset:
@@ -69,15 +69,15 @@ class Assembly:
                 file.cut()
                 if self._staging.durable:
                     os.fsync(file.fileno())
-                    os.fsync(directories.partial_fd)
+                    os.fsync(directories.unfinished_fd)
             except BaseException:
-                directories.remove_partial(self._name)
+                directories.remove_unfinished_file(self._name)
                 raise
             return Mark(file.written, file.digest.state())
 
-    def _append(self, file: PartialFile, name: str, mark: Mark) -> None:
+    def _append(self, file: UnfinishedFile, name: str, mark: Mark) -> None:
         """Append a part. The first one need not be digested when its digest is known."""
-        source = open_partial(self._staging.directories, name, os.O_RDONLY)
+        source = open_unfinished_file(self._staging.directories, name, os.O_RDONLY)
         try:
             if os.fstat(source).st_size < mark.offset:
                 raise NotStored(name)
@@ -91,7 +91,7 @@ class Assembly:
         finally:
             os.close(source)
 
-    def _copy(self, file: PartialFile, source: int, length: int, write: Callable[[memoryview], object]) -> None:
+    def _copy(self, file: UnfinishedFile, source: int, length: int, write: Callable[[memoryview], object]) -> None:
         if self._staging.direct:
             file.enter_direct()
             if file.written % ALIGNMENT == 0:  # else the memory cannot be aligned for both files
@@ -100,7 +100,7 @@ class Assembly:
         os.posix_fadvise(source, 0, length, os.POSIX_FADV_DONTNEED)  # this pass must not fill the cache
 
 
-def _share(file: PartialFile, source: int) -> bool:
+def _share(file: UnfinishedFile, source: int) -> bool:
     """Have two files share their blocks; False where the file system cannot.
 
     Not by copy_file_range, which would then copy through the page cache: that costs twice

@@ -37,8 +37,8 @@ class LocalFiles(LocalParts):
         self._require()
         return self._staging.stage(key, reservation, has_record=has_record)
 
-    async def publish(self, batch: Sequence[Staged]) -> Mapping[str, UploadError]:
-        files = cast("Sequence[LocalStaged]", batch)  # made by `stage`
+    async def publish(self, group: Sequence[Staged]) -> Mapping[str, UploadError]:
+        files = cast("Sequence[LocalStaged]", group)  # made by `stage`
         whole = [staged for staged in files if staged.finished and not staged.ended]
         refused: dict[str, UploadError] = {}
         if len(whole) < len(files):
@@ -52,9 +52,9 @@ class LocalFiles(LocalParts):
             refused.update(await run_to_completion(publishing))
         return refused
 
-    async def _publish_and_forget(self, batch: Sequence[LocalStaged]) -> Mapping[str, UploadError]:
-        refused = await in_thread(self._publishing, self._publisher.publish, batch)
-        for staged in batch:
+    async def _publish_and_forget(self, group: Sequence[LocalStaged]) -> Mapping[str, UploadError]:
+        refused = await in_thread(self._publishing, self._publisher.publish, group)
+        for staged in group:
             staged.forget()
         return refused
 

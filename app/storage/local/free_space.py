@@ -37,7 +37,7 @@ class Space:
     """The space that one process may still use of a file system, `min_free` bytes of which stay free.
 
     Bytes are reserved on the event loop (`reserve`), may be kept in memory for a while
-    (`hold`, `let_go`), and are written by threads, each write between `begin_write` and
+    (`hold`, `release_memory`), and are written by threads, each write between `begin_write` and
     `end_write`: so threads that write at the same moment cannot pass the minimum together,
     and no upload takes the bytes reserved for another.
     """
@@ -89,7 +89,7 @@ class Space:
     def has_memory(self, size: int) -> bool:
         return self.held + size <= HELD_BYTES_IN_ALL
 
-    def let_go(self, size: int) -> None:
+    def release_memory(self, size: int) -> None:
         self.held -= size
 
     # Called in threads:

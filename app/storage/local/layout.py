@@ -39,13 +39,13 @@ def shard_of(key: str) -> str:
     return key[-2:]
 
 
-def partial_name(key: str, fence: int) -> str:
+def unfinished_name(key: str, fence: int) -> str:
     if not is_key(key) or fence < 0:
-        raise ValueError("a partial file is named by a UUID in canonical text and a number")
+        raise ValueError("a unfinished file is named by a UUID in canonical text and a number")
     return f"{key}.{fence}"
 
 
-def partial_of(name: str) -> tuple[str, int] | None:
+def unfinished_of(name: str) -> tuple[str, int] | None:
     """Parse the name of an unfinished file into key and fence; None for any other name."""
     match = _PARTIAL.fullmatch(name)
     return (match[1], int(match[2])) if match is not None and is_key(match[1]) else None
@@ -59,7 +59,7 @@ class Directories:
             raise ValueError("an owner is a UUID in canonical text")
         self.root = root
         self.owner = owner
-        self.root_fd = self.staging_fd = self.own_fd = self.partial_fd = self.files_fd = self.trash_fd = -1
+        self.root_fd = self.staging_fd = self.own_fd = self.unfinished_fd = self.files_fd = self.trash_fd = -1
         self._shard_fds: dict[str, int] = {}
         self._open: list[int] = []
 
@@ -85,7 +85,7 @@ class Directories:
             raise Unusable(f"{error.filename or self.root} cannot be used: {error.strerror}") from error
         _check_writable(self.root, self.root_fd)
         self.staging_fd = self._enter("staging", self.root_fd, self.root)
-        self.partial_fd = self._enter("partial", self.root_fd, self.root)
+        self.unfinished_fd = self._enter("partial", self.root_fd, self.root)
         self.files_fd = self._enter("files", self.root_fd, self.root)
         self.trash_fd = self._enter("trash", self.root_fd, self.root)
         for shard in SHARDS:
@@ -149,7 +149,7 @@ class Directories:
                 log.warning("staged files are left for the sweeper", error=error.strerror)
         while self._open:
             os.close(self._open.pop())
-        self.root_fd = self.staging_fd = self.own_fd = self.partial_fd = self.files_fd = self.trash_fd = -1
+        self.root_fd = self.staging_fd = self.own_fd = self.unfinished_fd = self.files_fd = self.trash_fd = -1
         self._shard_fds.clear()
 
     def shard_fd(self, key: str) -> int:
@@ -202,10 +202,10 @@ class Directories:
             with suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(key, dir_fd=self.shard_fd(key))
 
-    def remove_partial(self, name: str) -> None:
+    def remove_unfinished_file(self, name: str) -> None:
         """Remove an unfinished file; an absent one is skipped."""
         with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self.partial_fd)
+            os.unlink(name, dir_fd=self.unfinished_fd)
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def is_file(entry: "os.DirEntry[str]") -> bool:
 
 def is_ours_aside(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry of the trash is a file of ours, under its former name."""
-    return (is_key(entry.name) or partial_of(entry.name) is not None) and is_file(entry)
+    return (is_key(entry.name) or unfinished_of(entry.name) is not None) and is_file(entry)
 
 
 def require(directory: int) -> None:

@@ -14,7 +14,7 @@ from app.metrics import Metrics
 from app.storage.local.free_space import Space
 from app.storage.local.io_errors import Trust, reason
 from app.storage.local.layout import Directories
-from app.storage.local.publish import BatchPublisher
+from app.storage.local.publish import GroupPublisher
 from app.storage.local.staged import Staging
 from app.storage.local.threads import in_thread
 from app.storage.local.unrecorded import UnderWay
@@ -51,7 +51,7 @@ class LocalParts:
         durable = durability == "full"
         self._staging = Staging(self._directories, self.space, self._trust, self._threads, durable=durable)
         self._under_way = UnderWay(self._directories)
-        self._publisher = BatchPublisher(self._staging, self._under_way, self._metrics)
+        self._publisher = GroupPublisher(self._staging, self._under_way, self._metrics)
         self._closed = False
 
     async def recorded(self, keys: Collection[str]) -> None:

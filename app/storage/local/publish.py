@@ -19,7 +19,7 @@ FLUSH_EACH: Final = 2
 """Up to so many files of a commit group are flushed one by one; above, one flush of the file system is cheaper."""
 
 
-class BatchPublisher:
+class GroupPublisher:
     """Publishes commit groups, all in one thread: an error of syncfs must reach the group that it is about."""
 
     def __init__(self, staging: Staging, under_way: UnderWay, metrics: Metrics) -> None:
@@ -27,7 +27,7 @@ class BatchPublisher:
         self._under_way = under_way
         self._metrics = metrics
 
-    def publish(self, batch: Sequence[LocalStaged]) -> dict[str, UploadError]:
+    def publish(self, group: Sequence[LocalStaged]) -> dict[str, UploadError]:
         """Publish a commit group: stage → list → data durable → rename → names durable. The order may never change.
 
         A rename before the data is durable can come back from a power cut as an empty
@@ -35,9 +35,9 @@ class BatchPublisher:
         the kernel forgets the error and the next flush would wrongly succeed, so it is never repeated.
         """
         refused: dict[str, UploadError] = {}
-        unrecorded = [staged.key for staged in batch if not staged.has_record]
-        self._under_way.begin(unrecorded, flushed_together=len(batch) > FLUSH_EACH)
-        written = self._each(batch, LocalStaged.to_disk, refused)
+        unrecorded = [staged.key for staged in group if not staged.has_record]
+        self._under_way.begin(unrecorded, flushed_together=len(group) > FLUSH_EACH)
+        written = self._each(group, LocalStaged.to_disk, refused)
         if written and self._staging.durable:
             written = self._together(written, self._flush_data, refused)
         renamed = self._each(written, self._rename, refused)
@@ -47,11 +47,11 @@ class BatchPublisher:
         return refused
 
     def _each(
-        self, batch: Sequence[LocalStaged], step: Callable[[LocalStaged], None], refused: dict[str, UploadError]
+        self, group: Sequence[LocalStaged], step: Callable[[LocalStaged], None], refused: dict[str, UploadError]
     ) -> list[LocalStaged]:
         """Do one step for each file; refuse and remove those that fail."""
         passed = []
-        for staged in batch:
+        for staged in group:
             try:
                 step(staged)
             except Exception as error:
@@ -62,18 +62,18 @@ class BatchPublisher:
 
     def _together(
         self,
-        batch: list[LocalStaged],
+        group: list[LocalStaged],
         step: Callable[[Sequence[LocalStaged]], None],
         refused: dict[str, UploadError],
     ) -> list[LocalStaged]:
         """Do one step for all files together; if it fails, refuse and remove all."""
         try:
-            step(batch)
+            step(group)
         except Exception as error:
-            for staged in batch:
+            for staged in group:
                 self._refuse(staged, error, refused)
             return []
-        return batch
+        return group
 
     def _refuse(self, staged: LocalStaged, error: Exception, refused: dict[str, UploadError]) -> None:
         refused[staged.key] = self._staging.trust.refusal(error, staged.key, staged.size)
@@ -87,25 +87,25 @@ class BatchPublisher:
         self._under_way.end([staged.key])
         staged.discard()
 
-    def _flush_data(self, batch: Sequence[LocalStaged]) -> None:
+    def _flush_data(self, group: Sequence[LocalStaged]) -> None:
         began = self._metrics.stopwatch()
-        if len(batch) > FLUSH_EACH:
+        if len(group) > FLUSH_EACH:
             syscalls.syncfs(self._staging.directories.root_fd)
-            for staged in batch:
+            for staged in group:
                 staged.written_back()
         else:
-            for staged in batch:
+            for staged in group:
                 staged.flush()
         self._metrics.stages["data_flush"].observe(self._metrics.stopwatch() - began)
 
     def _rename(self, staged: LocalStaged) -> None:
         staged.take_name()
 
-    def _flush_names(self, batch: Sequence[LocalStaged]) -> None:
+    def _flush_names(self, group: Sequence[LocalStaged]) -> None:
         began = self._metrics.stopwatch()
-        if len(batch) > FLUSH_EACH:
+        if len(group) > FLUSH_EACH:
             syscalls.syncfs(self._staging.directories.root_fd)
         else:
-            for shard_fd in {self._staging.directories.shard_fd(staged.key) for staged in batch}:
+            for shard_fd in {self._staging.directories.shard_fd(staged.key) for staged in group}:
                 os.fsync(shard_fd)
         self._metrics.stages["names_flush"].observe(self._metrics.stopwatch() - began)

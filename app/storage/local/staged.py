@@ -137,7 +137,7 @@ class LocalStaged:
         self._writer = self._staging.writer(self._file)
         for block in self._held.blocks:
             await self._writer.write(block)
-        self._let_go()
+        self._release_memory()
 
     def _create(self, direct: bool) -> DigestingFile:
         # Assigned in the thread that creates it: a caller that is cancelled meanwhile still finds it.
@@ -201,11 +201,11 @@ class LocalStaged:
 
     def forget(self) -> None:
         """Release memory; the file itself is published or gone."""
-        self._let_go()
+        self._release_memory()
         self._staging.live.discard(self)
 
-    def _let_go(self) -> None:
-        self._staging.space.let_go(self._held.size)
+    def _release_memory(self) -> None:
+        self._staging.space.release_memory(self._held.size)
         self._held = Held()
 
     # Called in the thread that publishes:

@@ -14,7 +14,7 @@ import structlog
 
 from app.storage import Aside, is_key
 from app.storage.local import syscalls
-from app.storage.local.layout import Directories, is_ours_aside, listing, partial_name, partial_of
+from app.storage.local.layout import Directories, is_ours_aside, listing, unfinished_name, unfinished_of
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
@@ -26,10 +26,10 @@ def set_aside(directories: Directories, keys: Sequence[str]) -> None:
             _set_aside(directories, key, directories.shard_fd(key))
 
 
-def set_partials_aside(directories: Directories, names: Sequence[tuple[str, int]]) -> None:
+def set_unfinished_aside(directories: Directories, names: Sequence[tuple[str, int]]) -> None:
     """Move unfinished files into the trash; absent ones are skipped."""
     for name in names:
-        _set_aside(directories, partial_name(*name), directories.partial_fd)
+        _set_aside(directories, unfinished_name(*name), directories.unfinished_fd)
 
 
 def remove(directories: Directories, keys: Sequence[str]) -> None:
@@ -40,11 +40,11 @@ def remove(directories: Directories, keys: Sequence[str]) -> None:
             _remove_here(directories, key)
 
 
-def remove_partials(directories: Directories, names: Sequence[tuple[str, int]]) -> None:
+def remove_unfinished(directories: Directories, names: Sequence[tuple[str, int]]) -> None:
     """Remove unfinished files for good, also from the trash; absent ones are skipped."""
     for name in names:
-        directories.remove_partial(partial_name(*name))
-        _remove_here(directories, partial_name(*name))
+        directories.remove_unfinished_file(unfinished_name(*name))
+        _remove_here(directories, unfinished_name(*name))
 
 
 def _remove_here(directories: Directories, name: str) -> bool:
@@ -56,13 +56,13 @@ def _remove_here(directories: Directories, name: str) -> bool:
     return True
 
 
-def end_partial(directories: Directories, name: tuple[str, int], offset: int) -> None:
+def end_unfinished(directories: Directories, name: tuple[str, int], offset: int) -> None:
     """Remove an unfinished file, or set it aside if it is longer than the offset; an absent one is skipped."""
     with suppress(FileNotFoundError):
-        if os.stat(partial_name(*name), dir_fd=directories.partial_fd, follow_symlinks=False).st_size > offset:
-            set_partials_aside(directories, [name])
+        if os.stat(unfinished_name(*name), dir_fd=directories.unfinished_fd, follow_symlinks=False).st_size > offset:
+            set_unfinished_aside(directories, [name])
         else:
-            directories.remove_partial(partial_name(*name))
+            directories.remove_unfinished_file(unfinished_name(*name))
 
 
 def _set_aside(directories: Directories, name: str, where: int) -> None:
@@ -89,9 +89,9 @@ def put_all_back(directories: Directories, keys: Sequence[str]) -> dict[str, int
     return {key: size for key, size in sizes.items() if size is not None}
 
 
-def put_partial_back(directories: Directories, name: str) -> bool:
+def put_unfinished_back(directories: Directories, name: str) -> bool:
     """Put an unfinished file back under its name; False if it was not set aside or the name is taken."""
-    return _put_back(directories, name, directories.partial_fd) is not None
+    return _put_back(directories, name, directories.unfinished_fd) is not None
 
 
 def _put_back(directories: Directories, name: str, where: int) -> int | None:
@@ -123,7 +123,7 @@ def list_aside(directories: Directories, left: Collection[str]) -> list[Aside]:
                 age = now - entry.stat(follow_symlinks=False).st_ctime
             except FileNotFoundError:
                 continue  # another process has just put it back
-            key, fence = partial_of(entry.name) or (entry.name, None)
+            key, fence = unfinished_of(entry.name) or (entry.name, None)
             found.append(Aside(key, fence, age, entry.name in left))
     return found
 
@@ -131,6 +131,6 @@ def list_aside(directories: Directories, left: Collection[str]) -> list[Aside]:
 def remove_aside(directories: Directories, files: Sequence[Aside]) -> int:
     """Remove files that were set aside; return how many. One that was put back meanwhile stays."""
     return sum(
-        _remove_here(directories, file.key if file.fence is None else partial_name(file.key, file.fence))
+        _remove_here(directories, file.key if file.fence is None else unfinished_name(file.key, file.fence))
         for file in files
     )

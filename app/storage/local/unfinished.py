@@ -25,17 +25,17 @@ from app.storage.local import syscalls
 from app.storage.local.block_writer import ALIGNMENT, BLOCK_BYTES, DigestingFile
 from app.storage.local.free_space import Reserved, Space
 from app.storage.local.io_errors import reason
-from app.storage.local.layout import Directories, partial_name, require
+from app.storage.local.layout import Directories, require, unfinished_name
 from app.storage.local.staged import FILE_MODE, LocalStaged, Staging
 from app.storage.local.threads import in_thread
-from app.storage.local.trash import put_partial_back
+from app.storage.local.trash import put_unfinished_back
 
 log = structlog.stdlib.get_logger("waybill.storage")
 
 _UNFINISHED_MODE: Final = 0o600
 
 
-class PartialFile(DigestingFile):
+class UnfinishedFile(DigestingFile):
     """A file that can be continued from any offset, in full blocks that bypass the page cache.
 
     Its descriptor begins at the file's start; `go_to` sets the offset.
@@ -101,17 +101,17 @@ def bypass_cache(fd: int, bypass: bool) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if bypass else flags & ~os.O_DIRECT)
 
 
-def open_partial(directories: Directories, name: str, flags: int) -> int:
+def open_unfinished_file(directories: Directories, name: str, flags: int) -> int:
     """Open an unfinished file and return its descriptor; raises NotStored, or OSError."""
     try:
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(name, flags, _UNFINISHED_MODE, dir_fd=directories.partial_fd)
+        fd = os.open(name, flags, _UNFINISHED_MODE, dir_fd=directories.unfinished_fd)
     except OSError as error:
         if error.errno not in {errno.ENOENT, errno.ELOOP, errno.EISDIR}:
             raise
-        require(directories.partial_fd)
-        if error.errno == errno.ENOENT and put_partial_back(directories, name):
-            return open_partial(directories, name, flags)
+        require(directories.unfinished_fd)
+        if error.errno == errno.ENOENT and put_unfinished_back(directories, name):
+            return open_unfinished_file(directories, name, flags)
         raise NotStored(name) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -120,9 +120,9 @@ def open_partial(directories: Directories, name: str, flags: int) -> int:
 
 
 def _open_locked(directories: Directories, name: str, flags: int) -> int:
-    """Open an unfinished file as `open_partial` does, and lock it; raises InUse."""
+    """Open an unfinished file as `open_unfinished_file` does, and lock it; raises InUse."""
     while True:
-        fd = open_partial(directories, name, flags)
+        fd = open_unfinished_file(directories, name, flags)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink:
@@ -136,7 +136,7 @@ def _open_locked(directories: Directories, name: str, flags: int) -> int:
         os.close(fd)  # another process removed the file before it was locked
 
 
-def _names(name: str, directory: int, file: PartialFile) -> bool:
+def _names(name: str, directory: int, file: UnfinishedFile) -> bool:
     """Whether the name, in a directory given by its descriptor, is the file's."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(file.fileno()))
@@ -164,12 +164,12 @@ def read_through(
         done += count
 
 
-class LocalPartial(LocalStaged):
+class LocalUnfinished(LocalStaged):
     """An open unfinished file. Like staged files it is held while small, written in blocks, and published."""
 
     def __init__(self, staging: Staging, key: str, fence: int, reservation: Reserved | None) -> None:
         super().__init__(staging, key, reservation, has_record=True)
-        self.name = partial_name(key, fence)
+        self.name = unfinished_name(key, fence)
         self._mark = Mark(0)
         self._broken = False
 
@@ -192,7 +192,7 @@ class LocalPartial(LocalStaged):
                 if self._writer is not None:
                     await self._writer.flush()
                 await in_thread(self._staging.threads, self._keep)
-            self._let_go()
+            self._release_memory()
             self.size = self._mark.offset  # a cancelled write may have counted more
 
     async def digest(self, algorithm: str) -> str:
@@ -211,7 +211,7 @@ class LocalPartial(LocalStaged):
                 if self._writer is not None:
                     await self._writer.settle()
                     self._writer = None
-                self._let_go()
+                self._release_memory()
                 await in_thread(self._staging.threads, self._go_to, mark)
             self.size = mark.offset
 
@@ -221,7 +221,7 @@ class LocalPartial(LocalStaged):
             async with self._writing:
                 with self._failing():
                     await run_to_completion(in_thread(self._staging.threads, self._write_held))
-                self._let_go()
+                self._release_memory()
         await super().finish()
 
     async def detach(self) -> None:
@@ -259,7 +259,7 @@ class LocalPartial(LocalStaged):
         """Open and lock the file, and go to the mark; False if that would cut off bytes, which `cuts` must allow."""
         fd = _open_locked(self._staging.directories, self.name, os.O_RDWR | (0 if mark.offset else os.O_CREAT))
         # Assigned here: a caller that is cancelled meanwhile still finds it.
-        self._file = PartialFile(fd, space=self._staging.space, reservation=self._reservation)
+        self._file = UnfinishedFile(fd, space=self._staging.space, reservation=self._reservation)
         state = os.fstat(fd)
         if state.st_size < mark.offset or (state.st_nlink > 1 and self._is_published()):
             raise NotStored(self.name)
@@ -282,7 +282,7 @@ class LocalPartial(LocalStaged):
         file.go_to(mark.offset, digest)
         self._mark = Mark(mark.offset, digest.state())
 
-    def _create(self, direct: bool) -> PartialFile:
+    def _create(self, direct: bool) -> UnfinishedFile:
         file = self._opened()
         if direct:
             file.enter_direct()
@@ -295,7 +295,7 @@ class LocalPartial(LocalStaged):
         if self._staging.durable:
             os.fsync(file.fileno())
             if self._mark.offset == 0:
-                os.fsync(self._staging.directories.partial_fd)
+                os.fsync(self._staging.directories.unfinished_fd)
         self._mark = Mark(file.written, file.digest.state())
 
     def _digest(self, algorithm: str) -> str:
@@ -317,9 +317,9 @@ class LocalPartial(LocalStaged):
         try:
             if not self._is_named():
                 raise FileNotFoundError(self.name)  # another file has taken the name
-            syscalls.rename_new(self.name, self.key, old_dir_fd=directories.partial_fd, new_dir_fd=shard_fd)
+            syscalls.rename_new(self.name, self.key, old_dir_fd=directories.unfinished_fd, new_dir_fd=shard_fd)
         except FileNotFoundError as error:
-            require(directories.partial_fd)
+            require(directories.unfinished_fd)
             require(shard_fd)
             raise Unavailable from error  # removed: another process goes on with the upload
         self.named = True
@@ -329,7 +329,7 @@ class LocalPartial(LocalStaged):
         directories = self._staging.directories
         shard_fd = directories.shard_fd(self.key)
         os.chmod(self.key, _UNFINISHED_MODE, dir_fd=shard_fd)  # by its name, since its descriptor may be closed
-        syscalls.rename_new(self.key, self.name, old_dir_fd=shard_fd, new_dir_fd=directories.partial_fd)
+        syscalls.rename_new(self.key, self.name, old_dir_fd=shard_fd, new_dir_fd=directories.unfinished_fd)
 
     def discard(self) -> None:
         """Close the file, which releases the lock; the file stays, up to its last mark.
@@ -343,19 +343,19 @@ class LocalPartial(LocalStaged):
             finally:
                 self.close()
         except OSError as error:
-            log.error("a partial file could not be let go of in good order", key=self.key, error=reason(error))
+            log.error("unfinished file not released", key=self.key, error=reason(error))
 
     def _cut_off(self) -> None:
         if self._mark.offset:
             os.ftruncate(self._opened().fileno(), self._mark.offset)
         elif self._is_named():
             # btrfs over its quota refuses to truncate a file, but not to remove it; the next writer creates it anew.
-            self._staging.directories.remove_partial(self.name)
+            self._staging.directories.remove_unfinished_file(self.name)
 
     def _is_named(self) -> bool:
         """Whether the file still has its name, which another may have if this one was removed."""
-        return _names(self.name, self._staging.directories.partial_fd, self._opened())
+        return _names(self.name, self._staging.directories.unfinished_fd, self._opened())
 
-    def _opened(self) -> PartialFile:
-        assert isinstance(self._file, PartialFile)
+    def _opened(self) -> UnfinishedFile:
+        assert isinstance(self._file, UnfinishedFile)
         return self._file

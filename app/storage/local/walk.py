@@ -3,16 +3,16 @@
 import os
 from collections.abc import Collection, Sequence
 
-from app.storage import Found, FoundPartial, is_key
+from app.storage import Found, FoundUnfinished, is_key
 from app.storage.local.layout import (
     SHARDS,
     Directories,
     is_file,
     is_ours_aside,
     listing,
-    partial_name,
-    partial_of,
     shard_of,
+    unfinished_name,
+    unfinished_of,
 )
 
 
@@ -28,21 +28,23 @@ def found_in(directories: Directories, shard: str, before: float, left: Collecti
     return found
 
 
-def partials(directories: Directories) -> list[tuple[str, int]]:
+def unfinished(directories: Directories) -> list[tuple[str, int]]:
     """List key and fence of every unfinished file."""
-    with listing(directories.partial_fd) as entries:
-        return [name for entry in entries if is_file(entry) and (name := partial_of(entry.name)) is not None]
+    with listing(directories.unfinished_fd) as entries:
+        return [name for entry in entries if is_file(entry) and (name := unfinished_of(entry.name)) is not None]
 
 
-def found_partials(directories: Directories, names: Sequence[tuple[str, int]], before: float) -> list[FoundPartial]:
+def found_unfinished(
+    directories: Directories, names: Sequence[tuple[str, int]], before: float
+) -> list[FoundUnfinished]:
     """List those of the unfinished files that still exist; the ones not changed since `before` are settled."""
     found = []
     for key, fence in names:
         try:
-            state = os.stat(partial_name(key, fence), dir_fd=directories.partial_fd, follow_symlinks=False)
+            state = os.stat(unfinished_name(key, fence), dir_fd=directories.unfinished_fd, follow_symlinks=False)
         except FileNotFoundError:
             continue  # published or removed since it was listed
-        found.append(FoundPartial(key, fence, state.st_size, state.st_ctime <= before))
+        found.append(FoundUnfinished(key, fence, state.st_size, state.st_ctime <= before))
     return found
 
 
@@ -52,7 +54,7 @@ def strays(directories: Directories) -> list[str]:
     for directory, fd, is_ours in (
         ("files", directories.files_fd, lambda entry: entry.name in SHARDS),
         ("staging", directories.staging_fd, lambda entry: is_key(entry.name) and entry.is_dir(follow_symlinks=False)),
-        ("partial", directories.partial_fd, lambda entry: partial_of(entry.name) is not None and is_file(entry)),
+        ("partial", directories.unfinished_fd, lambda entry: unfinished_of(entry.name) is not None and is_file(entry)),
         ("trash", directories.trash_fd, is_ours_aside),
     ):
         with listing(fd) as entries:

@@ -41,7 +41,7 @@ _TUS: Final = header("Tus-Resumable", "1.0.0 makes it a request of tus.")
 _BEGIN: Final = [
     header("Upload-Complete", "Makes it an upload in several requests: ?1 if this is all of it, ?0 if not."),
     header("Upload-Length", "How many bytes there will be."),
-    header("Upload-Draft-Interop-Version", "The client's interop version; it is told by a 104 where it could go on."),
+    header("Upload-Draft-Interop-Version", "The client's interop version; a 104 reports where it could go on."),
 ]
 _PLACE: Final = header("Upload-Offset", "Where the bytes of this request begin.")
 _CHECKSUM: Final = header("Upload-Checksum", "tus: algorithm and checksum of this request's bytes, in base64.")
@@ -115,7 +115,7 @@ def _post(largest: str, most_files: int) -> Json:
             *_BEGIN,
             _TUS,
             header("Upload-Metadata", "tus: filename and filetype, in base64."),
-            header("Upload-Defer-Length", "tus: 1 if the length is told later."),
+            header("Upload-Defer-Length", "tus: 1 if the length is declared later."),
             header("Upload-Concat", "tus: partial, or final; and the URLs of the parts."),
             _CHECKSUM,
             _OVERRIDE,

@@ -42,9 +42,9 @@ WHERE resumables.key_hash = batch.key_hash
        OR resumables.ended_as = 'completed')
 RETURNING resumables.key_hash;
 
--- name: claim_resumables :run
+-- name: acquire_resumables :run
 -- params: rows, now_us
--- Draw fencing tokens as claim_resumable does, for a JSON array of objects with a key and a holder's id.
+-- Draw fencing tokens as acquire_resumable does, for a JSON array of objects with a key and a holder's id.
 UPDATE resumables
 SET fence = resumables.fence + 1,
     holder_id = CASE WHEN resumables.holder IS NULL THEN batch.holder_id ELSE resumables.holder_id END,
@@ -71,7 +71,7 @@ LEFT JOIN uploads ON uploads.id = resumables.upload_id
 LEFT JOIN sessions ON sessions.id = resumables.session_id
 WHERE resumables.key_hash IN (SELECT jsonb_array_elements_text(CAST(:key_hashes AS JSONB)));
 
--- name: list_partials :many
+-- name: list_files_of_uploads :many
 -- params: ids
 -- The unfinished file of each upload of a JSON array of ids, and whether the upload has ended; unknown ids are left
 -- out.

@@ -13,7 +13,7 @@ from app.storage.local import aio, block_writer, syscalls
 from app.storage.local.block_writer import BLOCK_BYTES, BlockPool, DigestingFile
 from app.storage.local.free_space import Space
 from app.storage.local.staged import POOLED_BLOCKS
-from app.storage.local.unfinished import PartialFile
+from app.storage.local.unfinished import UnfinishedFile
 from tests.contracts.storage import MiB, content_of, fill, get, new_key, put
 from tests.support.stores import files_in, local, write_at_once
 
@@ -41,8 +41,8 @@ def opened(tmp_path):
     space.watch(fd)
 
     def open_file(*, direct, kind=DigestingFile):
-        if kind is PartialFile:
-            return PartialFile(os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR), space=space, reservation=None)
+        if kind is UnfinishedFile:
+            return UnfinishedFile(os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR), space=space, reservation=None)
         flags = os.O_CREAT | os.O_WRONLY | (os.O_DIRECT if direct else 0)
         return DigestingFile(os.open(tmp_path / "file", flags), direct=direct, space=space, reservation=None)
 
@@ -304,7 +304,7 @@ async def test_dirty_pages_never_pile_up(tmp_path, storage, monkeypatch):
 
 def test_a_block_that_begins_between_the_alignments_is_not_left_to_the_kernel(tmp_path, opened):
     """The one before it went past the page cache, but this one cannot."""
-    with opened(direct=True, kind=PartialFile) as file:
+    with opened(direct=True, kind=UnfinishedFile) as file:
         content = content_of(3 * BLOCK_BYTES)
         file.enter_direct()
         file.write(aligned(content[:BLOCK_BYTES]))

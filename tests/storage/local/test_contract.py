@@ -8,12 +8,12 @@ import pytest
 from app.errors import Unavailable
 from app.storage import Mark
 from app.storage.local import syscalls
-from tests.contracts.partial import PartialContract, found
 from tests.contracts.storage import MiB, StorageContract, keys, new_key, put
+from tests.contracts.unfinished import UnfinishedContract, found
 from tests.support.stores import limit, local
 
 
-class TestLocalStorage(StorageContract, PartialContract):
+class TestLocalStorage(StorageContract, UnfinishedContract):
     @pytest.fixture
     async def storage(self, tmp_path):
         storage = local(tmp_path / "store")
@@ -55,8 +55,8 @@ class TestLocalStorage(StorageContract, PartialContract):
         key = await put(storage, b"kept")
         await storage.close()
         asked = [storage.open(key), storage.digest(key), storage.remove([key]), storage.set_aside([key]), keys(storage)]
-        asked += [storage.make_durable(key), storage.partial(key, 1, Mark(0)), storage.assemble(key, 1, [])]
-        asked += [storage.remove_partials([(key, 1)]), found(storage)]
+        asked += [storage.make_durable(key), storage.open_unfinished(key, 1, Mark(0)), storage.assemble(key, 1, [])]
+        asked += [storage.remove_unfinished([(key, 1)]), found(storage)]
         asked += [storage.missing([key]), storage.strays(), storage.sweep(), storage.free_bytes(), storage.test()]
         for ask in asked:
             with pytest.raises(Unavailable):

@@ -155,7 +155,7 @@ def test_memory_for_small_files_is_bounded_and_comes_back():
     assert space.hold(HELD_BYTES_IN_ALL - 1)
     assert not space.hold(2)
     assert space.hold(1)
-    space.let_go(HELD_BYTES_IN_ALL)
+    space.release_memory(HELD_BYTES_IN_ALL)
     assert space.hold(HELD_BYTES_IN_ALL)
 
 

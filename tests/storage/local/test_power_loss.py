@@ -11,8 +11,8 @@ import pytest
 from app.errors import Unavailable
 from app.storage import Mark
 from app.storage.local import aio, syscalls
-from tests.contracts.partial import append, complete
 from tests.contracts.storage import MiB, content_of, get, keys, new_key, staged
+from tests.contracts.unfinished import append, complete
 from tests.support.stores import cut_power, local, mounted, needs_root
 from tests.support.tools import tool
 
@@ -107,7 +107,7 @@ async def send(root, key: str, pieces: list[bytes], *, before_call: int) -> tupl
     with power_cut_before(before_call, root) as made, suppress(Unavailable):
         for piece in pieces:
             fence, mark = given[-1]
-            partial = await storage.partial(key, fence, mark)
+            partial = await storage.open_unfinished(key, fence, mark)
             await append(partial, b"given up" + piece)
             await partial.back_to(mark)
             await append(partial, piece)

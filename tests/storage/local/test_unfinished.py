@@ -1,4 +1,4 @@
-"""Partial files on a local disk: written from anywhere, held by one, kept through faults, left by whoever leaves."""
+"""Unfinished files on a local disk: written from anywhere, held by one, kept through faults, left by whoever leaves."""
 
 import asyncio
 import ctypes
@@ -21,8 +21,8 @@ from app.errors import StorageFull, Unavailable
 from app.storage import InUse, Mark, NotStored, digest_state
 from app.storage.local import concatenate, syscalls
 from app.storage.memory import MemoryStorage
-from tests.contracts.partial import PartialContract, append, complete, found, kept
 from tests.contracts.storage import KiB, MiB, content_of, get, keys, new_key, put, staged
+from tests.contracts.unfinished import UnfinishedContract, append, complete, found, kept
 from tests.support.stores import Gate, descriptors, local, mounted, needs_root, tmpfs
 from tests.support.tools import tool
 
@@ -38,22 +38,22 @@ async def storage(tmp_path):
     await storage.close()
 
 
-def partial_files(root) -> dict[str, bytes]:
+def unfinished_files(root) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (root / "partial").iterdir()}
 
 
-def in_partial(fd, *more) -> bool:
+def in_unfinished(fd, *more) -> bool:
     return "/partial/" in os.readlink(f"/proc/self/fd/{fd}")
 
 
-def open_partials() -> list[str]:
+def open_unfinished_files() -> list[str]:
     return [target for target in descriptors().values() if "/partial/" in target]
 
 
 # --- the contract, where blocks, direct writes or OpenSSL are not to be had
 
 
-class TestWithoutBlocks(PartialContract):
+class TestWithoutBlocks(UnfinishedContract):
     @pytest.fixture
     async def storage(self, storage, monkeypatch):
         monkeypatch.setattr(storage._staging._pool, "take", lambda: None)
@@ -62,7 +62,7 @@ class TestWithoutBlocks(PartialContract):
     small = pytest.fixture(lambda self: MemoryStorage(MiB))
 
 
-class TestWithoutOpenSSL(PartialContract):
+class TestWithoutOpenSSL(UnfinishedContract):
     @pytest.fixture
     async def storage(self, storage, monkeypatch):
         monkeypatch.setattr(digest_state, "_openssl", lambda: None)
@@ -71,7 +71,7 @@ class TestWithoutOpenSSL(PartialContract):
     small = pytest.fixture(lambda self: MemoryStorage(MiB))
 
 
-class TestWithoutDirectWrites(PartialContract):
+class TestWithoutDirectWrites(UnfinishedContract):
     @pytest.fixture
     async def storage(self, storage):
         storage._staging.direct = False
@@ -100,7 +100,7 @@ async def play(root, direct, steps) -> None:
     await storage.prepare()
     storage._staging.direct = storage._staging.direct and direct
     key, fence, mark, content = new_key(), 1, Mark(0), b""
-    partial = await storage.partial(key, fence, mark)
+    partial = await storage.open_unfinished(key, fence, mark)
     for number, (step, size) in enumerate(steps):
         if step == "write":
             await append(partial, content_of(size, number), 300_000)
@@ -116,15 +116,15 @@ async def play(root, direct, steps) -> None:
             content = content[: mark.offset]
             if step == "take over":
                 mark = await storage.assemble(key, fence + 1, [(key, fence, mark)])
-                await storage.remove_partials([(key, fence)])
+                await storage.remove_unfinished([(key, fence)])
                 fence += 1
-            partial = await storage.partial(key, fence, mark)
+            partial = await storage.open_unfinished(key, fence, mark)
         assert partial.size == len(content)
     await partial.finish()
     assert partial.sha256 == hashlib.sha256(content).hexdigest()
     assert await storage.publish([partial]) == {}
     assert await get(storage, key) == content
-    assert partial_files(root) == {}
+    assert unfinished_files(root) == {}
     await storage.remove([key])
     await storage.close()
 
@@ -138,7 +138,7 @@ class Writes:
         monkeypatch.setattr(os, "write", self.write)
 
     def write(self, fd, block):
-        if not in_partial(fd):
+        if not in_unfinished(fd):
             return self._real(fd, block)
         if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
             self.cached += len(block)
@@ -158,7 +158,7 @@ async def test_large_requests_go_past_the_page_cache_wherever_they_begin(storage
     content, writes = content_of(begin + 3 * MiB + 700), Writes(monkeypatch)
     key, fence, mark = await kept(storage, content[:begin])
     assert writes.direct == 0  # what is small is not worth a block
-    partial = await storage.partial(key, fence, mark)
+    partial = await storage.open_unfinished(key, fence, mark)
     for _ in range(2):
         await append(partial, content_of(MiB, 2))
         await partial.back_to(mark)
@@ -181,7 +181,7 @@ async def test_large_requests_go_past_the_page_cache_wherever_they_begin(storage
 
 async def test_an_unfinished_file_is_writable_until_it_is_published(tmp_path, storage):
     key, fence, mark = await kept(storage, b"hello")
-    assert partial_files(tmp_path) == {f"{key}.{fence}": b"hello"}
+    assert unfinished_files(tmp_path) == {f"{key}.{fence}": b"hello"}
     assert stat.S_IMODE((tmp_path / "partial" / f"{key}.{fence}").stat().st_mode) == 0o600
     await complete(storage, key, fence, mark)
     assert stat.S_IMODE((tmp_path / "files" / key[-2:] / key).stat().st_mode) == 0o440
@@ -219,7 +219,7 @@ async def test_foreign_files_are_not_listed(tmp_path, storage):
     for number in (2, 3, 4):
         for mark in (Mark(0), Mark(1)):
             with pytest.raises(NotStored):
-                await storage.partial(key, number, mark)
+                await storage.open_unfinished(key, number, mark)
         with pytest.raises(NotStored):
             await storage.assemble(key, 5, [(key, number, Mark(1))])
     assert (tmp_path / "partial" / f"{key}.{fence}").read_bytes() == b"hello"
@@ -229,7 +229,7 @@ async def test_many_unfinished_files_are_listed_in_slices_and_may_go_meanwhile(t
     for number in range(1500):
         (tmp_path / "partial" / f"{new_key()}.{number}").touch()
     met = []
-    async for slice_ in storage.partials(0):
+    async for slice_ in storage.walk_unfinished(0):
         met += slice_
         for path in (tmp_path / "partial").iterdir():
             path.unlink()
@@ -240,10 +240,10 @@ async def test_many_unfinished_files_are_listed_in_slices_and_may_go_meanwhile(t
 async def test_a_directory_that_is_gone_says_nothing_about_files(tmp_path, storage):
     """Or every unfinished upload would be given up as lost."""
     key, fence, mark = await kept(storage, b"hello")
-    partial = await storage.partial(key, fence, mark)
+    partial = await storage.open_unfinished(key, fence, mark)
     await partial.finish()
     (tmp_path / "partial").rename(tmp_path / "elsewhere")
-    moved = await storage.partial(key, fence + 1, Mark(0))  # the directory is held open
+    moved = await storage.open_unfinished(key, fence + 1, Mark(0))  # the directory is held open
     await moved.detach()
     for name in os.listdir(tmp_path / "elsewhere"):
         os.unlink(tmp_path / "elsewhere" / name)
@@ -255,7 +255,7 @@ async def test_a_directory_that_is_gone_says_nothing_about_files(tmp_path, stora
         await found(storage)
     fault, storage._trust.fault = storage._trust.fault, None
     assert fault.errno == errno.ENOENT
-    for ask in (storage.partial(key, fence, mark), storage.assemble(key, 9, [(key, fence, mark)])):
+    for ask in (storage.open_unfinished(key, fence, mark), storage.assemble(key, 9, [(key, fence, mark)])):
         with pytest.raises(Unavailable):
             await ask
         storage._trust.fault = None
@@ -273,7 +273,7 @@ from app.storage.local import LocalStorage
 async def main():
     storage = LocalStorage(Path(sys.argv[1]), owner=sys.argv[2], min_free=0)
     await storage.prepare()
-    partial = await storage.partial(sys.argv[3], 1, Mark(0))
+    partial = await storage.open_unfinished(sys.argv[3], 1, Mark(0))
     await partial.write(b"hello")
     print((await partial.checkpoint()).offset, flush=True)
     await asyncio.sleep(600)
@@ -300,7 +300,7 @@ async def test_a_stopped_process_holds_its_unfinished_file_until_it_is_dead(stor
         for send in (signal.SIGSTOP, signal.SIGCONT):
             holder.send_signal(send)
             with pytest.raises(InUse):
-                await storage.partial(key, 1, mark)
+                await storage.open_unfinished(key, 1, mark)
         copied = await storage.assemble(key, 2, [(key, 1, mark)])
     assert await complete(storage, key, 1, mark, b" world") == b"hello world"
     await storage.remove([key])
@@ -320,11 +320,11 @@ async def test_a_file_that_is_removed_before_it_is_locked_is_not_the_file(storag
     monkeypatch.setattr(fcntl, "flock", removed_first)
     if offset:
         with pytest.raises(NotStored):
-            await storage.partial(key, fence, mark)
-        assert partial_files(tmp_path) == {}
+            await storage.open_unfinished(key, fence, mark)
+        assert unfinished_files(tmp_path) == {}
     else:
         assert await complete(storage, key, fence, mark, b"anew") == b"anew"
-    assert open_partials() == []
+    assert open_unfinished_files() == []
 
 
 # --- durability
@@ -338,7 +338,7 @@ async def test_a_mark_is_given_once_data_and_name_are_flushed(tmp_path, monkeypa
     flushed, real = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
     key = new_key()
-    partial = await storage.partial(key, 1, Mark(0))
+    partial = await storage.open_unfinished(key, 1, Mark(0))
     data, name = str(tmp_path / "partial" / f"{key}.1"), str(tmp_path / "partial")
     for expected in ([data, name], [data]):
         await append(partial, content_of(size))
@@ -409,8 +409,8 @@ async def append_and_keep(partial, content: bytes) -> None:
 async def test_bytes_without_a_mark_do_not_count_after_an_error(tmp_path, storage, monkeypatch, call, size):
     content = content_of(MiB + 77)
     key, fence, mark = await kept(storage, content)
-    partial = await storage.partial(key, fence, mark)
-    failing = Failing(monkeypatch, os, call, when=in_partial)
+    partial = await storage.open_unfinished(key, fence, mark)
+    failing = Failing(monkeypatch, os, call, when=in_unfinished)
     with pytest.raises(Unavailable):
         await append_and_keep(partial, content_of(size, seed=2))
     assert failing.met == 1
@@ -418,12 +418,12 @@ async def test_bytes_without_a_mark_do_not_count_after_an_error(tmp_path, storag
     for ask in (partial.write(b"more"), partial.checkpoint(), partial.back_to(mark), partial.finish()):
         with pytest.raises(Unavailable):  # a flush that is repeated lies
             await ask
-    for ask in (storage.partial(key, fence, mark), storage.assemble(key, 2, [(key, fence, mark)])):
+    for ask in (storage.open_unfinished(key, fence, mark), storage.assemble(key, 2, [(key, fence, mark)])):
         with pytest.raises(Unavailable):
             await ask
     await storage.test()
     with pytest.raises(InUse):
-        await storage.partial(key, fence, mark)
+        await storage.open_unfinished(key, fence, mark)
     await partial.detach()
     assert await complete(storage, key, fence, mark, b"on") == content + b"on"
 
@@ -432,8 +432,8 @@ async def test_bytes_without_a_mark_do_not_count_after_an_error(tmp_path, storag
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 async def test_want_of_space_concerns_one_file_alone(storage, monkeypatch, call, code):
     key, fence, mark = await kept(storage, b"hello")
-    partial = await storage.partial(key, fence, mark)
-    failing = Failing(monkeypatch, os, call, OSError(code, "full"), when=in_partial)
+    partial = await storage.open_unfinished(key, fence, mark)
+    failing = Failing(monkeypatch, os, call, OSError(code, "full"), when=in_unfinished)
     await partial.write(b"more")
     with pytest.raises(StorageFull):
         await partial.checkpoint()
@@ -450,7 +450,7 @@ async def test_want_of_space_concerns_one_file_alone(storage, monkeypatch, call,
 async def test_a_publication_that_fails_gives_the_file_back(tmp_path, storage, monkeypatch, step, others):
     content = content_of(MiB)
     key, fence, mark = await kept(storage, content)
-    partial = await storage.partial(key, fence, mark)
+    partial = await storage.open_unfinished(key, fence, mark)
     await partial.write(b"more")
     await partial.finish()
     batch = [partial] + [await staged(storage, b"other") for _ in range(others)]
@@ -461,13 +461,13 @@ async def test_a_publication_that_fails_gives_the_file_back(tmp_path, storage, m
             calls = []
             Failing(broken, syscalls, "syncfs", when=lambda fd: calls.append(fd) or len(calls) == 1 + (step == "names"))
         else:
-            Failing(broken, os, "fsync", when=lambda fd: in_partial(fd) is (step == "data"))
+            Failing(broken, os, "fsync", when=lambda fd: in_unfinished(fd) is (step == "data"))
         refused = await storage.publish(batch)
     assert set(refused) == ({key} if step == "name" else {file.key for file in batch})
-    assert partial_files(tmp_path) == {partial.name: content + b"more"}
+    assert unfinished_files(tmp_path) == {partial.name: content + b"more"}
     assert stat.S_IMODE((tmp_path / "partial" / partial.name).stat().st_mode) == 0o600
     assert len(await keys(storage)) == len(batch) - len(refused)
-    assert open_partials() == []
+    assert open_unfinished_files() == []
     with pytest.raises(Unavailable):
         storage.stage(new_key())
     await storage.test()
@@ -484,25 +484,25 @@ async def test_a_part_that_becomes_shorter_while_it_is_read_leaves_nothing(stora
         with pytest.raises(NotStored):
             await storage.assemble(key, 2, [(key, fence, mark if known else Mark(mark.offset))])
     assert await found(storage) == [(key, fence, MiB, True)]
-    assert open_partials() == []
+    assert open_unfinished_files() == []
 
 
 async def test_a_directory_of_published_files_that_is_gone_ends_the_trust(tmp_path, storage):
     key, fence, mark = await kept(storage, b"hello")
-    partial = await storage.partial(key, fence, mark)
+    partial = await storage.open_unfinished(key, fence, mark)
     await partial.finish()
     (tmp_path / "files" / key[-2:]).rmdir()
     assert list(await storage.publish([partial])) == [key]
-    assert partial_files(tmp_path) == {partial.name: b"hello"}
+    assert unfinished_files(tmp_path) == {partial.name: b"hello"}
     with pytest.raises(Unavailable):
         storage.stage(new_key())
 
 
 async def test_a_preemption_does_not_end_the_trust(storage):
     key, fence, mark = await kept(storage, b"hello")
-    partial = await storage.partial(key, fence, mark)
+    partial = await storage.open_unfinished(key, fence, mark)
     await partial.finish()
-    await storage.remove_partials([(key, fence)])
+    await storage.remove_unfinished([(key, fence)])
     other = await staged(storage, b"other")
     assert list(await storage.publish([partial, other])) == [key]
     assert await get(storage, await put(storage, b"trusted")) == b"trusted"
@@ -521,9 +521,9 @@ async def still_waits(task) -> bool:
 @pytest.mark.parametrize("step", ["write", "fsync"])
 async def test_no_file_is_released_under_a_thread(tmp_path, storage, monkeypatch, step):
     key = new_key()
-    partial = await storage.partial(key, 1, Mark(0))
+    partial = await storage.open_unfinished(key, 1, Mark(0))
     with monkeypatch.context() as patched:
-        gate = Gate(patched, os, step, when=in_partial)
+        gate = Gate(patched, os, step, when=in_unfinished)
         await partial.write(content_of(MiB + 5))
         checking = asyncio.create_task(partial.checkpoint())
         await gate.reached()
@@ -531,12 +531,12 @@ async def test_no_file_is_released_under_a_thread(tmp_path, storage, monkeypatch
         leaving = asyncio.create_task(partial.detach())
         assert await still_waits(checking)
         assert await still_waits(leaving)
-        assert open_partials() == [str(tmp_path / "partial" / partial.name)]
+        assert open_unfinished_files() == [str(tmp_path / "partial" / partial.name)]
         gate.open()
         await asyncio.wait([checking, leaving])
     assert checking.cancelled()
-    assert open_partials() == []
-    assert partial_files(tmp_path) == {partial.name: content_of(MiB + 5)}
+    assert open_unfinished_files() == []
+    assert unfinished_files(tmp_path) == {partial.name: content_of(MiB + 5)}
     assert (storage.space.held, storage._staging.live) == (0, set())
 
 
@@ -548,14 +548,14 @@ async def test_a_cancelled_opening_holds_nothing(tmp_path, storage, monkeypatch,
             gate = Gate(patched, os, "open", when=lambda path, *more: path == f"{key}.{fence}")
         else:
             gate = Gate(patched, fcntl, "flock")
-        opening = asyncio.create_task(storage.partial(key, fence, mark))
+        opening = asyncio.create_task(storage.open_unfinished(key, fence, mark))
         await gate.reached()
         opening.cancel()
         assert await still_waits(opening)
         gate.open()
         await asyncio.wait([opening])
     assert opening.cancelled()
-    assert open_partials() == []
+    assert open_unfinished_files() == []
     assert storage._staging.live == set()
     assert await complete(storage, key, fence, mark) == b"hello"
 
@@ -565,7 +565,7 @@ async def test_a_closing_store_waits_for_an_opening_and_releases_its_file(tmp_pa
     await storage.prepare()
     key, fence, mark = await kept(storage, b"hello")
     gate = Gate(monkeypatch, fcntl, "flock")
-    opening = asyncio.create_task(storage.partial(key, fence, mark))
+    opening = asyncio.create_task(storage.open_unfinished(key, fence, mark))
     await gate.reached()
     closing = asyncio.create_task(storage.close())
     assert await still_waits(closing)
@@ -596,7 +596,7 @@ async def test_an_assembly_stops_when_its_caller_or_the_store_does(tmp_path, mon
     gate.open()
     with pytest.raises(asyncio.CancelledError if who == "caller" else Unavailable):
         await assembling
-    assert partial_files(tmp_path) == {f"{key}.{fence}": content}
+    assert unfinished_files(tmp_path) == {f"{key}.{fence}": content}
     await (closing or storage.close())
     assert not any(target.startswith(str(tmp_path)) for target in descriptors().values())
 
@@ -606,7 +606,7 @@ async def test_a_prefix_that_is_read_again_stops_when_the_store_does(tmp_path, m
     await storage.prepare()
     key, fence, mark = await kept(storage, content_of(5 * MiB))
     gate = Gate(monkeypatch, os, "preadv")
-    opening = asyncio.create_task(storage.partial(key, fence, Mark(mark.offset)))
+    opening = asyncio.create_task(storage.open_unfinished(key, fence, Mark(mark.offset)))
     await gate.reached()
     closing = asyncio.create_task(storage.close())
     assert await still_waits(closing)
@@ -614,7 +614,7 @@ async def test_a_prefix_that_is_read_again_stops_when_the_store_does(tmp_path, m
     with pytest.raises(Unavailable):
         await opening
     await closing
-    assert partial_files(tmp_path) == {f"{key}.{fence}": content_of(5 * MiB)}
+    assert unfinished_files(tmp_path) == {f"{key}.{fence}": content_of(5 * MiB)}
 
 
 async def test_no_mix_of_endings_leaks_anything(tmp_path, storage):
@@ -624,7 +624,7 @@ async def test_no_mix_of_endings_leaks_anything(tmp_path, storage):
     async def one(number: int) -> None:
         size = [0, 100, 200_000, 300_000, MiB, 3 * MiB][number % 6]
         content, key, mark = content_of(size, number), new_key(), Mark(0)
-        partial = await storage.partial(key, 1, mark)
+        partial = await storage.open_unfinished(key, 1, mark)
         try:
             await append(partial, content[: size // 2], 250_000)
             mark = await partial.checkpoint()
