@@ -309,5 +309,5 @@ def running(tmp_path_factory):
 
 
 DEATHS = 1  # of one example: they are what takes long
-TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder = pytest.mark.slow(AnyOrder.TestCase)
 TestAnyOrder.settings = settings(max_examples=max(5, settings().max_examples // 20), stateful_step_count=25)

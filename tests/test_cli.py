@@ -385,6 +385,7 @@ class TestStandardFiles:
         assert len(done.stdout.splitlines()) == 1
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.slow
     def test_closed_standard_files_are_no_error(self):
         """Nor does the database's file take the place of one, and receive what is printed."""
         line = f"{sys.executable} -m app migrate 0<&- 1>&- 2>&-; {sys.executable} -m app migrate"

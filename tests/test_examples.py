@@ -40,9 +40,6 @@ def commands(page):
     return found
 
 
-_SLOW = {"storage-and-backup": pytest.mark.slow}
-
-
 def _id(page):
     return str(page.relative_to(ROOT))
 
@@ -84,7 +81,9 @@ def settled(answer):
 
 
 @needs("bash", "cmp", "curl", "grep", "head", "sed")
-@pytest.mark.parametrize("page", [pytest.param(page, marks=_SLOW.get(page.stem, ())) for page in PAGES], ids=_id)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page.name == "README.md" else pytest.mark.slow) for page in PAGES], ids=_id
+)
 def test_the_examples_of_a_page_are_answered_as_it_shows(page, service, tmp_path):
     given = answers(page, service(), tmp_path)
     for (command, expected), answer in zip(commands(page), given, strict=True):

@@ -70,6 +70,7 @@ def seen(running):
 
 
 @given(chance=st.randoms(use_true_random=False), sequel=st.booleans())
+@pytest.mark.slow
 def test_any_request_is_answered_and_stored_as_sent_or_not_at_all(running, good, seen, chance, sequel):
     files, sent = seen
     request = damaged(chance, chance.choice(good[sequel]))

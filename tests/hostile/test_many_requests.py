@@ -17,6 +17,7 @@ from contextlib import nullcontext, suppress
 from random import Random
 
 import psutil
+import pytest
 
 from tests.hostile.damage import PLACE, RESOURCE, SEQUENCES, cut_up, damaged, good_requests, good_sequels, was_sent
 from tests.hostile.wire import Visitor
@@ -196,6 +197,7 @@ def loop_lag(metrics):
     return int(looks), int(looks - float(counted['bucket{le="0.05"}']))
 
 
+@pytest.mark.slow
 def test_no_request_brings_a_5xx_a_stall_or_a_wrong_byte(running, capsys):
     sent = Sent(running)
     began = time.monotonic()

@@ -369,6 +369,7 @@ STEPS = st.one_of(
 @example(steps=[("begin", 0), ("pass by", 15), ("begin", 1), ("end and wait", 0), ("end", 1)], patience=0.0)
 @example(steps=[("begin", 0), ("lost", 0), ("end", 0), ("pass by", 15), ("begin", 1), ("end", 1)], patience=0.0)
 @example(steps=[("begin", 0), ("away", 0), ("end", 0), ("pass by", 15), ("begin", 1), ("end", 1)], patience=0.15)
+@pytest.mark.slow
 def test_any_interleaving_of_retries_leaves_one_upload(steps, patience):
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(play(f"sqlite:///{Path(directory)}/waybill.db", steps, patience))

@@ -14,6 +14,8 @@ from tests.support.proxy import proxy
 from tests.support.service import HISTORY, PATIENCE, UPLOADS, service
 from tests.support.tools import tool
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["proxy", "service"]
 
 MIB = 1024 * 1024

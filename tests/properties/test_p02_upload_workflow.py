@@ -127,6 +127,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 @given(way=st.sampled_from(["put", "post", "form"]), file=large_files(), data=st.data())
+@pytest.mark.slow
 async def test_a_file_of_any_size_comes_out_as_it_went_in(
     store: Service, way: str, file: File, data: st.DataObject
 ) -> None:

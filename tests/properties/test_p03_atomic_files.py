@@ -468,5 +468,5 @@ class LocalMachine(StorageMachine):
 TestAnySequenceOnMemory = MemoryMachine.TestCase
 TestAnySequenceOnMemory.settings = settings(stateful_step_count=60)
 
-TestAnySequenceOnDisk = LocalMachine.TestCase
+TestAnySequenceOnDisk = pytest.mark.slow(LocalMachine.TestCase)
 TestAnySequenceOnDisk.settings = settings(stateful_step_count=20, suppress_health_check=list(HealthCheck))

@@ -97,6 +97,7 @@ async def history(client: Client) -> list[dict[str, Any]]:
     planned=st.lists(requests(), min_size=2, max_size=6),
     order=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=60),
 )
+@pytest.mark.slow
 async def test_uploads_at_the_same_time_are_as_if_each_were_alone(
     service: Service, planned: list[Planned], order: list[tuple[int, int]]
 ) -> None:
@@ -137,6 +138,7 @@ async def test_uploads_at_the_same_time_are_as_if_each_were_alone(
     deleters=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=2, max_size=8),
     late=st.integers(0, 30),
 )
+@pytest.mark.slow
 async def test_simultaneous_deletions_of_a_file_succeed_and_its_readers_get_all_or_nothing(
     service: Service, deleters: list[tuple[int, int]], late: int
 ) -> None:

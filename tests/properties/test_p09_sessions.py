@@ -68,6 +68,7 @@ class Shelves:
 
 @given(steps=steps)
 @example(steps=[("upload", 0), ("upload", 1), ("join", 0, 1), ("delete", 1, 0), ("end", 1), ("upload", 0)])
+@pytest.mark.slow
 async def test_each_session_sees_its_own_uploads_and_no_others(service: Service, steps: list[tuple[Any, ...]]) -> None:
     clients = [service.client() for _ in range(3)]
     shelves = Shelves()

@@ -55,6 +55,7 @@ pauses = st.integers(1, 2 * MAX_AGE) | st.sampled_from([59, 60, 61, HOUR, MAX_AG
 @given(pauses=st.lists(st.tuples(pauses, st.booleans()), min_size=1, max_size=4))
 @example(pauses=[(MAX_AGE, False)])
 @example(pauses=[(MAX_AGE - 1, False), (MAX_AGE - 1, True), (MAX_AGE, True)])
+@pytest.mark.slow
 async def test_a_session_lives_as_long_as_it_is_used_and_no_longer(
     service: Service, clock: Time, pauses: list[tuple[int, bool]]
 ) -> None:

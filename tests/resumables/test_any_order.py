@@ -304,5 +304,5 @@ class ResumeMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-TestAnyOrder = ResumeMachine.TestCase
+TestAnyOrder = pytest.mark.slow(ResumeMachine.TestCase)
 TestAnyOrder.settings = settings(max_examples=max(1, settings().max_examples // 2), stateful_step_count=30)

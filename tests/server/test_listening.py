@@ -44,6 +44,7 @@ def test_a_name_is_bound_at_each_of_its_addresses_with_one_port() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_service_of_any_number_of_workers_is_reached_by_both_kinds(
     service: Callable[..., Service], workers: int
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_missing_program_skips_and_names_its_package(monkeypatch):
     assert {"xfsprogs", "libc6-dev"} <= set(tools.missing_packages())
 
 
+@pytest.mark.slow
 def test_no_program_is_asked_for_anywhere_else():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}"

@@ -225,6 +225,7 @@ async def test_an_upload_in_several_requests_has_its_place_from_its_creation_to_
     assert await quota(client) == (1000, 1)
 
 
+@pytest.mark.slow
 async def test_an_upload_of_unknown_length_is_granted_more_as_it_grows(
     stack: AsyncExitStack, tmp_path: Path, database_url: str
 ) -> None:
