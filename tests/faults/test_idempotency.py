@@ -30,7 +30,7 @@ MORTAL = f"""{QUICK}
 import os, signal
 from app.idempotency import records as claims
 from app.uploads.ingest import Ingestion
-from app.uploads.group_commit import Publisher
+from app.uploads.recording import Recorder
 from app.storage.local import LocalStorage
 
 def die(place):
@@ -50,7 +50,7 @@ def mortal(owner, name):
     setattr(owner, name, called)
 
 for owner, name in [
-    (claims, "take"), (Ingestion, "write"), (LocalStorage, "publish"), (claims, "answer"), (Publisher, "_commit"),
+    (claims, "take"), (Ingestion, "write"), (LocalStorage, "publish"), (claims, "answer"), (Recorder, "_commit"),
 ]:
     mortal(owner, name)
 """

@@ -81,11 +81,11 @@ def test_a_file_that_meets_an_error_before_it_has_its_name_is_refused(guest, way
     trusts_again(guest, before)
 
 
-@pytest.mark.parametrize(("call", "files"), [("mknodat", 1), ("openat", 3)])
-def test_a_note_of_what_is_under_way_that_cannot_be_made_refuses_no_upload(guest, call, files):
-    """The sweep believes less then, and not more. Of several files the list is the first that publishing opens."""
+@pytest.mark.parametrize(("call", "at", "files"), [("mknodat", 1, 1), ("openat", 4, 3)])
+def test_a_note_of_what_is_under_way_that_cannot_be_made_refuses_no_upload(guest, call, at, files):
+    """The sweep believes less then, and not more. For several files the list is opened behind them."""
     before = Baseline(guest.running)
-    inject = f"inject={call}:error=EIO:when=1"
+    inject = f"inject={call}:error=EIO:when={at}"
     with traced(guest.running, "-e", inject, thread=PUBLISHES, trace=call) as story:
         assert is_success(guest.send_form(*(content_of(100, seed) for seed in range(files))))
     assert len(story.injected) == 1

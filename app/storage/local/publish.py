@@ -28,16 +28,17 @@ class GroupPublisher:
         self._metrics = metrics
 
     def publish(self, group: Sequence[LocalStaged]) -> dict[str, UploadError]:
-        """Publish a commit group: stage → list → data durable → rename → names durable. The order may never change.
+        """Publish a commit group: stage → note → data durable → rename → names durable. The order may never change.
 
         A rename before the data is durable can come back from a power cut as an empty
         file under its final name. A flush that fails is final for every file it covered:
         the kernel forgets the error and the next flush would wrongly succeed, so it is never repeated.
         """
         refused: dict[str, UploadError] = {}
-        unrecorded = [staged.key for staged in group if not staged.has_record]
-        self._under_way.begin(unrecorded, flushed_together=len(group) > FLUSH_EACH)
         written = self._each(group, LocalStaged.to_disk, refused)
+        # Behind the files, which need the disk's last free inode more than a note does.
+        unrecorded = [staged.key for staged in written if not staged.has_record]
+        self._under_way.begin(unrecorded, flushed_together=len(written) > FLUSH_EACH)
         if written and self._staging.durable:
             written = self._together(written, self._flush_data, refused)
         renamed = self._each(written, self._rename, refused)
