@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.db import queries
+from tests.support.sources import parse
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "app"
@@ -84,7 +85,7 @@ def module_of(name):
 
 def imports(source):
     """The full names of what a module imports, wherever in it that is said."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -115,7 +116,7 @@ def faults(module, source):
 
 def queries_asked(source):
     """The named queries that a module asks of a database."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -150,7 +151,7 @@ def test_no_two_public_classes_share_a_name():
     named = Counter(
         node.name
         for path in sources()
-        for node in ast.parse(path.read_text()).body
+        for node in parse(path.read_text()).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name for name, count in named.items() if count > 1} == set()

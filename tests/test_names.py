@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.sources import parse
+
 HERE = Path(__file__).parent
 MOST_CHARACTERS = 90
 
@@ -32,7 +34,7 @@ def named(source):
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 yield owner, node.name
 
-    return list(within(ast.parse(source).body, ""))
+    return list(within(parse(source).body, ""))
 
 
 def faults(source):

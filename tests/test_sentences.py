@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.sources import parse
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "app").rglob("*.py"))
 
@@ -19,7 +21,7 @@ BANNER = re.compile(r"#\s*([-=#*~_\u2500]{2,}|what follows\b)", re.IGNORECASE)
 
 def docstrings(source):
     """Line and text of every string that stands by itself: of a module, class, function, or attribute above it."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         match node:
             case ast.Expr(value=ast.Constant(value=str() as text)):
                 yield node.lineno, text

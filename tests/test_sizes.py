@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.sources import parse
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "app").rglob("*.py"))
 
@@ -18,7 +20,7 @@ def too_long(path, source):
     """What of a module has too many lines, with its kind and name."""
     if len(source.splitlines()) > MOST_LINES["module"]:
         yield f"{path} module"
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         match node:
             case ast.ClassDef():
                 kind = "class"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tools
+from tests.support.sources import parse
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for path in (ROOT / "tests").rglob("*.py") if "node_modules" not in path.parts)
@@ -70,7 +71,7 @@ def test_no_program_is_asked_for_anywhere_else():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}"
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parse(path.read_text(encoding="utf-8")))
         if _is_command(node) or _starts_by_bare_name(node) or (_looks_in_path(node) and path != Path(tools.__file__))
     ]
     assert found == []

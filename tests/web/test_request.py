@@ -10,6 +10,7 @@ from starlette import routing
 
 from app.web.request import RequestHeaders, Router
 from app.web.routes import Route
+from tests.support.sources import parse
 
 APP = Path(__file__).parents[2] / "app"
 
@@ -26,7 +27,7 @@ def test_the_first_value_of_a_repeated_header_counts_and_all_are_listed() -> Non
 def asked_for() -> Iterator[tuple[str, str]]:
     """The names of headers in the code that reads requests, with their places."""
     for path in (*(APP / "web").rglob("*.py"), *(APP / "protocols").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parse(path.read_text(encoding="utf-8"))):
             names: list[ast.expr] = []
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("headers.get", ".getlist", "single")):
                 names = node.args
