@@ -1,7 +1,7 @@
 """Migrations: bring a database's schema to what the code needs, forward only, while others use it.
 
 On PostgreSQL a statement that changes a table locks it exclusively for a moment. Behind a long read, a dump
-for instance, it would wait, and everybody else would wait behind it. So each file gives way after a second and
+for instance, it would wait, and everybody else would wait behind it. So each file gives way after half a second, and
 is tried again. A file of nothing but indexes blocks nobody: they are built concurrently, as drafts, for as long as
 it takes, and are renamed in the short transaction that records the file.
 """
@@ -23,7 +23,7 @@ from app.errors import Unusable, UploadError
 log = structlog.stdlib.get_logger("waybill.db")
 
 _TIMEOUT: Final = 600.0  # seconds for one file
-_LOCK_SECONDS: Final = 1.0  # a statement waits for a lock, and others behind it
+_LOCK_SECONDS: Final = 0.4  # a statement waits for a lock, and others behind it; two that start must leave them gaps
 _CONFLICTS: Final = {"55P03", "40P01"}  # lock timeout; deadlock
 _TURN_SECONDS: Final = 0.1  # until another process that migrates may be done with a file
 _PAUSE_SECONDS: Final = 4.0  # after a try that delayed others by up to a second
