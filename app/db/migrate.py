@@ -26,7 +26,7 @@ _TIMEOUT: Final = 600.0  # seconds for one file
 _LOCK_SECONDS: Final = 0.4  # a statement waits for a lock, and others behind it; two that start must leave them gaps
 _CONFLICTS: Final = {"55P03", "40P01"}  # lock timeout; deadlock
 _TURN_SECONDS: Final = 0.1  # until another process that migrates may be done with a file
-_PAUSE_SECONDS: Final = 4.0  # after a try that delayed others by up to a second
+_PAUSE_SECONDS: Final = 4.0  # after a try that delayed others by up to half a second
 _LONG_PAUSE_SECONDS: Final = 40.0
 
 
