@@ -74,7 +74,13 @@ class _Connection(sqlite3.Connection):
 
     def check(self) -> None:
         """Raise Moved when a commit on this connection goes where no later start would find it."""
-        self._files.check()
+        try:
+            self._files.check()
+        except Moved:
+            if self._files.log_is_lost:
+                with suppress(sqlite3.Error):  # else the last connection that closes does it
+                    super().execute("PRAGMA wal_checkpoint(FULL)").close()
+            raise
 
     def check_changes(self) -> None:
         """Raise Moved when a commit has gone there since the last check."""

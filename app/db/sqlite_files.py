@@ -28,7 +28,7 @@ class Files:
         self._connections: WeakSet[sqlite3.Connection] = WeakSet()
         self._paths: tuple[str, ...] = ()
         self._known: list[tuple[int, int] | None] = []
-        self._log_is_lost = False
+        self.log_is_lost = False
 
     def opening(self) -> None:
         """Raise Moved instead of opening, and so creating, a database or a log beside those that are open."""
@@ -36,7 +36,7 @@ class Files:
             others = set(self._connections)
         found = self._identities()
         with self._lock:
-            if self._log_is_lost:
+            if self.log_is_lost:
                 raise Moved(_LOST)
             if self._known and found[0] != self._known[0]:
                 raise Moved(_MOVED)
@@ -76,9 +76,9 @@ class Files:
         if found != self._known:
             if found[0] != self._known[0]:
                 raise Moved(_MOVED)
-            # Connections that opened another log now would miss the contents of the lost one. When all that
-            # have that one open are closed, SQLite has brought its contents into the database's file.
-            self._log_is_lost = True
+            # Connections that opened another log now would miss the contents of the lost one. Those that have that
+            # one open bring its contents into the database's file now, or when the last of them closes.
+            self.log_is_lost = True
             raise Moved(_LOST)
 
     def _identities(self) -> list[tuple[int, int] | None]:

@@ -134,9 +134,14 @@ class Completion:
         return await self._conclude(resource, upload)
 
     async def completed_by_another(self, resource: Resource, error: UploadError) -> Resource:
-        """Return the upload if another process has completed it meanwhile; else raise the error."""
+        """Return the upload if another process has completed it meanwhile; else raise the error.
+
+        If it was cancelled meanwhile, no record will ever name the file that we may have published.
+        """
         try:
             found = await records.find(self._db, resource.key_hash)
+            if found is not None and found.ended_as in {"cancelled", "failed"} and not found.completed:
+                await self._storage.set_aside([resource.upload_id])
         except UploadError:
             raise error from None
         if found is None or not found.completed:
@@ -160,7 +165,7 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
-        if resource.whole and size == resource.offset and not await begins_as_acknowledged(self._storage, resource):
+        if resource.whole and not (size == resource.offset and await begins_as_acknowledged(self._storage, resource)):
             return await self._publish_instead(resource)
         is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):

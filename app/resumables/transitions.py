@@ -248,20 +248,21 @@ def verify_held(digests: Digests, file: Staged) -> None:
 async def begins_as_acknowledged(storage: Storage, resource: Resource) -> bool:
     """Whether a published file begins with the acknowledged bytes, as far as their digest is known.
 
-    One that does not is the file of a preempted writer, which published it and could not record it.
+    One that does not is the file of a preempted writer, which published it and could not record it, or
+    one whose completion the database has lost, before the client sent other bytes.
     """
     digest = digest_state.resumed(resource.digest_state, resource.offset)
-    if digest is None or resource.offset == 0:
-        return True
-    published, count = digest_state.begun(), 0
     file = await storage.open(resource.upload_id)
     try:
+        if digest is None or file.size < resource.offset:
+            return file.size >= resource.offset
+        published, count = digest_state.begun(), 0
         while block := await file.read(count, min(_READ_BYTES, resource.offset - count)):
             published.update(block)
             count += len(block)
     finally:
         await file.close()
-    return count < resource.offset or published.hexdigest() == digest.hexdigest()
+    return published.hexdigest() == digest.hexdigest()
 
 
 def mark_of(resource: Resource) -> Mark:

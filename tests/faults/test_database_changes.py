@@ -50,7 +50,9 @@ def until_ready(running, status):
 
 def listed(running, headers):
     with running.client(headers=headers) as client:
-        return {item["filename"] for item in client.get(HISTORY, params={"limit": 500}).json()["items"]}
+        answer = client.get(HISTORY, params={"limit": 500})
+        assert answer.status_code == 200, answer.text
+        return {item["filename"] for item in answer.json()["items"]}
 
 
 def test_a_database_that_only_reads_is_not_ready_and_back_without_a_restart(service, postgres):
@@ -149,6 +151,18 @@ def remove_log(store):
     (store / "waybill.db-shm").unlink()
 
 
+def until_in_file(path, names):
+    """Wait until the database's file, without any log, has the uploads of these names."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as alone:
+            found = {name for (name,) in alone.execute("SELECT filename FROM uploads")}
+        if names <= found:
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("deed", [replace, remove_log])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_nothing_is_acknowledged_by_a_database_that_was_replaced_on_disk(service, deed, workers):
@@ -163,6 +177,7 @@ def test_nothing_is_acknowledged_by_a_database_that_was_replaced_on_disk(service
     running.wait_for("database not usable", count=workers)  # whoever is asked nothing notices, too
     assert {readiness(running).status_code for _ in range(4 * workers)} == {503}
     assert "moved, replaced or removed" in until_ready(running, 503)
+    until_in_file(running.store / "waybill.db", old)
     running.kill()
     running.start()
     assert until_ready(running, 200) == "ok"

@@ -32,13 +32,27 @@ class Story:
 
     def calls(self, name: str, of: str = "") -> list[str]:
         """The calls of this name in whose line `of` stands."""
-        lines = self._path.read_text(errors="replace").splitlines()
-        return [line for line in lines if re.search(rf"\b{name}\(", line) and of in line]
+        return [line for line in self._lines() if re.search(rf"\b{name}\(", line) and of in line]
 
     @property
     def injected(self) -> list[str]:
         """The calls that were not made, but failed or were held up as told."""
-        return [line for line in self._path.read_text(errors="replace").splitlines() if "INJECTED" in line]
+        return [line for line in self._lines() if "INJECTED" in line]
+
+    def _lines(self) -> list[str]:
+        """The calls that have ended or begun; the two halves of one that another thread's stand between are joined."""
+        lines: list[str] = []
+        begun: dict[str, int] = {}
+        for line in self._path.read_text(errors="replace").splitlines():
+            thread = line.partition(" ")[0]
+            if (end := re.search(r"<\.\.\. \w+ resumed>", line)) and thread in begun:
+                lines[begun.pop(thread)] += line[end.end() :]
+                continue
+            first, is_begun, _ = line.partition(" <unfinished ...>")
+            if is_begun:
+                begun[thread] = len(lines)
+            lines.append(first)
+        return lines
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, precondition, rule
 
 from app.errors import Gone, UploadError
+from app.maintenance.sweep import Sweeper
 from app.model import Status
 from app.resumables import Appended
 from app.storage.memory import MemoryUnfinished
@@ -39,6 +40,8 @@ class Known:
         self.cancelled = False
         self.tail = None
         self.completed_before: set[bytes] = set()
+        self.late: set[bytes] = set()
+        """Whole files that requests brought after they had lost their lock: one may have been published."""
 
     def sends(self, data: list[bytes], offset: int) -> None:
         """These bytes may come to stand behind the first `offset` ones."""
@@ -102,8 +105,6 @@ class ResumeMachine(RuleBasedStateMachine):
         declares=st.booleans(),
     )
     def append(self, upload, by, data, how, faults, off, declares):
-        if upload.tail is not None and how == "complete" and not any(data) and not upload.offset:
-            return  # known: an empty file whose completion a fail-over loses stays in the store until the sweep
         offset = max(0, upload.offset + off)
         worker = self.workers[by]
         declared = sum(map(len, data)) if declares else None
@@ -181,6 +182,8 @@ class ResumeMachine(RuleBasedStateMachine):
             return
         if upload.offset == writer.offset:  # else others have gone on since, and nothing of it may count any more
             upload.sends([*writer.brought, *data], writer.offset)
+        if not writer.offset:
+            upload.late.add(b"".join([*writer.brought, *data]))
         for block in (*data, None):
             writer.more.put_nowait(block)
         self.runner.run(asyncio.wait((writer.task,)))
@@ -266,6 +269,9 @@ class ResumeMachine(RuleBasedStateMachine):
             upload.state = "gone"
             return
         assert found.offset >= upload.offset
+        if found.completed:
+            acknowledged = {each[: upload.offset] for each in upload.contents}
+            upload.contents |= {each for each in upload.late if each[: upload.offset] in acknowledged}
         upload.offset = found.offset
         upload.contents = {each[: found.offset] for each in upload.contents if len(each) >= found.offset}
         assert upload.contents or upload.completed_before
@@ -287,7 +293,8 @@ class ResumeMachine(RuleBasedStateMachine):
                 writer.task.cancel()
                 await asyncio.wait((writer.task,))
             [worker, _] = self.workers
-            await worker.resumes.sweep()
+            sweep = worker.resumes.sweep
+            await Sweeper(worker.storage, worker.db, resumables=sweep, now_us=worker.clock, grace_seconds=0).once()
             contents = await self.world.storage.contents()
             statuses = {upload.id: upload.status for upload in await worker.history()}
             assert contents.keys() == {key for key, status in statuses.items() if status is Status.COMPLETED}

@@ -1,6 +1,7 @@
 """A fail-over that lost the last commits: a number is drawn twice, and still one writer has the upload."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -134,14 +135,34 @@ class TestCompletedBefore:
         assert (found.completed, found.offset, found.length, found.upload.sha256) == (True, 6, 6, sha(b"abcdef"))
         assert list((await world.storage.contents()).values()) == [b"abcdef"]
 
-    async def test_a_published_file_that_is_shorter_than_what_was_acknowledged_is_set_aside(self, world, worker):
-        key = await worker.create(9)
+    async def test_an_upload_goes_on_beside_a_published_file_shorter_than_what_was_acknowledged(self, world, worker):
+        key = await worker.create(6)
         resource = await worker.append(key, 0, b"abc")
         staged = world.storage.stage(resource.upload_id)
         await staged.write(b"ab")
         await staged.finish()
         await world.storage.publish([staged])
         await worker.resumes.sweep()
-        assert [upload.error.code for upload in await worker.history()] == ["lost"]
-        assert await world.storage.contents() == {}
+        assert await worker.statuses() == [(3, "uploading")]
+        await self.completes_with(worker, key, 3, b"def")
+        assert list((await world.storage.contents()).values()) == [b"abcdef"]
         assert world.storage._aside[resource.upload_id] == b"ab"
+
+    async def test_an_upload_goes_on_whose_completion_without_bytes_was_lost(self, world, worker):
+        key = await worker.create(None)
+        async with Tail(worker, key) as tail, worker.resumes.append(key, "mine", Appended(0)) as appending:
+            assert (await appending.complete()).completed
+        await tail.lose()
+        await worker.append(key, 0, b"abc")
+        await worker.resumes.sweep()
+        assert await worker.statuses() == [(3, "uploading")]
+        await self.completes_with(worker, key, 3, b"def")
+        assert list((await world.storage.contents()).values()) == [b"abcdef"]
+
+    async def completes_with(self, worker, key, offset, last):
+        """Append the last bytes; the upload is completed, if not at once."""
+        with suppress(Unavailable):
+            async with worker.resumes.append(key, "mine", Appended(offset)) as appending:
+                await appending.write(last)
+                await appending.complete()
+        assert (await worker.resumes.find(key, "mine", newest=True)).completed

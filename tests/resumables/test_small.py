@@ -155,6 +155,19 @@ class TestAppendsOfAllBytes:
         assert await newer.content(found.upload_id) == second
         assert await newer.statuses() == [(3, "completed")]
 
+    async def test_a_writer_whose_upload_is_cancelled_before_publication_leaves_no_file(self, world):
+        older, newer = await world.worker(), await world.worker()
+        key = await older.create(3)
+        world.storage.gate.close()
+        late = asyncio.create_task(older.append(key, 0, b"abc", declared=3))
+        await coming(world.storage.gate.reached)
+        await newer.resumes.cancel(key, "mine")
+        world.storage.gate.open()
+        with pytest.raises(InProgress):
+            await late
+        assert await world.storage.contents() == {}
+        assert await newer.statuses() == [(0, "failed")]
+
     @pytest.mark.parametrize("again", [b"abc", b"xyz"], ids=["the same bytes", "other bytes"])
     async def test_a_crash_between_file_and_rows_leaves_an_upload_that_goes_on(self, world, worker, again):
         key = await worker.create(3)
