@@ -175,15 +175,7 @@ class Completion:
             assert resource.holder is not None
             held_by, resource = resource.holder, replace(resource, offset=size, length=size, holder=None)
             await self._holding.commit(replace(resource, digest_state=None), held_by)
-        assert resource.upload is not None
-        upload = resource.upload.model_copy(
-            update={
-                "size": size,
-                "sha256": sha256,
-                "status": Status.COMPLETED,
-                "completed_at": max(self._now_us(), resource.created_at),
-            }
-        )
+        upload = _completed(resource, size, sha256, self._now_us())
         await self._publisher.record([upload], None)
         return await self._conclude(resource, upload)
 
@@ -235,6 +227,19 @@ class Completion:
         if found is None or not found.completed:
             raise Gone
         return found
+
+
+def _completed(resource: Resource, size: int, sha256: str, at: int) -> Upload:
+    """The record of an upload whose file was published by another process, or before a crash."""
+    assert resource.upload is not None
+    return resource.upload.model_copy(
+        update={
+            "size": size,
+            "sha256": sha256,
+            "status": Status.COMPLETED,
+            "completed_at": max(at, resource.created_at),
+        }
+    )
 
 
 def incoming(resource: Resource, file: Staged) -> Incoming:
