@@ -322,8 +322,8 @@ class Resource:
     """The record in the history; a part has none."""
 
     @property
-    def whole(self) -> bool:
-        """Whether the upload is fully received: all its bytes are here."""
+    def fully_received(self) -> bool:
+        """Whether all bytes of the upload are here."""
         return self.offset == self.length
 
     @property

@@ -37,7 +37,7 @@ class IdempotencyKeys:
         self._new_id = new_id
         self._live: set[str] = set()
 
-    async def begin(self, session_id: str, key: str, asked: KeyedRequest) -> "Claim | list[Upload]":
+    async def begin(self, session_id: str, key: str, asked: KeyedRequest) -> "KeyClaim | list[Upload]":
         """Acquire a claim on the session's key, to be entered at once; or return the uploads that landed under it.
 
         Raises:
@@ -61,7 +61,7 @@ class IdempotencyKeys:
             until_us = self._until(now_us)
             if await records.take(self._db, session_id, key_hash, claim_id, asked, now_us=now_us, until_us=until_us):
                 self._metrics.keyed["first"].add()
-                return Claim(self, claim_id)
+                return KeyClaim(self, claim_id)
         self._metrics.keyed["in_progress"].add()
         raise KeyInUse
 
@@ -77,7 +77,7 @@ class IdempotencyKeys:
     def _until(self, now_us: int) -> int:
         return now_us + int(LEASE_SECONDS * 1_000_000)
 
-    # Called by Claim.
+    # Called by KeyClaim.
 
     def hold(self, claim_id: str) -> None:
         self._live.add(claim_id)
@@ -93,7 +93,7 @@ class IdempotencyKeys:
             log.warning("key claim not released", reason=str(problem))
 
 
-class Claim:
+class KeyClaim:
     """One request's claim on its key; uploads that land with its `id` land once. Enter it, land, leave it."""
 
     def __init__(self, once: IdempotencyKeys, claim_id: str) -> None:

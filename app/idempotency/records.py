@@ -38,14 +38,14 @@ class KeyedRequest(NamedTuple):
         return rest == 0 and delimiters >= 2
 
 
-class KeyClaim(NamedTuple):
+class StoredKey(NamedTuple):
     """The claim on a key: the request that has it, and the uploads that landed, if it is answered."""
 
     asked: KeyedRequest
     uploads: list[Upload] | None
 
 
-async def find(db: Queryable, session_id: str, key_hash: str, now_us: int) -> KeyClaim | None:
+async def find(db: Queryable, session_id: str, key_hash: str, now_us: int) -> StoredKey | None:
     """Find the claim on a session's key; None if the key is free."""
     row = await db.one("find_idempotency_key", session_id=session_id, key_hash=key_hash, now_us=now_us)
     return _claim(row) if row else None
@@ -99,16 +99,16 @@ async def forget(db: Queryable, until_us: int, page_size: int) -> int:
     return len(await db.many("delete_old_idempotency_keys", until_us=until_us, page_size=page_size))
 
 
-def _claim(row: Row) -> KeyClaim:
+def _claim(row: Row) -> StoredKey:
     asked = KeyedRequest(
         Protocol(row["protocol"]), row["content_type"], row["filename"], row["length_bytes"], row["boundary_bytes"]
     )
     if row["answer"] is None:
-        return KeyClaim(asked, None)
+        return StoredKey(asked, None)
     uploads = [Upload.from_row(upload) for upload in pydantic_core.from_json(row["answer"])]
     if asked.protocol is Protocol.RAW:  # the body was the file: the record has all of these
         asked = asked._replace(length=uploads[0].size, sha256=uploads[0].sha256)
-    return KeyClaim(asked, uploads)
+    return StoredKey(asked, uploads)
 
 
 def _differ(one: object, other: object) -> bool:

@@ -91,7 +91,7 @@ class Resumables:
         resource = await self._parts.locks.acquire(key_hash, lambda found: admitted(session_id, found), holds=False)
         if resource.completed or resource.is_part:
             return resource
-        if resource.whole:
+        if resource.fully_received:
             return await self._parts.completions.of(resource)
         if resource.is_final:
             self._parts.completions.begin(resource)

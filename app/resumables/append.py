@@ -90,7 +90,7 @@ class Appending:
 
     async def _attach(self, reservation: Reservation) -> None:
         resource = await self._acquire()
-        if resource.whole and not resource.is_part and not resource.completed:
+        if resource.fully_received and not resource.is_part and not resource.completed:
             resource = await self._completions.of(resource)
         self._found = resource
         if not resource.completed:  # else nothing is appended; a client that lost the answer gets it again

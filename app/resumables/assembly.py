@@ -84,7 +84,7 @@ class Assembler:
         if parts is None:
             return resource, None
         taken, held = await self._holding.take(resource, dead)
-        if not held or taken.whole:
+        if not held or taken.fully_received:
             return taken, None
         started = await self._begin(taken, parts)
         try:
@@ -105,7 +105,7 @@ class Assembler:
             )
             raise Gone
         parts = [found[each] for each in hashes]
-        if all(part.whole for part in parts):
+        if all(part.fully_received for part in parts):
             return parts
         # As long as one part grows, the others are needed, and so is the concatenation.
         latest = max(each.expires_at for each in (resource, *parts))

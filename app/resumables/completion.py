@@ -113,7 +113,7 @@ class Completion:
         found, file = await self._assembler.put_together(resource, asked=asked, dead=dead)
         if file is not None:
             return await self._publish(found, file)
-        return await self.complete(found, asked=asked) if found.whole and not found.completed else found
+        return await self.complete(found, asked=asked) if found.fully_received and not found.completed else found
 
     async def _publish(self, resource: Resource, file: Unfinished) -> Resource:
         try:
@@ -165,13 +165,15 @@ class Completion:
         """Record a file that was published, but whose record, after a crash, is not completed."""
         await self._storage.make_durable(resource.upload_id)
         size, sha256 = await self._storage.digest(resource.upload_id)
-        if resource.whole and not (size == resource.offset and await begins_as_acknowledged(self._storage, resource)):
+        if resource.fully_received and not (
+            size == resource.offset and await begins_as_acknowledged(self._storage, resource)
+        ):
             return await self._publish_instead(resource)
-        is_longer = not resource.whole and resource.length in {None, size} and size >= resource.offset
+        is_longer = not resource.fully_received and resource.length in {None, size} and size >= resource.offset
         if not (is_longer or size == resource.offset) or sha256 != (resource.digests.sha256 or sha256):
             log.error("published file differs from acknowledged bytes", upload=resource.upload_id, size=size)
             await self._holding.lose(resource)
-        if not resource.whole:
+        if not resource.fully_received:
             assert resource.holder is not None
             held_by, resource = resource.holder, replace(resource, offset=size, length=size, holder=None)
             await self._holding.commit(replace(resource, digest_state=None), held_by)

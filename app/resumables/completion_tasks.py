@@ -39,7 +39,7 @@ class Completions:
         running = self._running.get(resource.key_hash)
         if running is not None:
             return running
-        work = self._completion.complete if resource.whole else self._completion.assemble
+        work = self._completion.complete if resource.fully_received else self._completion.assemble
         return self._start(resource, work(resource, asked=asked, dead=dead))
 
     def owe(self, resource: Resource) -> None:

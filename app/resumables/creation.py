@@ -87,7 +87,7 @@ class Creations:
         async with self._granted(resource):
             await self._inserts.ask((resource, visitor.arrival))
         visitor.arrival = None
-        if resource.whole and not resource.is_part:
+        if resource.fully_received and not resource.is_part:
             resource = await self._completions.of(resource)
         return resource, key
 

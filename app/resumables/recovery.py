@@ -103,9 +103,9 @@ class Recovery:
             self._completions.owed.discard(key_hash)
             if found is None or found.ended_as is not None:
                 self._tries.pop(key_hash, None)
-            elif found.is_part and found.whole:
+            elif found.is_part and found.fully_received:
                 await self._completions.part_is_whole(found)
-            elif found.whole or found.is_final:
+            elif found.fully_received or found.is_final:
                 await self._complete(found)
             elif found.holder is None:  # its file may have been published by a landing whose outcome is unknown
                 await self._completed_before(key_hash)
@@ -139,13 +139,15 @@ class Recovery:
         now_us = self._now_us()
         async for resource in self._left():
             at_work = resource.holder is not None and now_us - (resource.holder_seen_at or now_us) < _SWEPT_US
-            if not self._runs and (resource.whole or not at_work):  # else `run`, which looks longer, does that anyway
+            if not self._runs and (
+                resource.fully_received or not at_work
+            ):  # else `run`, which looks longer, does that anyway
                 completed += await self._complete(resource, resource.holder)
         after_key = ""
         until_us = now_us + self._idle_us // 2  # others need not be renewed yet
         while page := await records.list_made_of_parts(self._db, after_key, until_us, _WAITING_AT_ONCE):
             for resource in page:
-                if resource.holder is None and not resource.whole:
+                if resource.holder is None and not resource.fully_received:
                     completed += await self._complete(resource)
             after_key = page[-1].key_hash
         return completed + await self._published()

@@ -167,23 +167,23 @@ class Writer:
         self._file = None
         held_by = self.resource.holder
         assert held_by is not None
-        if resource.whole and not resource.is_part:
+        if resource.fully_received and not resource.is_part:
             self.resource = await self._completions.last_bytes(resource, held_by, file)
             self._locks.leave(self.lock)
             return
-        if resource.is_part and resource.whole:
+        if resource.is_part and resource.fully_received:
             await _verify_part(self._holding, self.resource, resource.digests, file)
         await file.detach()  # first: the next holder of the lock opens the file
         await self._commit_last(resource, held_by)
         self._locks.leave(self.lock)
-        if resource.is_part and resource.whole:
+        if resource.is_part and resource.fully_received:
             await self._completions.part_is_whole(resource)
 
     async def _commit_last(self, resource: Resource, held_by: Holder) -> None:
         try:
             await self._holding.commit(resource, held_by)
         except Unavailable:
-            if resource.whole:  # the commit may have succeeded after all, so the client may not come back
+            if resource.fully_received:  # the commit may have succeeded after all, so the client may not come back
                 self._completions.owe(resource)
             raise
         self.resource = resource

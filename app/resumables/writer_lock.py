@@ -254,4 +254,4 @@ class WriterLocks:
 
 def _settled(resource: Resource) -> bool:
     """Whether no more bytes can or need be appended."""
-    return resource.completed or (resource.whole and not resource.is_part)
+    return resource.completed or (resource.fully_received and not resource.is_part)
