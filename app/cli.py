@@ -361,7 +361,8 @@ async def _sessions(db: "Db", limit: int, as_json: bool) -> int:
 
 
 async def _uploads(db: "Db", session_id: str, limit: int, as_json: bool) -> int:
-    from app.model import HistoryQuery, is_upload_id, rfc3339
+    from app.history import HistoryQuery
+    from app.model import is_upload_id, rfc3339
     from app.sessions import records as session_records
     from app.uploads import records as upload_records
 

@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from app.history import HistoryQuery
 from app.model import (
     MAX_SIZE,
     MAX_TIME_US,
     Failure,
-    HistoryQuery,
     Protocol,
     Session,
     Status,

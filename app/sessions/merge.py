@@ -17,7 +17,8 @@ from app.background import every
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import UploadError
-from app.model import Clock, Position
+from app.history import Position
+from app.model import Clock
 from app.sessions import merge_records
 from app.sessions.merge_records import FIRST_SLICE, TOP, Slice
 

@@ -8,7 +8,7 @@ at a time, so that no other transaction has to wait, however many they are. A ro
 from typing import Final, NamedTuple
 
 from app.db.queryable import Queryable, Transaction
-from app.model import Position
+from app.history import Position
 
 FIRST_SLICE: Final = 200
 """The number of records of each kind that move with the merge itself."""

@@ -14,7 +14,8 @@ import structlog
 
 from app.db.driver import Row
 from app.db.queryable import LAST_ID, Queryable, json_parameter
-from app.model import HistoryQuery, Page, Position, Protocol, Status, Upload
+from app.history import HistoryQuery, Page, Position
+from app.model import Protocol, Status, Upload
 
 _log = structlog.get_logger(__name__)
 

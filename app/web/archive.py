@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.errors import BadQuery, BadRequest, TooManyFiles, Unavailable, UnsupportedMediaType
-from app.model import HistoryQuery, Status, Upload, is_upload_id
+from app.history import HistoryQuery
+from app.model import Status, Upload, is_upload_id
 from app.protocols.archive import MEDIA_TYPE, Archive
 from app.protocols.headers import attachment
 from app.protocols.intents import media_type

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from app.db.queryable import Queryable
-from app.model import HistoryQuery, Page, Upload
+from app.history import HistoryQuery, Page
+from app.model import Upload
 from app.uploads import records as upload_records
 from app.web.base_path import as_json
 

@@ -12,18 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.errors import BadCursor, BadQuery, NotFound
-from app.model import (
-    MAX_FILENAME_BYTES,
-    MAX_SIZE,
-    MAX_TIME_US,
-    HistoryQuery,
-    Position,
-    Protocol,
-    Status,
-    is_upload_id,
-    microseconds,
-    rfc3339,
-)
+from app.history import HistoryQuery, Position
+from app.model import MAX_FILENAME_BYTES, MAX_SIZE, MAX_TIME_US, Protocol, Status, is_upload_id, microseconds, rfc3339
 from app.protocols.filenames import searched_name
 from app.protocols.headers import attachment
 from app.sessions import totals_records

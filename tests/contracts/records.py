@@ -11,21 +11,9 @@ import pytest
 from app.db.database import Db
 from app.db.queryable import json_parameter
 from app.errors import NotFound
+from app.history import HistoryQuery, Position
 from app.maintenance import records as maintenance_records
-from app.model import (
-    MAX_SIZE,
-    Digests,
-    Failure,
-    HistoryQuery,
-    Holder,
-    Position,
-    Protocol,
-    Resource,
-    Session,
-    Status,
-    Upload,
-    folded,
-)
+from app.model import MAX_SIZE, Digests, Failure, Holder, Protocol, Resource, Session, Status, Upload, folded
 from app.resumables import records as resumable_records
 from app.sessions import merge_records, token_records, totals_records
 from app.sessions import records as session_records

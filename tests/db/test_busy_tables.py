@@ -11,7 +11,7 @@ from app.db import migrate
 from app.db.database import Db
 from app.db.queries import Migration, migrations
 from app.errors import Unavailable
-from app.model import HistoryQuery
+from app.history import HistoryQuery
 from app.uploads import records as upload_records
 from tests.contracts.records import upload
 

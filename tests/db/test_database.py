@@ -11,7 +11,7 @@ import pytest
 from app.db.database import Db
 from app.db.migrate import migrate
 from app.errors import NotFound, StorageFull, Unavailable, Unusable
-from app.model import HistoryQuery
+from app.history import HistoryQuery
 from app.sessions import records as session_records
 from app.uploads import records as upload_records
 from tests.contracts.records import everything, session, upload

@@ -9,7 +9,7 @@ import pytest
 from app.db.database import Db
 from app.db.migrate import migrate
 from app.db.queries import load
-from app.model import HistoryQuery, Position
+from app.history import HistoryQuery, Position
 from app.uploads import records as upload_records
 from tests.contracts.records import NOW, upload
 

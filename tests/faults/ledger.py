@@ -17,8 +17,9 @@ from urllib.parse import quote
 
 from app import ids, main
 from app.config import Settings
+from app.history import HistoryQuery
 from app.maintenance import sweep, verify
-from app.model import HistoryQuery, Status
+from app.model import Status
 from app.resumables import expiration
 from app.sessions import records as session_records
 from app.uploads import records as upload_records

@@ -17,7 +17,8 @@ import pytest
 from app import ids, main, secret_key
 from app.db import migrate
 from app.errors import UploadError
-from app.model import HistoryQuery, Status
+from app.history import HistoryQuery
+from app.model import Status
 from app.resumables import Appended
 from app.sessions import records as session_records
 from app.storage import NotStored

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from app import idempotency
 from app.errors import IncompleteBody, KeyInUse, Unavailable, UploadError
+from app.history import HistoryQuery
 from app.idempotency import LEASE_SECONDS, IdempotencyKeys
 from app.idempotency import records as key_records
 from app.idempotency.records import KeyedRequest
 from app.maintenance.sweep import KEY_GRACE_US, Sweeper
 from app.metrics import Metrics
-from app.model import HistoryQuery, Protocol, Session, Status
+from app.model import Protocol, Session, Status
 from app.sessions import merge_records
 from app.sessions import records as session_records
 from app.sessions.records import NewSession

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from app.errors import StorageFull, Unavailable
+from app.history import HistoryQuery
 from app.maintenance.sweep import EMPTY_SESSION_US, Sweeper
 from app.maintenance.verify import verify
-from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
+from app.model import Failure, Protocol, Session, Status, Upload
 from app.plausibility import too_many
 from app.sessions import records as session_records
 from app.sessions.records import NewSession

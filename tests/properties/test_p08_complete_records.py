@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import ids
-from app.model import HistoryQuery, Status
+from app.history import HistoryQuery
+from app.model import Status
 from app.uploads import records as upload_records
 from tests.support.asgi import Client, Service, serving, settings_in
 from tests.support.strategies import chunkings, filenames, form

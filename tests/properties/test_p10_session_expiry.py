@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.history import HistoryQuery
 from app.maintenance.sweep import Sweeper
 from app.maintenance.verify import verify
-from app.model import HistoryQuery
 from app.sessions import records as session_records
 from app.sessions.last_seen import SEEN_EVERY_US
 from app.uploads import records as upload_records

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.db.database import Db
 from app.db.migrate import migrate
-from app.model import MAX_SIZE, MAX_TIME_US, Failure, HistoryQuery, Protocol, Status, Upload
+from app.history import HistoryQuery
+from app.model import MAX_SIZE, MAX_TIME_US, Failure, Protocol, Status, Upload
 from app.uploads import records as upload_records
 from tests.support.strategies import filenames
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from app.db.database import Db
 from app.db.migrate import migrate
 from app.db.queryable import json_parameter
-from app.model import HistoryQuery
+from app.history import HistoryQuery
 from app.sessions import totals_records
 from app.uploads import records as upload_records
 from tests.contracts.records import everything, upload

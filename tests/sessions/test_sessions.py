@@ -11,7 +11,8 @@ import pytest
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import AmbiguousSession, Forbidden, NoSession, StorageFull, Unavailable
-from app.model import HistoryQuery, Protocol, Status, Upload
+from app.history import HistoryQuery
+from app.model import Protocol, Status, Upload
 from app.sessions import KNOWN_SECONDS, Sessions, token_records
 from app.sessions import records as session_records
 from app.sessions.last_seen import SEEN_EVERY_US

@@ -7,8 +7,9 @@ from itertools import count
 
 import pytest
 
+from app.history import HistoryQuery
 from app.main import resumables
-from app.model import HistoryQuery, Protocol
+from app.model import Protocol
 from app.resumables import Appended, Description
 from app.signing import Signer
 from app.uploads import records as upload_records

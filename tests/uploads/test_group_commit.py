@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 
 from app.errors import Internal, Locked, OutcomeUnknown, StorageFull, Unavailable
-from app.model import Failure, HistoryQuery, Protocol, Session, Status, Upload
+from app.history import HistoryQuery
+from app.model import Failure, Protocol, Session, Status, Upload
 from app.sessions import records as session_records
 from app.sessions.records import NewSession
 from app.storage.local import LocalStorage, syscalls

@@ -17,7 +17,8 @@ from app.errors import (
     TooSlow,
     Unavailable,
 )
-from app.model import UNDECLARED, Digests, HistoryQuery, Protocol, Session, Status
+from app.history import HistoryQuery
+from app.model import UNDECLARED, Digests, Protocol, Session, Status
 from app.sessions import records as session_records
 from app.sessions import token_records
 from app.sessions.records import NewSession
