@@ -66,6 +66,10 @@ class BadFilename(UploadError):
     code, status, title = "bad_filename", 400, "The filename is not acceptable"
 
 
+class BadMetadata(UploadError):
+    code, status, title = "bad_metadata", 400, "The metadata is not acceptable"
+
+
 class DigestMismatch(UploadError):
     code, status, title = "digest_mismatch", 400, "The bytes do not have the digest that was declared"
 

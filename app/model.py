@@ -25,7 +25,10 @@ from pydantic import (
 )
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from app.annotations import Annotations, checked_metadata, metadata_json, sendable, stored_pairs
+
 MAX_FILENAME_BYTES: Final = 255
+MAX_PATH_BYTES: Final = 1024
 MAX_CONTENT_TYPE_CHARACTERS: Final = 255
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 MAX_TIME_US: Final = 253_402_300_799_999_999  # the last microsecond of the year 9999
@@ -47,7 +50,6 @@ _FOUND: Final = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_UNSENDABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class Status(StrEnum):
@@ -117,10 +119,15 @@ def _display_name(name: str) -> str:
     return name
 
 
-def _sendable(text: str) -> str:
-    if _UNSENDABLE.search(text):
-        raise ValueError("text must be free of NUL and lone surrogates")
-    return text
+def _display_path(path: str) -> str:
+    if len(path.encode("utf-8", "strict")) > MAX_PATH_BYTES:
+        raise ValueError(f"a path has at most {MAX_PATH_BYTES} bytes")
+    elements = path.split("/")
+    if len(elements) < 2:
+        raise ValueError("a path has two elements or more")
+    for element in elements:
+        _display_name(element)
+    return path
 
 
 Timestamp = Annotated[
@@ -133,7 +140,7 @@ UploadId = Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 DisplayName = Annotated[str, AfterValidator(_display_name)]
-Text = Annotated[str, AfterValidator(_sendable)]
+Text = Annotated[str, AfterValidator(sendable)]
 
 
 class Failure(BaseModel):
@@ -159,12 +166,14 @@ class Upload(BaseModel):
     model; it is left out of every page.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", json_schema_serialization_defaults_required=True
+    )
 
     id: UploadId
     session_id: str = Field(exclude=True, min_length=1)
     filename: DisplayName
-    content_type: Annotated[str, Field(max_length=MAX_CONTENT_TYPE_CHARACTERS), AfterValidator(_sendable)] | None
+    content_type: Annotated[str, Field(max_length=MAX_CONTENT_TYPE_CHARACTERS), AfterValidator(sendable)] | None
     size: Size
     sha256: Digest | None
     status: Status
@@ -172,12 +181,27 @@ class Upload(BaseModel):
     created_at: Timestamp
     completed_at: Timestamp | None
     error: Failure | None
+    metadata: Annotated[dict[str, str], AfterValidator(checked_metadata)] = Field(default_factory=dict)
+    path: Annotated[str, AfterValidator(_display_path)] | None = None
+    keep_us: Annotated[int, Field(gt=0, le=MAX_TIME_US)] | None = Field(default=None, exclude=True)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def expires_at(self) -> Timestamp | None:
+        """When the bytes will be deleted; None if that is not planned, or they are not there."""
+        if self.keep_us is None or self.completed_at is None or self.status is not Status.COMPLETED:
+            return None
+        return min(self.completed_at + self.keep_us, MAX_TIME_US)
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own idiom: a computed field over a property
     @property
     def links(self) -> Links:
         content = f"/api/ingestion/files/{self.id}" if self.status is Status.COMPLETED else None
         return {"self": f"/api/ingestion/history/{self.id}", "content": content}
+
+    @property
+    def annotations(self) -> Annotations:
+        return Annotations(self.metadata, self.path, self.keep_us)
 
     @property
     def damaged(self) -> bool:
@@ -214,6 +238,9 @@ class Upload(BaseModel):
             created_at=row["created_at_us"],
             completed_at=row["completed_at_us"],
             error=None if code is None else Failure(code=code, detail=row["error_detail"]),
+            metadata=stored_pairs(row["metadata"]),
+            path=row["path"],
+            keep_us=row["keep_us"],
         )
 
     def as_row(self) -> dict[str, str | int | None]:
@@ -232,6 +259,10 @@ class Upload(BaseModel):
             "error_detail": self.error.detail if self.error else None,
             "created_at_us": self.created_at,
             "completed_at_us": self.completed_at,
+            "metadata": metadata_json(self.metadata) if self.metadata else None,
+            "path": self.path,
+            "path_folded": None if self.path is None else folded(self.path),
+            "keep_us": self.keep_us,
         }
 
     def as_json(self) -> bytes:

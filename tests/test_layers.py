@@ -21,7 +21,7 @@ QUERIES = {name for dialect in ("sqlite", "postgresql") for name in queries.load
 # side by side does not import one another. Modules of one package are free among themselves, and so are those that ask
 # the database, which are called `records`, or `*_records`, wherever they lie.
 FLOORS = """
-errors → model → history ids cancellation background plausibility signing → config metrics → logs
+errors → annotations → model → history ids cancellation background plausibility signing → config metrics → logs
 protocols storage db
 *records
 sessions quotas idempotency → uploads → resumables → maintenance → backup

@@ -25,11 +25,11 @@ from app.model import (
     microseconds,
     rfc3339,
 )
-from tests.support.strategies import filenames
+from tests.support.strategies import annotations, filenames
 
 KEYS = [
     "id", "filename", "content_type", "size", "sha256", "status", "protocol", "created_at", "completed_at", "error",
-    "links",
+    "metadata", "path", "expires_at", "links",
 ]  # fmt: skip
 ROW = {
     "id": "0193a1f0-0000-7000-8000-000000000001",
@@ -44,6 +44,10 @@ ROW = {
     "error_detail": None,
     "created_at_us": 1_795_379_580_123_456,
     "completed_at_us": 1_795_379_580_654_321,
+    "metadata": None,
+    "path": None,
+    "path_folded": None,
+    "keep_us": None,
 }
 FAILED = {**ROW, "status": "failed", "sha256": None, "completed_at_us": None, "error_code": "x", "error_detail": "y"}
 
@@ -72,6 +76,7 @@ def uploads(draw):
         created_at=created_at,
         completed_at=draw(completions if done else st.none() | completions),
         error=draw(failed) if status is Status.FAILED else None,
+        **draw(annotations()),
     )
 
 
@@ -123,7 +128,7 @@ class TestRecords:
         shown = json.loads(upload.as_json())
         assert list(shown) == KEYS
         assert {key for key in KEYS if shown[key] is None} <= {
-            "content_type", "sha256", "completed_at", "error"
+            "content_type", "sha256", "completed_at", "error", "path", "expires_at"
         }  # fmt: skip
         assert (shown["id"], shown["filename"], shown["content_type"]) == (
             upload.id,
@@ -150,6 +155,9 @@ class TestRecords:
             "created_at": "2026-11-22T20:33:00.123456Z",
             "completed_at": "2026-11-22T20:33:00.654321Z",
             "error": None,
+            "metadata": {},
+            "path": None,
+            "expires_at": None,
             "links": {
                 "self": f"/api/ingestion/history/{ROW['id']}",
                 "content": f"/api/ingestion/files/{ROW['id']}",

@@ -81,14 +81,15 @@ def _size(least: int) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def _duration(value: object) -> timedelta:
-    duration = value if isinstance(value, timedelta) else None
+def duration(value: object) -> timedelta:
+    """The duration that a text such as `30d` names; raises ValueError."""
+    found = value if isinstance(value, timedelta) else None
     number, unit = _parted(value)
     if number is not None and unit in _DURATIONS and number <= _LONGEST // _DURATIONS[unit]:
-        duration = number * _DURATIONS[unit]
-    if duration is None or not _SHORTEST <= duration <= _LONGEST:
+        found = number * _DURATIONS[unit]
+    if found is None or not _SHORTEST <= found <= _LONGEST:
         raise ValueError("expected a duration from 1s to 36500d, such as 30d, 12h, 10min, 90s or 1500ms")
-    return duration
+    return found
 
 
 def _yes_or_no(value: object) -> bool:
@@ -264,7 +265,7 @@ Size = Annotated[int, _size(least=0)]
 """Bytes."""
 SizeAboveZero = Annotated[int, _size(least=1)]
 """Bytes."""
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Duration = Annotated[timedelta, BeforeValidator(duration)]
 YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
 Versions = Annotated[tuple[int, ...], BeforeValidator(_versions)]
 Directory = Annotated[Path, BeforeValidator(_directory)]

@@ -5,13 +5,16 @@ fails. Every statement can be repeated after a lost answer, with the same result
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import pydantic_core
 
 from app.db.driver import Row
 from app.db.queryable import Queryable, Transaction, json_parameter
 from app.model import Protocol, Upload
+
+_UNANNOTATED: Final = {"metadata": None, "path": None, "keep_us": None}
+"""What an answer lacks that was stored before uploads had annotations."""
 
 
 class KeyedRequest(NamedTuple):
@@ -105,7 +108,7 @@ def _claim(row: Row) -> StoredKey:
     )
     if row["answer"] is None:
         return StoredKey(asked, None)
-    uploads = [Upload.from_row(upload) for upload in pydantic_core.from_json(row["answer"])]
+    uploads = [Upload.from_row(_UNANNOTATED | upload) for upload in pydantic_core.from_json(row["answer"])]
     if asked.protocol is Protocol.RAW:  # the body was the file: the record has all of these
         asked = asked._replace(length=uploads[0].size, sha256=uploads[0].sha256)
     return StoredKey(asked, uploads)

@@ -66,6 +66,7 @@ class Swept:
     sessions_ended: int = 0
     uploads_expired: int = 0
     uploads_completed: int = 0
+    uploads_deleted: int = 0
     partials_removed: int = 0
     keys_forgotten: int = 0
     stopped: str | None = None
@@ -130,6 +131,7 @@ class Sweeper:
                     done = await self._resumables()
                     swept.uploads_expired, swept.uploads_completed = done.expired, done.completed
                     swept.partials_removed = done.files_removed
+                swept.uploads_deleted = await self._delete_expired()
                 swept.keys_forgotten = await self._sweep_keys()
                 aside = await self._look_over_trash(swept)
                 await self._sweep_files(swept, aside.unknown)
@@ -148,6 +150,19 @@ class Sweeper:
         self._metrics.sweeps["done" if swept.stopped is None else "stopped"].add()
         for what, counter in self._metrics.swept.items():
             counter.add(getattr(swept, what))
+
+    async def _delete_expired(self) -> int:
+        """Delete the bytes of completed uploads whose time is over. After a crash in between, the next sweep does."""
+        deleted, now_us = 0, self._now_us()
+
+        async def page(transaction: Transaction) -> list[str]:
+            return await upload_records.delete_expired(transaction, now_us, _AT_ONCE)
+
+        while ids := await self._db.transaction(page, timeout=_PAGE_SECONDS):
+            await self._storage.remove(ids)
+            deleted += len(ids)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return deleted
 
     async def _sweep_keys(self) -> int:
         """Delete expired Idempotency-Keys."""

@@ -24,6 +24,7 @@ SWEPT: Final = (
     "sessions_ended",
     "uploads_expired",
     "uploads_completed",
+    "uploads_deleted",
     "partials_removed",
     "keys_forgotten",
 )

@@ -24,8 +24,8 @@ from app.errors import (
     UploadError,
 )
 from app.model import Digests
-from app.protocols import filenames, tus
 from app.protocols import headers as grammar
+from app.protocols import tus
 from app.protocols.intents import (
     Answer,
     Append,
@@ -148,8 +148,8 @@ class Resumable:
         described = tus.described(self._headers)
         disposition = single(self._headers, "content-disposition")
         filename = None if disposition is None else grammar.disposition_filename(disposition)
-        if filename is None and described.name is not None:
-            filename = filenames.safe_filename(described.name)
+        if filename is None:
+            filename = described.name
         kind = described.content_type
         if media_type(self._headers) not in {"", CHUNK}:
             kind = grammar.content_type(single(self._headers, "content-type"))
@@ -157,7 +157,16 @@ class Resumable:
         # the bytes of a broken request usable.
         digests = declared_of_body(self._headers) if ends else self._digests("Repr-Digest")
         checks = () if ends else checksums(self._digests("Content-Digest"), ChunkDigestMismatch)
-        return Create(length, ends, filename, kind, brings_bytes=True, checks=checks, digests=digests)
+        return Create(
+            length,
+            ends,
+            filename,
+            kind,
+            brings_bytes=True,
+            checks=checks,
+            digests=digests,
+            annotations=described.annotations,
+        )
 
     def _append(self) -> Append:
         # The drafts up to version 5 had no media type of their own.

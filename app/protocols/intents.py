@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from app.annotations import NO_ANNOTATIONS, Annotations
 from app.errors import BadRequest, ChecksumMismatch, DigestMismatch, UploadError
 from app.model import MAX_SIZE, UNDECLARED, Digests
 from app.protocols.headers import declared_digests
@@ -133,6 +134,7 @@ class Create:
     brings_bytes: bool = False
     checks: tuple[Checksum, ...] = ()
     digests: Digests = UNDECLARED
+    annotations: Annotations = NO_ANNOTATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ class Concatenate:
     metadata: str | None
     concat: str
     digests: Digests = UNDECLARED
+    annotations: Annotations = NO_ANNOTATIONS
 
 
 @dataclass(frozen=True, slots=True)

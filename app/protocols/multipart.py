@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from app.errors import BadRequest, MalformedForm, RequestTooLarge, TooManyFiles, UnsupportedMediaType
 from app.model import UNDECLARED, Digests
-from app.protocols.filenames import UNNAMED, safe_filename
+from app.protocols.filenames import UNNAMED, relative_path, safe_filename
 from app.protocols.headers import content_type, declared_digests, extended_value, parameters, unquoted
 
 MAX_PREAMBLE_BYTES: Final = 64
@@ -36,13 +36,14 @@ _IDENTITY_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 class PartBegin(NamedTuple):
     """A part begins: a file under its clean name, or a plain field when `filename` is None.
 
-    `digests` are those that its own headers declare.
+    `digests` are those that its own headers declare. `path` is that of a file in a folder.
     """
 
     filename: str | None
     content_type: str
     name: str
     digests: Digests = UNDECLARED
+    path: str | None = None
 
 
 class PartData(NamedTuple):
@@ -219,7 +220,7 @@ def _part_of(data: bytes, start: int, stop: int) -> bytes | memoryview:
 class _Part:
     """A part, as its headers describe it."""
 
-    __slots__ = ("content_type", "digests", "filename", "length", "name")
+    __slots__ = ("content_type", "digests", "filename", "length", "name", "path")
 
     def __init__(self, head: bytes) -> None:
         known = _known_headers(head)
@@ -229,7 +230,9 @@ class _Part:
             raise MalformedForm("a part has no Content-Disposition")
         try:
             kind, found = parameters(known[_DISPOSITION])
-            self.filename = _filename(found)
+            given = _given_filename(found)
+            self.filename = safe_filename(given) if given else None if given is None else ""
+            self.path = relative_path(given, backslash=False) if given and b"/" in given else None
             self.name = _form_value(found.get("name", '""')).decode()
         except BadRequest as error:
             raise MalformedForm(f"a part's Content-Disposition cannot be read: {error}") from error
@@ -242,7 +245,7 @@ class _Part:
         self.digests = _digests(known)
 
     def begin(self, filename: str | None) -> PartBegin:
-        return PartBegin(filename, self.content_type, self.name, self.digests)
+        return PartBegin(filename, self.content_type, self.name, self.digests, self.path)
 
 
 def _known_headers(head: bytes) -> dict[bytes, str]:
@@ -275,8 +278,8 @@ def _digests(known: dict[bytes, str]) -> Digests:
     return declared
 
 
-def _filename(found: dict[str, str]) -> str | None:
-    """The clean name of a part's file, None for a plain field, empty for `filename=""`."""
+def _given_filename(found: dict[str, str]) -> bytes | None:
+    """The name that a part gives its file, maybe a path; None for a plain field, empty for `filename=""`."""
     plain = _form_value(found["filename"]) if "filename" in found else None
     if "filename*" in found:
         # RFC 7578 §4.2 forbids it, and two readers could see two names. But .NET's HttpClient always sends both,
@@ -286,9 +289,7 @@ def _filename(found: dict[str, str]) -> str | None:
         if plain not in (name, b"=?utf-8?B?" + base64.b64encode(name) + b"?=") and not _stands_in(plain, name):
             raise BadRequest("filename* is not for forms, unless filename says the same")
         plain = name
-    if plain is None:
-        return None
-    return safe_filename(plain) if plain else ""
+    return plain
 
 
 def _stands_in(plain: bytes | None, name: bytes) -> bool:

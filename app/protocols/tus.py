@@ -8,6 +8,7 @@ import base64
 import re
 from typing import Final, NamedTuple
 
+from app.annotations import Annotations
 from app.errors import (
     BadRequest,
     ChunkDigestMismatch,
@@ -21,6 +22,7 @@ from app.errors import (
 from app.model import MAX_SIZE, Digests
 from app.protocols import filenames
 from app.protocols import headers as grammar
+from app.protocols.annotations import of_request
 from app.protocols.intents import (
     ALGORITHMS,
     DIGEST_BYTES,
@@ -142,7 +144,6 @@ class Tus:
             raise BadRequest("a new upload needs either Upload-Length or Upload-Defer-Length")
         self._refuse_longer_than_allowed(length)
         file = described(self._headers)
-        filename = None if file.name is None else filenames.safe_filename(file.name)
         brings_bytes = media_type(self._headers) == CHUNK
         checks = self._checks()
         if brings_bytes:
@@ -152,7 +153,7 @@ class Tus:
         return Create(
             length,
             None,
-            filename,
+            file.name,
             file.content_type,
             file.metadata,
             concat,
@@ -160,6 +161,7 @@ class Tus:
             brings_bytes=brings_bytes,
             checks=checks if brings_bytes else (),
             digests=self._digests("Repr-Digest"),
+            annotations=file.annotations,
         )
 
     def _concatenate(self, concat: str) -> Concatenate:
@@ -181,9 +183,9 @@ class Tus:
         if len(keys) < len(parts):
             raise BadRequest("Upload-Concat names something that is no upload's URL")
         file = described(self._headers)
-        filename = None if file.name is None else filenames.safe_filename(file.name)
         refuse_unless_of_nothing(self._digests("Content-Digest"))
-        return Concatenate(keys, filename, file.content_type, file.metadata, concat, self._digests("Repr-Digest"))
+        digests = self._digests("Repr-Digest")
+        return Concatenate(keys, file.name, file.content_type, file.metadata, concat, digests, file.annotations)
 
     def _append(self) -> Append:
         if media_type(self._headers) != CHUNK:
@@ -279,25 +281,31 @@ class Tus:
 
 
 class Described(NamedTuple):
-    """The raw metadata, and from them the file's name, as bytes, and its clean Content-Type."""
+    """The raw metadata, and from them the file's clean name and Content-Type, and its annotations."""
 
     metadata: str | None
-    name: bytes | None
+    name: str | None
     content_type: str
+    annotations: Annotations
 
 
 def described(headers: Headers) -> Described:
-    """Read name and type of the file from a request's Upload-Metadata, by the keys that clients have agreed on.
+    """Read what a request's Upload-Metadata says about the file, by the keys that clients have agreed on.
 
     Raises:
         BadRequest: see `metadata`.
+        BadFilename, BadMetadata: see `safe_filename`, `of_request`.
     """
     # One field in several lines means the same as one line with commas (RFC 9110 §5.3).
     raw = ",".join(headers.getlist("upload-metadata")).strip(" \t")
     found = metadata(raw)
     kind = found.get("filetype") or found.get("type") or b""
     name = found.get("filename") or found.get("name") or None
-    return Described(raw or None, name, grammar.content_type(kind.decode("latin-1")))
+    annotations = of_request(headers, found)
+    filename = None if name is None else filenames.safe_filename(name)
+    if annotations.path is not None:
+        filename = annotations.path.rpartition("/")[2]
+    return Described(raw or None, filename, grammar.content_type(kind.decode("latin-1")), annotations)
 
 
 def metadata(raw: str) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from app.annotations import NO_ANNOTATIONS
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.errors import DigestMismatch, Gone, InProgress, Unavailable, UploadError
@@ -253,5 +254,6 @@ def incoming(resource: Resource, file: Staged) -> Incoming:
         protocol=resource.protocol,
         created_at=resource.created_at,
         staged=file,
+        annotations=NO_ANNOTATIONS if resource.upload is None else resource.upload.annotations,
         stays=True,
     )

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from app.annotations import NO_ANNOTATIONS, Annotations
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.db.shared import SharedTransactions
@@ -37,6 +38,7 @@ class Description:
     is_part: bool = False
     parts: tuple[str, ...] | None = None
     digests: Digests = UNDECLARED
+    annotations: Annotations = NO_ANNOTATIONS
 
 
 class _KeyTaken(Exception):
@@ -126,7 +128,7 @@ class Creations:
             ended_as=None,
             upload=None,
         )
-        return resource if resource.is_part else replace(resource, upload=_begun(resource))
+        return resource if resource.is_part else replace(resource, upload=_begun(resource, description.annotations))
 
     async def _insert_all(
         self, transaction: Transaction, asked: Sequence[tuple[Resource, NewSession | None]]
@@ -187,7 +189,7 @@ class Creations:
         self._storage.reserve(length or 0).release()
 
 
-def _begun(resource: Resource) -> Upload:
+def _begun(resource: Resource, annotations: Annotations) -> Upload:
     """The record of a new upload."""
     return Upload(
         id=resource.upload_id,
@@ -201,4 +203,7 @@ def _begun(resource: Resource) -> Upload:
         created_at=resource.created_at,
         completed_at=None,
         error=None,
+        metadata=dict(annotations.metadata),
+        path=annotations.path,
+        keep_us=annotations.keep_us,
     )

@@ -287,5 +287,7 @@ def _resource(row: Row) -> Resource:
         expires_at=row["expires_at_us"],
         last_expires_at=row["last_expires_at_us"],
         ended_as=row["ended_as"],
-        upload=None if row["status"] is None else Upload.from_row({**row, "id": row["upload_id"]}),
+        upload=None
+        if row["status"] is None
+        else Upload.from_row({**row, "id": row["upload_id"], "metadata": row["upload_metadata"]}),
     )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from app.annotations import NO_ANNOTATIONS
 from app.errors import OutcomeUnknown
 from app.model import Resource
 from app.resumables.creation import Creations, Description
@@ -67,7 +68,11 @@ class WholeCreations:
 
     async def _receive(self, ingestion: Ingestion, resource: Resource, body: AsyncIterable[bytes]) -> None:
         await ingestion.begin_file(
-            resource.filename, resource.content_type, digests=resource.digests, upload_id=resource.upload_id
+            resource.filename,
+            resource.content_type,
+            digests=resource.digests,
+            annotations=NO_ANNOTATIONS if resource.upload is None else resource.upload.annotations,
+            upload_id=resource.upload_id,
         )
         async for block in body:
             await ingestion.write(block)

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import structlog
 
+from app.annotations import NO_ANNOTATIONS, Annotations
 from app.cancellation import run_to_completion
 from app.errors import (
     DigestMismatch,
@@ -157,7 +158,14 @@ class Ingest:
         if not self._live:
             self._idle.set()
 
-    def begin(self, landing: "Ingestion", filename: str, content_type: str, upload_id: str | None = None) -> Incoming:
+    def begin(
+        self,
+        landing: "Ingestion",
+        filename: str,
+        content_type: str,
+        annotations: Annotations,
+        upload_id: str | None = None,
+    ) -> Incoming:
         upload_id = self._new_id() if upload_id is None else upload_id
         return Incoming(
             id=upload_id,
@@ -167,6 +175,7 @@ class Ingest:
             protocol=landing.protocol,
             created_at=self._now_us(),
             staged=self._storage.stage(upload_id, landing.reservation),
+            annotations=annotations,
         )
 
     async def land(self, landing: "Ingestion", files: list[Incoming], creates: Resource | None = None) -> list[Upload]:
@@ -277,7 +286,13 @@ class Ingestion:
         return (self._files[-1].staged.held() or ()) if self._files else ()
 
     async def begin_file(
-        self, filename: str, content_type: str, *, digests: Digests = UNDECLARED, upload_id: str | None = None
+        self,
+        filename: str,
+        content_type: str,
+        *,
+        digests: Digests = UNDECLARED,
+        annotations: Annotations = NO_ANNOTATIONS,
+        upload_id: str | None = None,
     ) -> None:
         """Begin the next file, under a new id unless one is given. Its bytes must have the `digests`.
 
@@ -288,7 +303,7 @@ class Ingestion:
             raise TooManyFiles(len(self._files) + 1, self._ingest.limits.files)
         if len(self._files) % _FILES_A_TURN == _FILES_A_TURN - 1:
             await asyncio.sleep(0)  # a block of the body can hold a thousand small files: let other tasks run
-        self._current = self._ingest.begin(self, filename, content_type, upload_id)
+        self._current = self._ingest.begin(self, filename, content_type, annotations, upload_id)
         self._expected = digests
         self._sha512 = None if digests.sha512 is None else hashlib.sha512()
         self._files.append(self._current)
@@ -326,6 +341,12 @@ class Ingestion:
             raise DigestMismatch(sha256, staged.sha256)
         if sha512 is not None and self._sha512 is not None and self._sha512.hexdigest() != sha512:
             raise DigestMismatch(sha512, self._sha512.hexdigest(), "sha-512")
+
+    def annotate(self, annotations: Annotations) -> None:
+        """Give all files so far this metadata and this time to keep them; their paths stay."""
+        if annotations != NO_ANNOTATIONS:
+            for file in self._files:
+                file.annotations = annotations._replace(path=file.annotations.path)
 
     async def publish(self, creates: Resource | None = None) -> list[Upload]:
         """Make all files visible, complete and durable, and return their records; or none of them.

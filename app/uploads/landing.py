@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from app.annotations import NO_ANNOTATIONS, Annotations
 from app.errors import Internal, Unavailable, UploadError
 from app.model import Failure, Protocol, Resource, Status, Upload
 from app.sessions.records import NewSession
@@ -26,6 +27,7 @@ class Incoming:
     protocol: Protocol
     created_at: int
     staged: Staged
+    annotations: Annotations = NO_ANNOTATIONS
     stays: bool = False
     """Whether it is a resumable upload, which has its record already: after any failure it can be landed again."""
 
@@ -55,6 +57,9 @@ class Incoming:
             created_at=self.created_at,
             completed_at=completed_at,
             error=error,
+            metadata=dict(self.annotations.metadata),
+            path=self.annotations.path,
+            keep_us=self.annotations.keep_us,
         )
 
 

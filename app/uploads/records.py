@@ -14,7 +14,7 @@ import structlog
 
 from app.db.driver import Row
 from app.db.queryable import LAST_ID, Queryable, json_parameter
-from app.history import HistoryQuery, Page, Position
+from app.history import HistoryQuery, Order, Page, Place, Position
 from app.model import Protocol, Status, Upload
 
 _log = structlog.get_logger(__name__)
@@ -50,6 +50,17 @@ _LISTS: Final = {
 }
 
 
+_SEARCHES: Final[dict[Order, tuple[str, str]]] = {
+    "newest": ("search_uploads_descending", "time"),
+    "oldest": ("search_uploads", "time"),
+    "name": ("search_uploads", "name"),
+    "-name": ("search_uploads_descending", "name"),
+    "size": ("search_uploads", "size"),
+    "-size": ("search_uploads_descending", "size"),
+}
+"""The query of a search in each order, and what it sorts by."""
+
+
 class StoredRecord(NamedTuple):
     """The size and digest that a completed upload's file must have."""
 
@@ -82,9 +93,16 @@ async def try_recording(db: Queryable) -> None:
 
 
 async def list_uploads(
-    db: Queryable, session_id: str, query: HistoryQuery, *, after: Position | None, page_size: int
+    db: Queryable, session_id: str, query: HistoryQuery, *, after: Position | Place | None, page_size: int
 ) -> Page:
-    """List a page of a session's uploads, from behind `after` or from the start."""
+    """List a page of a session's uploads, from behind `after` or from the start.
+
+    `after` is the end of a page of the same query.
+    """
+    if query.is_search:
+        assert not isinstance(after, Position)
+        return await _search(db, session_id, query, after, page_size)
+    assert not isinstance(after, Place)
     rows = await _matching(db, session_id, query, after, page_size + 1)
     more, rows = len(rows) > page_size, rows[:page_size]
     uploads = list(_readable(rows))
@@ -95,6 +113,9 @@ async def list_uploads(
 
 async def count_uploads(db: Queryable, session_id: str, query: HistoryQuery) -> int:
     """Count the rows of `list_uploads` over all pages, broken ones included."""
+    if query.is_search:
+        row = await db.one("count_found_uploads", session_id=session_id, **_searched(query))
+        return int(row["uploads"]) if row else 0
     row = await db.one(
         "count_uploads",
         session_id=session_id,
@@ -174,6 +195,11 @@ async def delete_uploads(db: Queryable, ids: Sequence[str], now_us: int) -> list
     return [row["id"] for row in await db.many("delete_uploads", ids=json_parameter(ids), now_us=now_us)]
 
 
+async def delete_expired(db: Queryable, now_us: int, page_size: int) -> list[str]:
+    """Record the deletion of completed uploads whose time is over, a page at most; return their ids."""
+    return [row["id"] for row in await db.many("delete_expired_uploads", now_us=now_us, page_size=page_size)]
+
+
 async def fail_uploads(db: Queryable, ids: Sequence[str], code: str, detail: str) -> list[str]:
     """Record that completed uploads are lost or damaged; return the ids of those that were completed until now."""
     return [row["id"] for row in await db.many("fail_uploads", ids=json_parameter(ids), code=code, detail=detail)]
@@ -208,6 +234,41 @@ async def _matching(
         rows = await db.many(lists.of_status, status=status.value, **wanted)
         found |= {row["id"]: row for row in rows}
     return sorted(found.values(), key=itemgetter("created_at_us", "id"), reverse=query.order == "newest")[:page_size]
+
+
+async def _search(db: Queryable, session_id: str, query: HistoryQuery, after: Place | None, page_size: int) -> Page:
+    search, by = _SEARCHES[query.order]
+    rows = await db.many(
+        search,
+        session_id=session_id,
+        by=by,
+        after_key=after.key if after else None,
+        after_id=after.id if after else "",
+        page_size=page_size + 1,
+        **_searched(query),
+    )
+    more, rows = len(rows) > page_size, rows[:page_size]
+    uploads = list(_readable(rows))
+    return Page(uploads, Place(rows[-1]["sort_key"], rows[-1]["id"]) if more else None, len(rows) - len(uploads))
+
+
+def _searched(query: HistoryQuery) -> dict[str, Any]:
+    return {
+        "from_us": _or(query.from_us, _LEAST),
+        "until_us": _until(query),
+        "sha256": query.sha256,
+        "statuses": _statuses(query),
+        "pattern": query.filename_pattern,
+        "path_pattern": query.path_pattern,
+        "ids": _list(query.ids),
+        "content_types": _list(query.content_type_patterns),
+        "metadata": _list(query.metadata_texts),
+        **_filters(query),
+    }
+
+
+def _list(values: Sequence[str]) -> str | None:
+    return json_parameter(list(values)) if values else None
 
 
 def _newest_first(query: HistoryQuery, after: Position | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from app.annotations import metadata_json
 from app.db.queryable import Queryable
 from app.history import HistoryQuery, Page
 from app.model import Upload
@@ -17,7 +18,7 @@ _PAGE_SIZE: Final = 500
 _FORMULA = re.compile(r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20|%]")
 _COLUMNS: Final = (
     "id", "filename", "content_type", "size", "sha256", "status", "protocol", "created_at", "completed_at",
-    "error_code", "error_detail",
+    "error_code", "error_detail", "metadata", "path", "expires_at",
 )  # fmt: skip
 
 
@@ -77,7 +78,8 @@ def _table(rows: Sequence[Sequence[Any]]) -> bytes:
 def _cells(upload: Upload) -> list[Any]:
     record = upload.model_dump(mode="json")
     error = record["error"] or {"code": None, "detail": None}
-    values = [*(record[column] for column in _COLUMNS[:-2]), error["code"], error["detail"]]
+    record |= {"error_code": error["code"], "error_detail": error["detail"], "metadata": metadata_json(upload.metadata)}
+    values = [record[column] for column in _COLUMNS]
     return [_inert(value) if isinstance(value, str) else value for value in values]
 
 

@@ -4,16 +4,27 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from app.annotations import is_metadata_name, sendable
 from app.errors import BadCursor, BadQuery, NotFound
-from app.history import HistoryQuery, Position
-from app.model import MAX_FILENAME_BYTES, MAX_SIZE, MAX_TIME_US, Protocol, Status, is_upload_id, microseconds, rfc3339
+from app.history import HistoryQuery, Order, Place, Position
+from app.model import (
+    MAX_FILENAME_BYTES,
+    MAX_PATH_BYTES,
+    MAX_SIZE,
+    MAX_TIME_US,
+    Protocol,
+    Status,
+    is_upload_id,
+    microseconds,
+    rfc3339,
+)
 from app.protocols.filenames import searched_name
 from app.protocols.headers import attachment
 from app.sessions import totals_records
@@ -27,6 +38,7 @@ from app.web.session import caller_of
 HISTORY: Final = "/api/ingestion/history"
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
+MAX_IDS: Final = 1000
 _MAX_FILTER_CHARACTERS: Final = 1024  # a client may use a whole path as the name of its file
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _JSON: Final = "application/json"
@@ -35,6 +47,8 @@ _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(
 _SPACED_ZONE = re.compile(r" (?=\d{2}:\d{2}\Z)")
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _WEIGHT = re.compile(r"[Qq]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+_MEDIA_TYPE = re.compile(r"[!#$&^_.+\-0-9A-Za-z]{1,127}/(?:\*|[!#$&^_.+\-0-9A-Za-z]{1,127})")
+_ORDERS: Final = get_args(Order)
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 T = TypeVar("T")
 
@@ -44,7 +58,7 @@ class HistoryRequest(NamedTuple):
 
     query: HistoryQuery
     limit: int
-    after: Position | None
+    after: Position | Place | None
     with_total: bool
     export: Export | None
     with_bom: bool
@@ -139,7 +153,11 @@ def parse(request: Request[Any], session_id: str) -> HistoryRequest:
         protocol=given.one("protocol", Protocol, f"one of {', '.join(Protocol)}"),
         min_size=given.one("min_size", _size, "a whole number of bytes"),
         max_size=given.one("max_size", _size, "a whole number of bytes"),
-        order=given.one("order", _order, "newest or oldest") or "newest",
+        ids=given.several("id", _id, f"1 to {MAX_IDS} ids of uploads"),
+        content_types=given.several("content_type", _media_type, "media types such as text/plain or image/*"),
+        path=given.one("path", _path, f"1 to {MAX_PATH_BYTES} bytes without NUL"),
+        metadata=given.pairs("metadata."),
+        order=given.one("order", _order, f"one of {', '.join(_ORDERS)}") or "newest",
     )
     limit = given.one("limit", _limit, f"a whole number from 1 to {MAX_LIMIT}") or DEFAULT_LIMIT
     with_total = given.one("count", _flag, "true or false") or False
@@ -194,6 +212,27 @@ class _Parameters:
         except ValueError:
             raise BadQuery(name, f"one or more of {', '.join(kind)}") from None
 
+    def several(self, name: str, read: Callable[[str], str], expected: str) -> tuple[str, ...]:
+        """The distinct values of a parameter that may be repeated, or hold several with commas between them."""
+        values = [value for text in self._given.pop(name, []) for value in text.split(",")]
+        try:
+            found = tuple(dict.fromkeys(read(value) for value in values))
+        except ValueError:
+            raise BadQuery(name, expected) from None
+        if len(found) > MAX_IDS:
+            raise BadQuery(name, expected)
+        return found
+
+    def pairs(self, prefix: str) -> tuple[tuple[str, str], ...]:
+        """The pairs of parameters whose names begin with the prefix."""
+        names = [name for name in self._given if name.startswith(prefix)]
+        return tuple((name.removeprefix(prefix), self._value(name, prefix)) for name in names)
+
+    def _value(self, name: str, prefix: str) -> str:
+        if not is_metadata_name(name.removeprefix(prefix)):
+            raise BadQuery(f"{prefix}NAME", "a name of 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+        return self.one(name, sendable, "a value without NUL, once") or ""
+
     def refuse_others(self) -> None:
         for name in self._given:
             shown = name if name.isascii() and name.isprintable() and len(name) <= 40 else "a parameter"
@@ -247,13 +286,28 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
-def _order(text: str) -> Literal["newest", "oldest"]:
-    match text:
-        case "newest":
-            return "newest"
-        case "oldest":
-            return "oldest"
-    raise ValueError
+def _order(text: str) -> Order:
+    if text not in _ORDERS:
+        raise ValueError
+    return cast("Order", text)
+
+
+def _id(text: str) -> str:
+    if not is_upload_id(text):
+        raise ValueError
+    return text
+
+
+def _media_type(text: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _path(text: str) -> str:
+    if not 0 < len(text.encode()) <= MAX_PATH_BYTES or "\0" in text:
+        raise ValueError
+    return text
 
 
 def _format(text: str) -> str:
@@ -278,19 +332,24 @@ def _accepted(request: Request[Any]) -> Export | None:
     return wanted
 
 
-def _cursor(signer: Signer, end: Position, query: HistoryQuery, session_id: str) -> str:
-    # The last row may be a broken one, with any text as its id.
-    return signer.sign(f"{end.created_at_us:x}_{_fingerprint(query, session_id)}_{quote(end.id)}")
+def _cursor(signer: Signer, end: Position | Place, query: HistoryQuery, session_id: str) -> str:
+    # The last row may be a broken one, with any text as its id or name.
+    key = f"{end.created_at_us:x}" if isinstance(end, Position) else _quoted(end.key)
+    return signer.sign(f"{key}_{_fingerprint(query, session_id)}_{_quoted(end.id)}")
 
 
-def _position(signer: Signer, cursor: str, query: HistoryQuery, session_id: str) -> Position:
+def _quoted(text: str) -> str:
+    return quote(text, safe="").replace("_", "%5F")
+
+
+def _position(signer: Signer, cursor: str, query: HistoryQuery, session_id: str) -> Position | Place:
     text = signer.verify(cursor)
     if text is None:
         raise BadCursor
-    created_at_us, fingerprint, upload_id = text.split("_", 2)
+    key, fingerprint, upload_id = text.split("_", 2)
     if fingerprint != _fingerprint(query, session_id):
         raise BadCursor
-    return Position(int(created_at_us, 16), unquote(upload_id))
+    return Place(unquote(key), unquote(upload_id)) if query.is_search else Position(int(key, 16), unquote(upload_id))
 
 
 def _fingerprint(query: HistoryQuery, session_id: str) -> str:

@@ -114,7 +114,8 @@ async def _begin(request: Request[Services], protocol: Protocol) -> Response:
             return await _concatenate(request, codec, intent)
         assert isinstance(intent, Create)
         if request.method == "PUT":
-            intent = replace(intent, filename=uploads.filename_of(request))
+            filename, path = uploads.named(request)
+            intent = replace(intent, filename=filename, annotations=intent.annotations._replace(path=path))
         if _is_ordinary(request, codec, intent):
             return await _receive_whole(request, codec, intent)
         return await _create(request, codec, intent, protocol)
@@ -133,7 +134,13 @@ def _is_ordinary(request: Request[Services], codec: Codec, intent: Create) -> bo
 
 async def _receive_whole(request: Request[Services], codec: Codec, intent: Create) -> Response:
     """Receive an ordinary upload, with the protocol's headers on its answer."""
-    upload = await uploads.receive(request, intent.filename or UNNAMED, intent.content_type, digests=intent.digests)
+    upload = await uploads.receive(
+        request,
+        intent.filename or UNNAMED,
+        intent.content_type,
+        digests=intent.digests,
+        annotations=intent.annotations,
+    )
     where, now_us = here(request, upload.links["self"] or ""), request.state["now_us"]()
     state = State(where, upload.size, upload.size, completed=True, at_us=now_us, record=where, sha256=upload.sha256)
     exchange_of(request.scope).notes["uploads"] = [upload.id]
@@ -152,6 +159,7 @@ async def _create(request: Request[Services], codec: Codec, intent: Create, prot
         concat=intent.concat,
         is_part=intent.is_part,
         digests=intent.digests,
+        annotations=intent.annotations,
     )
     if isinstance(body, Body) and _is_whole(intent, body):
         try:
@@ -185,6 +193,7 @@ async def _concatenate(request: Request[Services], codec: Codec, intent: Concate
             metadata=intent.metadata,
             concat=intent.concat,
             digests=intent.digests,
+            annotations=intent.annotations,
         ),
         intent.keys,
     )

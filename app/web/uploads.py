@@ -8,10 +8,12 @@ from urllib.parse import unquote_to_bytes
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.annotations import NO_ANNOTATIONS, Annotations
 from app.errors import BadRequest, DigestMismatch, NotFound, TooLarge, UnsupportedMediaType
 from app.idempotency.records import KeyedRequest
 from app.model import Digests, Protocol, Upload
-from app.protocols.filenames import safe_filename
+from app.protocols.annotations import FormAnnotations, of_request
+from app.protocols.filenames import relative_path, safe_filename
 from app.protocols.headers import (
     content_type,
     declared_digests,
@@ -62,7 +64,7 @@ async def put_file(request: Request[Services]) -> Response:
     ratelimit.tell(request)
     if media_type(request.headers) == _FORM:
         raise UnsupportedMediaType("a form goes by POST to the collection; a PUT's body is the file itself")
-    return await _receive_raw(request, filename_of(request))
+    return await _receive_raw(request, *named(request))
 
 
 def _is_navigation(request: Request[Any], essence: str) -> bool:
@@ -75,13 +77,14 @@ def _is_navigation(request: Request[Any], essence: str) -> bool:
     )
 
 
-def filename_of(request: Request[Any]) -> str:
-    """The clean name that the path of a PUT gives its file."""
+def named(request: Request[Any]) -> tuple[str, str | None]:
+    """The clean name that the path of a PUT gives its file, and its path in a folder, if it has one."""
     # From the raw path: the decoded one has lost bytes that are not UTF-8.
     _, here, raw_name = request.scope["raw_path"].partition(_BELOW)
     if not here:
         raise NotFound  # our own path was escaped, which no client does, so the name's beginning is unclear
-    return safe_filename(unquote_to_bytes(raw_name))
+    name = unquote_to_bytes(raw_name)
+    return safe_filename(name), relative_path(name)
 
 
 async def options(request: Request[Services]) -> Response:
@@ -125,32 +128,45 @@ async def _land_form(
     landing = request.state["ingest"].request(
         visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared, claim=claim
     )
+    fields = FormAnnotations()
     async with landing:
         async for block in body:
             for event in decoder.feed(block):
                 if isinstance(event, PartBegin):
-                    if event.filename is not None:
-                        await landing.begin_file(event.filename, event.content_type, digests=event.digests)
+                    if event.filename is None:
+                        fields.begin(event.name)
+                    else:
+                        path = NO_ANNOTATIONS if event.path is None else Annotations(path=event.path)
+                        await landing.begin_file(
+                            event.filename, event.content_type, digests=event.digests, annotations=path
+                        )
                 elif not landing.receiving:
-                    continue  # a plain field: ignored
+                    if isinstance(event, PartData):
+                        fields.write(event.data)
                 elif isinstance(event, PartData):
                     await landing.write(event.data)
                 else:
                     await landing.end_file()
         decoder.finish()
+        landing.annotate(fields.read(_single(request, "waybill-expires-in")))
         if whole is not None:
             _refuse_fragment(whole, landing.sizes)
         return await landing.publish()
 
 
-async def _receive_raw(request: Request[Services], filename: str) -> Response:
+async def _receive_raw(request: Request[Services], filename: str, path: str | None = None) -> Response:
     digests = declared_of_body(request.headers)
     kind = content_type(_single(request, "content-type"))
-    upload = await receive(request, filename, kind, digests=digests)
+    annotations = of_request(request.headers, {})
+    if path is not None:
+        annotations = annotations._replace(path=path)
+    upload = await receive(request, filename, kind, digests=digests, annotations=annotations)
     return _created(request, [upload], record_json(request, upload))
 
 
-async def receive(request: Request[Services], filename: str, kind: str, *, digests: Digests) -> Upload:
+async def receive(
+    request: Request[Services], filename: str, kind: str, *, digests: Digests, annotations: Annotations
+) -> Upload:
     """Receive the body as a file, which must have these digests; once, if the request has an Idempotency-Key."""
     whole = _whole_size(request)
     with body_of(request) as body:
@@ -162,7 +178,7 @@ async def receive(request: Request[Services], filename: str, kind: str, *, diges
         [upload] = await _once(
             request,
             lambda: KeyedRequest(Protocol.RAW, kind, filename, body.declared, sha256=digests.sha256),
-            lambda claim: _land_raw(request, body, claim, filename, kind, digests, whole),
+            lambda claim: _land_raw(request, body, claim, filename, kind, digests, annotations, whole),
         )
     return upload
 
@@ -174,13 +190,14 @@ async def _land_raw(
     filename: str,
     kind: str,
     digests: Digests,
+    annotations: Annotations,
     whole: int | None,
 ) -> list[Upload]:
     landing = request.state["ingest"].request(
         visitor=caller_of(request).visitor(), protocol=Protocol.RAW, declared=body.declared, claim=claim
     )
     async with landing:
-        await landing.begin_file(filename, kind, digests=digests)
+        await landing.begin_file(filename, kind, digests=digests, annotations=annotations)
         async for block in body:
             await landing.write(block)
         await landing.end_file()

@@ -28,7 +28,7 @@ SELECT resumables.key_hash, resumables.upload_id,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
-       uploads.completed_at_us
+       uploads.completed_at_us, uploads.metadata AS upload_metadata, uploads.path, uploads.keep_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
 LEFT JOIN sessions ON sessions.id = resumables.session_id
@@ -45,7 +45,7 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
-       uploads.completed_at_us
+       uploads.completed_at_us, uploads.metadata AS upload_metadata, uploads.path, uploads.keep_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
 WHERE resumables.expires_at_us BETWEEN :after_us AND :now_us
@@ -68,7 +68,7 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
-       uploads.completed_at_us
+       uploads.completed_at_us, uploads.metadata AS upload_metadata, uploads.path, uploads.keep_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
 WHERE resumables.ended_as IS NULL
@@ -102,7 +102,7 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
-       uploads.completed_at_us
+       uploads.completed_at_us, uploads.metadata AS upload_metadata, uploads.path, uploads.keep_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
 WHERE resumables.parts IS NOT NULL
@@ -122,7 +122,7 @@ SELECT resumables.key_hash, resumables.upload_id, resumables.session_id, resumab
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
-       uploads.completed_at_us
+       uploads.completed_at_us, uploads.metadata AS upload_metadata, uploads.path, uploads.keep_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
 JOIN concatenation_parts ON concatenation_parts.key_hash = resumables.key_hash

@@ -6,7 +6,7 @@
 -- JSON array, searched for a status in quotes. Inside coalesce PostgreSQL does not guess how few rows the filters
 -- leave; its guess would be so low that it sorts the session for each page.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) < (:before_us, :before_id)
@@ -24,7 +24,7 @@ LIMIT :page_size;
 -- params: session_id, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, page_size
 -- A page of a session's uploads, oldest first, from just after (after_us, after_id) up to and with until_us.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) > (:after_us, :after_id)
@@ -43,7 +43,7 @@ LIMIT :page_size;
 -- A page of a session's uploads of a digest, as list_uploads. The index holds the digest's first digits, which find them;
 -- the whole digest decides. A plus before a column keeps the database from using another index, for the order.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND substr(sha256, 1, 16) = substr(CAST(:sha256 AS TEXT), 1, 16)
@@ -62,7 +62,7 @@ LIMIT :page_size;
 -- params: session_id, sha256, after_us, after_id, until_us, min_size, max_size, statuses?, protocol?, pattern?, page_size
 -- The same, oldest first, as list_uploads_oldest.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND substr(sha256, 1, 16) = substr(CAST(:sha256 AS TEXT), 1, 16)
@@ -82,7 +82,7 @@ LIMIT :page_size;
 -- A page of a session's uploads of a status other than completed, as list_uploads. It is asked in an index that has no
 -- completed ones, which the statement has to say.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND status = :status
@@ -100,7 +100,7 @@ LIMIT :page_size;
 -- params: session_id, status, after_us, after_id, until_us, min_size, max_size, protocol?, page_size
 -- The same, oldest first, as list_uploads_oldest.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND status = :status
@@ -201,6 +201,22 @@ WHERE id = :upload_id
 UPDATE uploads
 SET status = status
 WHERE FALSE;
+
+-- name: delete_expired_uploads :many
+-- params: now_us, page_size
+-- Record that the bytes of completed uploads whose time is over are deleted, a page at most; their records stay. The
+-- ids of those changed.
+UPDATE uploads
+SET status = 'deleted', deleted_at_us = :now_us
+WHERE status = 'completed'
+  AND id IN (SELECT due.id
+             FROM uploads AS due
+             WHERE due.keep_us IS NOT NULL
+               AND due.status = 'completed'
+               AND due.completed_at_us + due.keep_us <= :now_us
+             ORDER BY due.completed_at_us + due.keep_us
+             LIMIT :page_size)
+RETURNING id;
 
 -- name: delete_failed_uploads :many
 -- params: created_before_us, page_size

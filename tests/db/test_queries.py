@@ -39,7 +39,9 @@ def test_a_query_is_in_a_dialects_folder_only_if_it_differs():
 def test_every_query_is_used_and_every_used_query_exists():
     asking = [*APP.rglob("*records.py"), APP / "db" / "migrate.py", APP / "db" / "privileges.py"]
     code = "".join(path.read_text() for path in asking)
-    asked = set(re.findall(r'\.(?:one|many|run)\(\s*"(\w+)"', code)) | set(re.findall(r'"(list_\w*uploads\w*)"', code))
+    asked = set(re.findall(r'\.(?:one|many|run)\(\s*"(\w+)"', code)) | set(
+        re.findall(r'"((?:list|search)_\w*uploads\w*)"', code)
+    )
     assert asked == set(load("sqlite"))
 
 

@@ -142,6 +142,24 @@ class TestFiles:
         assert (await files(store), swept.files_removed) == ([2], 1)
         assert await statuses(db, 1, 2) == ["deleted", "completed"]
 
+    async def test_an_upload_whose_time_is_over_is_deleted_and_its_record_stays(self, store, db, monkeypatch):
+        monkeypatch.setattr("app.maintenance.sweep._AT_ONCE", 2)
+        hour_us = HOUR * 1_000_000
+        kept = [row(n, await put_file(store, n)).model_copy(update={"keep_us": n * hour_us}) for n in range(1, 6)]
+        await upload_records.insert_uploads(db, [*kept, row(6, await put_file(store, 6))])
+        sweep = Sweeper(store, db, now_us=lambda: NOW + 3 * hour_us, grace_seconds=0)
+        swept = await sweep.once()
+        assert (swept.uploads_deleted, await files(store)) == (3, [4, 5, 6])
+        assert await statuses(db, *range(1, 7)) == ["deleted"] * 3 + ["completed"] * 3
+        assert (await sweep.once()).uploads_deleted == 0
+
+    async def test_an_upload_that_is_not_completed_is_not_deleted_by_its_time(self, store, db):
+        failed = row(1, status=Status.FAILED).model_copy(update={"keep_us": 1})
+        await upload_records.insert_uploads(db, [failed])
+        sweep = Sweeper(store, db, now_us=lambda: NOW + HOUR * 1_000_000, grace_seconds=0)
+        assert (await sweep.once()).uploads_deleted == 0
+        assert await statuses(db, 1) == ["failed"]
+
     @pytest.mark.parametrize(
         ("status", "was_complete", "becomes"),
         [
@@ -428,8 +446,8 @@ class TestSweepers:
         assert (await sweeper(store, db).once()).as_dict() == {
             "staged_removed": 0, "files": 0, "files_set_aside": 0, "files_removed": 0, "files_put_back": 0,
             "aside_removed": 0, "records": 0, "records_lost": 0, "records_repaired": 0,
-            "sessions_ended": 0, "uploads_expired": 0, "uploads_completed": 0, "partials_removed": 0,
-            "keys_forgotten": 0, "stopped": None,
+            "sessions_ended": 0, "uploads_expired": 0, "uploads_completed": 0, "uploads_deleted": 0,
+            "partials_removed": 0, "keys_forgotten": 0, "stopped": None,
         }  # fmt: skip
 
 

@@ -129,6 +129,10 @@ ROWS = st.fixed_dictionaries(
         "error_detail": SQL_TEXT | st.none(),
         "created_at_us": SQL_INTEGER | st.none(),
         "completed_at_us": SQL_INTEGER | st.none(),
+        "metadata": SQL_TEXT | st.none(),
+        "path": SQL_TEXT | st.none(),
+        "path_folded": SQL_TEXT | st.none(),
+        "keep_us": SQL_INTEGER | st.none(),
     }
 )
 

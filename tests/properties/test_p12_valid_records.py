@@ -15,7 +15,7 @@ from app.db.migrate import migrate
 from app.history import HistoryQuery
 from app.model import MAX_SIZE, MAX_TIME_US, Failure, Protocol, Status, Upload
 from app.uploads import records as upload_records
-from tests.support.strategies import filenames
+from tests.support.strategies import annotations, filenames
 
 sendable = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 times = st.integers(0, MAX_TIME_US)
@@ -42,6 +42,7 @@ def uploads(draw):
         created_at=created_at,
         completed_at=draw(ends if there else ends | st.none()),
         error=draw(failures) if status is Status.FAILED else None,
+        **draw(annotations()),
     )
 
 

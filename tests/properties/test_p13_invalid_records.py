@@ -29,6 +29,8 @@ BREAKS = st.sampled_from(
         {"filename": ""}, {"filename": "."}, {"filename": ".."}, {"filename": "a/b"}, {"filename": "a\\b"},
         {"filename": "a\nb"}, {"filename": "\x7f"}, {"filename": "é" * 128},
         {"content_type": "x" * 256},
+        {"metadata": "x"}, {"metadata": "[]"}, {"metadata": '{"a b":"c"}'}, {"metadata": '{"a":1}'}, {"metadata": ""},
+        {"path": "a"}, {"path": "a//b"}, {"path": "a/.."}, {"path": "a/b\nc"}, {"keep_us": 0}, {"keep_us": -1},
         {"id": "x"}, {"id": "A" * 36}, {"id": ""},
     ]
 )  # fmt: skip
@@ -73,7 +75,7 @@ def test_a_broken_row_is_left_out_counted_and_logged(runner, db):
 
     @given(
         breaks=st.lists(st.none() | BREAKS, min_size=1, max_size=8),
-        order=st.sampled_from(["newest", "oldest"]),
+        order=st.sampled_from(["newest", "oldest", "oldest", "size", "-size"]),
         page_size=st.integers(1, 5),
     )
     def left_out(breaks, order, page_size):
@@ -100,7 +102,7 @@ def test_a_broken_row_is_left_out_counted_and_logged(runner, db):
             if after is None:
                 break
         assert after is None
-        assert found == (good if order == "oldest" else good[::-1])
+        assert found == (good if order in {"oldest", "size"} else good[::-1])
         assert skipped == len(broken)
         assert sorted(entry["upload_id"] for entry in logged) == sorted(broken)
         assert all(entry.keys() == {"event", "log_level", "upload_id"} for entry in logged)

@@ -51,9 +51,9 @@ def at_every_split(body, content_type=B, **limits):
     return first
 
 
-def file(name, content_type, content):
+def file(name, content_type, content, path=None):
     data = [PartData(content)] if content else []
-    return [PartBegin(name, content_type, "f"), *data, PartEnd()]
+    return [PartBegin(name, content_type, "f", path=path), *data, PartEnd()]
 
 
 def field(content, name="f"):
@@ -288,7 +288,8 @@ CLIENTS = {
 @pytest.mark.parametrize(("disposition", "name"), [case for cases in CLIENTS.values() for case in cases])
 def test_every_client_means_a_name(disposition, name):
     body = part(b"Content-Disposition: " + disposition) + b"--B--"
-    assert read([body]) == (file(name, "application/octet-stream", b"hi"), None)
+    path = "etc/passwd" if b"etc/passwd" in disposition else None
+    assert read([body]) == (file(name, "application/octet-stream", b"hi", path), None)
 
 
 @pytest.mark.parametrize(

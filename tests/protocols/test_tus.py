@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from app.annotations import Annotations
 from app.errors import (
     BadFilename,
     BadRequest,
@@ -122,7 +123,8 @@ def test_a_request_is_known_for_tus(verb, fields, protocol):
 def test_a_creation_says_what_the_file_is():
     intent = read("POST", upload_length="5", upload_metadata=f"filename {base64('q3.pdf')},filetype {base64('a/b')},x")
     assert intent == Create(
-        5, None, "q3.pdf", "a/b", metadata=f"filename {base64('q3.pdf')},filetype {base64('a/b')},x"
+        5, None, "q3.pdf", "a/b", metadata=f"filename {base64('q3.pdf')},filetype {base64('a/b')},x",
+        annotations=Annotations({"x": ""}),
     )  # fmt: skip
 
 

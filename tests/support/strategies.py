@@ -94,3 +94,16 @@ def form(files: Sequence[tuple[str | None, str | None, bytes]], *, boundary: str
             body += f"Content-Type: {content_type}\r\n".encode()
         body += b"\r\n" + content + b"\r\n"
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+@st.composite
+def annotations(draw: st.DrawFn) -> dict[str, object]:
+    """Metadata, a path and a time to keep, as keywords of a record."""
+    names = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
+    texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+    paths = st.lists(filenames(), min_size=2, max_size=4).map("/".join).filter(lambda path: len(path.encode()) <= 1024)
+    return {
+        "metadata": draw(st.just({}) | st.dictionaries(names, texts, max_size=5)),
+        "path": draw(st.none() | paths),
+        "keep_us": draw(st.none() | st.integers(1, 2**50)),
+    }

@@ -34,6 +34,14 @@ SECOND = 1_000_000
 START = int((datetime(2026, 3, 1, 12, tzinfo=UTC) - EPOCH).total_seconds()) * SECOND
 
 
+TYPES = (None, "text/plain", "Text/HTML; charset=utf-8", "image/png", "image/svg+xml", "imagex/png")
+PATHS = (None, "photos/2026/a.jpg", "Photos/b_c.JPG", "straße/100%.txt", "a/b")
+PAIRS = (
+    {}, {"album": "Summer"}, {"album": "summer", "a.b": '"'}, {"album": "x","note": 'x","album":"Summer'},
+    {"n": "", "album": "Summer"}, {"note": "back\\slash %_ ü"},
+)  # fmt: skip
+
+
 def id_of(number: int) -> str:
     return f"00000000-0000-7000-8000-{number * 7919 % 1_000_003:012d}"  # not in the order of time
 
@@ -48,7 +56,7 @@ def some_upload(session_id: str, number: int) -> Upload:
         id=id_of(number),
         session_id=session_id,
         filename=NAMES[number % len(NAMES)],
-        content_type="text/plain" if number % 2 else None,
+        content_type=TYPES[number % len(TYPES)],
         size=(number % 10) ** 3,
         sha256=hashlib.sha256(bytes([number % 4])).hexdigest() if present else None,
         status=status,
@@ -56,6 +64,9 @@ def some_upload(session_id: str, number: int) -> Upload:
         created_at=created,
         completed_at=created + number if present else None,
         error=Failure(code="too_large", detail="=1+1") if status is Status.FAILED else None,
+        metadata=PAIRS[number // 2 % len(PAIRS)],
+        path=PATHS[number // 3 % len(PATHS)],
+        keep_us=number * SECOND if number % 3 == 0 and number else None,
     )
 
 
@@ -99,6 +110,19 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+def is_of_type(given: str, found: str | None) -> bool:
+    essence = (found or "").partition(";")[0].lower()
+    return any(
+        essence == wanted or (wanted.endswith("/*") and essence.startswith(wanted[:-1]))
+        for wanted in given.lower().split(",")
+    )
+
+
+def path_matches(wanted: str, path: str | None) -> bool:
+    pattern = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in folded(wanted))
+    return path is not None and re.fullmatch(pattern, folded(path), re.DOTALL) is not None
+
+
 FILTERS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "status": lambda given, item: item["status"] in given.split(","),
     "filename": lambda given, item: name_matches(given, item["filename"]),
@@ -108,12 +132,27 @@ FILTERS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "protocol": lambda given, item: item["protocol"] == given,
     "min_size": lambda given, item: item["size"] >= int(given),
     "max_size": lambda given, item: item["size"] <= int(given),
+    "id": lambda given, item: item["id"] in given.split(","),
+    "content_type": lambda given, item: is_of_type(given, item["content_type"]),
+    "path": lambda given, item: path_matches(given, item["path"]),
+    **{
+        f"metadata.{name}": lambda given, item, name=name: item["metadata"].get(name) == given
+        for name in ("album", "a.b", "n", "note", "nobody")
+    },
+}
+KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "newest": lambda item: item["created_at"],
+    "oldest": lambda item: item["created_at"],
+    "name": lambda item: folded(item["filename"]),
+    "size": lambda item: item["size"],
 }
 
 
 def expected(everything: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
     found = [item for item in everything if all(FILTERS[name](query[name], item) for name in FILTERS.keys() & query)]
-    found.sort(key=lambda item: (item["created_at"], item["id"]), reverse=query.get("order") != "oldest")
+    order = query.get("order", "newest")
+    key = KEYS[order.removeprefix("-")]
+    found.sort(key=lambda item: (key(item), item["id"]), reverse=order == "newest" or order.startswith("-"))
     return found
 
 
@@ -168,7 +207,19 @@ SINGLE = [
     {"from": "2026-03-01"}, {"to": "2026-03-01"}, {"from": "2026-03-02"}, {"to": "2026-03-02"}, {"from": "1970-01-01"},
     {"from": "2026-03-01T12:05:00Z"}, {"to": "2026-03-01T12:05:00Z"}, {"to": "9999-12-31T23:59:59.999999Z"},
     {"from": "2026-03-01T14:05:00.5+02:00", "to": "2026-03-01t11:06:10.123456-00:59"},
-    {"order": "oldest"}, {"order": "newest"},
+    *({"order": order} for order in ("oldest", "newest", "name", "-name", "size", "-size")),
+    {"id": id_of(1003)}, {"id": ",".join(id_of(1000 + number) for number in range(0, 40, 3))}, {"id": id_of(3)},
+    *({"content_type": kind} for kind in (
+        "text/plain", "TEXT/html", "image/*", "image/png", "image/p_g", "text/*,image/svg+xml", "video/*",
+    )),
+    *({"path": path} for path in (
+        "photos/*", "PHOTOS/*", "*", "*.jpg", "photos/2026/a.jpg", "photos", "STRASSE/100%.txt", "a_b", "*_*", "?/?",
+    )),
+    *({"metadata.album": value} for value in ("Summer", "summer", "x", "nothing", "")),
+    {"metadata.n": ""}, {"metadata.a.b": '"'}, {"metadata.note": "back\\slash %_ ü"}, {"metadata.nobody": "x"},
+    {"metadata.album": "Summer", "metadata.n": ""}, {"metadata.album": "Summer", "metadata.a.b": '"'},
+    {"metadata.album": "Summer", "order": "name"}, {"status": "completed", "order": "-size"},
+    {"path": "photos/*", "order": "oldest", "filename": "e", "min_size": "1"},
 ]  # fmt: skip
 
 
@@ -182,7 +233,7 @@ async def test_a_filter_finds_what_a_plain_search_finds(
 
 async def test_each_filter_leaves_something_out_and_something_in(everything: list[dict[str, Any]]) -> None:
     """Else the tests above would say little."""
-    for name in FILTERS:
+    for name in FILTERS.keys() - {"metadata.nobody"}:
         sizes = {len(expected(everything, query)) for query in SINGLE if name in query}
         assert any(0 < size < COUNT for size in sizes), name
 
@@ -234,7 +285,14 @@ def queries(draw: st.DrawFn) -> dict[str, str]:
                 "protocol": st.sampled_from([*Protocol]).map(str),
                 "min_size": st.integers(0, 800).map(str),
                 "max_size": st.integers(0, 800).map(str),
-                "order": st.sampled_from(["newest", "oldest"]),
+                "id": st.lists(st.integers(0, COUNT), min_size=1, max_size=50).map(
+                    lambda numbers: ",".join(id_of(1000 + number) for number in numbers)
+                ),
+                "content_type": st.sampled_from(["image/*", "text/plain", "text/*,image/png", "a/b"]),
+                "path": st.lists(fragments | st.sampled_from(["photos", "/"]), min_size=1, max_size=4).map("".join),
+                "metadata.album": st.sampled_from(["Summer", "summer", "x"]),
+                "metadata.n": st.just(""),
+                "order": st.sampled_from(["newest", "oldest", "name", "-name", "size", "-size"]),
                 "limit": st.integers(1, 500).map(str) | st.integers(1, 5).map(str),
                 "count": st.sampled_from(["true", "false"]),
             },
@@ -488,6 +546,8 @@ BROKEN = [
     {"id": "€_wéird_id" + "." * 26},
     {"id": "A" * 36},
     {"content_type": "x" * 300},
+    {"metadata": "no JSON"},
+    {"metadata": '{"album":1}', "path": "a//b"},
 ]
 
 
@@ -518,5 +578,7 @@ async def test_a_broken_row_is_left_out_and_counted_and_ends_nothing(service: Se
     for format_ in ("csv", "ndjson"):
         lines = (await client.get(f"{HISTORY}?format={format_}")).body.decode().splitlines()
         assert sorted(re.search("[0-9a-f-]{36}", line)[0] for line in lines[format_ == "csv" :]) == names
+    for query in ("metadata.album=Summer", "order=name", "order=-size", "path=*", "content_type=text/plain"):
+        assert (await client.get(f"{HISTORY}?{query}&count=true")).status == 200
     assert (await client.get(f"{HISTORY}/summary")).status == 200
     assert (await client.get("/api/session")).status == 200

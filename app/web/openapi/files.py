@@ -1,10 +1,11 @@
 """The operations of the description about what is stored: the history and the files."""
 
-from typing import Final
+from typing import Final, get_args
 
-from app.model import MAX_SIZE, Protocol, Status
+from app.history import Order
+from app.model import MAX_PATH_BYTES, MAX_SIZE, Protocol, Status
 from app.web.export import EXPORTS
-from app.web.history import DEFAULT_LIMIT, HISTORY, MAX_LIMIT
+from app.web.history import DEFAULT_LIMIT, HISTORY, MAX_IDS, MAX_LIMIT
 from app.web.openapi.words import (
     ANY,
     BINARY,
@@ -27,6 +28,9 @@ _FILES: Final = "/api/ingestion/files"
 _FLAG: Final[Json] = {"enum": ["true", "false"]}
 _BYTES: Final[Json] = {"type": "integer", "minimum": 0, "maximum": MAX_SIZE}
 _MOMENT: Final[Json] = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
+_IDS: Final[Json] = {"type": "array", "items": {"type": "string", "format": "uuid"}, "minItems": 1, "maxItems": MAX_IDS}
+_TYPES: Final[Json] = {"type": "array", "items": {"type": "string", "pattern": "^[^/,]+/[^/,]+$"}, "minItems": 1}
+_PATH: Final[Json] = {"type": "string", "minLength": 1, "maxLength": MAX_PATH_BYTES}
 _ARCHIVED: Final = ("Content-Disposition", *NO_STORE)
 _INERT: Final = ("Content-Security-Policy", "Cross-Origin-Resource-Policy", "Referrer-Policy")
 _ID: Final = in_path("id", "An upload's id. A foreign one, one of a deleted file and one that never was are all 404.")
@@ -44,7 +48,11 @@ def _filters() -> list[Json]:
         query("protocol", "Exactly this way of sending.", {"enum": list(Protocol)}),
         query("min_size", "Bytes, inclusive.", _BYTES),
         query("max_size", "Bytes, inclusive.", _BYTES),
-        query("order", "The newest first, or the oldest.", {"enum": ["newest", "oldest"]}),
+        query("id", f"One of these uploads, {MAX_IDS} at most, with commas between.", _IDS),
+        query("content_type", "One of these types, with commas between; image/* means all of a kind.", _TYPES),
+        query("path", "The whole path, without regard to case; * and ? are wildcards, and * crosses /.", _PATH),
+        query("metadata.NAME", "Exactly this value of the pair NAME. Any number of them."),
+        query("order", "The first of them; - turns an order around.", {"enum": list(get_args(Order))}),
     ]
 
 

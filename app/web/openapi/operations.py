@@ -36,6 +36,10 @@ _DIGEST: Final = [
 _KEY: Final = header(
     "Idempotency-Key", "Sent again with the same key, by the same session within a day, an upload lands once."
 )
+_ANNOTATIONS: Final = [
+    header("Waybill-Metadata", 'Pairs for the record: a dictionary (RFC 9651) of texts, as in album="Summer 2026".'),
+    header("Waybill-Expires-In", "How long to keep the completed file: 7d, 12h, 30min, 90s."),
+]
 _ONCE: Final = ("Idempotent-Replayed",)
 _TUS: Final = header("Tus-Resumable", "1.0.0 makes it a request of tus.")
 _BEGIN: Final = [
@@ -100,6 +104,7 @@ def _post(largest: str, most_files: int) -> Json:
         (
             *OF_FILES,
             *OF_RESUMABLES,
+            "bad_metadata",
             "forbidden",
             "idempotency_mismatch",
             "malformed_form",
@@ -112,17 +117,19 @@ def _post(largest: str, most_files: int) -> Json:
             header("Content-Disposition", "Names the file that the body is."),
             _KEY,
             *_DIGEST,
+            *_ANNOTATIONS,
             *_BEGIN,
             _TUS,
-            header("Upload-Metadata", "tus: filename and filetype, in base64."),
+            header("Upload-Metadata", "tus: filename, filetype, relativePath, expires_in and pairs, in base64."),
             header("Upload-Defer-Length", "tus: 1 if the length is declared later."),
             header("Upload-Concat", "tus: partial, or final; and the URLs of the parts."),
             _CHECKSUM,
             _OVERRIDE,
         ],
         body={
-            "description": f"Every part of a form that has a filename is a file, up to {most_files}; any other type is "
-            f"the file itself. {largest}",
+            "description": f"Every part of a form that has a filename is a file, up to {most_files}; the fields "
+            "`metadata.NAME` and `expires_in` are about all of them. Any other type is the file itself. "
+            f"{largest}",
             "content": {"multipart/form-data": {"schema": form}, ANY: {"schema": BINARY}},
         },
     )
@@ -148,12 +155,13 @@ def _put(largest: str) -> Json:
                 EXAMPLE,
             )
         },
-        (*OF_FILES, *OF_RESUMABLES, "forbidden", "idempotency_mismatch"),
+        (*OF_FILES, *OF_RESUMABLES, "bad_metadata", "forbidden", "idempotency_mismatch"),
         headers=(*SESSION, *RESUMABLE),
         parameters=[
-            in_path("name", "The file's name, percent-encoded; none makes it `unnamed`, of a path the end counts."),
+            in_path("name", "The file's name, percent-encoded; none makes it `unnamed`, of a path the end."),
             _KEY,
             *_DIGEST,
+            *_ANNOTATIONS,
             *_BEGIN,
             _TUS,
         ],

@@ -156,6 +156,9 @@ EXAMPLE: Final[Json] = {
     "created_at": "2026-11-23T06:50:05.547261Z",
     "completed_at": "2026-11-23T06:50:05.548852Z",
     "error": None,
+    "metadata": {},
+    "path": None,
+    "expires_at": None,
     "links": {
         "self": f"/api/ingestion/history/{EXAMPLE_ID}",
         "content": f"/api/ingestion/files/{EXAMPLE_ID}",

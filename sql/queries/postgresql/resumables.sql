@@ -65,7 +65,7 @@ SELECT resumables.key_hash, resumables.upload_id,
        resumables.holder_id, resumables.holder_seen_us, resumables.expires_at_us, resumables.last_expires_at_us,
        resumables.ended_as,
        uploads.size_bytes, uploads.sha256, uploads.status, uploads.error_code, uploads.error_detail,
-       uploads.completed_at_us
+       uploads.completed_at_us, uploads.metadata AS upload_metadata, uploads.path, uploads.keep_us
 FROM resumables
 LEFT JOIN uploads ON uploads.id = resumables.upload_id
 LEFT JOIN sessions ON sessions.id = resumables.session_id

@@ -6,15 +6,15 @@
 -- being received. An upload whose session has joined another one meanwhile is recorded for that one. FOR KEY SHARE: a
 -- session that is joining another one just now is waited for, and waits for us, so that no upload is left behind.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
-                     error_code, error_detail, created_at_us, completed_at_us)
+                     error_code, error_detail, created_at_us, completed_at_us, metadata, path, path_folded, keep_us)
 SELECT r.id,
        coalesce((SELECT merged_into_id FROM sessions WHERE sessions.id = r.session_id FOR KEY SHARE), r.session_id),
        r.filename, r.filename_folded, r.content_type, r.size_bytes, r.sha256, r.status, r.protocol,
-       r.error_code, r.error_detail, r.created_at_us, r.completed_at_us
+       r.error_code, r.error_detail, r.created_at_us, r.completed_at_us, r.metadata, r.path, r.path_folded, r.keep_us
 FROM jsonb_to_recordset(CAST(:rows AS JSONB)) AS r (
     id TEXT COLLATE "C", session_id TEXT COLLATE "C", filename TEXT, filename_folded TEXT, content_type TEXT,
     size_bytes BIGINT, sha256 TEXT, status TEXT, protocol TEXT, error_code TEXT, error_detail TEXT,
-    created_at_us BIGINT, completed_at_us BIGINT
+    created_at_us BIGINT, completed_at_us BIGINT, metadata TEXT, path TEXT, path_folded TEXT, keep_us BIGINT
 )
 ON CONFLICT (id) DO UPDATE
 SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256, status = excluded.status,
@@ -58,7 +58,7 @@ RETURNING session_id;
 -- fetches a row, PostgreSQL uses an index only for the order, so matching names are found in the index first, and their
 -- rows fetched one by one. OFFSET 0 forces that; the reason for coalesce is given in list_uploads.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM (
     SELECT id AS named_id, created_at_us AS named_at_us
     FROM uploads
@@ -83,7 +83,7 @@ LIMIT :page_size;
 -- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, page_size
 -- The same, oldest first, as list_uploads_oldest.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM (
     SELECT id AS named_id, created_at_us AS named_at_us
     FROM uploads
@@ -104,11 +104,121 @@ WHERE coalesce(
 ORDER BY named_at_us, named_id
 LIMIT :page_size;
 
+-- name: search_uploads :many
+-- params: session_id, by, after_key?, after_id, from_us, until_us, min_size, max_size, sha256?, protocol?, statuses?, pattern?, path_pattern?, ids?, content_types?, metadata?, page_size
+-- A page of the uploads of a session that pass all filters, by any order: 'name', 'size' or 'time'. The lists are JSON
+-- arrays: ids; patterns, one of which the content type must fit; texts, all of which must stand in the metadata. No
+-- index has all of that, so every record of the session is looked at.
+-- Differs from sqlite: jsonb functions unpack the lists, and the key compares by its bytes.
+WITH keyed AS (
+    SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+           error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+           (CASE CAST(:by AS TEXT)
+                WHEN 'name' THEN filename_folded
+                WHEN 'size' THEN lpad(CAST(size_bytes AS TEXT), 20, '0')
+                ELSE lpad(CAST(created_at_us AS TEXT), 20, '0')
+            END) COLLATE "C" AS sort_key
+    FROM uploads
+    WHERE session_id = :session_id
+      AND created_at_us BETWEEN :from_us AND :until_us
+      AND size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+      AND (CAST(:statuses AS TEXT) IS NULL
+           OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+      AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:path_pattern AS TEXT) IS NULL OR path_folded LIKE CAST(:path_pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:ids AS TEXT) IS NULL
+           OR id IN (SELECT wanted.value
+                     FROM jsonb_array_elements_text(CAST(CAST(:ids AS TEXT) AS JSONB)) AS wanted (value)))
+      AND (CAST(:content_types AS TEXT) IS NULL
+           OR EXISTS (SELECT 1
+                      FROM jsonb_array_elements_text(CAST(CAST(:content_types AS TEXT) AS JSONB)) AS wanted (value)
+                      WHERE lower(content_type) LIKE wanted.value ESCAPE '\'))
+      AND NOT EXISTS (SELECT 1
+                      FROM jsonb_array_elements_text(CAST(CAST(:metadata AS TEXT) AS JSONB)) AS wanted (value)
+                      WHERE coalesce(strpos(uploads.metadata, wanted.value), 0) = 0)
+)
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+       sort_key
+FROM keyed
+WHERE CAST(:after_key AS TEXT) IS NULL
+   OR (sort_key, id) > (CAST(:after_key AS TEXT), CAST(:after_id AS TEXT))
+ORDER BY sort_key, id
+LIMIT :page_size;
+
+-- name: search_uploads_descending :many
+-- params: session_id, by, after_key?, after_id, from_us, until_us, min_size, max_size, sha256?, protocol?, statuses?, pattern?, path_pattern?, ids?, content_types?, metadata?, page_size
+-- The same, from the last to the first.
+WITH keyed AS (
+    SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+           error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+           (CASE CAST(:by AS TEXT)
+                WHEN 'name' THEN filename_folded
+                WHEN 'size' THEN lpad(CAST(size_bytes AS TEXT), 20, '0')
+                ELSE lpad(CAST(created_at_us AS TEXT), 20, '0')
+            END) COLLATE "C" AS sort_key
+    FROM uploads
+    WHERE session_id = :session_id
+      AND created_at_us BETWEEN :from_us AND :until_us
+      AND size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+      AND (CAST(:statuses AS TEXT) IS NULL
+           OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+      AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:path_pattern AS TEXT) IS NULL OR path_folded LIKE CAST(:path_pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:ids AS TEXT) IS NULL
+           OR id IN (SELECT wanted.value
+                     FROM jsonb_array_elements_text(CAST(CAST(:ids AS TEXT) AS JSONB)) AS wanted (value)))
+      AND (CAST(:content_types AS TEXT) IS NULL
+           OR EXISTS (SELECT 1
+                      FROM jsonb_array_elements_text(CAST(CAST(:content_types AS TEXT) AS JSONB)) AS wanted (value)
+                      WHERE lower(content_type) LIKE wanted.value ESCAPE '\'))
+      AND NOT EXISTS (SELECT 1
+                      FROM jsonb_array_elements_text(CAST(CAST(:metadata AS TEXT) AS JSONB)) AS wanted (value)
+                      WHERE coalesce(strpos(uploads.metadata, wanted.value), 0) = 0)
+)
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+       sort_key
+FROM keyed
+WHERE CAST(:after_key AS TEXT) IS NULL
+   OR (sort_key, id) < (CAST(:after_key AS TEXT), CAST(:after_id AS TEXT))
+ORDER BY sort_key DESC, id DESC
+LIMIT :page_size;
+
+-- name: count_found_uploads :one
+-- params: session_id, from_us, until_us, min_size, max_size, sha256?, protocol?, statuses?, pattern?, path_pattern?, ids?, content_types?, metadata?
+-- The number of a session's uploads that search_uploads finds over all pages.
+SELECT count(*) AS uploads
+FROM uploads
+WHERE session_id = :session_id
+  AND created_at_us BETWEEN :from_us AND :until_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+  AND (CAST(:path_pattern AS TEXT) IS NULL OR path_folded LIKE CAST(:path_pattern AS TEXT) ESCAPE '\')
+  AND (CAST(:ids AS TEXT) IS NULL
+       OR id IN (SELECT wanted.value
+                 FROM jsonb_array_elements_text(CAST(CAST(:ids AS TEXT) AS JSONB)) AS wanted (value)))
+  AND (CAST(:content_types AS TEXT) IS NULL
+       OR EXISTS (SELECT 1
+                  FROM jsonb_array_elements_text(CAST(CAST(:content_types AS TEXT) AS JSONB)) AS wanted (value)
+                  WHERE lower(content_type) LIKE wanted.value ESCAPE '\'))
+  AND NOT EXISTS (SELECT 1
+                  FROM jsonb_array_elements_text(CAST(CAST(:metadata AS TEXT) AS JSONB)) AS wanted (value)
+                  WHERE coalesce(strpos(uploads.metadata, wanted.value), 0) = 0);
+
 -- name: list_uploads_by_id :many
 -- params: ids
 -- Each upload of a JSON array of ids, over all sessions; unknown ids are left out.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE id IN (SELECT jsonb_array_elements_text(CAST(:ids AS JSONB)));
 

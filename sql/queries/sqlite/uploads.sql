@@ -6,12 +6,13 @@
 -- being received. An upload whose session has joined another one meanwhile is recorded for that one. The WHERE keeps
 -- SQLite from reading ON CONFLICT as part of a join.
 INSERT INTO uploads (id, session_id, filename, filename_folded, content_type, size_bytes, sha256, status, protocol,
-                     error_code, error_detail, created_at_us, completed_at_us)
+                     error_code, error_detail, created_at_us, completed_at_us, metadata, path, path_folded, keep_us)
 SELECT value ->> 'id',
        coalesce((SELECT merged_into_id FROM sessions WHERE id = value ->> 'session_id'), value ->> 'session_id'),
        value ->> 'filename', value ->> 'filename_folded', value ->> 'content_type', value ->> 'size_bytes',
        value ->> 'sha256', value ->> 'status', value ->> 'protocol', value ->> 'error_code', value ->> 'error_detail',
-       value ->> 'created_at_us', value ->> 'completed_at_us'
+       value ->> 'created_at_us', value ->> 'completed_at_us', value ->> 'metadata', value ->> 'path',
+       value ->> 'path_folded', value ->> 'keep_us'
 FROM json_each(:rows)
 WHERE TRUE
 ON CONFLICT (id) DO UPDATE
@@ -37,7 +38,7 @@ WHERE FALSE;
 -- A page of the uploads of a session whose name fits the pattern, as list_uploads. Differs from postgresql: SQLite
 -- checks the name in the index by itself, and fetches no row that does not fit.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) < (:before_us, :before_id)
@@ -56,7 +57,7 @@ LIMIT :page_size;
 -- params: session_id, after_us, after_id, until_us, pattern, min_size, max_size, statuses?, protocol?, page_size
 -- The same, oldest first, as list_uploads_oldest.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE session_id = :session_id
   AND (created_at_us, id) > (:after_us, :after_id)
@@ -71,11 +72,115 @@ WHERE session_id = :session_id
 ORDER BY created_at_us, id
 LIMIT :page_size;
 
+-- name: search_uploads :many
+-- params: session_id, by, after_key?, after_id, from_us, until_us, min_size, max_size, sha256?, protocol?, statuses?, pattern?, path_pattern?, ids?, content_types?, metadata?, page_size
+-- A page of the uploads of a session that pass all filters, by any order: 'name', 'size' or 'time'. The lists are JSON
+-- arrays: ids; patterns, one of which the content type must fit; texts, all of which must stand in the metadata. No
+-- index has all of that, so every record of the session is looked at.
+-- Differs from postgresql: json_each unpacks the lists, and text compares by its bytes.
+WITH keyed AS (
+    SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+           error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+           CASE CAST(:by AS TEXT)
+               WHEN 'name' THEN filename_folded
+               WHEN 'size' THEN substr('00000000000000000000' || size_bytes, -20)
+               ELSE substr('00000000000000000000' || created_at_us, -20)
+           END AS sort_key
+    FROM uploads
+    WHERE session_id = :session_id
+      AND created_at_us BETWEEN :from_us AND :until_us
+      AND size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+      AND (CAST(:statuses AS TEXT) IS NULL
+           OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+      AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:path_pattern AS TEXT) IS NULL OR path_folded LIKE CAST(:path_pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:ids AS TEXT) IS NULL OR id IN (SELECT value FROM json_each(CAST(:ids AS TEXT))))
+      AND (CAST(:content_types AS TEXT) IS NULL
+           OR EXISTS (SELECT 1
+                      FROM json_each(CAST(:content_types AS TEXT)) AS wanted
+                      WHERE lower(content_type) LIKE wanted.value ESCAPE '\'))
+      AND NOT EXISTS (SELECT 1
+                      FROM json_each(CAST(:metadata AS TEXT)) AS wanted
+                      WHERE coalesce(instr(uploads.metadata, wanted.value), 0) = 0)
+)
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+       sort_key
+FROM keyed
+WHERE CAST(:after_key AS TEXT) IS NULL
+   OR (sort_key, id) > (CAST(:after_key AS TEXT), CAST(:after_id AS TEXT))
+ORDER BY sort_key, id
+LIMIT :page_size;
+
+-- name: search_uploads_descending :many
+-- params: session_id, by, after_key?, after_id, from_us, until_us, min_size, max_size, sha256?, protocol?, statuses?, pattern?, path_pattern?, ids?, content_types?, metadata?, page_size
+-- The same, from the last to the first.
+WITH keyed AS (
+    SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+           error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+           CASE CAST(:by AS TEXT)
+               WHEN 'name' THEN filename_folded
+               WHEN 'size' THEN substr('00000000000000000000' || size_bytes, -20)
+               ELSE substr('00000000000000000000' || created_at_us, -20)
+           END AS sort_key
+    FROM uploads
+    WHERE session_id = :session_id
+      AND created_at_us BETWEEN :from_us AND :until_us
+      AND size_bytes BETWEEN :min_size AND :max_size
+      AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+      AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+      AND (CAST(:statuses AS TEXT) IS NULL
+           OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+      AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:path_pattern AS TEXT) IS NULL OR path_folded LIKE CAST(:path_pattern AS TEXT) ESCAPE '\')
+      AND (CAST(:ids AS TEXT) IS NULL OR id IN (SELECT value FROM json_each(CAST(:ids AS TEXT))))
+      AND (CAST(:content_types AS TEXT) IS NULL
+           OR EXISTS (SELECT 1
+                      FROM json_each(CAST(:content_types AS TEXT)) AS wanted
+                      WHERE lower(content_type) LIKE wanted.value ESCAPE '\'))
+      AND NOT EXISTS (SELECT 1
+                      FROM json_each(CAST(:metadata AS TEXT)) AS wanted
+                      WHERE coalesce(instr(uploads.metadata, wanted.value), 0) = 0)
+)
+SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us,
+       sort_key
+FROM keyed
+WHERE CAST(:after_key AS TEXT) IS NULL
+   OR (sort_key, id) < (CAST(:after_key AS TEXT), CAST(:after_id AS TEXT))
+ORDER BY sort_key DESC, id DESC
+LIMIT :page_size;
+
+-- name: count_found_uploads :one
+-- params: session_id, from_us, until_us, min_size, max_size, sha256?, protocol?, statuses?, pattern?, path_pattern?, ids?, content_types?, metadata?
+-- The number of a session's uploads that search_uploads finds over all pages.
+SELECT count(*) AS uploads
+FROM uploads
+WHERE session_id = :session_id
+  AND created_at_us BETWEEN :from_us AND :until_us
+  AND size_bytes BETWEEN :min_size AND :max_size
+  AND (CAST(:sha256 AS TEXT) IS NULL OR sha256 = CAST(:sha256 AS TEXT))
+  AND (CAST(:protocol AS TEXT) IS NULL OR protocol = CAST(:protocol AS TEXT))
+  AND (CAST(:statuses AS TEXT) IS NULL
+       OR replace(CAST(:statuses AS TEXT), '"' || status || '"', '') <> CAST(:statuses AS TEXT))
+  AND (CAST(:pattern AS TEXT) IS NULL OR filename_folded LIKE CAST(:pattern AS TEXT) ESCAPE '\')
+  AND (CAST(:path_pattern AS TEXT) IS NULL OR path_folded LIKE CAST(:path_pattern AS TEXT) ESCAPE '\')
+  AND (CAST(:ids AS TEXT) IS NULL OR id IN (SELECT value FROM json_each(CAST(:ids AS TEXT))))
+  AND (CAST(:content_types AS TEXT) IS NULL
+       OR EXISTS (SELECT 1
+                  FROM json_each(CAST(:content_types AS TEXT)) AS wanted
+                  WHERE lower(content_type) LIKE wanted.value ESCAPE '\'))
+  AND NOT EXISTS (SELECT 1
+                  FROM json_each(CAST(:metadata AS TEXT)) AS wanted
+                  WHERE coalesce(instr(uploads.metadata, wanted.value), 0) = 0);
+
 -- name: list_uploads_by_id :many
 -- params: ids
 -- Each upload of a JSON array of ids, over all sessions; unknown ids are left out.
 SELECT id, session_id, filename, content_type, size_bytes, sha256, status, protocol,
-       error_code, error_detail, created_at_us, completed_at_us
+       error_code, error_detail, created_at_us, completed_at_us, metadata, path, keep_us
 FROM uploads
 WHERE id IN (SELECT value FROM json_each(:ids));
 
