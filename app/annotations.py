@@ -15,7 +15,7 @@ _UNSENDABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class Annotations(NamedTuple):
-    """What a client adds to a file: pairs of texts, its path in a folder, and how long to keep it once completed."""
+    """Additions of a client to a file: pairs of texts, its path in a folder, how long to keep it once completed."""
 
     metadata: Mapping[str, str] = MappingProxyType({})
     path: str | None = None

@@ -8,6 +8,7 @@ import pytest
 from app.errors import (
     AmbiguousSession,
     BadCursor,
+    BadMetadata,
     BadQuery,
     ChecksumMismatch,
     ChunkDigestMismatch,
@@ -67,6 +68,7 @@ RELEASED = {
     "too_large": 413,
     "too_many_files": 413,
     "unsupported_media_type": 415,
+    "bad_metadata": 400,
     "range_not_satisfiable": 416,
     "idempotency_mismatch": 422,
     "quota_exceeded": 413,
@@ -78,7 +80,7 @@ RELEASED = {
 }
 
 EXAMPLES = [
-    AmbiguousSession(), BadCursor(), BadQuery("limit", "1 to 500"), ChecksumMismatch("sha1", "a", "b"),
+    AmbiguousSession(), BadCursor(), BadMetadata(), BadQuery("limit", "1 to 500"), ChecksumMismatch("sha1", "a", "b"),
     ChunkDigestMismatch("a", "b"), CrossOrigin(), DigestMismatch("a", "b"), Gone(), IncompleteBody(5, 10),
     IncompleteBody(5, None), InconsistentUploadLength(5, 6), InProgress(), Internal(),
     MethodNotAllowed("PUT", "GET, HEAD"), NoFile(), NoSession(), NotFound(), OffsetMismatch(5, 6), PreconditionFailed(),

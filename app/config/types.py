@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BeforeValidator, SecretStr
 
 from app.config import postgresql_url
+from app.durations import duration, parted
 from app.model import MAX_SIZE
 
 MIN_KEY_CHARACTERS: Final = 32
@@ -26,16 +27,7 @@ MiB: Final = 1024 * KiB
 GiB: Final = 1024 * MiB
 TiB: Final = 1024 * GiB
 
-_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})([A-Za-z]*)")
 _SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
-_DURATIONS = {
-    "ms": timedelta(milliseconds=1),
-    "s": timedelta(seconds=1),
-    "min": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-}
-_SHORTEST, _LONGEST = timedelta(seconds=1), timedelta(days=36_500)  # a century still fits behind any date
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?=[a-z]){_LABEL}")  # the last label begins with a letter
 # The origin of an app in a web view, or of a browser extension: a scheme of its own, and no host name.
@@ -51,7 +43,7 @@ _SQLITE = "sqlite:///path/to/file.db"
 
 def whole_number(least: int, most: int) -> BeforeValidator:
     def read(value: object) -> int:
-        number, unit = _parted(value)
+        number, unit = parted(value)
         if number is None or unit or not least <= number <= most:
             raise ValueError(f"expected a whole number from {least} to {most}")
         return number
@@ -72,7 +64,7 @@ def one_of(words: Any) -> BeforeValidator:
 
 def _size(least: int) -> BeforeValidator:
     def read(value: object) -> int:
-        number, unit = _parted(value)
+        number, unit = parted(value)
         if number is None or unit not in _SIZES or not least <= (size := number * _SIZES[unit]) <= MAX_SIZE:
             allowed = "a size above 0" if least else "a size, or 0"
             raise ValueError(f"expected {allowed}, such as 10MiB, 10MB or a plain number of bytes")
@@ -81,30 +73,11 @@ def _size(least: int) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def duration(value: object) -> timedelta:
-    """The duration that a text such as `30d` names; raises ValueError."""
-    found = value if isinstance(value, timedelta) else None
-    number, unit = _parted(value)
-    if number is not None and unit in _DURATIONS and number <= _LONGEST // _DURATIONS[unit]:
-        found = number * _DURATIONS[unit]
-    if found is None or not _SHORTEST <= found <= _LONGEST:
-        raise ValueError("expected a duration from 1s to 36500d, such as 30d, 12h, 10min, 90s or 1500ms")
-    return found
-
-
 def _yes_or_no(value: object) -> bool:
     words = {"true": True, "false": False, True: True, False: False}
     if not isinstance(value, str | bool) or value not in words:
         raise ValueError("expected true or false")
     return words[value]
-
-
-def _parted(value: object) -> tuple[int | None, str]:
-    """Split `10MiB` into number and unit; the number is None when the text is not written exactly so."""
-    if type(value) is int:  # not a bool, which is an int, too
-        return value, ""
-    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
-    return (int(match[1]), match[2]) if match else (None, "")
 
 
 def _entries(value: object) -> tuple[str, ...]:
@@ -124,7 +97,7 @@ def _entries(value: object) -> tuple[str, ...]:
 
 def _versions(value: object) -> tuple[int, ...]:
     entries = [str(entry) if type(entry) is int else entry for entry in value] if isinstance(value, tuple) else value
-    numbers = [number if not unit else None for number, unit in map(_parted, _entries(entries))]
+    numbers = [number if not unit else None for number, unit in map(parted, _entries(entries))]
     if not all(number is not None and _OLDEST_INTEROP <= number < 100 for number in numbers):
         raise ValueError(f"expected versions from {_OLDEST_INTEROP} on, such as 6, 10")
     return tuple(number for number in numbers if number is not None)

@@ -14,7 +14,7 @@ from app.db.queryable import Queryable, Transaction, json_parameter
 from app.model import Protocol, Upload
 
 _UNANNOTATED: Final = {"metadata": None, "path": None, "keep_us": None}
-"""What an answer lacks that was stored before uploads had annotations."""
+"""The columns missing from answers that were stored before uploads had annotations."""
 
 
 class KeyedRequest(NamedTuple):

@@ -11,7 +11,7 @@ from app.background import attempt, every
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.idempotency import records as key_records
-from app.maintenance import trash
+from app.maintenance import retention, trash
 from app.metrics import Metrics
 from app.model import Clock, Damage, Status
 from app.plausibility import too_many
@@ -131,10 +131,10 @@ class Sweeper:
                     done = await self._resumables()
                     swept.uploads_expired, swept.uploads_completed = done.expired, done.completed
                     swept.partials_removed = done.files_removed
-                swept.uploads_deleted = await self._delete_expired()
                 swept.keys_forgotten = await self._sweep_keys()
                 aside = await self._look_over_trash(swept)
                 await self._sweep_files(swept, aside.unknown)
+                swept.uploads_deleted = await retention.delete_expired(self._storage, self._db, self._now_us())
                 if swept.stopped is None:
                     swept.aside_removed = await self._storage.remove_aside(aside.unneeded)
                     await self._storage.forget_left(KEEP_ASIDE_SECONDS)
@@ -150,19 +150,6 @@ class Sweeper:
         self._metrics.sweeps["done" if swept.stopped is None else "stopped"].add()
         for what, counter in self._metrics.swept.items():
             counter.add(getattr(swept, what))
-
-    async def _delete_expired(self) -> int:
-        """Delete the bytes of completed uploads whose time is over. After a crash in between, the next sweep does."""
-        deleted, now_us = 0, self._now_us()
-
-        async def page(transaction: Transaction) -> list[str]:
-            return await upload_records.delete_expired(transaction, now_us, _AT_ONCE)
-
-        while ids := await self._db.transaction(page, timeout=_PAGE_SECONDS):
-            await self._storage.remove(ids)
-            deleted += len(ids)
-            await asyncio.sleep(_PAUSE_SECONDS)
-        return deleted
 
     async def _sweep_keys(self) -> int:
         """Delete expired Idempotency-Keys."""

@@ -8,7 +8,7 @@ from typing import Final, cast
 import http_sf
 
 from app.annotations import NO_ANNOTATIONS, Annotations, checked_metadata, is_metadata_name, sendable
-from app.config.types import duration
+from app.durations import duration
 from app.errors import BadMetadata, BadRequest
 from app.protocols.filenames import relative_path
 from app.protocols.intents import Headers, single
@@ -35,10 +35,10 @@ def of_request(headers: Headers, pairs: Mapping[str, bytes]) -> Annotations:
         BadMetadata: Waybill-Metadata is no such dictionary; there are too many pairs, or too many bytes in them.
         BadRequest: the duration cannot be read.
     """
+    if not pairs and "waybill-metadata" not in headers and "waybill-expires-in" not in headers:
+        return NO_ANNOTATIONS
     field = ", ".join(headers.getlist("waybill-metadata")).strip(" \t")
     expires_in = single(headers, "waybill-expires-in")
-    if not (pairs or field or expires_in):
-        return NO_ANNOTATIONS
     if expires_in is None and EXPIRES_IN in pairs:
         expires_in = pairs[EXPIRES_IN].decode("latin-1")
     path = next((pairs[name] for name in _PATHS if pairs.get(name)), b"")

@@ -172,6 +172,11 @@ async def list_stored(db: Queryable, after_id: str, page_size: int) -> list[Stor
     return [StoredRecord(row["id"], row["size_bytes"], row["sha256"]) for row in rows]
 
 
+async def list_to_delete(db: Queryable, now_us: int, page_size: int) -> list[str]:
+    """List the ids of completed uploads whose time is over, over all sessions: a page at most, the longest first."""
+    return [row["id"] for row in await db.many("list_uploads_to_delete", now_us=now_us, page_size=page_size)]
+
+
 async def list_damaged(db: Queryable, after_id: str, page_size: int) -> list[StoredRecord]:
     """List the uploads that storage should hold but that were found damaged, in the same manner."""
     rows = await db.many("list_damaged", after_id=after_id, page_size=page_size)
@@ -193,11 +198,6 @@ async def count_stored(db: Queryable) -> int:
 async def delete_uploads(db: Queryable, ids: Sequence[str], now_us: int) -> list[str]:
     """Record the deletion of completed uploads' bytes; return the ids of those that were completed until now."""
     return [row["id"] for row in await db.many("delete_uploads", ids=json_parameter(ids), now_us=now_us)]
-
-
-async def delete_expired(db: Queryable, now_us: int, page_size: int) -> list[str]:
-    """Record the deletion of completed uploads whose time is over, a page at most; return their ids."""
-    return [row["id"] for row in await db.many("delete_expired_uploads", now_us=now_us, page_size=page_size)]
 
 
 async def fail_uploads(db: Queryable, ids: Sequence[str], code: str, detail: str) -> list[str]:

@@ -84,7 +84,8 @@ def named(request: Request[Any]) -> tuple[str, str | None]:
     if not here:
         raise NotFound  # our own path was escaped, which no client does, so the name's beginning is unclear
     name = unquote_to_bytes(raw_name)
-    return safe_filename(name), relative_path(name)
+    has_path = b"/" in name or b"\\" in name
+    return safe_filename(name), relative_path(name) if has_path else None
 
 
 async def options(request: Request[Services]) -> Response:

@@ -124,6 +124,17 @@ WHERE status = 'completed'
 ORDER BY id
 LIMIT :page_size;
 
+-- name: list_uploads_to_delete :many
+-- params: now_us, page_size
+-- Completed uploads whose time is over, over all sessions, the longest first: one page.
+SELECT id
+FROM uploads
+WHERE keep_us IS NOT NULL
+  AND status = 'completed'
+  AND completed_at_us + keep_us <= :now_us
+ORDER BY completed_at_us + keep_us
+LIMIT :page_size;
+
 -- name: list_damaged :many
 -- params: after_id, page_size
 -- The uploads that storage should hold but that were found damaged, over all sessions, by id: one page from just after
@@ -201,22 +212,6 @@ WHERE id = :upload_id
 UPDATE uploads
 SET status = status
 WHERE FALSE;
-
--- name: delete_expired_uploads :many
--- params: now_us, page_size
--- Record that the bytes of completed uploads whose time is over are deleted, a page at most; their records stay. The
--- ids of those changed.
-UPDATE uploads
-SET status = 'deleted', deleted_at_us = :now_us
-WHERE status = 'completed'
-  AND id IN (SELECT due.id
-             FROM uploads AS due
-             WHERE due.keep_us IS NOT NULL
-               AND due.status = 'completed'
-               AND due.completed_at_us + due.keep_us <= :now_us
-             ORDER BY due.completed_at_us + due.keep_us
-             LIMIT :page_size)
-RETURNING id;
 
 -- name: delete_failed_uploads :many
 -- params: created_before_us, page_size

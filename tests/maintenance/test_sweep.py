@@ -143,7 +143,7 @@ class TestFiles:
         assert await statuses(db, 1, 2) == ["deleted", "completed"]
 
     async def test_an_upload_whose_time_is_over_is_deleted_and_its_record_stays(self, store, db, monkeypatch):
-        monkeypatch.setattr("app.maintenance.sweep._AT_ONCE", 2)
+        monkeypatch.setattr("app.maintenance.retention._AT_ONCE", 2)
         hour_us = HOUR * 1_000_000
         kept = [row(n, await put_file(store, n)).model_copy(update={"keep_us": n * hour_us}) for n in range(1, 6)]
         await upload_records.insert_uploads(db, [*kept, row(6, await put_file(store, 6))])

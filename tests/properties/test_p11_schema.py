@@ -109,6 +109,7 @@ def plain(sql):
     """An index's statement without what only one of the databases writes into it, or has a use for."""
     sql = re.sub(r"\s+", " ", re.sub(r"USING btree |public\.", "", sql))
     columns, _, condition = sql.partition(" WHERE ")
+    columns = columns.replace("(((", "((").replace(")))", "))")  # PostgreSQL wraps an expression once more
     return columns, re.sub(r"[()]|::text", "", condition)
 
 

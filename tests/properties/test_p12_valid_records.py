@@ -82,6 +82,7 @@ def test_a_record_keeps_its_meaning_from_row_to_json(runner, db):
         answer = json.loads(found.as_json())
         links = answer.pop("links")
         created_at, completed_at = answer.pop("created_at"), answer.pop("completed_at")
+        expires_at = answer.pop("expires_at")
         assert answer == {
             "id": upload.id,
             "filename": upload.filename,
@@ -91,7 +92,10 @@ def test_a_record_keeps_its_meaning_from_row_to_json(runner, db):
             "status": upload.status.value,
             "protocol": upload.protocol.value,
             "error": upload.error and {"code": upload.error.code, "detail": upload.error.detail},
+            "metadata": upload.metadata,
+            "path": upload.path,
         }
+        assert (expires_at is not None) == (upload.status is Status.COMPLETED and upload.keep_us is not None)
         assert datetime.fromisoformat(created_at) == moment(upload.created_at)
         assert created_at.endswith("Z")
         assert (completed_at and datetime.fromisoformat(completed_at)) == moment(upload.completed_at)

@@ -19,7 +19,7 @@ HISTORY = "/api/ingestion/history"
 CSV, NDJSON, JSON = "text/csv; charset=utf-8; header=present", "application/x-ndjson", "application/json"
 COLUMNS = [
     "id", "filename", "content_type", "size", "sha256", "status", "protocol", "created_at", "completed_at",
-    "error_code", "error_detail",
+    "error_code", "error_detail", "metadata", "path", "expires_at",
 ]  # fmt: skip
 
 
@@ -108,6 +108,8 @@ async def test_a_stream_holds_what_all_pages_hold(service: Service, filters: str
             assert told[key] == (item[key] or "")
         assert told["error_code"] == (item["error"]["code"] if item["error"] else "")
         assert told["error_detail"] == ("'=1+1" if item["error"] else "")
+        assert json.loads(told["metadata"]) == item["metadata"]
+        assert (told["path"], told["expires_at"]) == (item["path"] or "", item["expires_at"] or "")
 
 
 async def test_a_table_for_excel_begins_with_a_byte_order_mark_and_has_a_file_name(service: Service) -> None:

@@ -90,6 +90,9 @@ async def test_a_record_has_every_key(service: Service) -> None:
         "created_at": record["created_at"],
         "completed_at": record["completed_at"],
         "error": None,
+        "metadata": {},
+        "path": None,
+        "expires_at": None,
         "links": {"self": f"{HISTORY}/{record['id']}", "content": f"/api/ingestion/files/{record['id']}"},
     }
     assert record["created_at"] <= record["completed_at"]
