@@ -80,7 +80,8 @@ RELEASED = {
 }
 
 EXAMPLES = [
-    AmbiguousSession(), BadCursor(), BadMetadata("too many"), BadQuery("limit", "1 to 500"), ChecksumMismatch("sha1", "a", "b"),
+    AmbiguousSession(), BadCursor(), BadMetadata("too many"), BadQuery("limit", "1 to 500"),
+    ChecksumMismatch("sha1", "a", "b"),
     ChunkDigestMismatch("a", "b"), CrossOrigin(), DigestMismatch("a", "b"), Gone(), IncompleteBody(5, 10),
     IncompleteBody(5, None), InconsistentUploadLength(5, 6), InProgress(), Internal(),
     MethodNotAllowed("PUT", "GET, HEAD"), NoFile(), NoSession(), NotFound(), OffsetMismatch(5, 6), PreconditionFailed(),
