@@ -23,6 +23,7 @@ from app.db.schema import SchemaWatch
 from app.errors import Unusable, UploadError
 from app.idempotency import IdempotencyKeys
 from app.ids import new_code, new_id, new_key, now_us
+from app.links import ShareLinks
 from app.maintenance.scrub import Scrubber
 from app.maintenance.sweep import Sweeper
 from app.metrics import Metrics, WorkerSlots
@@ -274,6 +275,7 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
             ingest=ingest,
             once=once,
             resumes=resumes,
+            links=ShareLinks(db, max_age=settings.link_max_age, now_us=now_us, new_id=new_id, new_key=new_key),
             sessions=sessions,
             cursors=Signer(keys, "cursor"),
             now_us=now_us,

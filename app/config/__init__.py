@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     max_zip_files: Annotated[int, whole_number(1, 1_000_000)] = Field(
         10_000, description="Most files in one archive that is downloaded; each takes a kilobyte of memory meanwhile."
     )
+    link_max_age: Duration | None = Field(
+        None, description="How long a share link lives at most, and if its maker names no end. Default: no end."
+    )
     max_concurrent_uploads: Annotated[int, whole_number(1, 1_000_000)] = Field(
         4000, description="Most uploads that each worker receives at the same time."
     )

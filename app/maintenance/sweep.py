@@ -11,6 +11,7 @@ from app.background import attempt, every
 from app.db.database import Db
 from app.db.queryable import Transaction
 from app.idempotency import records as key_records
+from app.links import records as link_records
 from app.maintenance import retention, trash
 from app.metrics import Metrics
 from app.model import Clock, Damage, Status
@@ -32,6 +33,8 @@ EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that never uploaded ends a day after its last use, and is deleted a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
 """How long an expired claim is kept: its request may just be slow, and keep the key if no other wanted it."""
+LINKS_REMEMBERED_US: Final = 7 * 86_400_000_000
+"""How long a link whose time is over is answered by 410, and not as an unknown one."""
 _AT_ONCE: Final = 500
 _PAGE_SECONDS: Final = 60.0
 """The time limit of a page, longer than a request's: nobody waits for it, and it must end even on a slow disk."""
@@ -173,6 +176,8 @@ class Sweeper:
         async for _ in session_records.forget_empty_sessions(self._db, now_us - EMPTY_SESSION_US, _AT_ONCE):
             await asyncio.sleep(_PAUSE_SECONDS)
         before_us = now_us - self._retain_failed_us
+        forgotten_us = now_us - LINKS_REMEMBERED_US
+        await self._pages(lambda transaction: link_records.forget_expired(transaction, forgotten_us, _AT_ONCE))
         await self._pages(lambda transaction: upload_records.forget_failed(transaction, before_us, _AT_ONCE))
         async for _ in totals_records.forget_ended(self._db):
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -27,9 +27,9 @@ class Archive:
         self._blocks = _Blocks()
         self._entry: Generator[bytes, None, bool] | None = None
 
-    def add(self, name: str, size: int) -> str:
-        """Announce the next file; return the name that it gets, which no other has, without regard to case."""
-        name = self._names.unique(name)
+    def add(self, path: str, size: int) -> str:
+        """Announce the next file; return the path that it gets, which no other has, without regard to case."""
+        name = self._names.unique(path)
         self._zip.add(self._blocks, name, size=size)
         return name
 
@@ -77,20 +77,41 @@ class _Blocks:
 
 
 class _Names:
-    """Names that differ without regard to case, since many file systems would take others for one file."""
+    """Names that differ without regard to case, since many file systems would take others for one file.
+
+    Nor is any name that of a directory in which others are.
+    """
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._files: set[str] = set()
+        self._directories: dict[str, str] = {"": ""}
+        """The directories, as they are named, by the folded paths that were asked for."""
         self._next: dict[str, int] = {}
 
-    def unique(self, name: str) -> str:
-        """The name itself, or `name (2).txt` if that is taken, and so on."""
-        first, number, unique = folded(name), 1, name
-        while folded(unique) in self._taken:
-            number = self._next[first] = self._next.get(first, 1) + 1
-            unique = _numbered(name, number)
-        self._taken.add(folded(unique))
+    def unique(self, path: str) -> str:
+        """The path itself, or its last element as `name (2).txt` if that is taken, and so on."""
+        directory, _, name = path.rpartition("/")
+        unique = self._free(self._directory(directory), name, of_file=True)
+        self._files.add(folded(unique))
         return unique
+
+    def _directory(self, path: str) -> str:
+        """The directory of this path with a slash, under another name if a file has its own."""
+        asked = folded(path)
+        if asked not in self._directories:
+            parent, _, name = path.rpartition("/")
+            self._directories[asked] = self._free(self._directory(parent), name, of_file=False) + "/"
+        return self._directories[asked]
+
+    def _free(self, parent: str, name: str, *, of_file: bool) -> str:
+        first, number, free = folded(parent + name), 1, parent + name
+        while folded(free) in self._files or (of_file and self._is_directory(free)):
+            number = self._next[first] = self._next.get(first, 1) + 1
+            free = parent + _numbered(name, number)
+        return free
+
+    def _is_directory(self, path: str) -> bool:
+        return folded(path) in self._directories
 
 
 def _numbered(name: str, number: int) -> str:

@@ -153,7 +153,7 @@ async def _answer(request: Request[Services], uploads: list[Upload]) -> Response
     entries = []
     for upload in uploads:
         assert upload.sha256 is not None
-        archive.add(upload.filename, upload.size)
+        archive.add(upload.path or upload.filename, upload.size)
         entries.append(_Entry(upload.id, upload.size, upload.sha256))
         if len(entries) % _PAGE_SIZE == 0:
             await asyncio.sleep(0)

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Final
 
 import structlog
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.cancellation import run_to_completion
 from app.db.queryable import Transaction
 from app.errors import Gone, NotFound, PreconditionFailed, Unavailable
 from app.maintenance import trash
@@ -44,13 +46,27 @@ INERT: Final = {
 _MEDIA_TYPE = re.compile(r'([a-z]+)/([a-z0-9.+_-]+)(?:[ \t]*;[ \t]*charset="?([a-z0-9_-]+)"?)?[ \t]*(?:;.*)?')
 _HARMLESS_FAMILIES: Final = frozenset({"image", "audio", "video"})
 _HARMLESS: Final = frozenset({"application/pdf", "application/zip", "text/plain", "text/csv"})
+GiveBack = Callable[[int], Awaitable[None]]
 _Part = tuple[bytes, int, int]
 """The bytes before a part, and the part's range of the file: start, and stop exclusive."""
 
 
 async def download(request: Request[Services]) -> Response:
     """GET, HEAD /api/ingestion/files/{id}: the bytes, or the requested ranges of them."""
-    upload = await _completed(request)
+    return await answer(request, await completed(request), partial(completed, request))
+
+
+async def answer(
+    request: Request[Services],
+    upload: Upload,
+    find_again: Callable[[], Awaitable[object]],
+    take: "Callable[[int], Awaitable[GiveBack]] | None" = None,
+) -> Response:
+    """The answer with the bytes of a completed upload, or the requested ranges of them.
+
+    `find_again` raises the refusal if the upload was deleted meanwhile. `take` is told how many bytes will be
+    sent; what it returns is told in the end how many of them were not.
+    """
     assert upload.sha256 is not None
     assert upload.completed_at is not None
     tag = etag(upload.sha256)
@@ -67,15 +83,22 @@ async def download(request: Request[Services]) -> Response:
     ranges = None
     if request.method == "GET" and _ranges_count(request, tag, upload):  # RFC 9110 §14.2: a Range is for GET alone
         ranges = byte_ranges(request.headers.get("range"), upload.size)
-    stored = await _open(request, upload)
+    stored = await _open(request, upload, find_again)
+    give_back = None
+    if take is not None and request.method == "GET":
+        try:
+            give_back = await take(sum(stop - start for start, stop in ranges or [(0, upload.size)]))
+        except BaseException:
+            await stored.close()
+            raise
     if ranges is None:
         headers["Content-Length"] = str(upload.size)
-        return _FileAnswer(stored, [(b"", 0, upload.size)], 200, headers, _media_type(upload))
+        return _FileAnswer(stored, [(b"", 0, upload.size)], 200, headers, _media_type(upload), give_back=give_back)
     if len(ranges) == 1:
         start, stop = ranges[0]
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{upload.size}"
         headers["Content-Length"] = str(stop - start)
-        return _FileAnswer(stored, [(b"", start, stop)], 206, headers, _media_type(upload))
+        return _FileAnswer(stored, [(b"", start, stop)], 206, headers, _media_type(upload), give_back=give_back)
     boundary = upload.sha256[:32]
     parts = [
         (
@@ -88,7 +111,7 @@ async def download(request: Request[Services]) -> Response:
     ]
     end = f"\r\n--{boundary}--\r\n".encode("ascii")
     headers["Content-Length"] = str(sum(len(head) + stop - start for head, start, stop in parts) + len(end))
-    return _FileAnswer(stored, parts, 206, headers, f"multipart/byteranges; boundary={boundary}", end)
+    return _FileAnswer(stored, parts, 206, headers, f"multipart/byteranges; boundary={boundary}", end, give_back)
 
 
 async def delete(request: Request[Services]) -> Response:
@@ -136,7 +159,7 @@ async def _delete(request: Request[Services], ids: Sequence[str]) -> set[str]:
     return deleted
 
 
-async def _completed(request: Request[Services]) -> Upload:
+async def completed(request: Request[Services]) -> Upload:
     """Find the caller's upload; raises Gone if its file was found to be damaged."""
     upload = await _kept(request)
     if upload.error is not None and await trash.find_again(request.state["storage"], request.state["db"], [upload]):
@@ -157,12 +180,12 @@ async def _kept(request: Request[Services]) -> Upload:
     return upload
 
 
-async def _open(request: Request[Services], upload: Upload) -> StoredFile:
+async def _open(request: Request[Services], upload: Upload, find_again: Callable[[], Awaitable[object]]) -> StoredFile:
     """Open the stored file, if it agrees with the record. Damage is an error, never a 200."""
     try:
         stored = await request.state["storage"].open(upload.id)
     except NotStored:
-        await _completed(request)  # the upload may have been deleted meanwhile
+        await find_again()  # the upload may have been deleted meanwhile
         log.error("a file is missing from the store", upload=upload.id)
         raise Unavailable("the file cannot be read now") from None
     if stored.size != upload.size:
@@ -223,12 +246,15 @@ class _FileAnswer(Response):
         headers: Mapping[str, str],
         media_type: str,
         end: bytes = b"",
+        give_back: GiveBack | None = None,
     ) -> None:
         # Not as Starlette's media_type, which would declare a text to be UTF-8.
         super().__init__(None, status_code, {**headers, "Content-Type": media_type})
         self._stored = stored
         self._parts = parts
         self._end = end
+        self._give_back = give_back
+        self._unsent = sum(stop - start for _, start, stop in parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listening: asyncio.Task[None] | None = None
@@ -247,6 +273,7 @@ class _FileAnswer(Response):
                         raise Unavailable("the file became shorter while it was read")
                     await send(_body(block))
                     start += len(block)
+                    self._unsent -= len(block)
                     if start < stop and listening is None:
                         listening = asyncio.create_task(hang_up(receive))
                     if listening is not None and listening.done():
@@ -258,6 +285,8 @@ class _FileAnswer(Response):
             if listening is not None:
                 listening.cancel()
             await self._stored.close()
+            if self._give_back is not None and self._unsent:
+                await run_to_completion(self._give_back(self._unsent))
 
 
 def _body(block: bytes, *, more: bool = True) -> Message:

@@ -25,7 +25,8 @@ NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 """A header of every answer: no browser shall guess another type than Content-Type."""
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _LINGER_SECONDS: Final = 2.0
-_KEYS: Final = "/api/ingestion/uploads/"
+_KEYS: Final = ("/api/ingestion/uploads/", "/d/")
+"""The paths behind which a key stands, which gives access to something."""
 _SHOWN_OF_KEY: Final = 6
 
 
@@ -170,13 +171,14 @@ def _log_failure(exchange: Exchange, scope: Scope, path: str) -> None:
 def _shown_path(scope: Scope) -> str:
     """The path as it was sent, in ASCII: decoded it could move a terminal's cursor or begin a line.
 
-    A resumable upload's key, which gives access to it, is cut to its beginning, also where a client or
-    a proxy has put a prefix before our own path; shorter, if that was escaped.
+    The key of a resumable upload or of a link, which gives access to it, is cut to its beginning, also where a
+    client or a proxy has put a prefix before our own path; shorter, if that was escaped.
     """
     path: str = scope["raw_path"].decode("ascii", "backslashreplace")
-    begin = scope["path"].find(_KEYS)
-    if begin >= 0 and scope["method"] != "PUT":
-        return f"{path[: begin + len(_KEYS) + _SHOWN_OF_KEY]}..."
+    for before in _KEYS if scope["method"] != "PUT" else ():
+        begin = scope["path"].find(before)
+        if begin >= 0:
+            return f"{path[: begin + len(before) + _SHOWN_OF_KEY]}..."
     return path
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import archive, downloads, health, history, metrics, openapi, resumables, session
+from app.web import archive, downloads, health, history, links, metrics, openapi, resumables, session
 from app.web.request import Handler
 
 
@@ -41,6 +41,12 @@ routes = [
     Route("/api/ingestion/files/{id}", downloads.download, methods=["GET"]),
     Route("/api/ingestion/files/{id}", downloads.delete, methods=["DELETE"]),
     Route("/api/ingestion/files/delete", downloads.delete_many, methods=["POST"]),
+    # Share.
+    Route("/api/ingestion/files/{id}/links", links.create, methods=["POST"]),
+    Route("/api/ingestion/files/{id}/links", links.show_all, methods=["GET"]),
+    Route("/api/ingestion/files/{id}/links/{link}", links.revoke, methods=["DELETE"]),
+    Route("/d/{secret}", links.open_link, methods=["GET"]),
+    # Many files at once.
     Route("/api/ingestion/files.zip", archive.download, methods=["GET"]),
     Route("/api/ingestion/files.zip", archive.download_selection, methods=["POST"]),
     # Manage the session.

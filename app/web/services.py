@@ -6,6 +6,7 @@ from app.config import Settings
 from app.db.database import Db
 from app.db.schema import SchemaWatch
 from app.idempotency import IdempotencyKeys
+from app.links import ShareLinks
 from app.metrics import Metrics
 from app.model import Clock
 from app.resumables import Resumables
@@ -25,6 +26,7 @@ class Services(TypedDict):
     ingest: Ingest
     once: IdempotencyKeys
     resumes: Resumables
+    links: ShareLinks
     sessions: Sessions
     cursors: Signer
     now_us: Clock

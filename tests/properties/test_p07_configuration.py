@@ -76,6 +76,7 @@ SETTINGS = {
     "max_request_size": SIZE,
     "max_files_per_request": whole(1, 100_000),
     "max_zip_files": whole(1, 1_000_000),
+    "link_max_age": DURATION,
     "max_concurrent_uploads": whole(1, 1_000_000),
     "max_connections": whole(1, 1_000_000),
     "session_concurrent_uploads": whole(0, 1_000_000),

@@ -46,7 +46,7 @@ async def test_both_dialects_have_the_same_schema_however_often_they_migrate(fil
     tables, constraints, indexes, triggers = schemas[0]
     assert set(tables) == {
         "allowances", "concatenation_parts", "idempotency_keys", "link_codes", "merges", "resumables",
-        "schema_migrations", "scrubs",
+        "schema_migrations", "scrubs", "share_links",
         "session_tokens", "session_totals", "session_totals_begun", "session_usage", "sessions", "uploads",
         "used_link_codes",
     }  # fmt: skip

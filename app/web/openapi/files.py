@@ -1,5 +1,6 @@
 """The operations of the description about what is stored: the history and the files."""
 
+from collections.abc import Sequence
 from typing import Final, get_args
 
 from app.history import Order
@@ -33,6 +34,17 @@ _TYPES: Final[Json] = {"type": "array", "items": {"type": "string", "pattern": "
 _PATH: Final[Json] = {"type": "string", "minLength": 1, "maxLength": MAX_PATH_BYTES}
 _ARCHIVED: Final = ("Content-Disposition", *NO_STORE)
 _INERT: Final = ("Content-Security-Policy", "Cross-Origin-Resource-Policy", "Referrer-Policy")
+_OF_FILE: Final = (
+    "ETag", "Last-Modified", "Repr-Digest", "Accept-Ranges", "Content-Disposition", "Cache-Control", *_INERT,
+)  # fmt: skip
+_RANGES: Final = [
+    header("Range", "One range of bytes, or several."),
+    header("If-Range", "The ETag or date that the ranges are of."),
+    header("If-Match", "ETags, one of which it must have."),
+    header("If-None-Match", "ETags of what the client has."),
+    header("If-Modified-Since", "When the client got it."),
+    header("If-Unmodified-Since", "When it must have been there."),
+]
 _ID: Final = in_path("id", "An upload's id. A foreign one, one of a deleted file and one that never was are all 404.")
 
 
@@ -94,25 +106,12 @@ def files() -> list[tuple[str, str, Json]]:
 
 
 def _single_files() -> list[tuple[str, str, Json]]:
-    kept = ("ETag", "Last-Modified", "Repr-Digest", "Accept-Ranges", "Content-Disposition", "Cache-Control")
-    said = (*SESSION, *kept, *_INERT)
+    said = (*SESSION, *_OF_FILE)
     download = operation(
         "The file, or ranges of it.",
-        {
-            "200": answer("All of it.", {ANY: {}}, said),
-            "206": answer("What was asked for.", {ANY: {}}, (*said, "Content-Range")),
-            "304": answer("The client has it already.", None, said),
-        },
+        _sent(said),
         (*OF_ANY_SESSION, "no_session", "not_found", "gone", "precondition_failed", "range_not_satisfiable"),
-        parameters=[
-            _ID,
-            header("Range", "One range of bytes, or several."),
-            header("If-Range", "The ETag or date that the ranges are of."),
-            header("If-Match", "ETags, one of which it must have."),
-            header("If-None-Match", "ETags of what the client has."),
-            header("If-Modified-Since", "When the client got it."),
-            header("If-Unmodified-Since", "When it must have been there."),
-        ],
+        parameters=[_ID, *_RANGES],
     )
     delete = operation(
         "The bytes go, the record stays; once more within a day.",
@@ -121,6 +120,53 @@ def _single_files() -> list[tuple[str, str, Json]]:
         parameters=[_ID],
     )
     return [(f"{_FILES}/{{id}}", "get", download), (f"{_FILES}/{{id}}", "delete", delete)]
+
+
+def _sent(headers: Sequence[str]) -> dict[str, Json]:
+    return {
+        "200": answer("All of it.", {ANY: {}}, headers),
+        "206": answer("What was asked for.", {ANY: {}}, (*headers, "Content-Range")),
+        "304": answer("The client has it already.", None, headers),
+    }
+
+
+def links() -> list[tuple[str, str, Json]]:
+    of_file = f"{_FILES}/{{id}}/links"
+    create = operation(
+        "Make a URL that gives the file to whoever has it.",
+        {
+            "201": answer(
+                "The link; its URL is shown this once.", {JSON: ref("ShareLink")}, (*SESSION, *NO_STORE, "Location")
+            )
+        },
+        (*OF_CHANGES, *OF_BODIES, "no_session", "not_found", "gone", "in_progress"),
+        parameters=[_ID],
+        body={"required": True, "content": {JSON: {"schema": ref("LinkBounds")}}},
+    )
+    listed = operation(
+        "The file's links, the newest first, without their URLs.",
+        {"200": answer("At most 1,000 of them.", {JSON: ref("ShareLinks")}, (*SESSION, *NO_STORE))},
+        (*OF_ANY_SESSION, "no_session", "not_found"),
+        parameters=[_ID],
+    )
+    revoke = operation(
+        "Revoke a link.",
+        {"204": answer("Its URL is unknown from now on.", None, SESSION)},
+        (*OF_CHANGES, "no_session", "not_found"),
+        parameters=[_ID, in_path("link", "The link's id.")],
+    )
+    opened = operation(
+        "The file of a link, or ranges of it.",
+        _sent((*SESSION, *_OF_FILE)),
+        (*OF_ANY_SESSION, "not_found", "gone", "precondition_failed", "range_not_satisfiable"),
+        parameters=[in_path("secret", "The key in a link's URL."), *_RANGES],
+    )
+    return [
+        (of_file, "post", create),
+        (of_file, "get", listed),
+        (f"{of_file}/{{link}}", "delete", revoke),
+        ("/d/{secret}", "get", opened),
+    ]
 
 
 def _many_files() -> list[tuple[str, str, Json]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from app.errors import problem_codes
-from app.model import Session, Status, Upload
+from app.model import MAX_SIZE, Session, Status, Upload
 from app.web.downloads import MAX_SELECTED
 
 Json = dict[str, Any]
@@ -164,6 +164,14 @@ EXAMPLE: Final[Json] = {
         "content": f"/api/ingestion/files/{EXAMPLE_ID}",
     },
 }
+_LINK: Final[Json] = {
+    "id": _TEXT,
+    "label": nullable(_TEXT),
+    "created_at": _MOMENT,
+    "expires_at": nullable(_MOMENT),
+    "max_downloads": nullable(_COUNT),
+    "downloads": _COUNT,
+}
 _TOTAL: Final = record({"uploads": _COUNT, "bytes": _COUNT})
 _OUTCOME: Final = record({"id": _TEXT, "outcome": {"enum": ["deleted", "not_found"]}})
 
@@ -235,6 +243,16 @@ def schemas() -> dict[str, Json]:
         "Session": session,
         "Selection": record({"ids": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_SELECTED}}),
         "Outcomes": record({"items": {"type": "array", "items": _OUTCOME}}),
+        "ShareLink": record({**_LINK, "url": _TEXT}),
+        "ShareLinks": record({"items": {"type": "array", "items": record(_LINK)}}),
+        "LinkBounds": record(
+            {
+                "expires_in": nullable({"type": "string", "examples": ["7d"]}),
+                "max_downloads": nullable({"type": "integer", "minimum": 1, "maximum": MAX_SIZE}),
+                "label": nullable({"type": "string", "minLength": 1, "maxLength": 200}),
+            },
+            optional=["expires_in", "max_downloads", "label"],
+        ),
         "Code": record({"code": {"type": "string", "examples": ["ABCD-EFGH-JKMN"]}}),
         "Invitation": record({"code": _TEXT, "expires_at": _MOMENT}),
         "Readiness": record(
