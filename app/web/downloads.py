@@ -91,18 +91,28 @@ async def answer(
         except BaseException:
             await stored.close()
             raise
+    parts, kind, end = _arranged(upload, ranges, headers)
+    return _FileAnswer(stored, parts, 200 if ranges is None else 206, headers, kind, end, give_back)
+
+
+def _arranged(
+    upload: Upload, ranges: Sequence[tuple[int, int]] | None, headers: dict[str, str]
+) -> tuple[list[_Part], str, bytes]:
+    """The parts of an answer with these ranges of the file, its type, and the bytes behind; completes its headers."""
+    kind = _media_type(upload)
     if ranges is None:
         headers["Content-Length"] = str(upload.size)
-        return _FileAnswer(stored, [(b"", 0, upload.size)], 200, headers, _media_type(upload), give_back=give_back)
+        return [(b"", 0, upload.size)], kind, b""
     if len(ranges) == 1:
         start, stop = ranges[0]
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{upload.size}"
         headers["Content-Length"] = str(stop - start)
-        return _FileAnswer(stored, [(b"", start, stop)], 206, headers, _media_type(upload), give_back=give_back)
+        return [(b"", start, stop)], kind, b""
+    assert upload.sha256 is not None
     boundary = upload.sha256[:32]
     parts = [
         (
-            f"\r\n--{boundary}\r\nContent-Type: {_media_type(upload)}\r\n"
+            f"\r\n--{boundary}\r\nContent-Type: {kind}\r\n"
             f"Content-Range: bytes {start}-{stop - 1}/{upload.size}\r\n\r\n".encode("ascii"),
             start,
             stop,
@@ -111,7 +121,7 @@ async def answer(
     ]
     end = f"\r\n--{boundary}--\r\n".encode("ascii")
     headers["Content-Length"] = str(sum(len(head) + stop - start for head, start, stop in parts) + len(end))
-    return _FileAnswer(stored, parts, 206, headers, f"multipart/byteranges; boundary={boundary}", end, give_back)
+    return parts, f"multipart/byteranges; boundary={boundary}", end
 
 
 async def delete(request: Request[Services]) -> Response:

@@ -27,7 +27,8 @@ def made(files: list[tuple[str, list[bytes]]]) -> tuple[Archive, list[str], byte
 any_name = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=60
 ).map(safe_filename)
-any_files = st.lists(st.tuples(any_name | st.sampled_from(["a", "A", "a.txt", "a (2).txt"]), st.lists(st.binary())))
+any_path = st.lists(any_name | st.sampled_from(["a", "A", "b"]), min_size=1, max_size=3).map("/".join)
+any_files = st.lists(st.tuples(any_path | st.sampled_from(["a", "A", "a.txt", "a (2).txt"]), st.lists(st.binary())))
 
 
 @given(any_files)
@@ -39,7 +40,9 @@ def test_files_come_out_of_an_archive_as_they_went_in(files: list[tuple[str, lis
         assert read.namelist() == names
         assert [read.read(name) for name in names] == [b"".join(blocks) for _, blocks in files]
     assert len({folded(name) for name in names}) == len(names)
-    assert all(len(name.encode()) <= MAX_FILENAME_BYTES for name in names)
+    assert all(len(each.encode()) <= MAX_FILENAME_BYTES for name in names for each in name.split("/"))
+    directories = {folded(name.rpartition("/")[0]) for name in names if "/" in name}
+    assert not directories & {folded(name) for name in names}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,9 @@ def test_files_come_out_of_an_archive_as_they_went_in(files: list[tuple[str, lis
         ([".profile", ".profile"], [".profile", ".profile (2)"]),
         (["straße", "STRASSE"], ["straße", "STRASSE (2)"]),
         (["ä" * 127, "ä" * 127], ["ä" * 127, "ä" * 125 + " (2)"]),
+        (["a/b.txt", "A/B.txt", "a/c"], ["a/b.txt", "a/B (2).txt", "a/c"]),
+        (["a", "a/b", "a/c", "a"], ["a", "a (2)/b", "a (2)/c", "a (3)"]),
+        (["a/b", "a", "a/b/c"], ["a/b", "a (2)", "a/b (2)/c"]),
         (["x." + "y" * 200, "x." + "y" * 200], ["x." + "y" * 200, "x." + "y" * 200 + " (2)"]),
     ],
 )

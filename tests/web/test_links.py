@@ -34,7 +34,7 @@ async def listed(client: Client, upload_id: str) -> list[dict[str, Any]]:
     return items
 
 
-async def test_whoever_has_the_url_gets_the_bytes(service: Service) -> None:
+async def test_a_link_gives_the_bytes_to_whoever_has_its_url(service: Service) -> None:
     owner, stranger = service.client(), service.client()
     upload_id = await stored(owner)
     link = await link_to(owner, upload_id, label="for Ann")

@@ -217,6 +217,21 @@ def operation(
     return operation
 
 
+def _link_schemas() -> dict[str, Json]:
+    return {
+        "ShareLink": record({**_LINK, "url": _TEXT}),
+        "ShareLinks": record({"items": {"type": "array", "items": record(_LINK)}}),
+        "LinkBounds": record(
+            {
+                "expires_in": nullable({"type": "string", "examples": ["7d"]}),
+                "max_downloads": nullable({"type": "integer", "minimum": 1, "maximum": MAX_SIZE}),
+                "label": nullable({"type": "string", "minLength": 1, "maxLength": 200}),
+            },
+            optional=["expires_in", "max_downloads", "label"],
+        ),
+    }
+
+
 def schemas() -> dict[str, Json]:
     upload = Upload.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     parts = upload.pop("$defs")
@@ -243,16 +258,7 @@ def schemas() -> dict[str, Json]:
         "Session": session,
         "Selection": record({"ids": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_SELECTED}}),
         "Outcomes": record({"items": {"type": "array", "items": _OUTCOME}}),
-        "ShareLink": record({**_LINK, "url": _TEXT}),
-        "ShareLinks": record({"items": {"type": "array", "items": record(_LINK)}}),
-        "LinkBounds": record(
-            {
-                "expires_in": nullable({"type": "string", "examples": ["7d"]}),
-                "max_downloads": nullable({"type": "integer", "minimum": 1, "maximum": MAX_SIZE}),
-                "label": nullable({"type": "string", "minLength": 1, "maxLength": 200}),
-            },
-            optional=["expires_in", "max_downloads", "label"],
-        ),
+        **_link_schemas(),
         "Code": record({"code": {"type": "string", "examples": ["ABCD-EFGH-JKMN"]}}),
         "Invitation": record({"code": _TEXT, "expires_at": _MOMENT}),
         "Readiness": record(
