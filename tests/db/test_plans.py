@@ -216,6 +216,7 @@ SWEEPING = [
     ("delete_ended_resumables", {"now_us": NOW, "page_size": 5}, "resumables_by_expiry"),
     ("delete_old_idempotency_keys", {"until_us": NOW, "page_size": 5}, "idempotency_keys_by_expiry"),
     ("list_uploads_to_delete", {"now_us": NOW, "page_size": 5}, "uploads_completed_by_expiry"),
+    ("delete_old_share_links", {"expired_before_us": NOW, "page_size": 5}, "share_links_by_expiry"),
     ("list_sessions", {"limit": 5}, "sessions_by_last_seen"),
     ("list_session_totals", {"session_id": "session 1"}, "session_totals_have_one_row_each_status"),
     ("find_upload_span", {"session_id": "session 1"}, INDEX),

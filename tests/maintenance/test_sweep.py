@@ -11,7 +11,9 @@ import pytest
 
 from app.errors import StorageFull, Unavailable
 from app.history import HistoryQuery
-from app.maintenance.sweep import EMPTY_SESSION_US, Sweeper
+from app.links import records as link_records
+from app.links.records import ShareLink
+from app.maintenance.sweep import EMPTY_SESSION_US, LINKS_REMEMBERED_US, Sweeper
 from app.maintenance.verify import verify
 from app.model import Failure, Protocol, Session, Status, Upload
 from app.plausibility import too_many
@@ -93,6 +95,17 @@ async def files(storage):
 async def statuses(db, *numbers):
     found = await upload_records.statuses_of(db, [key(number) for number in numbers])
     return [found.get(key(number)) for number in numbers]
+
+
+class TestLinks:
+    async def test_a_link_is_forgotten_a_week_after_its_time(self, store, db):
+        hour_us = HOUR * 1_000_000
+        times = {1: NOW - LINKS_REMEMBERED_US - 1, 2: NOW - LINKS_REMEMBERED_US + hour_us, 3: None}
+        for number, expires_at in times.items():
+            link = ShareLink(key(number), key(9), None, 0, expires_at, None, None, 0)
+            await link_records.insert(db, link, str(number))
+        await sweeper(store, db).once()
+        assert {link.id for link in await link_records.list_of(db, key(9))} == {key(2), key(3)}
 
 
 class TestFiles:
