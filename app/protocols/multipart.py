@@ -231,8 +231,11 @@ class _Part:
         try:
             kind, found = parameters(known[_DISPOSITION])
             given = _given_filename(found)
-            self.filename = safe_filename(given) if given else None if given is None else ""
             self.path = relative_path(given, backslash=False) if given and b"/" in given else None
+            if self.path is not None:
+                self.filename: str | None = self.path.rpartition("/")[2]
+            else:
+                self.filename = safe_filename(given) if given else None if given is None else ""
             self.name = _form_value(found.get("name", '""')).decode()
         except BadRequest as error:
             raise MalformedForm(f"a part's Content-Disposition cannot be read: {error}") from error

@@ -84,8 +84,8 @@ def named(request: Request[Any]) -> tuple[str, str | None]:
     if not here:
         raise NotFound  # our own path was escaped, which no client does, so the name's beginning is unclear
     name = unquote_to_bytes(raw_name)
-    has_path = b"/" in name or b"\\" in name
-    return safe_filename(name), relative_path(name) if has_path else None
+    path = relative_path(name) if b"/" in name or b"\\" in name else None
+    return safe_filename(name) if path is None else path.rpartition("/")[2], path
 
 
 async def options(request: Request[Services]) -> Response:

@@ -166,9 +166,15 @@ async def test_a_path_is_cleaned(service: Service, path: str, kept: str | None) 
     assert record["filename"] == ("given.txt" if kept is None else kept.rpartition("/")[2])
 
 
-@pytest.mark.parametrize(("name", "path"), [("a%2Fb.txt", "a/b.txt"), ("C:%5Cx%5Cy", "x/y"), ("%2e%2e/%2e/x", None)])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("a/b/", "a/b"), ("a/b/..", "a/b"), ("a%2Fb.txt", "a/b.txt"), ("C:%5Cx%5Cy", "x/y"), ("%2e%2e/%2e/x", None)],
+)
 async def test_the_path_of_a_put_is_cleaned(service: Service, name: str, path: str | None) -> None:
-    assert (await service.client().put(name, b"x")).json()["path"] == path
+    record = (await service.client().put(name, b"x")).json()
+    assert record["path"] == path
+    if path is not None:
+        assert record["filename"] == path.rpartition("/")[2]
 
 
 async def test_only_slashes_make_a_path_of_a_forms_filename(service: Service) -> None:
