@@ -100,7 +100,7 @@ def test_a_field_of_metadata_that_cannot_be_is_refused(visitor, field):
     visitor.left_nothing()
 
 
-def test_what_cannot_be_metadata_of_tus_is_left_out(visitor):
+def test_pairs_of_tus_that_cannot_be_metadata_are_left_out(visitor):
     pairs = {b"user[id]": b"1", b"good": "\u202e<b>".encode(), b"broken": b"\xff", b"nul": b"a\0b", b"x" * 65: b"1"}
     said = with_metadata(visitor, b",".join(name + b" " + base64.b64encode(value) for name, value in pairs.items()))
     assert said.status == 201
