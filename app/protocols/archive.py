@@ -86,6 +86,8 @@ class _Names:
         self._files: set[str] = set()
         self._directories: dict[str, str] = {"": ""}
         """The directories, as they are named, by the folded paths that were asked for."""
+        self._taken: set[str] = set()
+        """The folded names of these directories, without a slash."""
         self._next: dict[str, int] = {}
 
     def unique(self, path: str) -> str:
@@ -100,18 +102,17 @@ class _Names:
         asked = folded(path)
         if asked not in self._directories:
             parent, _, name = path.rpartition("/")
-            self._directories[asked] = self._free(self._directory(parent), name, of_file=False) + "/"
+            free = self._free(self._directory(parent), name, of_file=False)
+            self._taken.add(folded(free))
+            self._directories[asked] = f"{free}/"
         return self._directories[asked]
 
     def _free(self, parent: str, name: str, *, of_file: bool) -> str:
         first, number, free = folded(parent + name), 1, parent + name
-        while folded(free) in self._files or (of_file and self._is_directory(free)):
+        while folded(free) in self._files or (of_file and folded(free) in self._taken):
             number = self._next[first] = self._next.get(first, 1) + 1
             free = parent + _numbered(name, number)
         return free
-
-    def _is_directory(self, path: str) -> bool:
-        return folded(path) in self._directories
 
 
 def _numbered(name: str, number: int) -> str:

@@ -27,7 +27,7 @@ def made(files: list[tuple[str, list[bytes]]]) -> tuple[Archive, list[str], byte
 any_name = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=60
 ).map(safe_filename)
-any_path = st.lists(any_name | st.sampled_from(["a", "A", "b"]), min_size=1, max_size=3).map("/".join)
+any_path = st.lists(any_name | st.sampled_from(["a", "A", "a (2)"]), min_size=1, max_size=3).map("/".join)
 any_files = st.lists(st.tuples(any_path | st.sampled_from(["a", "A", "a.txt", "a (2).txt"]), st.lists(st.binary())))
 
 
@@ -56,6 +56,7 @@ def test_files_come_out_of_an_archive_as_they_went_in(files: list[tuple[str, lis
         (["ä" * 127, "ä" * 127], ["ä" * 127, "ä" * 125 + " (2)"]),
         (["a/b.txt", "A/B.txt", "a/c"], ["a/b.txt", "a/B (2).txt", "a/c"]),
         (["a", "a/b", "a/c", "a"], ["a", "a (2)/b", "a (2)/c", "a (3)"]),
+        (["a", "a/b", "a (2)"], ["a", "a (2)/b", "a (2) (2)"]),
         (["a/b", "a", "a/b/c"], ["a/b", "a (2)", "a/b (2)/c"]),
         (["x." + "y" * 200, "x." + "y" * 200], ["x." + "y" * 200, "x." + "y" * 200 + " (2)"]),
     ],
