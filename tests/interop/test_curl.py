@@ -347,6 +347,10 @@ ADDRESSES = {
     ("GET", "/api/ingestion/history/summary"): 200,
     ("GET", "/api/ingestion/history/{id}"): 200,
     ("GET", "/api/ingestion/files/{id}"): 200,
+    ("POST", "/api/ingestion/files/{id}/links"): 400,  # no bounds come with it
+    ("GET", "/api/ingestion/files/{id}/links"): 200,
+    ("DELETE", "/api/ingestion/files/{id}/links/{link}"): 404,  # of no link
+    ("GET", "/d/{secret}"): 404,
     ("GET", "/api/ingestion/files.zip"): 200,
     ("POST", "/api/ingestion/files.zip"): 415,  # of no media type
     ("POST", "/api/ingestion/files/delete"): 400,  # no ids come with it
@@ -368,6 +372,7 @@ def test_every_address_is_asked_here(curl):
     upload_id = curl.uploaded()["id"]
     begun = curl(UPLOADS, "--request", "POST", "--header", "Upload-Complete: ?0").headers["location"]
     places = {"{filename:rest}": "a", "{key}": urlsplit(begun).path.rpartition("/")[2], "{id}": upload_id}
+    places |= {"{link}": "none", "{secret}": "none"}
     for (method, path), status in ADDRESSES.items():
         asked = path
         for place, value in places.items():
