@@ -1,10 +1,12 @@
-"""Cancellation: running work to completion although the caller is cancelled."""
+"""Cancellation: running work to completion although the caller is cancelled, or until the process is told to end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+_AGAIN_SECONDS: Final = 1.0
 
 
 async def run_to_completion(work: Awaitable[T], *, hasten: Callable[[], None] | None = None) -> T:
@@ -51,3 +53,28 @@ async def _report(work: Awaitable[T], outcome: "asyncio.Future[T]") -> None:
             outcome.set_exception(error)
     finally:
         del work, outcome  # for the same reason: the work may be a future, which holds the error
+
+
+async def until_terminated(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work and return its result; a SIGTERM ends it, and raises SystemExit with status 0.
+
+    What the handler of a signal raises may be lost: it can interrupt code whose exceptions Python ignores.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    asked: list[asyncio.TimerHandle] = []
+
+    def stop() -> None:
+        task.cancel()
+        asked.append(loop.call_later(_AGAIN_SECONDS, stop))  # if it was caught on its way
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if asked:
+            raise SystemExit(0) from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        for timer in asked:
+            timer.cancel()

@@ -129,6 +129,7 @@ def serve() -> None:
     import signal
 
     from app import logs, server
+    from app.cancellation import until_terminated
     from app.config import load
 
     try:
@@ -139,7 +140,7 @@ def serve() -> None:
     logs.configure(settings.log_format, settings.log_level)
     # A migration may wait for hours, and the first process of a container ignores signals by default.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if status := _status_of(_prepare(settings)):
+    if status := _status_of(until_terminated(_prepare(settings))):
         sys.exit(status)
     signal.signal(signal.SIGTERM, before)
     sys.exit(0 if server.serve(settings) else EX_UNAVAILABLE)

@@ -1,10 +1,13 @@
 """Work that must not be left half-way is waited for, whatever happens to whoever waits."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from app.cancellation import run_to_completion
+from app.cancellation import run_to_completion, until_terminated
 
 
 class Work:
@@ -109,3 +112,38 @@ async def test_a_cancellation_hastens_work_that_still_runs():
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert hastened == [False]
+
+
+STUBBORN = """
+import asyncio, os, signal
+from app.cancellation import until_terminated
+
+async def work():
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(2):  # the first time it is told, it does not listen
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if _:
+                raise
+
+asyncio.run(until_terminated(work()))
+"""
+
+
+def test_work_that_does_not_listen_to_its_signal_is_told_again():
+    ended = subprocess.run([sys.executable, "-c", STUBBORN], timeout=60, check=False, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+async def test_work_until_a_signal_returns_its_result_and_leaves_no_handler():
+    assert await until_terminated(asyncio.sleep(0, "done")) == "done"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+async def test_a_cancellation_without_a_signal_stays_one():
+    waiting = asyncio.create_task(until_terminated(asyncio.sleep(3600)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

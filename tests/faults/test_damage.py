@@ -8,6 +8,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -222,6 +223,12 @@ def test_an_old_database_over_newer_files_destroys_none_of_them(service, snapsho
     assert list((running.store / "trash").iterdir()) == []
 
 
+def send_alone(running, cookies, name):
+    """An upload by a client of its own: threads that share one close each other's connections now and then."""
+    with running.client(cookies=cookies) as client:
+        return send(client, [name])[name]
+
+
 @pytest.mark.parametrize("how", ["one by one", "at the same time"])
 def test_a_crash_does_not_hide_that_the_database_is_an_older_one(service, snapshot, database_url, how):
     """F33: the machine died, and a standby was promoted that lagged behind. Then the right database is back."""
@@ -238,7 +245,7 @@ def test_a_crash_does_not_hide_that_the_database_is_an_older_one(service, snapsh
             new = send(client, names)
         else:
             with ThreadPoolExecutor(40) as threads:
-                new = dict(zip(names, threads.map(lambda name: send(client, [name])[name], names), strict=True))
+                new = dict(zip(names, threads.map(partial(send_alone, running, cookies), names), strict=True))
     running.kill()
 
     running.settings["database_url"] = copy
