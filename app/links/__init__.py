@@ -5,11 +5,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, NamedTuple
 
+import structlog
+
 from app.db.database import Db
-from app.errors import Gone, NotFound
+from app.errors import Gone, NotFound, UploadError
 from app.links import records
 from app.links.records import ShareLink
 from app.model import MAX_SIZE, MAX_TIME_US, Clock, Upload
+
+log = structlog.stdlib.get_logger("waybill.links")
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -78,8 +82,11 @@ class ShareLinks:
             raise Gone("the link's time is over, or it is used up")
 
     async def give_back(self, link: ShareLink, unsent: int) -> None:
-        """Give back bytes that were taken and not sent."""
-        await records.give_back(self._db, link.id, unsent)
+        """Give back bytes that were taken and not sent. If that fails, the link has them no more."""
+        try:
+            await records.give_back(self._db, link.id, unsent)
+        except UploadError as error:  # the answer has ended, and nobody waits for this
+            log.warning("bytes of a link not given back", link=link.id, bytes=unsent, reason=str(error))
 
     def require_living(self, link: ShareLink) -> None:
         """Raise Gone if the link's time is over, or it is used up."""

@@ -45,7 +45,7 @@ def of_request(headers: Headers, pairs: Mapping[str, bytes]) -> Annotations:
     return Annotations(
         _checked({**_of_pairs(pairs), **_of_field(field)}),
         None if path == b"null" else relative_path(path),
-        keep_us(expires_in),
+        _keep_us(expires_in),
     )
 
 
@@ -111,10 +111,10 @@ class FormAnnotations:
             pairs = {name.removeprefix(FIELD): value.decode() for name, value in self._fields.items()}
         except UnicodeDecodeError:
             raise BadMetadata("the values of metadata are UTF-8") from None
-        return Annotations(_checked(pairs), None, keep_us(wanted.decode("latin-1") if wanted else expires_in))
+        return Annotations(_checked(pairs), None, _keep_us(wanted.decode("latin-1") if wanted else expires_in))
 
 
-def keep_us(expires_in: str | None) -> int | None:
+def _keep_us(expires_in: str | None) -> int | None:
     """How long to keep a completed upload, in microseconds; None if nothing is said; raises BadRequest."""
     if not expires_in:
         return None

@@ -3,9 +3,9 @@
     row fully received → file published → record completed → row ended
 
 An upload is fully received when its offset is its length; only then may its file be published,
-so every process publishes the same bytes. Each step can be repeated by any process, after a
-crash too: for the next request that asks, or by the sweep. The process that has the file open
-does the work; the others wait for it.
+so every process publishes the same bytes (a small upload is published earlier, see `small`).
+Each step can be repeated by any process, after a crash too: for the next request that asks, or
+by the sweep. The process that has the file open does the work; the others wait for it.
 """
 
 import asyncio

@@ -145,7 +145,7 @@ def parse(request: Request[Any], session_id: str) -> HistoryRequest:
     """
     given = _Parameters(_parameters(request))
     query = HistoryQuery(
-        statuses=given.many("status", Status),
+        statuses=given.several("status", Status, f"one or more of {', '.join(Status)}"),
         filename=given.one("filename", _filename, "1 to 255 characters without NUL"),
         from_us=given.one("from", _moment, "an RFC 3339 time or a date such as 2026-11-22"),
         to_us=given.one("to", _moment, "an RFC 3339 time or a date such as 2026-11-22"),
@@ -205,14 +205,7 @@ class _Parameters:
         except ValueError:
             raise BadQuery(name, expected) from None
 
-    def many(self, name: str, kind: type[Status]) -> tuple[Status, ...]:
-        values = [value for text in self._given.pop(name, []) for value in text.split(",")]
-        try:
-            return tuple(dict.fromkeys(kind(value) for value in values))
-        except ValueError:
-            raise BadQuery(name, f"one or more of {', '.join(kind)}") from None
-
-    def several(self, name: str, read: Callable[[str], str], expected: str) -> tuple[str, ...]:
+    def several(self, name: str, read: Callable[[str], T], expected: str) -> tuple[T, ...]:
         """The distinct values of a parameter that may be repeated, or hold several with commas between them."""
         values = [value for text in self._given.pop(name, []) for value in text.split(",")]
         try:

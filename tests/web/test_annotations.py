@@ -177,7 +177,7 @@ async def test_the_path_of_a_put_is_cleaned(service: Service, name: str, path: s
         assert record["filename"] == path.rpartition("/")[2]
 
 
-async def test_only_slashes_make_a_path_of_a_forms_filename(service: Service) -> None:
+async def test_a_filename_of_a_form_is_a_path_by_slashes_alone(service: Service) -> None:
     headers, body = form({"C:\\photos\\x.jpg": b"1"}, {})
     [item] = (await service.client().post(UPLOADS, body, headers=headers)).json()["items"]
     assert (item["path"], item["filename"]) == (None, "x.jpg")

@@ -133,7 +133,7 @@ async def test_a_link_that_is_unknown_revoked_or_without_its_file_is_the_same_40
     assert len({answer.body for answer in answers}) == 1
 
 
-async def test_only_the_session_of_a_file_knows_its_links(service: Service) -> None:
+async def test_links_are_known_to_the_session_of_their_file_alone(service: Service) -> None:
     owner, stranger = service.client(), service.client()
     await stranger.post("/api/session")
     upload_id = await stored(owner)
