@@ -7,7 +7,14 @@ from typing import Final, cast
 
 import http_sf
 
-from app.annotations import NO_ANNOTATIONS, Annotations, checked_metadata, is_metadata_name, sendable
+from app.annotations import (
+    MAX_METADATA_BYTES,
+    NO_ANNOTATIONS,
+    Annotations,
+    checked_metadata,
+    is_metadata_name,
+    sendable,
+)
 from app.durations import duration
 from app.errors import BadMetadata, BadRequest
 from app.protocols.filenames import relative_path
@@ -79,6 +86,7 @@ class FormAnnotations:
     def __init__(self) -> None:
         self._fields: dict[str, bytearray] = {}
         self._value: bytearray | None = None
+        self._size = 0
 
     def begin(self, name: str) -> None:
         """Begin a plain field.
@@ -93,8 +101,11 @@ class FormAnnotations:
             self._value = self._fields[name] = bytearray()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take the next bytes of the field that was begun."""
+        """Take the next bytes of the field that was begun; raises BadMetadata once there are too many in all."""
         if self._value is not None:
+            self._size += len(data)
+            if self._size > MAX_METADATA_BYTES:  # now, not in the end: a form may have many fields
+                raise BadMetadata(f"metadata has at most {MAX_METADATA_BYTES} bytes, names and values together")
             self._value += data
 
     def read(self, expires_in: str | None) -> Annotations:

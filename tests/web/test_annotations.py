@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -288,3 +288,15 @@ async def test_a_filter_that_cannot_be_is_refused(service: Service, query: str) 
     client = service.client()
     await client.post("/api/session")
     (await client.get(f"{HISTORY}?{query}")).refused(400, "bad_query")
+
+
+async def test_fields_of_a_form_are_refused_as_soon_as_they_are_too_much(service: Service) -> None:
+    """Not at the body's end, which never comes here: many fields must not gather in memory first."""
+    headers, body = form({}, {f"metadata.k{number}": "x" * 4096 for number in range(3)})
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for number in range(100):
+            yield body.replace(f"--{BOUNDARY}--\r\n".encode(), b"").replace(b".k", b".k%d-" % number)
+
+    answer = await service.client().post(UPLOADS, blocks(), headers=headers)
+    answer.refused(400, "bad_metadata")
