@@ -10,6 +10,7 @@ from app.db import migrate
 from app.errors import Unavailable, Unusable, UploadError
 from app.main import open_database, open_storage
 from app.secret_key import read_key
+from app.web.logo import read_logo
 
 _FORMS_AT_ONCE: Final = 4
 """The number of the largest forms that, with nothing else, use up the files that may be open."""
@@ -34,6 +35,7 @@ async def run(settings: Settings) -> list[Check]:
     return [
         await _check("storage", lambda: _storage(settings)),
         await _check("secret keys", lambda: _keys(settings)),
+        *([await _check("logo", lambda: _logo(settings))] if settings.logo is not None else []),
         await _check("open files", lambda: _open_files(settings)),
         await _check("database", lambda: _database(settings, warnings)),
         *warnings,
@@ -84,6 +86,11 @@ async def _keys(settings: Settings) -> str:
     path = settings.storage_dir / "secret.key"
     # No key is made here: a running service whose file is gone would go on using another one.
     return f"one, in {path}" if read_key(path) else f"none yet; the start makes one, in {path}"
+
+
+async def _logo(settings: Settings) -> str:
+    assert settings.logo is not None
+    return f"{settings.logo} is an image of the type {read_logo(settings.logo).media_type}"
 
 
 async def _database(settings: Settings, warnings: list[Check]) -> str:

@@ -52,10 +52,12 @@ from app.uploads.ingest import Ingest, IngestLimits
 from app.uploads.lookup import Lookup
 from app.web.cors import CorsMiddleware
 from app.web.exchange import ExchangeMiddleware
+from app.web.page import refused
 from app.web.request import Router
 from app.web.routes import routes
 from app.web.services import Services
-from app.web.session import SessionMiddleware
+from app.web.session import PAGE, SessionMiddleware
+from app.web.templates import Templates
 
 log = structlog.stdlib.get_logger("waybill")
 
@@ -263,8 +265,7 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
         if quotas is not None:
             works.append(quotas.run())
         if settings.scrub_rate:
-            scrubber = Scrubber(storage, db, rate=settings.scrub_rate, now_us=now_us, metrics=metrics)
-            works.append(scrubber.run())
+            works.append(Scrubber(storage, db, rate=settings.scrub_rate, now_us=now_us, metrics=metrics).run())
         stack.push_async_callback(_stop, [asyncio.create_task(work) for work in works])
         yield Services(
             settings=settings,
@@ -279,6 +280,7 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
             sessions=sessions,
             cursors=Signer(keys, "cursor"),
             now_us=now_us,
+            templates=Templates(settings),
             metrics=metrics,
         )
 
@@ -344,7 +346,13 @@ def build(settings: Settings, worker_slots: WorkerSlots | None = None) -> Starle
         routes=routes,
         lifespan=lifespan,
         middleware=[
-            Middleware(ExchangeMiddleware, new_id=new_id, stopwatch=time.perf_counter, base_path=settings.base_path),
+            Middleware(
+                ExchangeMiddleware,
+                new_id=new_id,
+                stopwatch=time.perf_counter,
+                base_path=settings.base_path,
+                pages={PAGE: refused},
+            ),
             *([Middleware(CorsMiddleware, allowed_origins=origins)] if origins else []),
             Middleware(
                 SessionMiddleware,

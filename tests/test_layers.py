@@ -44,8 +44,10 @@ OWNERS = {
     "httptools": {"server"},
     "zipstream": {"protocols"},
     "itsdangerous": {"signing"},
+    "jinja2": {"web"},
     "prometheus_client": {"web"},
     "pydantic_settings": {"config"},
+    "segno": {"web"},
     "sqlalchemy": {"db"},
     "sqlite3": {"db"},
     "starlette": {"web", "main", "server"},  # the application is put together in one and run in the other

@@ -20,6 +20,7 @@ from app.config.types import (
     Duration,
     GiB,
     Host,
+    ImagePath,
     Keys,
     KiB,
     Listen,
@@ -29,6 +30,7 @@ from app.config.types import (
     SchemaName,
     Size,
     SizeAboveZero,
+    Title,
     Versions,
     YesOrNo,
     one_of,
@@ -169,6 +171,12 @@ class Settings(BaseSettings):
         (),
         description="Addresses or networks whose X-Forwarded or Forwarded headers are believed; unix for clients of "
         "the socket file, * for all.",
+    )
+
+    # The page.
+    title: Title = Field("Waybill", description="Name of the service on its page, up to 100 characters.")
+    logo: ImagePath = Field(
+        None, description="PNG or SVG file of up to 64 KiB that the page shows beside its name; read at the start."
     )
 
     # Operation.

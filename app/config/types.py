@@ -103,11 +103,21 @@ def _versions(value: object) -> tuple[int, ...]:
     return tuple(number for number in numbers if number is not None)
 
 
-def _directory(value: object) -> Path:
+def _path(value: object) -> Path:
     text = str(value) if isinstance(value, Path) else value
     if not isinstance(text, str) or not text.isprintable() or text != text.strip() or text[:1] in {"", "~"}:
         raise ValueError("expected a path such as /var/lib/waybill (~ is not expanded)")
     return Path(text)
+
+
+def _image_path(value: object) -> Path | None:
+    return None if value is None else _path(value)
+
+
+def _title(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or value != value.strip() or not 0 < len(value) <= 100:
+        raise ValueError("expected 1 to 100 printable characters, without spaces around them")
+    return value
 
 
 def _keys(value: object) -> tuple[str, ...]:
@@ -241,7 +251,9 @@ SizeAboveZero = Annotated[int, _size(least=1)]
 Duration = Annotated[timedelta, BeforeValidator(duration)]
 YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
 Versions = Annotated[tuple[int, ...], BeforeValidator(_versions)]
-Directory = Annotated[Path, BeforeValidator(_directory)]
+Directory = Annotated[Path, BeforeValidator(_path)]
+ImagePath = Annotated[Path | None, BeforeValidator(_image_path)]
+Title = Annotated[str, BeforeValidator(_title)]
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 """Secret for its password. sqlite with a file, or postgresql with a host and a database."""
 SchemaName = Annotated[str, BeforeValidator(_schema_name)]

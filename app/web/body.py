@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from starlette.requests import Request
 
@@ -82,6 +82,15 @@ class Body:
         for check, hasher in self._checks:
             check.check(hasher)
         raise StopAsyncIteration
+
+
+class BodyBlocks(Protocol):
+    """The blocks of a request's body, and how long it is by its headers."""
+
+    @property
+    def declared(self) -> int | None: ...
+
+    def __aiter__(self) -> AsyncIterator[Any]: ...
 
 
 class Rest:

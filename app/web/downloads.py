@@ -126,7 +126,7 @@ def _arranged(
 
 async def delete(request: Request[Services]) -> Response:
     """DELETE /api/ingestion/files/{id}: remove the bytes, keep the record. Can be repeated within a day."""
-    if not await _delete(request, [request.path_params["id"]]):
+    if not await delete_these(request, [request.path_params["id"]]):
         raise NotFound
     return Response(status_code=204)
 
@@ -141,7 +141,7 @@ async def delete_many(request: Request[Services]) -> Response:
     """POST /api/ingestion/files/delete: the same for many files at once, with an outcome for each."""
     caller_of(request).living()
     selection = await json_body(request, _Selection, f'{{"ids": ["0193a1f0-…"]}}, of {MAX_SELECTED} ids at most')
-    deleted = await _delete(request, selection.ids)
+    deleted = await delete_these(request, selection.ids)
     items = [
         {"id": upload_id, "outcome": "deleted" if upload_id in deleted else "not_found"}
         for upload_id in dict.fromkeys(selection.ids)
@@ -149,7 +149,7 @@ async def delete_many(request: Request[Services]) -> Response:
     return Response(to_json({"items": items}), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-async def _delete(request: Request[Services], ids: Sequence[str]) -> set[str]:
+async def delete_these(request: Request[Services], ids: Sequence[str]) -> set[str]:
     """Delete those of these files that are the caller's; return their ids."""
     known = [upload_id for upload_id in ids if is_upload_id(upload_id)]
     token, now_us = caller_of(request).living().token, request.state["now_us"]

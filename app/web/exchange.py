@@ -5,11 +5,13 @@ an answer that comes before the end of the body ends the connection such that th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Internal, UploadError
@@ -28,6 +30,7 @@ _LINGER_SECONDS: Final = 2.0
 _KEYS: Final = ("/api/ingestion/uploads/", "/d/")
 """The paths behind which a key stands, which gives access to something."""
 _SHOWN_OF_KEY: Final = 6
+ShowRefusal = Callable[[Scope, UploadError], Awaitable[Response]]
 
 
 class Exchange:
@@ -84,12 +87,13 @@ class Exchange:
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
-    async def refuse(self, refusal: UploadError, scope: Scope) -> None:
-        """Answer with the refusal's problem document."""
+    async def refuse(self, refusal: UploadError, scope: Scope, show: "ShowRefusal | None") -> None:
+        """Answer with the refusal's problem document, or as `show` shows it."""
         self.notes["code"] = refusal.code
         if "tus-resumable" in self.headers:  # tus requires it on every answer
             refusal.headers.setdefault("Tus-Resumable", tus.VERSION)
-        await problem(refusal, self.id)(scope, self.receive, self.send)
+        answer = problem(refusal, self.id) if show is None else await show(scope, refusal)
+        await answer(scope, self.receive, self.send)
 
     def end(self) -> None:
         """Release the server's callables, which hold the scope, which holds this: a reference cycle."""
@@ -119,10 +123,18 @@ class ExchangeMiddleware:
     """Gives every request its Exchange, as `scope["exchange"]`."""
 
     def __init__(
-        self, app: ASGIApp, *, new_id: Callable[[], str], stopwatch: Callable[[], float], base_path: str = ""
+        self,
+        app: ASGIApp,
+        *,
+        new_id: Callable[[], str],
+        stopwatch: Callable[[], float],
+        base_path: str = "",
+        pages: Mapping[str, ShowRefusal] = MappingProxyType({}),
     ) -> None:
+        """`pages` are the paths that show their refusals to people, and how."""
         self._app = app
         self._base_path = base_path
+        self._pages = pages
         self._new_id = new_id
         self._stopwatch = stopwatch
         self._log = log.bind()  # once: `log` would look for its configuration at every line
@@ -134,9 +146,11 @@ class ExchangeMiddleware:
         exchange = scope["exchange"] = Exchange(scope, receive, send, self._new_id)
         began = self._stopwatch()
         path = _shown_path(scope)
+        show = None
         try:
             if self._base_path:
                 unmount(scope, self._base_path)
+            show = self._pages.get(scope["path"])
             await self._app(scope, exchange.receive, exchange.send)
         except (UploadError, HTTPException) as error:
             if exchange.status:
@@ -144,12 +158,12 @@ class ExchangeMiddleware:
                 raise  # the answer has begun and cannot be changed: the server closes the connection
             # Not bound to a name: the error, its traceback and this frame would be a reference cycle, which keeps the
             # request and its body's last block alive.
-            await exchange.refuse(refusal_of(error, scope), scope)
+            await exchange.refuse(refusal_of(error, scope), scope, show)
         except Exception:
             _log_failure(exchange, scope, path)
             if exchange.status:
                 raise
-            await exchange.refuse(Internal(), scope)
+            await exchange.refuse(Internal(), scope, show)
         finally:
             self._log.info(
                 "answered",

@@ -27,7 +27,9 @@ from app.model import (
 )
 from app.protocols.filenames import searched_name
 from app.protocols.headers import attachment
+from app.protocols.preferences import Preference, preferences
 from app.sessions import totals_records
+from app.sessions.totals_records import Totals
 from app.signing import Signer
 from app.uploads import records as upload_records
 from app.web.base_path import record_json, shown
@@ -46,7 +48,6 @@ _JSON: Final = "application/json"
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2}))?", re.ASCII)
 _SPACED_ZONE = re.compile(r" (?=\d{2}:\d{2}\Z)")
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_WEIGHT = re.compile(r"[Qq]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _MEDIA_TYPE = re.compile(r"[!#$&^_.+\-0-9A-Za-z]{1,127}/(?:\*|[!#$&^_.+\-0-9A-Za-z]{1,127})")
 _ORDERS: Final = get_args(Order)
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -82,7 +83,7 @@ async def list_page(request: Request[Services]) -> Response:
         return StreamingResponse(lines, headers=headers, media_type=asked.export.media_type)
     page = await upload_records.list_uploads(db, session_id, asked.query, after=asked.after, page_size=asked.limit)
     left_out(page.skipped)
-    cursor = None if page.end is None else _cursor(request.state["cursors"], page.end, asked.query, session_id)
+    cursor = None if page.end is None else cursor_behind(request.state["cursors"], page.end, asked.query, session_id)
     answer: dict[str, Any] = {
         "items": [shown(upload, base) for upload in page.uploads],
         "next_cursor": cursor,
@@ -117,9 +118,6 @@ async def summarize(request: Request[Services]) -> Response:
     session_id = caller_of(request).session.id
     db = request.state["db"]
     has, span = await totals_records.find(db, session_id), await upload_records.find_span(db, session_id)
-    quotas = request.state["ingest"].quotas
-    uploads, size = (None, None) if quotas is None else quotas.limits
-    used = has.of(Status.COMPLETED) if quotas is None else has.used
     by_status = {status: has.of(status) for status in Status}
     answer = {
         "uploads": sum(total.uploads for total in by_status.values()),
@@ -127,9 +125,17 @@ async def summarize(request: Request[Services]) -> Response:
         "by_status": {status: {"uploads": total.uploads, "bytes": total.size} for status, total in by_status.items()},
         "first_created_at": rfc3339(span[0]) if span else None,
         "last_created_at": rfc3339(span[1]) if span else None,
-        "quota": {**_quota(used.size, size), "uploads": _quota(used.uploads, uploads)},
+        "quota": quota(request, has),
     }
     return Response(to_json(answer), media_type=_JSON, headers=_NO_STORE)
+
+
+def quota(request: Request[Services], has: Totals) -> dict[str, Any]:
+    """The quota of a session, in bytes and in uploads: what is used of it, and what is left."""
+    quotas = request.state["ingest"].quotas
+    uploads, size = (None, None) if quotas is None else quotas.limits
+    used = has.of(Status.COMPLETED) if quotas is None else has.used
+    return {**_quota(used.size, size), "uploads": _quota(used.uploads, uploads)}
 
 
 def _quota(used: int, limit: int | None) -> dict[str, int | None]:
@@ -171,7 +177,7 @@ def parse(request: Request[Any], session_id: str) -> HistoryRequest:
         raise BadQuery("max_size", "a size not below min_size")
     after = None
     if cursor is not None:
-        after = _position(request.scope["state"]["cursors"], cursor, query, session_id)
+        after = position_of(request.scope["state"]["cursors"], cursor, query, session_id)
     export = EXPORTS.get(format_) if format_ is not None else _accepted(request)
     if export is not None and cursor is not None:
         raise BadQuery("cursor", f"no cursor with {export.name}, which holds everything that matches")
@@ -311,21 +317,18 @@ def _format(text: str) -> str:
 
 def _accepted(request: Request[Any]) -> Export | None:
     """The export that Accept names, with no lower weight than JSON; None for a page."""
-    named: dict[str, tuple[float, int]] = {}  # its weight, and its position
-    for position, element in enumerate(",".join(request.headers.getlist("accept")).split(",")):
-        kind, *parameters = (text.strip(" \t") for text in element.split(";"))
-        weight = next((float(match[1]) for text in parameters if (match := _WEIGHT.fullmatch(text))), 1.0)
-        named.setdefault(kind.lower(), (weight, -position))
+    named = preferences(request.headers.getlist("accept"))
     other, _ = named.get("application/*") or named.get("*/*") or (0.0, 0)
-    best, wanted = named.get(_JSON, (other, -len(named))), None
+    best, wanted = named.get(_JSON, Preference(other, -len(named))), None
     for export in EXPORTS.values():
-        found = named.get(export.media_type.partition(";")[0], (0.0, 0))
-        if found[0] > 0 and found >= best:
+        found = named.get(export.media_type.partition(";")[0], Preference(0.0, 0))
+        if found.weight > 0 and found >= best:
             best, wanted = found, export
     return wanted
 
 
-def _cursor(signer: Signer, end: Position | Place, query: HistoryQuery, session_id: str) -> str:
+def cursor_behind(signer: Signer, end: Position | Place, query: HistoryQuery, session_id: str) -> str:
+    """The cursor of the page that begins behind this end."""
     # The last row may be a broken one, with any text as its id or name.
     key = f"{end.created_at_us:x}" if isinstance(end, Position) else _quoted(end.key)
     return signer.sign(f"{key}_{_fingerprint(query, session_id)}_{_quoted(end.id)}")
@@ -335,7 +338,8 @@ def _quoted(text: str) -> str:
     return quote(text, safe="").replace("_", "%5F")
 
 
-def _position(signer: Signer, cursor: str, query: HistoryQuery, session_id: str) -> Position | Place:
+def position_of(signer: Signer, cursor: str, query: HistoryQuery, session_id: str) -> Position | Place:
+    """The end of a page that a cursor stands for; raises BadCursor."""
     text = signer.verify(cursor)
     if text is None:
         raise BadCursor

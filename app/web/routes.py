@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import archive, downloads, health, history, links, metrics, openapi, resumables, session
+from app.web import archive, downloads, health, history, links, metrics, openapi, page, resumables, session
 from app.web.request import Handler
 
 
@@ -23,6 +23,14 @@ class _Rest(PathConvertor):
 
 
 register_url_convertor("rest", _Rest())
+
+pages = [
+    # For people: the page, what it is made of, and the pages about the API. The description leaves these out.
+    Route("/", page.show, methods=["GET"]),
+    Route("/", page.act, methods=["POST"]),
+    Route("/static/{name:rest}", page.asset, methods=["GET"]),
+    Route("/docs", page.docs, methods=["GET"]),
+]
 
 routes = [
     # Upload files, each in one request or in several, as the headers indicate. Frequent routes come first.
@@ -61,4 +69,5 @@ routes = [
     Route("/health/ready", health.ready, methods=["GET"]),
     Route("/metrics", metrics.show, methods=["GET"]),
     Route("/openapi.json", openapi.show, methods=["GET"]),
+    *pages,
 ]

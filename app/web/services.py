@@ -15,6 +15,7 @@ from app.signing import Signer
 from app.storage import Storage
 from app.uploads.ingest import Ingest
 from app.uploads.lookup import Lookup
+from app.web.templates import Templates
 
 
 class Services(TypedDict):
@@ -30,4 +31,5 @@ class Services(TypedDict):
     sessions: Sessions
     cursors: Signer
     now_us: Clock
+    templates: Templates
     metrics: Metrics

@@ -15,12 +15,14 @@ from app.model import Session, Status, rfc3339
 from app.sessions import Sessions, token_records, totals_records
 from app.sessions.opening import Recognised
 from app.sessions.tokens import Token
+from app.sessions.totals_records import Totals
 from app.uploads.ingest import Visitor
 from app.web.credentials import Credentials
 from app.web.exchange import Exchange, exchange_of
 from app.web.json_body import json_body
 from app.web.services import Services
 
+PAGE: Final = "/"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -92,7 +94,7 @@ class Caller:
 
 
 class SessionMiddleware:
-    """Puts the Caller of every request to the API on the scope, and its cookie on the answer."""
+    """Puts the Caller of every request to the API and the page on the scope, and its cookie on the answer."""
 
     def __init__(
         self, app: ASGIApp, *, allowed_origins: frozenset[str], always_secure: bool, base_path: str = ""
@@ -103,7 +105,7 @@ class SessionMiddleware:
         self._base_path = base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/api/"):
+        if scope["type"] != "http" or not (scope["path"].startswith("/api/") or scope["path"] == PAGE):
             await self._app(scope, receive, send)
             return
         exchange = exchange_of(scope)
@@ -111,7 +113,9 @@ class SessionMiddleware:
         shown = Credentials(exchange.headers, sessions)
         # A cross-site form sends no SameSite cookie, yet its answer could replace the browser's own by a new one.
         navigates = exchange.headers.get("sec-fetch-mode") == "navigate"
-        if (shown.by_cookie or navigates) and scope["method"] not in _SAFE_METHODS:
+        if scope["path"] == PAGE and scope["method"] == "POST":
+            _require_own_page(exchange, scope["scheme"])
+        elif (shown.by_cookie or navigates) and scope["method"] not in _SAFE_METHODS:
             self._refuse_other_sites(exchange, scope["scheme"])
         caller = Caller(sessions, await sessions.recognise(shown.groups), shown)
         scope["caller"] = caller
@@ -136,13 +140,28 @@ class SessionMiddleware:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin in self._allowed_origins or site in {"same-origin", "none"} or (origin is None and site is None):
             return
-        own = f"{scheme}://{headers.get('host', '')}"
-        if site == "cross-site" or (origin is not None and not _same_origin(origin, own)):
+        own = own_origin(exchange, scheme)
+        if site == "cross-site" or (origin is not None and not same_origin(origin, own)):
             exchange.notes.update(origin=origin, own_origin=own)  # shows an operator that a proxy changes the Host
             raise CrossOrigin
 
 
-def _same_origin(origin: str, own: str) -> bool:
+def _require_own_page(exchange: Exchange, scheme: str) -> None:
+    """Refuse what our own page did not send, by Origin, or, of browsers without it, by Referer."""
+    headers, own = exchange.headers, own_origin(exchange, scheme)
+    sender, site = headers.get("origin", headers.get("referer", "")), headers.get("sec-fetch-site")
+    if site not in {"same-origin", "none"} and (site == "cross-site" or not same_origin(sender, own)):
+        exchange.notes.update(origin=sender, own_origin=own)
+        raise CrossOrigin
+
+
+def own_origin(exchange: Exchange, scheme: str) -> str:
+    """The service's own origin as its client names it."""
+    return f"{scheme}://{exchange.headers.get('host', '')}"
+
+
+def same_origin(origin: str, own: str) -> bool:
+    """Whether two URLs have one origin."""
     try:
         left, right = urlsplit(origin), urlsplit(own)
         return (left.scheme, left.hostname, _port(left)) == (right.scheme, right.hostname, _port(right))
@@ -212,14 +231,18 @@ async def join(request: Request[Services]) -> Response:
 
 async def _session_answer(request: Request[Services], session: Session, token: Token | None) -> Response:
     """The answer that describes a session, with its token, for a caller without cookies."""
-    db = request.state["db"]
-    has = await totals_records.find(db, session.id)
-    answer = {
-        **session.model_dump(mode="json"),
-        "uploads": sum(has.of(status).uploads for status in Status),
-        "bytes": has.of(Status.COMPLETED).size,
-        "devices": await token_records.count_devices(db, session.id),
-    }
+    has = await totals_records.find(request.state["db"], session.id)
+    answer = await described(request, session, has)
     if token is not None and caller_of(request).credentials.wants_token:
         answer["token"] = request.state["sessions"].tokens.text_of(token)
     return Response(to_json(answer), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+async def described(request: Request[Services], session: Session, has: Totals) -> dict[str, Any]:
+    """The session as JSON, with what it has."""
+    return {
+        **session.model_dump(mode="json"),
+        "uploads": sum(has.of(status).uploads for status in Status),
+        "bytes": has.of(Status.COMPLETED).size,
+        "devices": await token_records.count_devices(request.state["db"], session.id),
+    }

@@ -26,7 +26,7 @@ from app.protocols.intents import Checksum, checksums, declared_of_body, media_t
 from app.protocols.multipart import FormDecoder, PartBegin, PartData
 from app.web import ratelimit
 from app.web.base_path import here, record_json
-from app.web.body import Body
+from app.web.body import Body, BodyBlocks
 from app.web.exchange import exchange_of
 from app.web.request import JsonResponse
 from app.web.services import Services
@@ -108,7 +108,7 @@ async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Res
         uploads = await _once(
             request,
             lambda: KeyedRequest(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
-            lambda claim: _land_form(request, decoder, body, claim, whole),
+            lambda claim: land_form(request, decoder, body, claim, whole),
         )
     return _created(request, uploads, b'{"items":[%b]}' % await _records(request, uploads))
 
@@ -123,9 +123,14 @@ async def _records(request: Request[Services], uploads: list[Upload]) -> bytes:
     return b",".join(records)
 
 
-async def _land_form(
-    request: Request[Services], decoder: FormDecoder, body: Body, claim: str | None, whole: int | None
+async def land_form(
+    request: Request[Services],
+    decoder: FormDecoder,
+    body: BodyBlocks,
+    claim: str | None = None,
+    whole: int | None = None,
 ) -> list[Upload]:
+    """Receive the files of a form and land them together."""
     landing = request.state["ingest"].request(
         visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared, claim=claim
     )

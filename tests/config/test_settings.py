@@ -102,6 +102,8 @@ UNDERSTOOD = [
     ("shutdown_timeout", "1s", timedelta(seconds=1)),
     ("log_format", "json", "json"),
     ("log_level", "warning", "warning"),
+    ("title", "Müller & Söhne", "Müller & Söhne"),
+    ("logo", "/etc/waybill/logo.svg", Path("/etc/waybill/logo.svg")),
 ]  # fmt: skip
 
 
@@ -158,6 +160,8 @@ REFUSED = [
     ("shutdown_timeout", ["30", "0s"], "expected a duration"),
     ("log_format", ["JSON", "xml"], "expected text or json"),
     ("log_level", ["INFO", "trace"], "expected debug or info"),
+    ("title", ["", " Waybill", "a\nb", "a\u202eb", "x" * 101], "expected 1 to 100 printable characters"),
+    ("logo", ["", "~/logo.svg", " /srv/logo.svg", "/srv/\udcff"], "expected a path"),
 ]  # fmt: skip
 
 
