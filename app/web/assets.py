@@ -2,11 +2,15 @@
 
 import gzip
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.protocols.headers import matches
 from app.protocols.preferences import Preference, preferences
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -27,25 +31,31 @@ _TEMPLATES: Final = ".html"
 
 
 class Asset(NamedTuple):
-    """A file as it is sent: plain, and compressed if that is shorter; their entity tags; its type and policy."""
+    """Content as it is sent: plain, and compressed if that is shorter; the middle of its entity tags; its type."""
 
     plain: bytes
     compressed: bytes | None
     tag: str
     media_type: str
-    policy: str
 
     @classmethod
-    def of(cls, content: bytes, media_type: str, policy: str = PAGE_POLICY) -> "Asset":
+    def of(cls, content: bytes, media_type: str) -> "Asset":
         compressed = gzip.compress(content, 9, mtime=0)
         tag = hashlib.sha256(content).hexdigest()[:32]
-        return cls(content, compressed if len(compressed) < len(content) else None, tag, media_type, policy)
+        return cls(content, compressed if len(compressed) < len(content) else None, tag, media_type)
 
-    def encoded(self, accept_encoding: Sequence[str]) -> tuple[bytes, str, str | None]:
-        """The bytes for a client that accepts this, their strong entity tag, and how they are encoded."""
-        if self.compressed is not None and takes_gzip(accept_encoding):
-            return self.compressed, f'"{self.tag}-gzip"', "gzip"
-        return self.plain, f'"{self.tag}"', None
+    def answer(self, request: Request[Any], more_headers: Mapping[str, str]) -> Response:
+        """The answer with the content, compressed if the client would rather have it so; or that the client has it."""
+        content, tag = self.plain, f'"{self.tag}"'
+        headers = {**more_headers, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if self.compressed is not None and takes_gzip(request.headers.getlist("accept-encoding")):
+            content, tag = self.compressed, f'"{self.tag}-gzip"'
+            headers["Content-Encoding"] = "gzip"
+        headers["ETag"] = tag
+        if matches(", ".join(request.headers.getlist("if-none-match")), tag, weak=True):
+            headers.pop("Content-Encoding", None)
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=self.media_type)
 
 
 def takes_gzip(accept_encoding: Sequence[str]) -> bool:

@@ -13,8 +13,10 @@ _MOST_BYTES: Final = 64 * 1024
 M = TypeVar("M", bound=BaseModel)
 
 
-async def json_body(request: Request[Services], model: type[M], example: str) -> M:
+async def json_body(request: Request[Services], model: type[M], example: str, *, optional: bool = False) -> M:
     """Read and validate a body of at most 64 KiB; `example` shows a client what it looks like.
+
+    If it is optional, no body is as good as `{}`.
 
     Raises:
         BadRequest: the body is not what the model describes.
@@ -25,6 +27,6 @@ async def json_body(request: Request[Services], model: type[M], example: str) ->
     with Body(request, limit=_MOST_BYTES, min_rate=settings.min_upload_rate, timeout=timeout) as body:
         text = b"".join([block async for block in body])
     try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(text or b"{}" if optional else text)
     except ValidationError as error:
         raise BadRequest(f"expected a JSON body such as {example}") from error

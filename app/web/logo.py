@@ -10,7 +10,7 @@ from app.web.assets import Asset
 MAX_BYTES: Final = 64 * 1024
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _SVG = re.compile(rb"(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*>|\s)*<svg[\s>]", re.DOTALL)
-_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+LOGO_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 """The policy of a logo: opened by itself, an SVG has its own styles, runs nothing and loads nothing."""
 
 
@@ -29,7 +29,7 @@ def read_logo(path: Path) -> Asset:
     if len(content) > MAX_BYTES:
         raise Unusable(f"{named}, which has more than 64 KiB, expected an image of 64 KiB at most")
     if content.startswith(_PNG):
-        return Asset.of(content, "image/png", _POLICY)
+        return Asset.of(content, "image/png")
     if _SVG.match(content.removeprefix(b"\xef\xbb\xbf")):
-        return Asset.of(content, "image/svg+xml", _POLICY)
+        return Asset.of(content, "image/svg+xml")
     raise Unusable(f"{named}, which is neither, expected a PNG or an SVG")

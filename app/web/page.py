@@ -9,34 +9,38 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from app.errors import BadRequest, NotFound, UnsupportedMediaType, UploadError
+from app.errors import NotFound, UnsupportedMediaType, UploadError
 from app.history import HistoryQuery
 from app.model import Session, Status
-from app.protocols.headers import matches
 from app.protocols.intents import media_type
 from app.protocols.multipart import FormDecoder, PartBegin, PartData
 from app.sessions import totals_records
 from app.uploads import records as upload_records
 from app.web import downloads, history, uploads
-from app.web.assets import PAGE_POLICY, Asset, assets, takes_gzip
+from app.web.assets import PAGE_POLICY, assets, takes_gzip
 from app.web.base_path import here, shown
-from app.web.body import Block, Body
+from app.web.body import Body, BodyBlocks
 from app.web.exchange import exchange_of
 from app.web.languages import Language, preferred
+from app.web.logo import LOGO_POLICY
 from app.web.problems import problem
 from app.web.request import Request as OwnRequest
 from app.web.services import Services
 from app.web.session import PAGE, Caller, caller_of, described
-from app.web.templates import HTML
+from app.web.templates import HTML, LOGO_NAME
 
 _SHOWN: Final = tuple(status for status in Status if status is not Status.DELETED)
 _METHODS: Final = {"GET", "HEAD", "POST"}
 _FORM: Final = "multipart/form-data"
 _DELETE: Final = "delete"
 _MAX_HEAD_BYTES: Final = 64 * 1024
-_SAFE: Final = {"Referrer-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin"}
+_ID_BYTES: Final = 36
+_SAFE: Final = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+}
 """Headers of the page and its assets. With another Referrer-Policy browsers would not tell a form's origin."""
-_KEPT: Final = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
 _COMPRESSION: Final = 6
 
 
@@ -49,34 +53,36 @@ async def show(request: Request[Services]) -> Response:
 
 
 async def act(request: Request[Services]) -> Response:
-    """POST /: upload the files of a form, or delete the file that its field `delete` names, and show the page."""
+    """POST /: upload the files of a form, or delete those that its fields `delete` name; then show the page."""
     if media_type(request.headers) != _FORM:
         raise UnsupportedMediaType(f'the page\'s forms need enctype="{_FORM}"')
-    most = request.state["settings"].max_files_per_request + uploads.MAX_FIELDS
-    kind = request.headers["content-type"]
-    with uploads.body_of(request) as body:
+    kind, most = request.headers["content-type"], request.state["settings"].max_files_per_request + uploads.MAX_FIELDS
+    with uploads.form_body(request) as body:
         blocks, first = await _beginning(body, FormDecoder(kind, max_parts=most))
         whole = _Resumed(blocks, body)
         if first is not None and first.filename is None and first.name == _DELETE:
-            await _delete(request, whole, FormDecoder(kind, max_parts=1))
+            fields = FormDecoder(kind, max_parts=downloads.MAX_SELECTED, max_field_bytes=_ID_BYTES)
+            await _delete(request, fields, whole)
         else:
-            landed = await uploads.land_form(request, FormDecoder(kind, max_parts=most), whole)
+            landed = await uploads.receive_form(request, FormDecoder(kind, max_parts=most), whole)
             exchange_of(request.scope).notes["uploads"] = [upload.id for upload in landed]
     return Response(status_code=303, headers={"Location": here(request, PAGE), "Cache-Control": "no-store"})
 
 
 async def docs(request: Request[Services]) -> Response:
     """GET /docs: the description of the API, to read and to try."""
-    return _kept(request, request.state["templates"].docs)
+    return request.state["templates"].docs.answer(request, _SAFE)
 
 
 async def asset(request: Request[Services]) -> Response:
     """GET /static/{name}: one of the files that the page is made of, or the operator's logo."""
-    name = request.path_params["name"]
-    found = request.state["templates"].logo if name == "logo" else assets().get(name)
+    name, logo = request.path_params["name"], request.state["templates"].logo
+    if name == LOGO_NAME and logo is not None:
+        return logo.answer(request, {**_SAFE, "Content-Security-Policy": LOGO_POLICY})
+    found = assets().get(name)
     if found is None:
         raise NotFound
-    return _kept(request, found)
+    return found.answer(request, _SAFE)
 
 
 async def refused(scope: Scope, refusal: UploadError) -> Response:
@@ -120,7 +126,6 @@ async def _page(
     body = state["templates"].page(language, context)
     headers = {
         **_SAFE,
-        "Content-Security-Policy": PAGE_POLICY,
         "Content-Language": language.code,
         "Cache-Control": "no-store",
         "Vary": "Accept-Language, Accept-Encoding",
@@ -153,20 +158,9 @@ async def _records(request: Request[Services], session_id: str, cursor: str | No
     }
 
 
-def _kept(request: Request[Services], found: Asset) -> Response:
-    """An asset, or that the client has it already."""
-    content, tag, encoding = found.encoded(request.headers.getlist("accept-encoding"))
-    headers = {**_SAFE, **_KEPT, "ETag": tag, "Content-Security-Policy": found.policy}
-    if matches(", ".join(request.headers.getlist("if-none-match")), tag, weak=True):
-        return Response(status_code=304, headers=headers)
-    if encoding is not None:
-        headers["Content-Encoding"] = encoding
-    return Response(content, headers=headers, media_type=found.media_type)
-
-
-async def _beginning(body: Body, decoder: FormDecoder) -> tuple[list[Block], PartBegin | None]:
+async def _beginning(body: Body, decoder: FormDecoder) -> tuple[list[bytes], PartBegin | None]:
     """The blocks of a form up to the beginning of its first part, and that part; None if there is none."""
-    blocks: list[Block] = []
+    blocks: list[bytes] = []
     async for block in body:
         blocks.append(block)
         for event in decoder.feed(block):
@@ -180,28 +174,30 @@ async def _beginning(body: Body, decoder: FormDecoder) -> tuple[list[Block], Par
 class _Resumed:
     """A body of which some blocks were read already: these once more, then the others."""
 
-    def __init__(self, blocks: list[Block], rest: Body) -> None:
+    def __init__(self, blocks: list[bytes], rest: Body) -> None:
         self.declared = rest.declared
         self._blocks = blocks
         self._rest = rest
 
-    async def __aiter__(self) -> AsyncIterator[Block]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         for block in self._blocks:
             yield block
         async for block in self._rest:
             yield block
 
 
-async def _delete(request: Request[Services], body: _Resumed, decoder: FormDecoder) -> None:
-    """Delete the file that the only field of the form names."""
+async def _delete(request: Request[Services], decoder: FormDecoder, body: BodyBlocks) -> None:
+    """Delete the files that the fields `delete` of a form name."""
     caller_of(request).living()
-    value = bytearray()
+    ids: list[bytearray] = []
+    naming = False
     async for block in body:
-        for event in decoder.feed(bytes(block)):
-            if isinstance(event, PartData):
-                value += event.data
-        if len(value) > _MAX_HEAD_BYTES:
-            raise BadRequest("the field `delete` holds the id of one upload")
+        for event in decoder.feed(block):
+            if isinstance(event, PartBegin):
+                naming = event.name == _DELETE
+                ids += [bytearray()] if naming else []
+            elif naming and isinstance(event, PartData):
+                ids[-1].extend(event.data)
     decoder.finish()
-    if not await downloads.delete_these(request, [value.decode("latin-1")]):
+    if not await downloads.delete_these(request, [value.decode("latin-1") for value in ids]):
         raise NotFound

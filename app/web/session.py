@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import CrossOrigin, NoSession
+from app.errors import NoSession
 from app.model import Session, Status, rfc3339
 from app.sessions import Sessions, token_records, totals_records
 from app.sessions.opening import Recognised
@@ -18,8 +17,10 @@ from app.sessions.tokens import Token
 from app.sessions.totals_records import Totals
 from app.uploads.ingest import Visitor
 from app.web.credentials import Credentials
-from app.web.exchange import Exchange, exchange_of
+from app.web.exchange import exchange_of
 from app.web.json_body import json_body
+from app.web.origins import own_page, refuse_other_sites, require_own_page
+from app.web.qr import qr_svg
 from app.web.services import Services
 
 PAGE: Final = "/"
@@ -114,9 +115,9 @@ class SessionMiddleware:
         # A cross-site form sends no SameSite cookie, yet its answer could replace the browser's own by a new one.
         navigates = exchange.headers.get("sec-fetch-mode") == "navigate"
         if scope["path"] == PAGE and scope["method"] == "POST":
-            _require_own_page(exchange, scope["scheme"])
+            require_own_page(exchange, scope["scheme"])
         elif (shown.by_cookie or navigates) and scope["method"] not in _SAFE_METHODS:
-            self._refuse_other_sites(exchange, scope["scheme"])
+            refuse_other_sites(exchange, scope["scheme"], self._allowed_origins)
         caller = Caller(sessions, await sessions.recognise(shown.groups), shown)
         scope["caller"] = caller
         secure = self._always_secure or scope["scheme"] == "https"
@@ -133,44 +134,6 @@ class SessionMiddleware:
         if caller.recognised is not None:
             exchange.before_answer = caller.renew
         await self._app(scope, receive, send)
-
-    def _refuse_other_sites(self, exchange: Exchange, scheme: str) -> None:
-        """Refuse changes by a page of another site with this browser's cookie."""
-        headers = exchange.headers
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if origin in self._allowed_origins or site in {"same-origin", "none"} or (origin is None and site is None):
-            return
-        own = own_origin(exchange, scheme)
-        if site == "cross-site" or (origin is not None and not same_origin(origin, own)):
-            exchange.notes.update(origin=origin, own_origin=own)  # shows an operator that a proxy changes the Host
-            raise CrossOrigin
-
-
-def _require_own_page(exchange: Exchange, scheme: str) -> None:
-    """Refuse what our own page did not send, by Origin, or, of browsers without it, by Referer."""
-    headers, own = exchange.headers, own_origin(exchange, scheme)
-    sender, site = headers.get("origin", headers.get("referer", "")), headers.get("sec-fetch-site")
-    if site not in {"same-origin", "none"} and (site == "cross-site" or not same_origin(sender, own)):
-        exchange.notes.update(origin=sender, own_origin=own)
-        raise CrossOrigin
-
-
-def own_origin(exchange: Exchange, scheme: str) -> str:
-    """The service's own origin as its client names it."""
-    return f"{scheme}://{exchange.headers.get('host', '')}"
-
-
-def same_origin(origin: str, own: str) -> bool:
-    """Whether two URLs have one origin."""
-    try:
-        left, right = urlsplit(origin), urlsplit(own)
-        return (left.scheme, left.hostname, _port(left)) == (right.scheme, right.hostname, _port(right))
-    except ValueError:
-        return False
-
-
-def _port(origin: SplitResult) -> int | None:
-    return origin.port or {"http": 80, "https": 443}.get(origin.scheme)
 
 
 def caller_of(request: Request[Any]) -> Caller:
@@ -207,10 +170,23 @@ async def end(request: Request[Services]) -> Response:
     return Response(status_code=204)
 
 
+class _Shown(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    page: str | None = None
+
+
 async def link(request: Request[Services]) -> Response:
-    """POST /api/session/link: a one-time code for a second browser."""
-    code, expires_at_us = await request.state["sessions"].linking.link(caller_of(request).living().token)
-    return Response(to_json({"code": code, "expires_at": rfc3339(expires_at_us)}), 201, media_type="application/json")
+    """POST /api/session/link: a one-time code for a second browser, and for a page its QR code."""
+    token = caller_of(request).living().token
+    page = (await json_body(request, _Shown, '{"page": "https://nas/uploads/"}', optional=True)).page
+    if page is not None:
+        page = own_page(exchange_of(request.scope), request.scope["scheme"], page)
+    code, expires_at_us = await request.state["sessions"].linking.link(token)
+    answer = {"code": code, "expires_at": rfc3339(expires_at_us)}
+    if page is not None:
+        answer["qr"] = qr_svg(f"{page}#join={code}")
+    return Response(to_json(answer), 201, media_type="application/json")
 
 
 class _Join(BaseModel):

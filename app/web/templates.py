@@ -10,7 +10,7 @@ from app.web.languages import DEFAULT, Language, languages
 from app.web.logo import read_logo
 
 HTML: Final = "text/html; charset=utf-8"
-LOGO: Final = "/static/logo"
+LOGO_NAME: Final = "logo"
 
 
 class Templates:
@@ -34,7 +34,7 @@ class Templates:
             lstrip_blocks=True,
         )
         self._environment.globals.update(
-            title=settings.title, base=base, logo=None if self.logo is None else f"{base}{LOGO}"
+            title=settings.title, base=base, logo=None if self.logo is None else f"{base}/static/{LOGO_NAME}"
         )
         self.docs = Asset.of(self._filled("docs.html", languages()[DEFAULT]), HTML)
 

@@ -100,17 +100,27 @@ async def options(request: Request[Services]) -> Response:
 
 
 async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Response:
+    with form_body(request) as body:
+        uploads = await receive_form(request, decoder, body)
+    return _created(request, uploads, b'{"items":[%b]}' % await _records(request, uploads))
+
+
+def form_body(request: Request[Services]) -> Body:
+    """The body of a form, which must have the digest that the request declares; see Body for its refusals."""
     if "repr-digest" in request.headers:
         raise BadRequest("a form's Repr-Digest would be that of no file; a part's own headers may have one")
-    whole = _whole_size(request)
     digests = declared_digests("Content-Digest", request.headers.getlist("content-digest"))
-    with body_of(request, checks=checksums(digests, DigestMismatch)) as body:
-        uploads = await _once(
-            request,
-            lambda: KeyedRequest(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
-            lambda claim: land_form(request, decoder, body, claim, whole),
-        )
-    return _created(request, uploads, b'{"items":[%b]}' % await _records(request, uploads))
+    return body_of(request, checks=checksums(digests, DigestMismatch))
+
+
+async def receive_form(request: Request[Services], decoder: FormDecoder, body: BodyBlocks) -> list[Upload]:
+    """Receive the files of a form, which land together; once, if the request has an Idempotency-Key."""
+    whole = _whole_size(request)
+    return await _once(
+        request,
+        lambda: KeyedRequest(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
+        lambda claim: _land_form(request, decoder, body, claim, whole),
+    )
 
 
 async def _records(request: Request[Services], uploads: list[Upload]) -> bytes:
@@ -123,14 +133,9 @@ async def _records(request: Request[Services], uploads: list[Upload]) -> bytes:
     return b",".join(records)
 
 
-async def land_form(
-    request: Request[Services],
-    decoder: FormDecoder,
-    body: BodyBlocks,
-    claim: str | None = None,
-    whole: int | None = None,
+async def _land_form(
+    request: Request[Services], decoder: FormDecoder, body: BodyBlocks, claim: str | None, whole: int | None
 ) -> list[Upload]:
-    """Receive the files of a form and land them together."""
     landing = request.state["ingest"].request(
         visitor=caller_of(request).visitor(), protocol=Protocol.FORM, declared=body.declared, claim=claim
     )

@@ -343,6 +343,10 @@ ADDRESSES = {
     ("DELETE", "/api/ingestion/uploads/{key}"): 204,
     ("GET", "/metrics"): 200,
     ("GET", "/openapi.json"): 200,
+    ("GET", "/"): 200,
+    ("POST", "/"): 403,  # of no page
+    ("GET", "/docs"): 200,
+    ("GET", "/static/{name:rest}"): 200,
     ("GET", "/api/ingestion/history"): 200,
     ("GET", "/api/ingestion/history/summary"): 200,
     ("GET", "/api/ingestion/history/{id}"): 200,
@@ -372,7 +376,7 @@ def test_every_address_is_asked_here(curl):
     upload_id = curl.uploaded()["id"]
     begun = curl(UPLOADS, "--request", "POST", "--header", "Upload-Complete: ?0").headers["location"]
     places = {"{filename:rest}": "a", "{key}": urlsplit(begun).path.rpartition("/")[2], "{id}": upload_id}
-    places |= {"{link}": "none", "{secret}": "none"}
+    places |= {"{link}": "none", "{secret}": "none", "{name:rest}": "page.css"}
     for (method, path), status in ADDRESSES.items():
         asked = path
         for place, value in places.items():

@@ -1,6 +1,5 @@
 """GET /openapi.json: the service's description of itself, OpenAPI 3.1."""
 
-import hashlib
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
@@ -10,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.config import Settings
-from app.protocols.headers import matches
+from app.web.assets import Asset
 from app.web.credentials import COOKIE
 from app.web.openapi.operations import operations
-from app.web.openapi.words import Json, headers, schemas
+from app.web.openapi.words import JSON, Json, headers, schemas
 from app.web.services import Services
 
 _ABOUT = """\
@@ -25,11 +24,7 @@ origins that the operator allows also get the fields of CORS, and answers to the
 
 async def show(request: Request[Services]) -> Response:
     """GET /openapi.json: the description, which changes only with the service and its settings."""
-    text, tag = _written(request.state["settings"])
-    fields = {"ETag": tag, "Cache-Control": "no-cache"}
-    if matches(", ".join(request.headers.getlist("if-none-match")), tag, weak=True):
-        return Response(status_code=304, headers=fields)
-    return Response(text, media_type="application/json", headers=fields)
+    return _written(request.state["settings"]).answer(request, {})
 
 
 def document(settings: Settings) -> Json:
@@ -51,7 +46,6 @@ def document(settings: Settings) -> Json:
 
 
 @lru_cache(maxsize=8)
-def _written(settings: Any) -> tuple[bytes, str]:
-    """The document's text and its entity tag; made once for all settings that this process has seen."""
-    text = to_json(document(settings))
-    return text, f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+def _written(settings: Any) -> Asset:
+    """The document as it is sent; made once for all settings that this process has seen."""
+    return Asset.of(to_json(document(settings)), JSON)

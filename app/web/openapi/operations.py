@@ -1,5 +1,6 @@
 """The operations of the description: for every URL and method its parameters, answers and refusals."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from app.config import Settings
@@ -212,7 +213,6 @@ def _resource() -> dict[str, Json]:
 def _session() -> list[tuple[str, str, Json]]:
     here = "/api/session"
     known = answer("The session.", {JSON: ref("Session")}, (*SESSION, *NO_STORE))
-    code = answer("A code, good once and for ten minutes.", {JSON: ref("Invitation")}, SESSION)
     ended = answer("It has ended.", None, SESSION)
     body = {"required": True, "content": {JSON: {"schema": ref("Code")}}}
     own = (*OF_CHANGES, "no_session")
@@ -242,7 +242,7 @@ def _session() -> list[tuple[str, str, Json]]:
                 parameters=asks,
             ),
         ),
-        (f"{here}/link", "post", operation("A code for a second browser.", {"201": code}, own)),
+        (f"{here}/link", "post", _invite((*own, *OF_BODIES))),
         (
             f"{here}/join",
             "post",
@@ -257,13 +257,23 @@ def _session() -> list[tuple[str, str, Json]]:
     ]
 
 
+def _invite(codes: Iterable[str]) -> Json:
+    return operation(
+        "A code for a second browser; with the URL of our own page, `page`, its QR code as SVG, too.",
+        {"201": answer("A code, good once and for ten minutes.", {JSON: ref("Invitation")}, SESSION)},
+        codes,
+        body={"content": {JSON: {"schema": ref("JoiningPage")}}},
+    )
+
+
 def _itself() -> list[tuple[str, str, Json]]:
     live = answer("It does.", {JSON: record({"status": {"const": "live"}})}, NO_STORE)
     ready = answer("It would.", {JSON: ref("Readiness")}, NO_STORE)
     not_ready = answer("It would not, and why.", {JSON: ref("Readiness")}, NO_STORE)
     figures = answer("Prometheus' text format.", {"text/plain": {"type": "string"}}, NO_STORE)
-    this = answer("This document.", {JSON: {"type": "object"}}, ("ETag", "Cache-Control"))
-    same = answer("The client has it already.", None, ("ETag", "Cache-Control"))
+    kept = ("ETag", "Cache-Control", "Vary")
+    this = answer("This document.", {JSON: {"type": "object"}}, (*kept, "Content-Encoding"))
+    same = answer("The client has it already.", None, kept)
     known = [header("If-None-Match", "The ETag of the document that the client has.")]
     return [
         ("/health/live", "get", operation("Whether the process serves.", {"200": live}, OF_ANY, headers=())),

@@ -69,6 +69,7 @@ _HEADERS: Final = {
     "ETag": "Changes with the content.",
     "Last-Modified": "When the file was completed.",
     "Accept-Ranges": "bytes: ranges can be asked for.",
+    "Content-Encoding": "gzip, if the client takes it.",
     "Content-Range": "Which bytes these are, and of how many.",
     "Content-Disposition": "attachment, with the file's name.",
     "X-Content-Type-Options": "nosniff",
@@ -260,7 +261,8 @@ def schemas() -> dict[str, Json]:
         "Outcomes": record({"items": {"type": "array", "items": _OUTCOME}}),
         **_link_schemas(),
         "Code": record({"code": {"type": "string", "examples": ["ABCD-EFGH-JKMN"]}}),
-        "Invitation": record({"code": _TEXT, "expires_at": _MOMENT}),
+        "Invitation": record({"code": _TEXT, "expires_at": _MOMENT, "qr": _TEXT}, optional=["qr"]),
+        "JoiningPage": record({"page": nullable({"type": "string", "format": "uri"})}, optional=["page"]),
         "Readiness": record(
             {
                 "status": {"enum": ["ready", "not ready"]},
