@@ -1,0 +1,298 @@
+// Owns the uploads of this tab that are not finished: which run, which wait and for what, and what comes after an error.
+
+import { Refused, Unreachable, state } from "./api.js";
+import { connection } from "./connection.js";
+import { forget, keep, keepRoot } from "./kept.js";
+import { Rate } from "./rate.js";
+import { session } from "./session.js";
+import { Transfer, Unreadable, newId } from "./transfer.js";
+
+/** Browsers have six connections to an origin; the events need one. Large files leave one more free for all else. */
+const AT_ONCE = 5;
+const LARGE_AT_ONCE = 4;
+
+/** Failures in a row, without a byte between, after which an upload waits for the person. */
+const MOST_FAILURES = 6;
+const LONGEST_REST = 60;
+
+/** Refusals that time heals. */
+const PASSING = new Set([408, 409, 423, 425, 429, 500, 502, 503, 504]);
+/** Refusals that no second try changes; for all others the page offers one. */
+const FINAL = new Set(["too_large", "request_too_large", "bad_filename", "bad_metadata", "unsupported_media_type"]);
+
+/** A dropped folder: one row, however many files it has. */
+class Folder {
+  isOpen = false;
+  files = 0;
+  done = 0;
+  size = 0;
+  doneSize = 0;
+  transfers = new Set();
+
+  constructor(name) {
+    this.id = newId();
+    this.name = name;
+  }
+}
+
+class Uploads extends EventTarget {
+  transfers = new Map();
+  folders = new Map();
+  rate = new Rate();
+  /** What the row of all together tells: everything since the list was last empty. */
+  total = { files: 0, done: 0, size: 0, doneSize: 0 };
+  #running = new Set();
+  #roots = new Map();
+  #finished = [];
+
+  constructor() {
+    super();
+    connection.addEventListener("change", () => {
+      if (!connection.isUp) this.rate.reset();
+      this.#changed();
+      this.#pump();
+    });
+    setInterval(() => this.#forgetFinished(), 500);
+  }
+
+  /** Upload new files, `{file, path, root}` each, that came together as `batch`. */
+  add(found, batch) {
+    const added = found.map(({ file, path, root }) => {
+      const { name, size, type, lastModified: modified } = file;
+      return this.put(new Transfer({ name, path, size, type, modified, batch, root: root && this.#rootId(root) }, file));
+    });
+    const most = state.limits?.file_bytes;
+    for (const transfer of added) {
+      if (most && transfer.size > most) this.#fail(transfer, { code: "too_large", limit: most, received: transfer.size });
+    }
+    this.#keep(added.filter((transfer) => transfer.state !== "failed"));
+    this.#pump();
+  }
+
+  /** Take a transfer into the list, new or left by a reload; the transfer. */
+  put(transfer) {
+    this.transfers.set(transfer.id, transfer);
+    this.total.files += 1;
+    this.total.size += transfer.size;
+    const folder = this.#folderOf(transfer);
+    if (folder) {
+      folder.files += 1;
+      folder.size += transfer.size;
+      folder.transfers.add(transfer);
+      transfer.folder = folder;
+    }
+    this.#changed();
+    return transfer;
+  }
+
+  #folderOf({ path, batch }) {
+    if (!path?.includes("/")) return null;
+    const key = `${batch} ${path.slice(0, path.indexOf("/"))}`;
+    if (!this.folders.has(key)) this.folders.set(key, new Folder(path.slice(0, path.indexOf("/"))));
+    return this.folders.get(key);
+  }
+
+  /** The id of a handle: it is kept once, for all files below it. */
+  #rootId(handle) {
+    if (!this.#roots.has(handle)) {
+      const id = newId();
+      this.#roots.set(handle, id);
+      keepRoot(id, handle);
+    }
+    return this.#roots.get(handle);
+  }
+
+  /** Give a transfer that waited for its file what it needs to go on. */
+  give(transfer, file) {
+    Object.assign(transfer, { file, modified: file.lastModified, state: "waiting" });
+    this.#keep([transfer]);
+    this.#changed();
+    this.#pump();
+  }
+
+  /** The kept handle leads to no such file any more: the person must choose it again. */
+  lose(transfer) {
+    transfer.state = "missing";
+    this.#changed();
+  }
+
+  pause(transfer) {
+    if (!["waiting", "sending", "finishing", "resting"].includes(transfer.state)) return;
+    transfer.state = "paused";
+    transfer.rate.reset();
+    transfer.stop?.abort();
+    this.#changed();
+  }
+
+  /** Go on with what was paused, or try again what failed. */
+  resume(transfer) {
+    if (!["paused", "failed", "resting"].includes(transfer.state)) return;
+    Object.assign(transfer, { state: transfer.file ? "waiting" : "missing", problem: null, failures: 0 });
+    this.#changed();
+    this.#pump();
+  }
+
+  pauseAll() {
+    for (const transfer of this.transfers.values()) this.pause(transfer);
+  }
+
+  resumeAll() {
+    for (const transfer of [...this.transfers.values()]) if (transfer.state === "paused") this.resume(transfer);
+  }
+
+  /** Give an upload up; what the service has of it goes. */
+  async cancel(transfer) {
+    transfer.state = "cancelled";
+    transfer.stop?.abort();
+    this.#remove(transfer);
+    this.total.files -= 1;
+    this.total.size -= transfer.size;
+    if (transfer.folder) {
+      transfer.folder.files -= 1;
+      transfer.folder.size -= transfer.size;
+    }
+    this.#pump();
+    try {
+      await transfer.cancel();
+    } catch (error) {
+      // What cannot be cancelled now expires by itself.
+      if (error instanceof Unreachable) connection.lost();
+      else if (!(error instanceof Refused)) throw error;
+    }
+  }
+
+  cancelAll() {
+    for (const transfer of [...this.transfers.values()]) this.cancel(transfer);
+  }
+
+  canRetry = (transfer) => transfer.state === "failed" && !FINAL.has(transfer.problem.code);
+
+  /** Whether a record of the history is one of these, so that it is shown once. */
+  has(record) {
+    for (const { isLarge, url, size, name, path } of this.transfers.values()) {
+      if (isLarge && url && size === record.size && (path ?? name) === (record.path ?? record.filename)) return true;
+    }
+    return false;
+  }
+
+  #pump() {
+    if (!connection.isUp) return;
+    let large = [...this.#running].filter((transfer) => transfer.isLarge).length;
+    for (const transfer of this.transfers.values()) {
+      if (this.#running.size >= AT_ONCE) return;
+      if (transfer.state !== "waiting" || this.#running.has(transfer)) continue;
+      if (transfer.isLarge && large >= LARGE_AT_ONCE) continue;
+      large += transfer.isLarge;
+      this.#run(transfer);
+    }
+  }
+
+  async #run(transfer) {
+    this.#running.add(transfer);
+    transfer.stop = new AbortController();
+    try {
+      await session.begin();
+      const record = await transfer.send(transfer.stop.signal, (news) => this.#note(transfer, news));
+      this.#finish(transfer, record);
+    } catch (error) {
+      this.#judge(transfer, error);
+    } finally {
+      transfer.stop = null;
+      this.#running.delete(transfer);
+      this.#changed();
+      this.#pump();
+    }
+  }
+
+  #note(transfer, { moved, isNew }) {
+    if (moved) {
+      this.rate.add(moved);
+      transfer.failures = 0;
+    }
+    if (isNew) this.#keep([transfer]);
+    this.#changed();
+  }
+
+  /** What an error means: it is waited for, tried again, or told. */
+  #judge(transfer, error) {
+    transfer.rate.reset();
+    if (error.name === "AbortError") return; // paused or cancelled
+    transfer.failures += 1;
+    if (error instanceof Unreachable) {
+      connection.lost();
+      if (transfer.failures > MOST_FAILURES) this.#fail(transfer, { code: "broken" });
+      else this.#rest(transfer, null, transfer.failures > 1 ? null : 0);
+    } else if (error instanceof Unreadable) {
+      this.#fail(transfer, { code: "unreadable", detail: error.message });
+    } else if (!(error instanceof Refused)) {
+      this.#fail(transfer, { code: "unknown", detail: String(error) });
+      throw error;
+    } else if (transfer.url && [404, 410].includes(error.status) && transfer.failures === 1) {
+      Object.assign(transfer, { url: null, sent: 0, state: "waiting" }); // it ran out of time: it begins anew
+    } else if (PASSING.has(error.status) && transfer.failures <= MOST_FAILURES) {
+      this.#rest(transfer, error.document, error.retryAfter);
+    } else {
+      this.#fail(transfer, error.document);
+    }
+  }
+
+  /** Wait before the next try: as long as the service asked, else ever longer; never all at the same moment. */
+  #rest(transfer, problem, seconds) {
+    const wait = (seconds ?? Math.min(2 ** (transfer.failures - 1), LONGEST_REST)) * (1 + Math.random() / 4);
+    Object.assign(transfer, { state: "resting", problem, restUntil: Date.now() + wait * 1000 });
+    setTimeout(() => {
+      if (transfer.state !== "resting") return;
+      transfer.state = "waiting";
+      this.#changed();
+      this.#pump();
+    }, wait * 1000);
+  }
+
+  #fail(transfer, problem) {
+    Object.assign(transfer, { state: "failed", problem });
+    if (!this.canRetry(transfer)) this.#finished.push(transfer.id);
+    this.dispatchEvent(new CustomEvent("failed", { detail: transfer }));
+    this.#changed();
+  }
+
+  #finish(transfer, record) {
+    transfer.state = "done";
+    for (const sum of [this.total, transfer.folder]) {
+      if (!sum) continue;
+      sum.done += 1;
+      sum.doneSize += transfer.size;
+    }
+    this.#remove(transfer);
+    this.dispatchEvent(new CustomEvent("done", { detail: { transfer, record } }));
+  }
+
+  #remove(transfer) {
+    this.transfers.delete(transfer.id);
+    this.#finished.push(transfer.id);
+    const { folder } = transfer;
+    folder?.transfers.delete(transfer);
+    if (folder && !folder.transfers.size) {
+      for (const [key, one] of this.folders) if (one === folder) this.folders.delete(key);
+    }
+    if (!this.transfers.size) {
+      this.total = { files: 0, done: 0, size: 0, doneSize: 0 };
+      this.rate.reset();
+    }
+    this.#changed();
+  }
+
+  /** Keep them for a reload; an upload whose keeping fails goes on all the same, and says so. */
+  #keep(transfers) {
+    if (transfers.length) keep(transfers).catch(() => this.dispatchEvent(new Event("unkept")));
+  }
+
+  #forgetFinished() {
+    if (this.#finished.length) forget(this.#finished.splice(0)).catch(() => this.dispatchEvent(new Event("unkept")));
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+export const uploads = new Uploads();
