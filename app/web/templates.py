@@ -36,6 +36,7 @@ class Templates:
         self._environment.globals.update(
             title=settings.title, base=base, logo=None if self.logo is None else f"{base}/static/{LOGO_NAME}"
         )
+        self._environment.get_template("page.html")  # compiled now; the first reader would wait, and others with it
         self.docs = Asset.of(self._filled("docs.html", languages()[DEFAULT]), HTML)
 
     def page(self, language: Language, context: dict[str, Any]) -> bytes:
