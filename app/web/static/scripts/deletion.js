@@ -77,5 +77,5 @@ function changed() {
   const group = groups.at(-1);
   byId("undo-bar").hidden = !group;
   if (group) setText(byId("undo-words"), words(group));
-  records.showSoon();
+  records.show();
 }

@@ -6,7 +6,7 @@ import { byId, setAttribute, setText } from "./dom.js";
 import { forgetAll } from "./kept.js";
 import { session } from "./session.js";
 import { uploads } from "./uploads.js";
-import { say, size } from "./words.js";
+import { say, size, sizeOf } from "./words.js";
 
 export function showHeader(attempt) {
   session.quota = state.quota;
@@ -39,7 +39,7 @@ function showQuota() {
   if (quota?.limit) {
     meter.value = used / quota.limit;
     setAttribute(meter, "title", say("quota.left", { left: size(quota.left) }));
-    setText(byId("quota-words"), say("quota.of", { used: size(used), limit: size(quota.limit) }));
+    setText(byId("quota-words"), say("quota.of", { used: sizeOf(used, quota.limit), limit: size(quota.limit) }));
   } else {
     setText(byId("quota-words"), current?.uploads ? say("quota.used", { used: size(used) }) : "");
   }

@@ -67,7 +67,7 @@ class Records extends EventTarget {
     super();
     for (const record of state.records ?? []) this.#known.set(record.id, record);
     this.#isWhole = !state.session;
-    this.#show();
+    this.show();
   }
 
   get hasMore() {
@@ -86,7 +86,7 @@ class Records extends EventTarget {
   /** Change the filters or the order. What is loaded is filtered at once; the service's answer follows. */
   async ask(change) {
     Object.assign(this.query, change);
-    this.#show();
+    this.show();
     await this.reload();
   }
 
@@ -114,7 +114,7 @@ class Records extends EventTarget {
     } finally {
       if (asked === this.#asked) {
         this.isLoading = false;
-        this.#show();
+        this.show();
       }
     }
   }
@@ -170,11 +170,12 @@ class Records extends EventTarget {
     this.#timer ??= setTimeout(() => {
       this.#timer = null;
       if (!this.isLoading) this.#arrived.clear();
-      this.#show();
+      this.show();
     }, 100);
   }
 
-  #show() {
+  /** Show what is loaded, now. */
+  show() {
     const matching = [...this.#known.values()].filter((record) => this.#matches(record));
     this.items = matching.sort(COMPARE[this.query.order]);
     this.dispatchEvent(new Event("change"));

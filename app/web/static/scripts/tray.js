@@ -109,8 +109,7 @@ function paintTotal() {
   const active = count(ACTIVE);
   const waiting = count(new Set(["missing", "asking"]));
   const paused = count(new Set(["paused"]));
-  setText(byId("tray-words"), active && connection.isUp ? progressWords() : stillWords(all, active, paused, waiting));
-  setAttribute(byId("tray"), "data-connection", connection.state);
+  setText(byId("tray-words"), active ? progressWords() : stillWords(all, paused, waiting));
   const { size: whole } = uploads.total;
   byId("tray-progress").value = whole ? sentBytes(all) / whole : 0;
   byId("pause-all").hidden = !active;
@@ -132,11 +131,12 @@ function progressWords() {
     const left = all.filter((one) => ACTIVE.has(one.state)).reduce((sum, one) => sum + one.size - one.sent, 0);
     words.push(rate(speed), duration(left / speed));
   }
+  const failed = all.filter((one) => one.state === "failed").length;
+  if (failed) words.push(say("folder.failed", { count: failed }));
   return words.join(" · ");
 }
 
-function stillWords(all, active, paused, waiting) {
-  if (active) return say(`connection.${connection.state}`);
+function stillWords(all, paused, waiting) {
   if (paused) return say("tray.paused", { count: paused });
   if (waiting) return say("tray.stopped");
   return say("tray.failed", { count: all.length });
@@ -151,7 +151,6 @@ function makeRow(item) {
   const total = element("span", { class: "size" });
   const bar = element("progress", { max: 1 });
   const share = element("span", { class: "share" });
-  const left = element("span", { class: "left" });
   const why = iconButton("info", say("details"), () => showFailure(item.transfer));
   const go = iconButton("pause", say("pause"), () => act(item));
   const stop = iconButton("cancel", say("cancel.one"), () => cancel(item));
@@ -162,10 +161,9 @@ function makeRow(item) {
     element("div", { class: "title" }, name, note),
     total,
     element("div", { class: "bar" }, bar, share),
-    left,
     element("div", { class: "actions" }, why, go, stop),
   );
-  parts.set(row, { lead, name, note, total, bar, share, left, why, go, stop });
+  parts.set(row, { lead, name, note, total, bar, share, why, go, stop });
   return row;
 }
 
@@ -191,7 +189,6 @@ function changeFolder(part, row, folder) {
   setText(part.note, failed ? `${words} · ${say("folder.failed", { count: failed })}` : words);
   setText(part.total, size(folder.size));
   changeBar(part, folder.doneSize + all.reduce((sum, one) => sum + one.sent, 0), folder.size, folder.name);
-  setText(part.left, "");
   const isActive = all.some((one) => ACTIVE.has(one.state));
   changeAction(part, isActive ? "pause" : "play", say(isActive ? "pause" : "resume"), isActive || all.some((one) => one.state === "paused"));
   setAttribute(row, "data-state", failed ? "failed" : isActive ? "sending" : "paused");
@@ -210,8 +207,6 @@ function changeTransfer(part, row, transfer) {
   setText(part.total, size(transfer.size));
   setAttribute(part.total, "title", exactSize(transfer.size));
   changeBar(part, transfer.sent, transfer.size, transfer.name);
-  const speed = state === "sending" && !isWaiting ? transfer.rate.perSecond() : null;
-  setText(part.left, speed ? duration((transfer.size - transfer.sent) / speed) : "");
   const [name, words] = actionOf(transfer);
   changeAction(part, name, words, name !== null);
   setLabel(part.stop, say(state === "failed" ? "remove" : "cancel.one"));
@@ -223,7 +218,9 @@ function stateWords(transfer, isWaiting) {
   if (isWaiting) return say(`waits.${connection.state}`);
   if (state === "failed") return sayProblem(problem);
   if (state === "resting") return problem ? `${sayProblem(problem)} ${say("again")}` : say("waits.again");
-  return state === "sending" ? "" : say(`state.${state}`);
+  if (state !== "sending") return say(`state.${state}`);
+  const speed = transfer.rate.perSecond();
+  return speed ? duration((transfer.size - transfer.sent) / speed) : "";
 }
 
 function actionOf(transfer) {

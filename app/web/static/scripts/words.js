@@ -64,6 +64,12 @@ export function size(bytes) {
   return `${(count < 9.95 ? tenths : whole).format(count)}\u00a0${unit}`;
 }
 
+/** What is used of a limit, in the limit's own unit: "1.2 of 5 GiB". */
+export function sizeOf(used, limit) {
+  const unit = [4, 3, 2].map((power) => 1024 ** power).find((step) => limit % step === 0);
+  return unit && used >= unit / 10 ? tenths.format(used / unit) : size(used);
+}
+
 export const exactSize = (bytes) => say("bytes", { count: bytes });
 
 export const rate = (bytesPerSecond) => say("rate", { size: size(Math.round(bytesPerSecond)) });

@@ -1,0 +1,180 @@
+"""The page in each of its states, as pictures. With SCREENSHOTS=directory they stay there, to be looked at."""
+
+import base64
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.browser.driving import Tab
+
+pytestmark = pytest.mark.slow
+
+DAY_US = 24 * 60 * 60 * 1_000_000
+WIDTHS = {"wide": 1280, "middle": 768, "narrow": 320}
+
+# What the history shows: name, bytes, and how many days ago.
+HISTORY = [
+    ("report.pdf", 2_300_000, 0), ("scan of the contract, signed by both sides.tiff", 6_100_000, 0), ("notes.md", 812, 0),
+    ("holiday/IMG_2041.jpg", 410_000, 1), ("holiday/IMG_2042.jpg", 380_000, 1), ("holiday/2026/IMG_2043.jpg", 52_000, 1),
+    ("Übersicht.ods", 44_000, 2), ("backup.tar.gz", 3_400_000, 2), ("קובץ.txt", 90, 2),
+]  # fmt: skip
+
+# Requests of uploads that are never answered, and uploads in every state at once.
+HOLD = "await page.route('**/api/ingestion/uploads**', () => {}); await page.route('**/uploads/*', () => {})"
+STATES = """
+const { uploads } = await import("/static/scripts/uploads.js");
+const file = (name, size) => Object.defineProperty(new File([], name), "size", { value: size });
+const MB = 1_000_000;
+uploads.add([...Array(9).keys()].map((n) => ({ file: file(`IMG_${2041 + n}.jpg`, 4.1 * MB), path: `holiday/IMG_${2041 + n}.jpg`, root: null })), "b");
+uploads.add(["video.mov", "A talk about everything that was said in the last meeting, take 2.mp4", "disk.img", "report.pdf",
+  "scan.tiff", "letter.odt", "song.flac", "archive.zip", "photo.png", "draft.docx", "data.csv", "table.xlsx"]
+  .map((name, n) => ({ file: file(name, (n % 3 ? 48 : 1800) * MB), path: null, root: null })), "c");
+const all = [...uploads.transfers.values()];
+const set = (n, values) => Object.assign(all[n], values);
+const now = performance.now();
+for (const [n, at] of [[0, .4], [1, .2], [9, .82], [10, .31], [11, .05]]) {
+  set(n, { state: "sending", sent: all[n].size * at });
+  all[n].rate.add(0, now - 9000);
+  all[n].rate.add(9 * MB, now - 10);
+}
+uploads.rate.add(0, now - 9000);
+uploads.rate.add(162 * MB, now - 10);
+set(12, { state: "finishing", sent: all[12].size });
+set(13, { state: "waiting" });
+set(14, { state: "paused", sent: all[14].size * .6 });
+set(15, { state: "resting", problem: { code: "unavailable" }, sent: 0 });
+set(16, { state: "resting", sent: all[16].size * .1 });
+set(17, { state: "failed", problem: { code: "storage_full", detail: "the upload would use space that this server keeps free", request_id: "01a22e88-fbb9-753d-8bf9-89c5c1b00110" } });
+set(18, { state: "failed", problem: { code: "too_large", limit: 5 * 1024 ** 3, received: 9e9 } });
+set(19, { state: "missing", sent: 0 });
+set(20, { state: "asking", sent: 0 });
+uploads.total.done = 4; uploads.total.files += 4;
+uploads.dispatchEvent(new Event("change"));
+"""
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = os.environ.get("SCREENSHOTS")
+    directory = Path(place) if place else tmp_path_factory.mktemp("screenshots")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory.resolve()
+
+
+def shoot(tab: Tab, pictures: Path, name: str, *, whole: bool = False) -> None:
+    """Take a picture, once everything that moves has come to rest; nothing may stand beyond the page's edge."""
+    path = pictures / f"{name}.png"
+    tab.run(
+        """
+        await page.evaluate(() => Promise.all(document.getAnimations().map((one) => one.finished)));
+        const beyond = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        if (beyond > 0) throw new Error(`the page is ${beyond} px too wide`);
+        await page.screenshot({ path: values.path, fullPage: values.whole });
+        """,
+        path=str(path),
+        whole=whole,
+    )
+    assert path.stat().st_size > 2_000
+    tab.check_faultless()
+
+
+def fill(running, tab: Tab, files: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    """Upload what the history is to show, and move it to its days."""
+    files({name: size for name, size, _ in HISTORY})
+    picture = tab.run(
+        """
+        return page.evaluate(async () => {
+          const canvas = Object.assign(document.createElement("canvas"), { width: 320, height: 240 });
+          const pen = canvas.getContext("2d");
+          const sky = pen.createLinearGradient(0, 0, 0, 240);
+          sky.addColorStop(0, "#2a6fb0"); sky.addColorStop(1, "#f4c27a");
+          pen.fillStyle = sky; pen.fillRect(0, 0, 320, 240);
+          pen.fillStyle = "#274d2b"; pen.fillRect(0, 180, 320, 60);
+          return canvas.toDataURL("image/jpeg").split(",")[1];
+        })
+        """
+    )
+    with tab.client() as client:
+        for name, _, days in reversed(HISTORY):
+            content = (tmp_path / "files" / name).read_bytes()
+            kind = "application/octet-stream"
+            if name.endswith(".jpg"):
+                content, kind = base64.b64decode(picture), "image/jpeg"
+            answer = client.put(f"/api/ingestion/uploads/{name}", content=content, headers={"Content-Type": kind})
+            assert answer.status_code == 201
+        refused = client.put(
+            "/api/ingestion/uploads/letter.odt",
+            content=b"x",
+            headers={"Repr-Digest": "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"},
+        )
+        assert refused.status_code == 400
+    with closing(sqlite3.connect(running.store / "waybill.db", timeout=30)) as database, database:
+        for name, _, days in HISTORY:
+            database.execute(
+                "UPDATE uploads SET created_at_us = created_at_us - ?, completed_at_us = completed_at_us - ? "
+                "WHERE filename = ?",
+                (days * DAY_US, days * DAY_US, name.rpartition("/")[2]),
+            )
+
+
+@pytest.fixture
+def page(browser, service, files, tmp_path):
+    """`page(**options)` opens the page with a history of three days."""
+    running = service(max_file_size="5GiB", session_quota="20MiB")
+    first = browser.tab(running.url)
+    first.run("await page.evaluate(() => fetch('/api/session', { method: 'POST' }))")
+    fill(running, first, files, tmp_path)
+    cookies = first.run("return context.cookies()")
+
+    def opened(**options):
+        state = {"cookies": cookies, "origins": []}
+        return browser.tab(running.url, storageState=state, **{"viewport": {"width": 1280, "height": 900}, **options})
+
+    return opened
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_state_of_the_page_has_a_picture(page, pictures, scheme, width):
+    def name(of):
+        return f"{of}-{width}-{scheme}"
+
+    tab = page(colorScheme=scheme, viewport={"width": WIDTHS[width], "height": 900}, hasTouch=width == "narrow")
+    tab.wait("document.querySelectorAll('#records .record').length >= 5")
+    shoot(tab, pictures, name("history"))
+    tab.run("await page.fill('#search', 'img'); await page.selectOption('#filter-type', 'images')")
+    tab.wait("document.querySelectorAll('#records .record').length === 3")
+    shoot(tab, pictures, name("filter"))
+    tab.run("await page.click('#clear-filters')")
+    tab.wait("document.querySelectorAll('#records .record').length >= 5")
+    tab.run("await page.locator('#records .check input').nth(1).check(); await page.locator('#records .check input').nth(3).check()")
+    shoot(tab, pictures, name("selected"))
+    tab.run("await page.click('#selection-delete')")
+    shoot(tab, pictures, name("confirm"))
+    tab.run("await page.locator('dialog .danger').click()")
+    tab.wait("!document.getElementById('undo-bar').hidden")
+    shoot(tab, pictures, name("undo"))
+    tab.run("await page.click('#undo')")
+    tab.run("await page.locator('#records .record', { hasText: 'IMG_2042' }).locator('.plain').click()")
+    tab.run("await page.waitForFunction(() => document.querySelector('.preview')?.complete)")
+    shoot(tab, pictures, name("details"))
+    tab.run("await page.keyboard.press('Escape'); await page.click('#add-device'); await page.waitForSelector('.qr')")
+    shoot(tab, pictures, name("device"))
+    tab.run("await page.keyboard.press('Escape'); await page.click('#menu summary')")
+    shoot(tab, pictures, name("menu"))
+    tab.run("await page.keyboard.press('Escape')")
+    tab.run(HOLD)
+    tab.run(f"await page.evaluate(async () => {{ {STATES} }})")
+    tab.wait("document.querySelectorAll('#transfers .transfer').length >= 8")
+    shoot(tab, pictures, name("uploads"))
+    tab.run("await page.locator('#transfers .lead[aria-expanded]').click()")
+    tab.wait("document.querySelectorAll('#transfers .inner').length >= 3")
+    shoot(tab, pictures, name("folder"))
+    tab.run("await context.setOffline(true)")
+    tab.wait("!document.getElementById('connection').hidden")
+    tab.wait_shown("Waits for the network", "#transfers")
+    shoot(tab, pictures, name("offline"))
