@@ -184,6 +184,12 @@ class TestCheck:
         assert str(tmp_path / "file") in found["checks"][0]["found"]
         assert "FAIL  storage: " in run("check").stdout
 
+    def test_a_logo_that_is_no_image_fails_its_check(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("WAYBILL_LOGO", str(tmp_path / "logo.png"))
+        assert run("check").exit_code == 78
+        (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        assert f"ok    logo: {tmp_path}/logo.png is an image of the type image/png" in run("check").stdout
+
     def test_a_database_that_is_away_is_a_temporary_failure(self, monkeypatch):
         monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://waybill:topsecret@127.0.0.1:9/waybill")
         done = run("check")

@@ -19,7 +19,7 @@ def refuse_other_sites(exchange: Exchange, scheme: str, allowed: frozenset[str])
     if origin in allowed or site in _OWN_SITES or (origin is None and site is None):
         return
     own = _own(exchange, scheme)
-    if site == "cross-site" or (origin is not None and not _same(origin, own)):
+    if site == "cross-site" or (origin is not None and not same_origin(origin, own)):
         _refuse(exchange, origin, own)
 
 
@@ -27,7 +27,7 @@ def require_own_page(exchange: Exchange, scheme: str) -> None:
     """Refuse what our own page did not send, by Origin, or, of browsers without it, by Referer."""
     headers, own = exchange.headers, _own(exchange, scheme)
     sender, site = headers.get("origin", headers.get("referer", "")), headers.get("sec-fetch-site")
-    if site not in _OWN_SITES and (site == "cross-site" or not _same(sender, own)):
+    if site not in _OWN_SITES and (site == "cross-site" or not same_origin(sender, own)):
         _refuse(exchange, sender, own)
 
 
@@ -40,7 +40,7 @@ def own_page(exchange: Exchange, scheme: str, url: str) -> str:
     headers, owns = exchange.headers, [_own(exchange, scheme)]
     if headers.get("sec-fetch-site") == "same-origin":
         owns.append(headers.get("origin", ""))
-    if not (_PAGE.fullmatch(url) and any(_same(url, own) for own in owns)):
+    if not (_PAGE.fullmatch(url) and any(same_origin(url, own) for own in owns)):
         raise BadRequest("`page` is the http or https URL of this service's own page, without a query or a fragment")
     return url
 
@@ -55,7 +55,8 @@ def _own(exchange: Exchange, scheme: str) -> str:
     return f"{scheme}://{exchange.headers.get('host', '')}"
 
 
-def _same(url: str, own: str) -> bool:
+def same_origin(url: str, own: str) -> bool:
+    """Whether two URLs have one origin; a port that its scheme implies is no difference."""
     try:
         left, right = urlsplit(url), urlsplit(own)
         return left.hostname is not None and _origin(left) == _origin(right)

@@ -25,11 +25,13 @@ from app.protocols import headers as grammar
 from app.protocols.detect import codec_for, detect
 from app.protocols.intents import Append, Ask, Cancel, Concatenate, Create, Limits, State
 from app.protocols.multipart import FormDecoder, PartBegin, PartData, PartEnd
+from app.protocols.preferences import preferences
 from app.signing import Signer
 from app.web import history
 from app.web.credentials import Credentials
+from app.web.languages import languages, preferred
+from app.web.origins import same_origin
 from app.web.request import Request, RequestHeaders
-from app.web.session import _same_origin
 
 DELIMITER = b"\r\n--B"
 KEY = "k" * 32
@@ -223,8 +225,9 @@ def _credentials(text: str) -> None:
     for token in (*(token for credentials in shown for token in credentials.texts), text):
         signed = signer.verify(token)
         assert signed is None or signer.sign(signed) == token
-    _same_origin(text, "http://x")
-    assert not _same_origin(text, "http://x") or "x" in text.lower()
+    assert not same_origin(text, "http://x") or "x" in text.lower()
+    assert all(0 <= preference.weight <= 1 for preference in preferences([text]).values())
+    assert preferred([text]) in languages().values()
 
 
 # --- requests of resumable uploads

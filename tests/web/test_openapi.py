@@ -193,6 +193,8 @@ async def test_answers_are_as_they_are_described(service: Service) -> None:
     await ask("GET", "/api/session", "/api/session")
     await ask("POST", "/api/session/rotate", "/api/session/rotate")
     code = (await ask("POST", "/api/session/link", "/api/session/link")).json()["code"]
+    for page in (b'{"page": "http://waybill.test/"}', b'{"page": "http://elsewhere.test/"}'):
+        await ask("POST", "/api/session/link", "/api/session/link", body=page)
     for body in (b"no", json.dumps({"code": "no"}).encode(), json.dumps({"code": code}).encode()):
         await ask("POST", "/api/session/join", "/api/session/join", body=body)
     await ask("DELETE", "/api/session", "/api/session")
