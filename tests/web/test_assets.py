@@ -200,7 +200,7 @@ async def test_an_svg_may_begin_as_svgs_do(tmp_path: Path, svg: bytes) -> None:
         (b'<!DOCTYPE svg [<!ENTITY a "b">]>' + SVG, "which is neither, expected a PNG or an SVG"),
         (PNG + bytes(64 * 1024), "which has more than 64 KiB"),
     ],
-    ids=str,
+    ids=lambda given: given[:12].hex() if isinstance(given, bytes) else str(given),
 )
 async def test_an_unfit_logo_is_refused_at_the_start(tmp_path: Path, content: Any, reason: str) -> None:
     logo = tmp_path / "logo.png"
