@@ -17,7 +17,7 @@ from app.protocols.multipart import FormDecoder, PartBegin, PartData
 from app.sessions import totals_records
 from app.uploads import records as upload_records
 from app.web import downloads, history, uploads
-from app.web.assets import PAGE_POLICY, assets, takes_gzip
+from app.web.assets import PAGE_POLICY, takes_gzip
 from app.web.base_path import here, shown
 from app.web.body import Body, BodyBlocks
 from app.web.exchange import exchange_of
@@ -76,10 +76,10 @@ async def docs(request: Request[Services]) -> Response:
 
 async def asset(request: Request[Services]) -> Response:
     """GET /static/{name}: one of the files that the page is made of, or the operator's logo."""
-    name, logo = request.path_params["name"], request.state["templates"].logo
-    if name == LOGO_NAME and logo is not None:
-        return logo.answer(request, {**_SAFE, "Content-Security-Policy": LOGO_POLICY})
-    found = assets().get(name)
+    name, templates = request.path_params["name"], request.state["templates"]
+    if name == LOGO_NAME and templates.logo is not None:
+        return templates.logo.answer(request, {**_SAFE, "Content-Security-Policy": LOGO_POLICY})
+    found = templates.assets.get(name)
     if found is None:
         raise NotFound
     return found.answer(request, _SAFE)

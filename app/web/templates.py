@@ -1,11 +1,11 @@
-"""Templates: the page and `/docs`, filled in, with the title and the logo that the operator has set."""
+"""Templates: the page and `/docs`, filled in, with the name and logo that the operator has set, and the assets."""
 
 from typing import Any, Final
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
 from app.config import Settings
-from app.web.assets import STATIC, Asset
+from app.web.assets import STATIC, Asset, assets
 from app.web.languages import DEFAULT, Language, languages
 from app.web.logo import read_logo
 
@@ -17,12 +17,13 @@ class Templates:
     """The templates of the service with these settings."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the templates and the logo.
+        """Read the templates, the logo and the assets.
 
         Raises:
             Unusable: the logo is not fit.
         """
         base = settings.base_path
+        self.assets = assets()
         self.logo = None if settings.logo is None else read_logo(settings.logo)
         texts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.html")}
         self._environment = Environment(
