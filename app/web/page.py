@@ -33,7 +33,6 @@ _SHOWN: Final = tuple(status for status in Status if status is not Status.DELETE
 _METHODS: Final = {"GET", "HEAD", "POST"}
 _FORM: Final = "multipart/form-data"
 _DELETE: Final = "delete"
-_MAX_HEAD_BYTES: Final = 64 * 1024
 _ID_BYTES: Final = 36
 _SAFE: Final = {
     "Content-Security-Policy": PAGE_POLICY,
@@ -159,15 +158,16 @@ async def _records(request: Request[Services], session_id: str, cursor: str | No
 
 
 async def _beginning(body: Body, decoder: FormDecoder) -> tuple[list[bytes], PartBegin | None]:
-    """The blocks of a form up to the beginning of its first part, and that part; None if there is none."""
+    """The blocks of a form up to the beginning of its first part, and that part; None if there is none.
+
+    They are few: the decoder refuses a form that has not begun after some kilobytes.
+    """
     blocks: list[bytes] = []
     async for block in body:
         blocks.append(block)
         for event in decoder.feed(block):
             if isinstance(event, PartBegin):
                 return blocks, event
-        if body.received > _MAX_HEAD_BYTES:
-            break
     return blocks, None
 
 

@@ -111,6 +111,31 @@ async def test_the_form_begins_a_session_of_which_everything_is_kept(service: Se
     assert (await client.get("/api/session")).json()["uploads"] == 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 100])
+async def test_a_form_is_understood_however_it_is_cut(service: Service, size: int) -> None:
+    client = service.client()
+    body, content_type = form([("a b.txt", "text/plain", b"one" * 40), ("c", None, b"")])
+    cut = [body[at : at + size] for at in range(0, len(body), size)]
+    assert (await client.post("/", cut, headers=kind(content_type))).status == 303
+    second, first = (await client.get(HISTORY)).json()["items"]
+    assert [(item["filename"], item["size"]) for item in (first, second)] == [("a b.txt", 120), ("c", 0)]
+    body, headers = fields(("delete", first["id"]))
+    cut = [body[at : at + size] for at in range(0, len(body), size)]
+    assert (await client.post("/", cut, headers=headers)).status == 303
+    (await client.get(first["links"]["content"])).refused(404, "not_found")
+
+
+async def test_a_form_that_breaks_off_is_recorded_as_failed(service: Service) -> None:
+    client = service.client()
+    await uploaded(client, "before")
+    body, content_type = form([("cut.txt", None, b"x" * 1000)])
+    answer = await client.post("/", [body[:500], body[500:]], headers=kind(content_type), hang_up_after=1)
+    assert answer.status in {0, 400}
+    [cut] = (await client.get(f"{HISTORY}?status=failed")).json()["items"]
+    assert (cut["filename"], cut["error"]["code"]) == ("cut.txt", "incomplete_body")
+    assert service.staged() == []
+
+
 async def test_a_name_full_of_markup_is_text(service: Service) -> None:
     client = service.client()
     [item] = await uploaded(client, MARKUP)
