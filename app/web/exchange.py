@@ -146,11 +146,11 @@ class ExchangeMiddleware:
         exchange = scope["exchange"] = Exchange(scope, receive, send, self._new_id)
         began = self._stopwatch()
         path = _shown_path(scope)
-        show = None
+        is_ours = False
         try:
             if self._base_path:
                 unmount(scope, self._base_path)
-            show = self._pages.get(scope["path"])
+            is_ours = True
             await self._app(scope, exchange.receive, exchange.send)
         except (UploadError, HTTPException) as error:
             if exchange.status:
@@ -158,12 +158,12 @@ class ExchangeMiddleware:
                 raise  # the answer has begun and cannot be changed: the server closes the connection
             # Not bound to a name: the error, its traceback and this frame would be a reference cycle, which keeps the
             # request and its body's last block alive.
-            await exchange.refuse(refusal_of(error, scope), scope, show)
+            await exchange.refuse(refusal_of(error, scope), scope, self._pages.get(scope["path"]) if is_ours else None)
         except Exception:
             _log_failure(exchange, scope, path)
             if exchange.status:
                 raise
-            await exchange.refuse(Internal(), scope, show)
+            await exchange.refuse(Internal(), scope, self._pages.get(scope["path"]))
         finally:
             self._log.info(
                 "answered",

@@ -51,7 +51,10 @@ async def post(request: Request[Services]) -> Response:
     essence = kind.partition(";")[0].strip().lower()
     if essence == _FORM:
         most = request.state["settings"].max_files_per_request + MAX_FIELDS
-        return await _receive_form(request, FormDecoder(kind, max_parts=most))
+        decoder = FormDecoder(kind, max_parts=most)
+        with form_body(request) as body:
+            uploads = await receive_form(request, decoder, body)
+        return _created(request, uploads, b'{"items":[%b]}' % await _records(request, uploads))
     disposition = _single(request, "content-disposition")
     if essence in _PLAIN_FORMS and disposition is None and _is_navigation(request, essence):
         raise UnsupportedMediaType('a form that sends files needs enctype="multipart/form-data"')
@@ -99,12 +102,6 @@ async def options(request: Request[Services]) -> Response:
     return Response(status_code=204, headers=headers)
 
 
-async def _receive_form(request: Request[Services], decoder: FormDecoder) -> Response:
-    with form_body(request) as body:
-        uploads = await receive_form(request, decoder, body)
-    return _created(request, uploads, b'{"items":[%b]}' % await _records(request, uploads))
-
-
 def form_body(request: Request[Services]) -> Body:
     """The body of a form, which must have the digest that the request declares; see Body for its refusals."""
     if "repr-digest" in request.headers:
@@ -115,7 +112,7 @@ def form_body(request: Request[Services]) -> Body:
 
 async def receive_form(request: Request[Services], decoder: FormDecoder, body: BodyBlocks) -> list[Upload]:
     """Receive the files of a form, which land together; once, if the request has an Idempotency-Key."""
-    whole = _whole_size(request)
+    whole = _whole_size(request) if "content-range" in request.headers else None
     return await _once(
         request,
         lambda: KeyedRequest(Protocol.FORM, _FORM, None, body.declared, decoder.boundary_bytes),
