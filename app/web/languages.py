@@ -65,7 +65,8 @@ class Language:
         value, unit = size / 1000, 0
         while round(value) >= 1000 and unit < len(_DECIMAL) - 1:
             value, unit = value / 1000, unit + 1
-        return f"{self._number(value, 1 if value < 9.95 else 0)}\N{NO-BREAK SPACE}{_DECIMAL[unit]}"
+        value = round(value, 1) if value < 9.95 else round(value)
+        return f"{self._number(value, 0 if value == int(value) else 1)}\N{NO-BREAK SPACE}{_DECIMAL[unit]}"
 
     def moment(self, text: str) -> str:
         """A time of the API in this language. It is UTC: the server does not know where its reader is."""
