@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from math import floor
 from pathlib import Path
 from string import Formatter
 from typing import Final
@@ -63,9 +64,9 @@ class Language:
         if size < 1000:
             return self.text("bytes", count=size)
         value, unit = size / 1000, 0
-        while round(value) >= 1000 and unit < len(_DECIMAL) - 1:
+        while value >= 999.5 and unit < len(_DECIMAL) - 1:
             value, unit = value / 1000, unit + 1
-        value = round(value, 1) if value < 9.95 else round(value)
+        value = floor(value * 10 + 0.5) / 10 if value < 9.95 else floor(value + 0.5)
         return f"{self._number(value, 0 if value == int(value) else 1)}\N{NO-BREAK SPACE}{_DECIMAL[unit]}"
 
     def moment(self, text: str) -> str:

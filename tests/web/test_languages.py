@@ -22,6 +22,8 @@ def test_every_problem_has_a_sentence_whatever_is_known_of_it(code: str) -> None
     [
         (1, "1 byte", "1 Byte"),
         (1000, "1 kB", "1 kB"),
+        (1_250, "1.3 kB", "1,3 kB"),
+        (12_500, "13 kB", "13 kB"),
         (1_549, "1.5 kB", "1,5 kB"),
         (9_949, "9.9 kB", "9,9 kB"),
         (9_950, "10 kB", "10 kB"),
