@@ -1,9 +1,9 @@
 """Chromium on the page, driven by playwright-core in a process of Node.
 
-    def test_something(browser, service):
-        tab = browser.tab(service().url)
-        tab.choose([path])
-        tab.wait_stored(1)
+def test_something(browser, service):
+    tab = browser.tab(service().url)
+    tab.choose([path])
+    tab.wait_stored(1)
 """
 
 import itertools
@@ -51,7 +51,9 @@ class Browser:
         assert "error" not in answer, answer["error"]
         return answer["value"]
 
-    def tab(self, url: str, *, beside: "Tab | None" = None, picker: bool = False, wait: bool = True, **options: Any) -> "Tab":
+    def tab(
+        self, url: str, *, beside: "Tab | None" = None, picker: bool = False, wait: bool = True, **options: Any
+    ) -> "Tab":
         """Open the page in a new browser, or beside another tab in its own; options are those of `newContext`."""
         context = beside.context if beside else f"context {next(self._numbers)}"
         self._contexts.add(context)
@@ -128,12 +130,23 @@ class Tab:
         )
 
     def wait_shown(self, text: str, within: str = "body") -> None:
-        self.run(
-            "await page.locator(values.within).getByText(values.text).first().waitFor()", text=text, within=within
-        )
+        self.run("await page.locator(values.within).getByText(values.text).first().waitFor()", text=text, within=within)
 
     def wait_uploaded(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is under way, and the page shows it."""
+        self.run(
+            """
+            await page.evaluate(async () => {
+              const { uploads } = await import("/static/scripts/uploads.js");
+              await new Promise((resolve) => {
+                const look = () => uploads.transfers.size || resolve();
+                uploads.addEventListener("change", look);
+                look();
+              });
+            });
+            """
+        )
+        self.run("await page.mouse.move(0, 0)")  # finished rows stay under the pointer
         self.wait("document.getElementById('tray').hidden")
 
     def text(self, selector: str) -> str:

@@ -18,41 +18,54 @@ WIDTHS = {"wide": 1280, "middle": 768, "narrow": 320}
 
 # What the history shows: name, bytes, and how many days ago.
 HISTORY = [
-    ("report.pdf", 2_300_000, 0), ("scan of the contract, signed by both sides.tiff", 6_100_000, 0), ("notes.md", 812, 0),
-    ("holiday/IMG_2041.jpg", 410_000, 1), ("holiday/IMG_2042.jpg", 380_000, 1), ("holiday/2026/IMG_2043.jpg", 52_000, 1),
-    ("Übersicht.ods", 44_000, 2), ("backup.tar.gz", 3_400_000, 2), ("קובץ.txt", 90, 2),
-]  # fmt: skip
+    ("report.pdf", 2_300_000, 0),
+    ("scan of the contract, signed by both sides.tiff", 6_100_000, 0),
+    ("notes.md", 812, 0),
+    ("holiday/IMG_2041.jpg", 410_000, 1),
+    ("holiday/IMG_2042.jpg", 380_000, 1),
+    ("holiday/2026/IMG_2043.jpg", 52_000, 1),
+    ("Übersicht.ods", 44_000, 2),
+    ("backup.tar.gz", 3_400_000, 2),
+    ("קובץ.txt", 90, 2),
+]
 
 # Requests of uploads that are never answered, and uploads in every state at once.
 HOLD = "await page.route('**/api/ingestion/uploads**', () => {}); await page.route('**/uploads/*', () => {})"
 STATES = """
 const { uploads } = await import("/static/scripts/uploads.js");
-const file = (name, size) => Object.defineProperty(new File([], name), "size", { value: size });
 const MB = 1_000_000;
-uploads.add([...Array(9).keys()].map((n) => ({ file: file(`IMG_${2041 + n}.jpg`, 4.1 * MB), path: `holiday/IMG_${2041 + n}.jpg`, root: null })), "b");
-uploads.add(["video.mov", "A talk about everything that was said in the last meeting, take 2.mp4", "disk.img", "report.pdf",
-  "scan.tiff", "letter.odt", "song.flac", "archive.zip", "photo.png", "draft.docx", "data.csv", "table.xlsx"]
-  .map((name, n) => ({ file: file(name, (n % 3 ? 48 : 1800) * MB), path: null, root: null })), "c");
+const found = (path, size) => {
+  const name = path.split("/").at(-1);
+  const file = Object.defineProperty(new File([], name), "size", { value: size });
+  return { file, path: path === name ? null : path, root: null };
+};
+uploads.add([...Array(9).keys()].map((n) => found(`holiday/IMG_${2041 + n}.jpg`, 4.1 * MB)), "one");
+const names = ["video.mov", "A talk about everything that was said in the last meeting, take 2.mp4", "disk.img",
+  "report.pdf", "scan.tiff", "letter.odt", "song.flac", "archive.zip", "photo.png", "draft.odt", "data.csv", "map.gpx"];
+uploads.add(names.map((name, n) => found(name, (n % 3 ? 48 : 1800) * MB)), "two");
 const all = [...uploads.transfers.values()];
-const set = (n, values) => Object.assign(all[n], values);
 const now = performance.now();
-for (const [n, at] of [[0, .4], [1, .2], [9, .82], [10, .31], [11, .05]]) {
-  set(n, { state: "sending", sent: all[n].size * at });
+const goes = (n, share) => {
+  Object.assign(all[n], { state: "sending", sent: all[n].size * share });
   all[n].rate.add(0, now - 9000);
   all[n].rate.add(9 * MB, now - 10);
-}
+};
+const is = (n, state, share, problem = null) => Object.assign(all[n], { state, sent: all[n].size * share, problem });
+goes(0, 0.4); goes(1, 0.2); goes(9, 0.82); goes(10, 0.31); goes(11, 0.05);
 uploads.rate.add(0, now - 9000);
 uploads.rate.add(162 * MB, now - 10);
-set(12, { state: "finishing", sent: all[12].size });
-set(13, { state: "waiting" });
-set(14, { state: "paused", sent: all[14].size * .6 });
-set(15, { state: "resting", problem: { code: "unavailable" }, sent: 0 });
-set(16, { state: "resting", sent: all[16].size * .1 });
-set(17, { state: "failed", problem: { code: "storage_full", detail: "the upload would use space that this server keeps free", request_id: "01a22e88-fbb9-753d-8bf9-89c5c1b00110" } });
-set(18, { state: "failed", problem: { code: "too_large", limit: 5 * 1024 ** 3, received: 9e9 } });
-set(19, { state: "missing", sent: 0 });
-set(20, { state: "asking", sent: 0 });
-uploads.total.done = 4; uploads.total.files += 4;
+is(12, "finishing", 1);
+is(13, "waiting", 0);
+is(14, "paused", 0.6);
+is(15, "resting", 0, { code: "unavailable" });
+is(16, "resting", 0.1);
+const detail = "the upload would use space that this server keeps free";
+is(17, "failed", 0.2, { code: "storage_full", detail, request_id: "01a22e88-fbb9-753d-8bf9-89c5c1b00110" });
+is(18, "failed", 0, { code: "too_large", limit: 5 * 1024 ** 3, received: 9e9 });
+is(19, "missing", 0);
+is(20, "asking", 0);
+uploads.total.done = 4;
+uploads.total.files += 4;
 uploads.dispatchEvent(new Event("change"));
 """
 
@@ -99,7 +112,7 @@ def fill(running, tab: Tab, files: Callable[..., dict[str, str]], tmp_path: Path
         """
     )
     with tab.client() as client:
-        for name, _, days in reversed(HISTORY):
+        for name, _, _ in reversed(HISTORY):
             content = (tmp_path / "files" / name).read_bytes()
             kind = "application/octet-stream"
             if name.endswith(".jpg"):
@@ -151,7 +164,7 @@ def test_every_state_of_the_page_has_a_picture(page, pictures, scheme, width):
     shoot(tab, pictures, name("filter"))
     tab.run("await page.click('#clear-filters')")
     tab.wait("document.querySelectorAll('#records .record').length >= 5")
-    tab.run("await page.locator('#records .check input').nth(1).check(); await page.locator('#records .check input').nth(3).check()")
+    tab.run("for (const n of [1, 3]) await page.locator('#records .check input').nth(n).check()")
     shoot(tab, pictures, name("selected"))
     tab.run("await page.click('#selection-delete')")
     shoot(tab, pictures, name("confirm"))
@@ -178,3 +191,37 @@ def test_every_state_of_the_page_has_a_picture(page, pictures, scheme, width):
     tab.wait("!document.getElementById('connection').hidden")
     tab.wait_shown("Waits for the network", "#transfers")
     shoot(tab, pictures, name("offline"))
+
+
+def test_a_stranger_sees_what_to_do(browser, service, pictures):
+    running = service(max_file_size="50MiB")
+    for width, size in WIDTHS.items():
+        tab = browser.tab(running.url, viewport={"width": size, "height": 700})
+        shoot(tab, pictures, f"empty-{width}-light")
+    tab = browser.tab(running.url, viewport={"width": 1280, "height": 700}, javaScriptEnabled=False, wait=False)
+    shoot(tab, pictures, "empty-without-scripts")
+
+
+def test_other_languages_and_directions_have_pictures(page, pictures):
+    for width, size in WIDTHS.items():
+        tab = page(locale="de-DE", viewport={"width": size, "height": 900})
+        tab.wait("document.querySelectorAll('#records .record').length >= 5")
+        shoot(tab, pictures, f"german-{width}")
+        tab.run(HOLD)
+        tab.run(f"await page.evaluate(async () => {{ document.documentElement.dir = 'rtl'; {STATES} }})")
+        tab.wait("document.querySelectorAll('#transfers .transfer').length >= 5")
+        shoot(tab, pictures, f"right-to-left-{width}", whole=True)
+    tab = page(forcedColors="active")
+    tab.wait("document.querySelectorAll('#records .record').length >= 5")
+    shoot(tab, pictures, "forced-colours")
+    tab = page(javaScriptEnabled=False, wait=False)
+    shoot(tab, pictures, "without-scripts")
+    tab = page()
+    tab.open("/#join=ABCD-EFGH-JKMN")
+    tab.reload()
+    tab.wait_shown("The other device will see", "dialog")
+    shoot(tab, pictures, "join")
+    tab.run("await page.keyboard.press('Escape')")
+    tab.run("await page.locator('#records').getByLabel('Share link').first().click()")
+    tab.run("await page.getByRole('button', { name: 'Make a link' }).click(); await page.waitForSelector('.links li')")
+    shoot(tab, pictures, "share")

@@ -77,6 +77,7 @@ async function take(groups) {
     const { strangers, lookalikes } = await giveFiles(group);
     uploads.add([...strangers, ...lookalikes], batch);
   }
+  uploads.rebundle();
   if (count) announce(say("chosen", { count }));
   else announce(say("chosen.nothing"));
 }
@@ -97,6 +98,7 @@ async function giveAgain(groups) {
     const refused = [...lookalikes.map((one) => [one, "again.other"]), ...strangers.map((one) => [one, "again.unknown"])];
     if (refused.length) explain(refused);
   }
+  uploads.rebundle();
 }
 
 /** Say kindly why files are not the ones that are waited for, and offer to upload them as new ones. */

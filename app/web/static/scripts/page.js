@@ -44,6 +44,7 @@ function follow() {
   const readAgain = () => attempt(() => records.reload());
   return listen((news) => {
     if (["open", "reset", "closed"].includes(news.kind)) readAgain();
+    if (["open", "reset"].includes(news.kind)) session.refreshSoon(); // a device may have joined
     if (news.kind === "broken") connection.lost();
     if (news.kind !== "upload") return;
     if (news.name === "progress") return records.progress(news.data);

@@ -171,7 +171,7 @@ class Records extends EventTarget {
       this.#timer = null;
       if (!this.isLoading) this.#arrived.clear();
       this.show();
-    }, 100);
+    }, 250);
   }
 
   /** Show what is loaded, now. */

@@ -23,6 +23,7 @@ export async function takeLeftUploads() {
     return uploads.put(transfer);
   });
   await Promise.all(taken.filter(({ root }) => states.get(root) === "granted").map(readAgain));
+  uploads.rebundle();
 }
 
 /** After a click: ask for the permission to read the files of kept handles, and go on with those that it opens. */
@@ -32,6 +33,7 @@ export async function askPermission() {
     if ((await roots.get(id).requestPermission({ mode: "read" })) !== "granted") continue;
     await Promise.all(asking.filter(({ root }) => root === id).map(readAgain));
   }
+  uploads.rebundle();
 }
 
 async function readAgain(transfer) {

@@ -1,18 +1,16 @@
 // Owns the sending of one file. A small one goes in one request, which may be repeated by its Idempotency-Key. A large
 // one goes by tus 1.0.0, in parts; after any break HEAD says where to go on.
 
-import { UPLOADS, Unreachable, ask, refusal } from "./api.js";
+import { UPLOADS, Unreachable, ask } from "./api.js";
 import { Rate } from "./rate.js";
 import { hashInBackground } from "./recognition.js";
+import { send } from "./request.js";
 
 /** Up to here a file is sent in one request: sending it again costs less than asking what arrived. */
 export const WHOLE_BYTES = 1024 * 1024;
 
 /** Bytes of one PATCH: what a proxy may hold back, and what a lost answer may cost in time. */
 const PART_BYTES = 64 * 1024 * 1024;
-
-/** So long a request may move no byte before it is broken off and the offset asked for. */
-const STALLED = 45_000;
 
 const TUS = { "Tus-Resumable": "1.0.0" };
 
@@ -37,8 +35,8 @@ export class Transfer {
   /** The AbortController of the request under way. */
   stop = null;
 
-  constructor({ id = newId(), name, path = null, size, type = "", modified = 0, root = null, batch = null }, file = null) {
-    Object.assign(this, { id, name, path, size, type, modified, root, batch, file });
+  constructor({ id = newId(), name, path = null, size, type = "", modified = 0, root = null, batch = null, bundle = null }, file = null) {
+    Object.assign(this, { id, name, path, size, type, modified, root, batch, bundle, file });
   }
 
   get isLarge() {
@@ -47,8 +45,8 @@ export class Transfer {
 
   /** What is kept over a reload. */
   get kept() {
-    const { id, name, path, size, type, modified, root, batch, url, ends } = this;
-    return { id, name, path, size, type, modified, root, batch, url, ends };
+    const { id, name, path, size, type, modified, root, batch, bundle, url, ends } = this;
+    return { id, name, path, size, type, modified, root, batch, bundle, url, ends };
   }
 
   /** Send the file; its record. `changed` is called with the bytes `moved`, and `isNew` when the URL is to be kept. Raises Refused, Unreachable, Unreadable, and AbortError when the signal says so. */
@@ -63,7 +61,7 @@ export class Transfer {
 
   /** Tell the service that the rest will not come. */
   async cancel() {
-    if (this.url) await ask("DELETE", this.url);
+    if (this.url) await send("DELETE", this.url, TUS, null, new AbortController().signal);
   }
 
   async #sendWhole(signal, changed) {
@@ -113,32 +111,11 @@ export class Transfer {
     return [Number(answer.header("Upload-Offset")), linked(answer)];
   }
 
-  /** One request by XMLHttpRequest, which alone tells how far a body has gone. */
+  /** One request with a body that begins at an offset of the file. */
   #request(method, url, headers, body, offset, signal, changed) {
-    return new Promise((resolve, reject) => {
-      const request = new XMLHttpRequest();
-      const watch = watchdog(() => request.abort());
-      request.open(method, url);
-      for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
-      request.upload.onprogress = ({ loaded }) => {
-        watch.moved();
-        const state = body && offset + loaded >= this.size ? "finishing" : "sending";
-        this.#move(state, offset + loaded, changed, Math.max(0, offset + loaded - this.sent));
-      };
-      request.onload = () => {
-        const header = (name) => request.getResponseHeader(name);
-        if (request.status < 300) resolve({ status: request.status, text: request.responseText, header });
-        else reject(refusal(request.status, request.responseText, header));
-      };
-      request.onerror = () => reject(new Unreachable(`${method} ${url}`));
-      request.onabort = () => reject(signal.aborted ? new DOMException("", "AbortError") : new Unreachable("stalled"));
-      request.onloadend = () => {
-        watch.end();
-        signal.removeEventListener("abort", abort);
-      };
-      const abort = () => request.abort();
-      signal.addEventListener("abort", abort);
-      request.send(body);
+    return send(method, url, headers, body, signal, (loaded) => {
+      const state = body && offset + loaded >= this.size ? "finishing" : "sending";
+      this.#move(state, offset + loaded, changed, Math.max(0, offset + loaded - this.sent));
     });
   }
 
@@ -151,25 +128,13 @@ export class Transfer {
   }
 }
 
-/** Calls `bark` when `moved` was not called for a while. */
-function watchdog(bark) {
-  let timer = setTimeout(bark, STALLED);
-  return {
-    moved() {
-      clearTimeout(timer);
-      timer = setTimeout(bark, STALLED);
-    },
-    end: () => clearTimeout(timer),
-  };
-}
-
 /** The record's address in the answer that finished an upload; null of every other answer. */
 function linked(answer) {
   return /<([^>]+)>;\s*rel="describedby"/.exec(answer.header("Link") ?? "")?.[1] ?? null;
 }
 
 /** Whether the browser can still read the file; one that was changed or moved looks like a broken network. */
-async function canBeRead(file) {
+export async function canBeRead(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
     return true;
@@ -182,8 +147,13 @@ function base64(text) {
   return btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 }
 
-/** A random id; crypto.randomUUID is missing on plain http. */
+// crypto.randomUUID is missing on plain http.
+const chance = [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("");
+let count = 0;
+
+/** A new id; later ones come later in order, over reloads too. */
 export function newId() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  count += 1;
+  return `${Date.now().toString(16).padStart(12, "0")}-${count.toString(16).padStart(8, "0")}-${chance}`;
 }
 

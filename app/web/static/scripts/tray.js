@@ -18,6 +18,7 @@ const ICONS = { sending: "file", finishing: "file", paused: "pause", failed: "wa
 const parts = new WeakMap();
 let rows;
 let timer = null;
+let painted = -PAUSE;
 let isPointedAt = false;
 let moveFocus = () => {};
 
@@ -56,13 +57,14 @@ async function cancelAll() {
 }
 
 function paintSoon() {
-  timer ??= setTimeout(paint, PAUSE);
+  timer ??= setTimeout(paint, Math.max(0, PAUSE - (performance.now() - painted)));
 }
 
 /** Paint now: after an action of the person nothing waits. */
 function paint() {
   clearTimeout(timer);
   timer = null;
+  painted = performance.now();
   byId("tray").hidden = !uploads.transfers.size && !(isPointedAt && rows.items.length);
   const focused = rows.items.length && byId("transfers").contains(document.activeElement) ? rows.itemOf(document.activeElement) : null;
   const place = focused ? rows.placeOf(focused.key) : -1;
@@ -139,6 +141,7 @@ function progressWords() {
 function stillWords(all, paused, waiting) {
   if (paused) return say("tray.paused", { count: paused });
   if (waiting) return say("tray.stopped");
+  if (!all.length) return say("tray.done"); // the rows stay as long as the pointer is over them
   return say("tray.failed", { count: all.length });
 }
 

@@ -1,11 +1,12 @@
 // Owns the uploads of this tab that are not finished: which run, which wait and for what, and what comes after an error.
 
-import { Refused, Unreachable, state } from "./api.js";
+import { FILES, Refused, Unreachable, ask, state } from "./api.js";
+import { Bundle, fits } from "./bundle.js";
 import { connection } from "./connection.js";
 import { forget, keep, keepRoot } from "./kept.js";
 import { Rate } from "./rate.js";
 import { session } from "./session.js";
-import { Transfer, Unreadable, newId } from "./transfer.js";
+import { Transfer, Unreadable, canBeRead, newId } from "./transfer.js";
 
 /** Browsers have six connections to an origin; the events need one. Large files leave one more free for all else. */
 const AT_ONCE = 5;
@@ -38,6 +39,8 @@ class Folder {
 class Uploads extends EventTarget {
   transfers = new Map();
   folders = new Map();
+  /** Small files that go together, by the id that their transfers name. */
+  #bundles = new Map();
   rate = new Rate();
   /** What the row of all together tells: everything since the list was last empty. */
   total = { files: 0, done: 0, size: 0, doneSize: 0 };
@@ -65,8 +68,46 @@ class Uploads extends EventTarget {
     for (const transfer of added) {
       if (most && transfer.size > most) this.#fail(transfer, { code: "too_large", limit: most, received: transfer.size });
     }
-    this.#keep(added.filter((transfer) => transfer.state !== "failed"));
-    this.#pump();
+    const waiting = added.filter((transfer) => transfer.state !== "failed");
+    this.#bundle(waiting.filter(fits));
+    this.#pumpLater(() => this.#keep(waiting.filter((one) => this.transfers.has(one.id))));
+  }
+
+  /** Begin when the rows are painted: ten thousand are shown first, and sent then. */
+  #pumpLater(first = () => {}) {
+    this.#changed();
+    requestAnimationFrame(() =>
+      setTimeout(() => {
+        first();
+        this.#pump();
+      }),
+    );
+  }
+
+  #bundle(small) {
+    if (small.length < 2) return;
+    let bundle = null;
+    for (const transfer of small) {
+      if (bundle?.take(transfer)) continue;
+      bundle = new Bundle();
+      bundle.take(transfer);
+      this.#bundles.set(bundle.id, bundle);
+    }
+  }
+
+  /** Bundles that a reload left are sent as they were, for they may have landed. Those that are not complete are not. */
+  rebundle() {
+    const groups = new Map();
+    for (const transfer of this.transfers.values()) {
+      if (transfer.bundle && !this.#bundles.has(transfer.bundle)) groups.set(transfer.bundle, [...(groups.get(transfer.bundle) ?? []), transfer]);
+    }
+    for (const [id, members] of groups) {
+      const bundle = new Bundle(id);
+      const isWhole = members.every((one) => one.state === "waiting" && bundle.take(one));
+      if (isWhole) this.#bundles.set(id, bundle);
+      else members.forEach((one) => one.file && (one.bundle = null));
+    }
+    this.#pumpLater();
   }
 
   /** Take a transfer into the list, new or left by a reload; the transfer. */
@@ -81,7 +122,6 @@ class Uploads extends EventTarget {
       folder.transfers.add(transfer);
       transfer.folder = folder;
     }
-    this.#changed();
     return transfer;
   }
 
@@ -116,8 +156,10 @@ class Uploads extends EventTarget {
     this.#changed();
   }
 
+  /** Pause one. What is on its way with others goes on: it may have landed by now. */
   pause(transfer) {
-    if (!["waiting", "sending", "finishing", "resting"].includes(transfer.state)) return;
+    const isTogether = this.#bundles.get(transfer.bundle)?.isSent;
+    if (isTogether || !["waiting", "sending", "finishing", "resting"].includes(transfer.state)) return;
     transfer.state = "paused";
     transfer.rate.reset();
     transfer.stop?.abort();
@@ -144,6 +186,8 @@ class Uploads extends EventTarget {
   async cancel(transfer) {
     transfer.state = "cancelled";
     transfer.stop?.abort();
+    const bundle = this.#bundles.get(transfer.bundle);
+    if (bundle && !bundle.isSent) this.#release(bundle, transfer);
     this.#remove(transfer);
     this.total.files -= 1;
     this.total.size -= transfer.size;
@@ -152,10 +196,18 @@ class Uploads extends EventTarget {
       transfer.folder.size -= transfer.size;
     }
     this.#pump();
+    await this.#tell(() => transfer.cancel());
+  }
+
+  #discard(record) {
+    return this.#tell(() => ask("DELETE", `${FILES}/${record.id}`));
+  }
+
+  /** Tell the service what is not wanted any more. What it does not hear expires by itself, or stands in the history. */
+  async #tell(work) {
     try {
-      await transfer.cancel();
+      await work();
     } catch (error) {
-      // What cannot be cancelled now expires by itself.
       if (error instanceof Unreachable) connection.lost();
       else if (!(error instanceof Refused)) throw error;
     }
@@ -177,39 +229,77 @@ class Uploads extends EventTarget {
 
   #pump() {
     if (!connection.isUp) return;
-    let large = [...this.#running].filter((transfer) => transfer.isLarge).length;
+    let large = [...this.#running].filter((job) => job.isLarge).length;
     for (const transfer of this.transfers.values()) {
       if (this.#running.size >= AT_ONCE) return;
-      if (transfer.state !== "waiting" || this.#running.has(transfer)) continue;
-      if (transfer.isLarge && large >= LARGE_AT_ONCE) continue;
+      if (transfer.state !== "waiting" || (transfer.isLarge && large >= LARGE_AT_ONCE)) continue;
+      const job = transfer.bundle ? this.#ready(this.#bundles.get(transfer.bundle)) : transfer;
+      if (!job || this.#running.has(job)) continue;
       large += transfer.isLarge;
-      this.#run(transfer);
+      this.#run(job);
     }
   }
 
-  async #run(transfer) {
-    this.#running.add(transfer);
-    transfer.stop = new AbortController();
+  /** A bundle that may go now, without its members that are paused; null if it must wait. */
+  #ready(bundle) {
+    if (!bundle || bundle.members.some((one) => one.state === "resting")) return null;
+    const paused = bundle.isSent ? [] : bundle.members.filter((one) => one.state === "paused");
+    paused.forEach((one) => this.#release(bundle, one));
+    return bundle;
+  }
+
+  /** Let a transfer go its own way; the bundle has another id then. */
+  #release(bundle, transfer) {
+    this.#bundles.delete(bundle.id);
+    bundle.release(transfer);
+    if (bundle.members.length) this.#bundles.set(bundle.id, bundle);
+    this.#keep([transfer, ...bundle.members]);
+  }
+
+  /** Send a transfer or a bundle of them. */
+  async #run(job) {
+    const members = job.members ?? [job];
+    this.#running.add(job);
+    for (const one of members) one.state = "sending";
+    job.stop = new AbortController();
     try {
       await session.begin();
-      const record = await transfer.send(transfer.stop.signal, (news) => this.#note(transfer, news));
-      this.#finish(transfer, record);
+      job.stop.signal.throwIfAborted();
+      const sent = await job.send(job.stop.signal, (news) => this.#note(members, news));
+      [sent].flat().forEach((record, at) => this.#finish(members[at], record));
+      if (job.members) this.#bundles.delete(job.id);
     } catch (error) {
-      this.#judge(transfer, error);
+      await this.#judgeAll(job, members, error);
     } finally {
-      transfer.stop = null;
-      this.#running.delete(transfer);
+      job.stop = null;
+      this.#running.delete(job);
       this.#changed();
       this.#pump();
     }
   }
 
-  #note(transfer, { moved, isNew }) {
+  /** What an error means for all that were sent together. A refusal is about one of them: each is tried alone. */
+  async #judgeAll(job, members, error) {
+    if (!job.members) return this.#judge(job, error);
+    if (error instanceof Refused && !PASSING.has(error.status)) {
+      this.#bundles.delete(job.id);
+      for (const one of members) Object.assign(one, { bundle: null, state: one.state === "cancelled" ? "cancelled" : "waiting", sent: 0 });
+      return;
+    }
+    for (const one of members) {
+      if (one.state === "cancelled") continue;
+      const isGone = error instanceof Unreachable && !(await canBeRead(one.file));
+      if (isGone) this.#release(job, one);
+      this.#judge(one, isGone ? new Unreadable() : error);
+    }
+  }
+
+  #note(members, { moved, isNew }) {
     if (moved) {
       this.rate.add(moved);
-      transfer.failures = 0;
+      for (const one of members) one.failures = 0;
     }
-    if (isNew) this.#keep([transfer]);
+    if (isNew) this.#keep(members);
     this.#changed();
   }
 
@@ -256,6 +346,7 @@ class Uploads extends EventTarget {
   }
 
   #finish(transfer, record) {
+    if (transfer.state === "cancelled") return this.#discard(record); // it was on its way with others
     transfer.state = "done";
     for (const sum of [this.total, transfer.folder]) {
       if (!sum) continue;
