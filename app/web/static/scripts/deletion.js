@@ -69,7 +69,7 @@ async function commit({ deleted }, isLeaving) {
 function words({ deleted }) {
   const bytes = deleted.reduce((sum, one) => sum + one.size, 0);
   return deleted.length === 1
-    ? say("undo.one", { name: deleted[0].filename })
+    ? say("undo.it", { name: deleted[0].filename })
     : say("undo.many", { count: deleted.length, size: size(bytes) });
 }
 

@@ -104,7 +104,7 @@ function makeRow(item) {
   const { record } = item;
   const check = element("input", { type: "checkbox", change: ({ target }) => selection.set(record.id, target.checked) });
   const name = nameElement();
-  const note = element("span", { class: "note" });
+  const note = element("bdi");
   const lead = element("span", { class: "lead" }, icon("file"));
   const bytes = element("span", { class: "size" });
   const time = element("time", { datetime: record.created_at, title: record.created_at });
@@ -122,7 +122,7 @@ function makeRow(item) {
     { class: `row record${seen.has(record.id) ? "" : " new"}` },
     element("label", { class: "check" }, check),
     lead,
-    element("div", { class: "title" }, element("button", { type: "button", class: "plain", title: say("details"), click: () => details(current()) }, name), note),
+    element("div", { class: "title" }, element("button", { type: "button", class: "plain", title: say("details"), click: () => details(current()) }, name), element("span", { class: "note" }, note)),
     bytes,
     time,
     status,

@@ -7,7 +7,7 @@ import { say } from "./words.js";
 /** Open a sheet with a title and content. Returns it; its "close" event says that it was closed. */
 export function openSheet(title, ...content) {
   const heading = element("h2", { id: "sheet-title", text: title });
-  const sheet = element("dialog", { class: "sheet", "aria-labelledby": "sheet-title" });
+  const sheet = element("dialog", { class: "sheet", "aria-labelledby": "sheet-title", autofocus: true });
   const close = iconButton("cancel", say("close"), () => sheet.close());
   sheet.append(element("header", {}, heading, close), ...content);
   sheet.addEventListener("click", (event) => event.target === sheet && sheet.close());

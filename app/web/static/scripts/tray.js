@@ -150,18 +150,18 @@ function stillWords(all, paused, waiting) {
 function makeRow(item) {
   const lead = item.folder ? expander(item.folder) : element("span", { class: "lead" }, icon("wait"));
   const name = nameElement();
-  const note = element("span", { class: "note" });
+  const note = element("bdi");
   const total = element("span", { class: "size" });
   const bar = element("progress", { max: 1 });
   const share = element("span", { class: "share" });
   const why = iconButton("info", say("details"), () => showFailure(item.transfer));
   const go = iconButton("pause", say("pause"), () => act(item));
-  const stop = iconButton("cancel", say("cancel.one"), () => cancel(item));
+  const stop = iconButton("cancel", say("cancel.it"), () => cancel(item));
   const row = element(
     "li",
     { class: `row transfer${item.isInner ? " inner" : ""}` },
     lead,
-    element("div", { class: "title" }, name, note),
+    element("div", { class: "title" }, name, element("span", { class: "note" }, note)),
     total,
     element("div", { class: "bar" }, bar, share),
     element("div", { class: "actions" }, why, go, stop),
@@ -212,7 +212,7 @@ function changeTransfer(part, row, transfer) {
   changeBar(part, transfer.sent, transfer.size, transfer.name);
   const [name, words] = actionOf(transfer);
   changeAction(part, name, words, name !== null);
-  setLabel(part.stop, say(state === "failed" ? "remove" : "cancel.one"));
+  setLabel(part.stop, say(state === "failed" ? "remove" : "cancel.it"));
   part.why.hidden = state !== "failed" || !transfer.problem.detail;
 }
 
