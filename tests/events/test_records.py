@@ -1,0 +1,130 @@
+"""The order of changes: a reader that goes on behind the last id misses nothing and sees nothing twice."""
+
+import asyncio
+import random
+
+import pytest
+
+from app.db.queryable import Transaction
+from app.events import records
+from app.model import Failure, Protocol, Status, Upload
+from app.uploads import records as upload_records
+from tests.support.unreliable import NOW, opened
+
+pytestmark = pytest.mark.asyncio
+
+
+def upload(number: int, status: Status = Status.COMPLETED, session_id: str = "mine") -> Upload:
+    there = status in {Status.COMPLETED, Status.DELETED}
+    return Upload(
+        id=f"00000000-0000-7000-8000-{number:012d}",
+        session_id=session_id,
+        filename="a",
+        content_type=None,
+        size=1,
+        sha256="0" * 64 if there else None,
+        status=status,
+        protocol=Protocol.TUS,
+        created_at=NOW,
+        completed_at=NOW if there else None,
+        error=Failure(code="x", detail="") if status is Status.FAILED else None,
+    )
+
+
+async def kinds(db, number):
+    return [change.kind for change in await records.list_from(db, 0, 1000) if change.upload_id == upload(number).id]
+
+
+@pytest.fixture
+async def db(database_url):
+    db = await opened(database_url)
+    yield db
+    await db.close()
+
+
+async def test_each_change_of_a_record_is_recorded_once(db):
+    await upload_records.insert_uploads(db, [upload(1)])
+    await upload_records.insert_uploads(db, [upload(2, Status.UPLOADING)])
+    await db.run("advance_upload", upload_id=upload(2).id, size_bytes=1, status="uploading")
+    await upload_records.insert_uploads(db, [upload(2)])
+    await upload_records.insert_uploads(db, [upload(2)])  # again, after a lost answer
+    await upload_records.fail_uploads(db, [upload(2).id], "lost", "")
+    await upload_records.repair_uploads(db, [upload(2).id])
+    await upload_records.delete_upload(db, "mine", upload(2).id, NOW)
+    await upload_records.insert_uploads(db, [upload(3, Status.UPLOADING)])
+    await db.run("end_upload", upload_id=upload(3).id, status="expired")
+    assert await kinds(db, 1) == ["created", "completed"]
+    assert await kinds(db, 2) == ["created", "completed", "failed", "completed", "deleted"]
+    assert await kinds(db, 3) == ["created", "expired"]
+    everything = await records.list_from(db, 0, 100)
+    assert await records.list_of_session(db, "mine", 0, everything[-1].id, 100) == everything
+    assert await records.list_of_session(db, "mine", everything[2].id, everything[4].id, 100) == everything[3:5]
+    assert await records.list_of_session(db, "other", 0, everything[-1].id, 100) == []
+
+
+async def test_a_transaction_that_is_taken_back_leaves_no_change(db):
+    class Thought(Exception):
+        pass
+
+    async def run(transaction: Transaction) -> None:
+        await upload_records.insert_uploads(transaction, [upload(1)])
+        raise Thought
+
+    with pytest.raises(Thought):
+        await db.transaction(run)
+    assert await records.list_from(db, 0, 10) == []
+
+
+async def test_a_reader_beside_many_writers_misses_nothing_and_repeats_nothing(database_url):
+    """Transactions of several processes commit in another order than they began."""
+    writers = [await opened(database_url) for _ in range(3)]
+    reader = await opened(database_url)
+    rounds, done = 25, asyncio.Event()
+
+    async def write(db, first):
+        for number in range(first, first + rounds):
+
+            async def run(transaction: Transaction, number: int = number) -> None:
+                await upload_records.insert_uploads(transaction, [upload(number, session_id=f"session {number % 5}")])
+                for _ in range(random.randrange(4)):  # others may commit meanwhile
+                    await asyncio.sleep(0)
+
+            await db.transaction(run)
+
+    async def read():
+        seen, after = [], 0
+        while True:
+            last = done.is_set()
+            page = await records.list_from(reader, after + 1, 7)
+            seen += page
+            after = page[-1].id if page else after
+            if last and not page:
+                return seen
+            await asyncio.sleep(0)
+
+    reading = asyncio.create_task(read())
+    await asyncio.gather(*(write(db, 1000 * each + 100 * at) for each, db in enumerate(writers) for at in range(3)))
+    done.set()
+    seen = await reading
+    assert seen == await records.list_from(reader, 0, 10_000)
+    assert len(seen) == 2 * 9 * rounds
+    assert [change.kind for change in seen[::2]] == ["created"] * 9 * rounds
+    for db in (*writers, reader):
+        await db.close()
+
+
+async def test_old_changes_are_forgotten_from_the_oldest_on(db):
+    await upload_records.insert_uploads(db, [upload(number) for number in range(5)])
+    changes = await records.list_from(db, 0, 100)
+    assert await records.forget(db, changes[0].at, 3) == 0
+    assert await records.forget(db, 2**62, 3) == 3
+    assert await records.list_from(db, 0, 100) == changes[3:]
+
+
+async def test_the_newest_change_is_never_forgotten(db):
+    await upload_records.insert_uploads(db, [upload(1)])
+    newest = await records.find_newest(db)
+    while await records.forget(db, 2**62, 3):
+        pass
+    assert await records.list_from(db, 0, 100) == [newest]
+    assert await records.find(db, newest.id) == newest
