@@ -173,11 +173,15 @@ class EventStreams:
                 if newest == self._newest:
                     await self._begin_again()
                 return
-            events = await self._reader.write([change for change in changes if change.session_id in self._streams])
+            sessions = set(self._streams)
+            events = await self._reader.write([change for change in changes if change.session_id in sessions])
             self._newest = ChangePosition(changes[-1].id, changes[-1].at)
             for block, session_id, position in events:
                 for stream in self._streams.get(session_id, ()):
                     stream.add(block, position)
+            for stream in self._all():
+                if stream.session_id not in sessions:  # it came meanwhile
+                    stream.fall_behind()
 
     async def _begin_again(self) -> None:
         """Have all listeners read the history again: the database was replaced by another, or an older one."""

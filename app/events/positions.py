@@ -20,7 +20,7 @@ class ChangePosition(NamedTuple):
 
 
 START: Final = ChangePosition(0, 0)
-"""The position before the first change of all."""
+"""The position before all changes, where there are none, not even the one that every database begins with."""
 
 
 class Positions:

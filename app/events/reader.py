@@ -36,8 +36,6 @@ class EventReader:
     async def find(self, text: str) -> ChangePosition | None:
         """Find the position that a client kept; None if it is unknown, or too old."""
         position = self._positions.read(text)
-        if position == START:  # known as long as nothing was forgotten
-            return position if await records.find(self._db, 1) or await self.find_newest() == START else None
         found = None if position is None else await records.find(self._db, position.id)
         return position if found is not None and _position(found) == position else None
 

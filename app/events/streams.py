@@ -36,7 +36,8 @@ class Stream:
             self._pending_until = position
         if self._pending_bytes > _PENDING_BYTES:
             self.fall_behind()
-        self.wake.set()
+        else:
+            self.wake.set()
 
     def take(self) -> bytes:
         """Take all that is to be sent now; b"" if nothing is."""
@@ -53,6 +54,7 @@ class Stream:
         self._pending_until = self.position
         self.looked_through = self.position.id
         self.behind = True
+        self.wake.set()
 
     def catch_up(self, position: ChangePosition) -> None:
         """Go on with what is new, after everything up to `position` has been sent."""

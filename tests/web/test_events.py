@@ -168,28 +168,37 @@ async def test_what_becomes_of_an_upload_is_told(service: Service) -> None:
         await listener.nothing_more(client)
 
 
-async def test_a_listener_that_comes_back_misses_nothing_and_hears_nothing_twice(service: Service) -> None:
-    client = service.client()
-    await client.post("/api/session")
-    heard: list[tuple[str, str]] = []
-    position = None
-    sent: list[str] = []
+async def test_listeners_that_come_back_miss_nothing_and_hear_nothing_twice(service: Service) -> None:
+    """Several sessions: what is read for one may be on its way while another begins to listen."""
 
-    async def upload() -> None:
-        while len(sent) < 30:
-            sent.append(await stored(client))
+    async def one() -> None:
+        client = service.client()
+        await client.post("/api/session")
+        heard: list[tuple[str, str]] = []
+        position = None
+        sent: list[str] = []
 
-    uploading = asyncio.create_task(upload())
-    while not uploading.done() or len(heard) < 60:
+        async def upload() -> None:
+            while len(sent) < 30:
+                sent.append(await stored(client))
+
+        async with listening(client) as listener:
+            position = listener.position
+        uploading = asyncio.create_task(upload())
+        while not uploading.done() or len(heard) < 60:
+            async with listening(client, position) as listener:
+                for _ in range(min(random.randrange(1, 6), 60 - len(heard))):
+                    told = await listener.next()
+                    heard.append(told.what)
+                    position = told.position
+        await uploading
+        assert heard == [(upload_id, kind) for upload_id in sent for kind in ("created", "completed")]
         async with listening(client, position) as listener:
-            for _ in range(min(random.randrange(1, 12), 60 - len(heard))):
-                told = await listener.next()
-                heard.append(told.what)
-                position = told.position
-    await uploading
-    assert heard == [(upload_id, kind) for upload_id in sent for kind in ("created", "completed")]
-    async with listening(client, position) as listener:
-        await listener.nothing_more(client)
+            await listener.nothing_more(client)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(one())
 
 
 async def test_the_url_may_name_the_position_and_a_reconnect_comes_before_it(service: Service) -> None:

@@ -2,7 +2,8 @@
 -- What happened to uploads, in the order in which it was committed: whoever has read up to an id misses nothing by
 -- going on behind it. Written by triggers, so by whoever changes a record, in the same transaction. kind is 'created',
 -- once and first for each upload, or the status that it has from then on; or 'joined', without an upload, when another
--- session's uploads began to come to this one, and when they all had.
+-- session's uploads began to come to this one, and when they all had. The first row, 'begun', is of no session: so there
+-- is always a row to go on behind.
 -- Differs from sqlite: many transactions write at once. Each takes the one lock at its end, as the last of all its locks,
 -- and keeps it until it is committed, so ids are in the order of commits.
 CREATE TABLE changes (
@@ -13,6 +14,9 @@ CREATE TABLE changes (
     at_us       BIGINT            NOT NULL,
     CONSTRAINT changes_are_numbered PRIMARY KEY (id)
 );
+
+INSERT INTO changes (session_id, kind, at_us)
+VALUES ('', 'begun', floor(extract(epoch FROM clock_timestamp()) * 1000000));
 
 CREATE FUNCTION record_change() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 DECLARE

@@ -2,7 +2,8 @@
 -- What happened to uploads, in the order in which it was committed: whoever has read up to an id misses nothing by
 -- going on behind it. Written by triggers, so by whoever changes a record, in the same transaction. kind is 'created',
 -- once and first for each upload, or the status that it has from then on; or 'joined', without an upload, when another
--- session's uploads began to come to this one, and when they all had.
+-- session's uploads began to come to this one, and when they all had. The first row, 'begun', is of no session: so there
+-- is always a row to go on behind.
 -- Differs from postgresql: one transaction writes at a time, so ids are in the order of commits by themselves.
 CREATE TABLE changes (
     id          INTEGER  NOT NULL,
@@ -12,6 +13,9 @@ CREATE TABLE changes (
     at_us       INTEGER  NOT NULL,
     CONSTRAINT changes_are_numbered PRIMARY KEY (id AUTOINCREMENT)
 ) STRICT;
+
+INSERT INTO changes (session_id, kind, at_us)
+VALUES ('', 'begun', CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER));
 
 CREATE TRIGGER uploads_inserted_are_changes AFTER INSERT ON uploads
 BEGIN
