@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+import re
 
 import pytest
 
+from app.db import queries
 from app.db.queryable import Transaction
 from app.events import records
 from app.model import Failure, Protocol, Status, Upload
@@ -49,24 +51,58 @@ async def db(database_url):
     await db.close()
 
 
-async def test_each_change_of_a_record_is_recorded_once(db):
-    await upload_records.insert_uploads(db, [upload(1)])
-    await upload_records.insert_uploads(db, [upload(2, Status.UPLOADING)])
-    await db.run("advance_upload", upload_id=upload(2).id, size_bytes=1, status="uploading")
-    await upload_records.insert_uploads(db, [upload(2)])
-    await upload_records.insert_uploads(db, [upload(2)])  # again, after a lost answer
-    await upload_records.fail_uploads(db, [upload(2).id], "lost", "")
-    await upload_records.repair_uploads(db, [upload(2).id])
-    await upload_records.delete_upload(db, "mine", upload(2).id, NOW)
-    await upload_records.insert_uploads(db, [upload(3, Status.UPLOADING)])
-    await db.run("end_upload", upload_id=upload(3).id, status="expired")
-    assert await kinds(db, 1) == ["created", "completed"]
-    assert await kinds(db, 2) == ["created", "completed", "failed", "completed", "deleted"]
-    assert await kinds(db, 3) == ["created", "expired"]
+async def change(db, number, how):
+    """Write the record by this statement."""
+    upload_id = upload(number).id
+    match how:
+        case "insert_uploads":
+            await upload_records.insert_uploads(db, [upload(number)])
+        case "advance_upload":
+            await db.run("advance_upload", upload_id=upload_id, size_bytes=1, status="uploading")
+        case "end_upload":
+            await db.run("end_upload", upload_id=upload_id, status="expired")
+        case "fail_uploads":
+            await upload_records.fail_uploads(db, [upload_id], "lost", "")
+        case "repair_uploads":
+            await upload_records.repair_uploads(db, [upload_id])
+        case "delete_session_uploads":
+            await upload_records.delete_session_uploads(db, "mine", [upload_id], NOW)
+        case "delete_uploads":
+            await upload_records.delete_uploads(db, [upload_id], NOW)
+
+
+# How records are changed, and what is told of it; the last three change no status: a record moves to another session,
+# which tells of it (`joined`), is forgotten when it is old, or nothing is written at all.
+LIVES = [
+    (["insert_uploads", "insert_uploads"], ["created", "completed"]),  # again, after a lost answer
+    (["insert_uploads", "fail_uploads", "repair_uploads"], ["created", "completed", "failed", "completed"]),
+    (["insert_uploads", "delete_session_uploads", "delete_session_uploads"], ["created", "completed", "deleted"]),
+    (["insert_uploads", "delete_uploads"], ["created", "completed", "deleted"]),
+    (["begun", "advance_upload", "insert_uploads"], ["created", "completed"]),
+    (["begun", "end_upload"], ["created", "expired"]),
+]
+SILENT = {"move_uploads", "delete_failed_uploads", "try_recording"}
+
+
+async def test_each_change_of_a_record_is_told_once(db):
+    for number, (ways, told) in enumerate(LIVES):
+        if ways[0] == "begun":
+            await upload_records.insert_uploads(db, [upload(number, Status.UPLOADING)])
+        for how in ways:
+            await change(db, number, how)
+        assert await kinds(db, number) == told
     everything = await changes_of(db)
-    assert await records.list_of_session(db, "mine", 0, everything[-1].id, 100) == everything
+    assert await records.list_of_session(db, "mine", BEGUN, everything[-1].id, 100) == everything
     assert await records.list_of_session(db, "mine", everything[2].id, everything[4].id, 100) == everything[3:5]
-    assert await records.list_of_session(db, "other", 0, everything[-1].id, 100) == []
+    assert await records.list_of_session(db, "other", BEGUN, everything[-1].id, 100) == []
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+async def test_every_statement_that_writes_records_is_tried_here(dialect):
+    """Whoever adds one to the service will say here what is told of it."""
+    writes = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM) uploads\b")
+    found = {name for name, query in queries.load(dialect).items() if writes.search(query.statement)}
+    assert found == {how for ways, _ in LIVES for how in ways if how != "begun"} | SILENT
 
 
 async def test_a_transaction_that_is_taken_back_leaves_no_change(db):

@@ -148,7 +148,7 @@ async def test_every_way_to_upload_is_told_as_created_then_completed(service: Se
         await listener.nothing_more(client)
 
 
-async def test_what_becomes_of_an_upload_is_told(service: Service) -> None:
+async def test_the_end_of_an_upload_is_told(service: Service) -> None:
     client = service.client()
     first, second = await stored(client), await stored(client)
     async with listening(client) as listener:
