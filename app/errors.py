@@ -295,6 +295,12 @@ class RateLimited(UploadError):
         self.members = {"limit": limit}
 
 
+class TooManyStreams(RateLimited):
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.args = (f"{limit} streams of events of this session are open; close one of them",)
+
+
 class Internal(UploadError):
     code, status, title = "internal", 500, "Something went wrong here"
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import cache, partial
@@ -21,6 +21,9 @@ from app.db import migrate
 from app.db.database import Db
 from app.db.schema import SchemaWatch
 from app.errors import Unusable, UploadError
+from app.events import EventStreams
+from app.events.positions import Positions
+from app.events.records import Offset
 from app.idempotency import IdempotencyKeys
 from app.ids import new_code, new_id, new_key, now_us
 from app.links import ShareLinks
@@ -50,6 +53,7 @@ from app.storage.local import LocalStorage
 from app.uploads.group_commit import Publisher
 from app.uploads.ingest import Ingest, IngestLimits
 from app.uploads.lookup import Lookup
+from app.web.base_path import as_json
 from app.web.cors import CorsMiddleware
 from app.web.exchange import ExchangeMiddleware
 from app.web.page import refused
@@ -251,21 +255,17 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
         once = IdempotencyKeys(db, metrics, now_us=now_us, new_id=new_id)
         _read_gauges(metrics, storage, db)
         schema = SchemaWatch(db)
-        works: list[Coroutine[Any, Any, None]] = [
+        events, stopping = _events(settings, db, keys, resumes, metrics), asyncio.Event()
+        works = [
             sessions.last_seen.keep(ingest.sessions_in_use),
             sessions.linking.merges.run(partial(storage.alone_at, "merges")),
             sweeper.run(settings.sweep_interval.total_seconds()),
             once.renew(),
             resumes.run(),
-            metrics.watch(),
-            db.watch(),
             schema.run(),
-            migrate.keep_building(db, now_us=now_us),
+            events.run(stopping),
+            *_upkeep(settings, storage, db, quotas, metrics),
         ]
-        if quotas is not None:
-            works.append(quotas.run())
-        if settings.scrub_rate:
-            works.append(Scrubber(storage, db, rate=settings.scrub_rate, now_us=now_us, metrics=metrics).run())
         stack.push_async_callback(_stop, [asyncio.create_task(work) for work in works])
         yield Services(
             settings=settings,
@@ -277,12 +277,42 @@ async def services(settings: Settings, worker_slots: WorkerSlots | None = None) 
             once=once,
             resumes=resumes,
             links=ShareLinks(db, max_age=settings.link_max_age, now_us=now_us, new_id=new_id, new_key=new_key),
+            events=events,
+            stopping=stopping,
             sessions=sessions,
             cursors=Signer(keys, "cursor"),
             now_us=now_us,
             templates=Templates(settings),
             metrics=metrics,
         )
+
+
+def _upkeep(
+    settings: Settings, storage: Storage, db: Db, quotas: Quotas | None, metrics: Metrics
+) -> Iterator[Coroutine[Any, Any, None]]:
+    yield metrics.watch()
+    yield db.watch()
+    yield migrate.keep_building(db, now_us=now_us)
+    if quotas is not None:
+        yield quotas.run()
+    if settings.scrub_rate:
+        yield Scrubber(storage, db, rate=settings.scrub_rate, now_us=now_us, metrics=metrics).run()
+
+
+def _events(settings: Settings, db: Db, keys: Sequence[str], resumes: Resumables, metrics: Metrics) -> EventStreams:
+    def receiving(session_ids: set[str]) -> Iterator[Offset]:
+        for resource, offset in resumes.receiving(session_ids):
+            yield Offset(resource.upload_id, resource.session_id, offset, resource.length)
+
+    events = EventStreams(
+        db,
+        Positions(Signer(keys, "position")),
+        encode=partial(as_json, base=settings.base_path),
+        receiving=receiving,
+        now_us=now_us,
+    )
+    metrics.event_streams.read = events.count
+    return events
 
 
 def _read_gauges(metrics: Metrics, storage: Storage, db: Db) -> None:

@@ -25,7 +25,7 @@ errors → annotations durations → model
 history ids cancellation background plausibility signing → config metrics → logs
 protocols storage db
 *records
-sessions quotas idempotency → uploads → resumables → links → maintenance → backup
+sessions quotas idempotency → uploads → resumables → links events → maintenance → backup
 web
 secret_key → main → checks server
 cli → __main__

@@ -10,6 +10,7 @@ import structlog
 from app.background import attempt, every
 from app.db.database import Db
 from app.db.queryable import Transaction
+from app.events import records as change_records
 from app.idempotency import records as key_records
 from app.links import records as link_records
 from app.maintenance import retention, trash
@@ -33,6 +34,8 @@ EMPTY_SESSION_US: Final = 86_400_000_000
 """A session that never uploaded ends a day after its last use, and is deleted a day later."""
 KEY_GRACE_US: Final = 3_600_000_000
 """How long an expired claim is kept: its request may just be slow, and keep the key if no other wanted it."""
+CHANGES_RETAINED_US: Final = 86_400_000_000
+"""How long a change is kept for listeners that come back."""
 LINKS_REMEMBERED_US: Final = 7 * 86_400_000_000
 """How long a link whose time is over is answered by 410, and not as an unknown one."""
 _AT_ONCE: Final = 500
@@ -135,6 +138,7 @@ class Sweeper:
                     swept.uploads_expired, swept.uploads_completed = done.expired, done.completed
                     swept.partials_removed = done.files_removed
                 swept.keys_forgotten = await self._sweep_keys()
+                await self._sweep_changes()
                 aside = await self._look_over_trash(swept)
                 await self._sweep_files(swept, aside.unknown)
                 swept.uploads_deleted = await retention.delete_expired(self._storage, self._db, self._now_us())
@@ -153,6 +157,13 @@ class Sweeper:
         self._metrics.sweeps["done" if swept.stopped is None else "stopped"].add()
         for what, counter in self._metrics.swept.items():
             counter.add(getattr(swept, what))
+
+    async def _sweep_changes(self) -> None:
+        """Delete changes that no listener who comes back may ask for any more."""
+        before_us = self._now_us() - CHANGES_RETAINED_US
+        while found := await change_records.forget(self._db, before_us, _AT_ONCE):
+            log.debug("changes forgotten", changes=found)
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _sweep_keys(self) -> int:
         """Delete expired Idempotency-Keys."""

@@ -106,6 +106,7 @@ class Metrics:
     batch_files: Histogram
     batch_rows: Histogram
     live_uploads: Gauge
+    event_streams: Gauge
     staged_bytes: Gauge
     slots: Gauge
     free_slots: Gauge

@@ -83,6 +83,7 @@ FAMILIES: Final = (
     Row("batch_files", "histogram", "waybill_batch_files", "Files that were made durable together.", bounds=_BATCH),
     Row("batch_rows", "histogram", "waybill_batch_rows", "Records that were committed together.", bounds=_BATCH),
     Row("live_uploads", "gauge", "waybill_live_uploads", "Requests that send files now."),
+    Row("event_streams", "gauge", "waybill_event_streams", "Streams of events that are open."),
     Row("staged_bytes", "gauge", "waybill_staged_bytes", "Bytes received and not yet published, in memory or not."),
     Row("slots", "gauge", "waybill_database_slots", "Connections to the database that may be open."),
     Row("free_slots", "gauge", "waybill_database_slots_free", "Those of them that nobody uses now."),

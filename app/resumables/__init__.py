@@ -6,7 +6,7 @@ for the same upload the newest gets the writer lock (`writer_lock`).
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -133,6 +133,12 @@ class Resumables:
 
         parts = self._parts
         return Appending(self._ingest, parts.locks, parts.completions, parts.writer, hash_of(key), appendable, request)
+
+    def receiving(self, session_ids: Container[str]) -> Iterator[tuple[Resource, int]]:
+        """Iterate over the uploads of these sessions to which this process is appending, and how far each is."""
+        for landing in self._ingest.landings_of(session_ids):
+            if isinstance(landing, Appending) and not landing.resource.is_part:
+                yield landing.resource, landing.offset
 
     async def cancel(self, key: str, session_id: str | None) -> None:
         """Cancel an upload, and preempt its writer. Of a completed upload only the key ends: the file stays.

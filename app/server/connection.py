@@ -165,6 +165,7 @@ class Connection(Intake):
             )
         elif not self.cycle.response_started:
             self.cycle.keep_alive = False
+        self.app_state["stopping"].set()  # ends the answers that would go on for ever
 
     def pause_writing(self) -> None:
         super().pause_writing()

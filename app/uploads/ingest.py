@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -122,6 +122,10 @@ class Ingest:
     def sessions_in_use(self) -> set[str]:
         """The sessions that have requests under way, however long these take."""
         return {session_id for session_id in self._live.values() if session_id is not None}
+
+    def landings_of(self, session_ids: Container[str]) -> list[object]:
+        """The requests of these sessions that are under way."""
+        return [landing for landing, session_id in self._live.items() if session_id in session_ids]
 
     def under_way(self, session_id: str) -> int:
         """The number of a session's requests that are under way; 0 if there is no limit on it."""

@@ -5,7 +5,7 @@ from typing import Any
 from starlette import routing
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from app.web import archive, downloads, health, history, links, metrics, openapi, page, resumables, session
+from app.web import archive, downloads, events, health, history, links, metrics, openapi, page, resumables, session
 from app.web.request import Handler
 
 
@@ -45,6 +45,8 @@ routes = [
     Route("/api/ingestion/history", history.list_page, methods=["GET"]),
     Route("/api/ingestion/history/summary", history.summarize, methods=["GET"]),
     Route("/api/ingestion/history/{id}", history.show, methods=["GET"]),
+    # Hear what happens.
+    Route("/api/ingestion/events", events.listen, methods=["GET"]),
     # Download and delete.
     Route("/api/ingestion/files/{id}", downloads.download, methods=["GET"]),
     Route("/api/ingestion/files/{id}", downloads.delete, methods=["DELETE"]),

@@ -1,10 +1,12 @@
 """The services that handlers use, typed, from the lifespan's state."""
 
+import asyncio
 from typing import TypedDict
 
 from app.config import Settings
 from app.db.database import Db
 from app.db.schema import SchemaWatch
+from app.events import EventStreams
 from app.idempotency import IdempotencyKeys
 from app.links import ShareLinks
 from app.metrics import Metrics
@@ -28,6 +30,8 @@ class Services(TypedDict):
     once: IdempotencyKeys
     resumes: Resumables
     links: ShareLinks
+    events: EventStreams
+    stopping: asyncio.Event
     sessions: Sessions
     cursors: Signer
     now_us: Clock

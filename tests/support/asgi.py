@@ -182,8 +182,9 @@ class Client:
         hang_up_after: int | None = None,
         stop_listening_after: int | None = None,
         receive: Receive | None = None,
+        listen: Callable[[bytes], object] | None = None,
     ) -> Answer:
-        """Send one request, get its answer.
+        """Send one request, get its answer. `listen` is called with each block of it, as it comes.
 
         `body` is one chunk, several, or an async iterable that gives each when it is time.
         The first two declare their length, the last does not, unless `headers` say
@@ -226,7 +227,7 @@ class Client:
             "raw_path": path.encode("ascii"),
             "query_string": query.encode("ascii"),
         }
-        exchange = _Exchange(method, chunks, hang_up_after, stop_listening_after, receive)
+        exchange = _Exchange(method, chunks, hang_up_after, stop_listening_after, receive, listen)
         answer = exchange.answer
         scope["extensions"] = {"waybill.interim": exchange.send_interim}
         try:
@@ -295,8 +296,10 @@ class _Exchange:
         hang_up_after: int | None,
         stop_listening_after: int | None,
         receive: Receive | None,
+        listen: Callable[[bytes], object] | None,
     ) -> None:
         self.answer = Answer()
+        self._listen = listen
         self.gone = asyncio.Event()
         self._method = method
         self._stop_listening_after = stop_listening_after
@@ -368,6 +371,8 @@ class _Exchange:
             raise _ServerError(f"unexpected {message['type']}")
         body = bytes(message.get("body", b""))
         answer.blocks.append(b"" if self._method == "HEAD" else body)  # as a server leaves it out
+        if self._listen is not None:
+            self._listen(body)
         if not message.get("more_body", False):
             answer.complete = True
             self._over.set()

@@ -15,7 +15,7 @@ from app.cancellation import run_to_completion
 from app.errors import Unavailable
 from app.storage import is_key
 from app.storage.local import syscalls
-from app.storage.local.block_writer import BlockPool, BlockWriter, Digest, DigestingFile
+from app.storage.local.block_writer import BlockPool, BlockWriter, Digest, DigestingFile, SmallFile
 from app.storage.local.free_space import Reserved, Space
 from app.storage.local.io_errors import Trust, reason
 from app.storage.local.layout import Directories
@@ -58,9 +58,15 @@ class Staging:
         return staged
 
     def create(self, name: str, reservation: Reserved | None, *, direct: bool) -> DigestingFile:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
-        fd = os.open(name, flags, FILE_MODE, dir_fd=self.directories.own_fd)
+        fd = self._created(name, os.O_DIRECT if direct else 0)
         return DigestingFile(fd, direct=direct, space=self.space, reservation=reservation)
+
+    def create_small(self, name: str, reservation: Reserved | None) -> SmallFile:
+        return SmallFile(self._created(name, 0), space=self.space, reservation=reservation)
+
+    def _created(self, name: str, more: int) -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | more
+        return os.open(name, flags, FILE_MODE, dir_fd=self.directories.own_fd)
 
     def writer(self, file: DigestingFile) -> BlockWriter:
         block = self._pool.take()
@@ -108,7 +114,7 @@ class LocalStaged:
         self._staging = staging
         self._reservation = reservation
         self._held = Held()
-        self._file: DigestingFile | None = None
+        self._file: DigestingFile | SmallFile | None = None
         self._writer: BlockWriter | None = None
         self._writing = asyncio.Lock()
         self._sha256: str | None = None
@@ -133,7 +139,7 @@ class LocalStaged:
     async def _spill(self) -> None:
         """Move the bytes from memory to a file; they stay accounted as memory until they are written."""
         await run_to_completion(in_thread(self._staging.threads, self._create, self._staging.direct))
-        assert self._file is not None
+        assert isinstance(self._file, DigestingFile)
         self._writer = self._staging.writer(self._file)
         for block in self._held.blocks:
             await self._writer.write(block)
@@ -213,7 +219,7 @@ class LocalStaged:
     def to_disk(self) -> None:
         """Write all bytes to the file of this staged name."""
         if self._file is None:
-            file = self._create(direct=False)
+            self._file = file = self._staging.create_small(self.key, self._reservation)
             for block in self._held.blocks:
                 file.write(block)
             self._sha256 = file.digest.hexdigest()

@@ -15,9 +15,9 @@ _RESOLVE_BENEATH = 0x08
 _RESOLVE_CACHED = 0x20
 
 
-def _call(name: str, *arguments: int | bytes | ctypes.c_int64) -> None:
+def _call(name: str, *arguments: int | bytes | ctypes.c_int64, waits: bool = True) -> None:
     try:
-        function = getattr(_libc, name)
+        function = getattr(_libc if waits else _at_once, name)
     except AttributeError:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
     while function(*arguments) == -1:
@@ -36,8 +36,11 @@ def syncfs(fd: int) -> None:
 
 
 def written_back(fd: int) -> None:
-    """Raise the error, if any, that the kernel met while writing this file out since `fd` was opened."""
-    _call("sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WAIT_BEFORE)
+    """Raise the error, if any, that the kernel met while writing this file out since `fd` was opened.
+
+    To be called behind a flush: there is nothing left to wait for, so the interpreter's lock is kept.
+    """
+    _call("sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WAIT_BEFORE, waits=False)
 
 
 def start_writeback(fd: int, offset: int, length: int) -> None:

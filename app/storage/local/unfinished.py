@@ -338,7 +338,7 @@ class LocalUnfinished(LocalStaged):
         """
         try:
             try:
-                if self._file is not None and not self.finished and self._file.length > self._mark.offset:
+                if self._file is not None and not self.finished and self._opened().length > self._mark.offset:
                     self._cut_off()
             finally:
                 self.close()

@@ -130,6 +130,29 @@ def _sent(headers: Sequence[str]) -> dict[str, Json]:
     }
 
 
+def events() -> list[tuple[str, str, Json]]:
+    """The stream of events, with its path and method."""
+    position = {"type": "string", "maxLength": 64}
+    described = operation(
+        "Hear what happens to the session's uploads, as it happens.",
+        {
+            "200": answer(
+                "Server-sent events, for as long as the session lives: upload.created, upload.progress, "
+                "upload.processing, upload.completed, upload.failed, upload.expired, upload.deleted, each with the "
+                "record as data; or reset: read the history again.",
+                {"text/event-stream": {"schema": {"type": "string"}}},
+                (*NO_STORE, "X-Accel-Buffering"),
+            )
+        },
+        (*OF_ANY_SESSION, "bad_query", "rate_limited"),
+        parameters=[
+            header("Last-Event-ID", "The position behind which to go on; comes before `after`."),
+            query("after", "The position behind which to go on.", position),
+        ],
+    )
+    return [("/api/ingestion/events", "get", described)]
+
+
 def links() -> list[tuple[str, str, Json]]:
     of_file = f"{_FILES}/{{id}}/links"
     create = operation(

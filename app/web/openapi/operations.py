@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from app.config import Settings
-from app.web.openapi.files import files, history, links
+from app.web.openapi.files import events, files, history, links
 from app.web.openapi.words import (
     ANY,
     BINARY,
@@ -68,7 +68,7 @@ def operations(settings: Settings) -> dict[str, dict[str, Json]]:
     add(here, "put", _put(largest))
     for method, described in _resource().items():
         add(here, method, described)
-    for path, method, described in (*history(), *files(), *links(), *_session(), *_itself()):
+    for path, method, described in (*history(), *events(), *files(), *links(), *_session(), *_itself()):
         add(path, method, described)
     for methods in found.values():
         if "get" in methods:

@@ -90,6 +90,7 @@ _HEADERS: Final = {
     "Upload-Complete": "?1 if the upload is complete, ?0 if more is expected.",
     "Upload-Limit": "What one request and the whole may have, and how long it is kept.",
     "Upload-Draft-Interop-Version": "The interop version that is spoken, as the client's.",
+    "X-Accel-Buffering": "no: a proxy is to pass each event on at once.",
     "Connection": "close, when the answer came before the end of the body.",
 }
 EVERYWHERE: Final = ("X-Request-Id", "X-Content-Type-Options", "Connection")

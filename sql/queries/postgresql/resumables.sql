@@ -121,3 +121,14 @@ WHERE concatenation_parts.part_key_hash IN (SELECT jsonb_array_elements_text(CAS
 GROUP BY concatenation_parts.part_key_hash
 ORDER BY count(*) DESC
 LIMIT 1;
+
+-- name: list_offsets :many
+-- params: session_ids, page_size
+-- How far the unfinished uploads of some sessions are, which are given as a JSON array: a page, those used last first.
+SELECT upload_id, session_id, offset_bytes, length_bytes
+FROM resumables
+WHERE session_id IN (SELECT jsonb_array_elements_text(CAST(:session_ids AS JSONB)))
+  AND ended_as IS NULL
+  AND is_part = 0
+ORDER BY expires_at_us DESC
+LIMIT :page_size;

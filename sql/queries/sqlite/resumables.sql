@@ -117,3 +117,14 @@ WHERE concatenation_parts.part_key_hash IN (SELECT value FROM json_each(:part_ke
 GROUP BY concatenation_parts.part_key_hash
 ORDER BY count(*) DESC
 LIMIT 1;
+
+-- name: list_offsets :many
+-- params: session_ids, page_size
+-- How far the unfinished uploads of some sessions are, which are given as a JSON array: a page, those used last first.
+SELECT upload_id, session_id, offset_bytes, length_bytes
+FROM resumables
+WHERE session_id IN (SELECT value FROM json_each(:session_ids))
+  AND ended_as IS NULL
+  AND is_part = 0
+ORDER BY expires_at_us DESC
+LIMIT :page_size;
