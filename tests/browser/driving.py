@@ -52,14 +52,16 @@ class Browser:
         return answer["value"]
 
     def tab(
-        self, url: str, *, beside: "Tab | None" = None, picker: bool = False, wait: bool = True, **options: Any
+        self, url: str, *, beside: "Tab | None" = None, script: str = NO_PICKER, wait: bool = True, **options: Any
     ) -> "Tab":
-        """Open the page in a new browser, or beside another tab in its own; options are those of `newContext`."""
+        """Open the page in a new browser, or beside another tab in its own; options are those of `newContext`.
+
+        The script runs in each page before its own.
+        """
         context = beside.context if beside else f"context {next(self._numbers)}"
         self._contexts.add(context)
         tab = Tab(self, f"tab {next(self._numbers)}", context, url, options)
-        if not picker:
-            tab.run("await page.addInitScript(values.script)", script=NO_PICKER)
+        tab.run("await page.addInitScript(values.script)", script=script)
         tab.open(wait=wait)
         return tab
 

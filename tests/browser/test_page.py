@@ -37,9 +37,13 @@ def names(tab):
 # --- two windows, two devices
 
 
-def test_two_windows_show_each_others_uploads(browser, service):
-    one = with_session(browser, service().url)
-    other = browser.tab(one.url, beside=one)
+@pytest.mark.parametrize(
+    "without", ["", "delete window.SharedWorker;", "delete window.SharedWorker; delete Navigator.prototype.locks;"]
+)
+def test_two_windows_show_each_others_uploads(browser, service, without):
+    running = service()
+    one = with_session(browser, running.url, script=without)
+    other = browser.tab(one.url, beside=one, script=without)
     one.drop({"from one.txt": "1"})
     other.wait_shown("from one.txt", "#records")
     other.drop({"from other.txt": "2"})

@@ -127,9 +127,7 @@ def choose_again(tab, chosen):
 
 def test_uploads_go_on_by_themselves_after_a_reload_where_the_handle_was_kept(browser, service):
     with Gate(service().port, budget=12 * MB) as gate:
-        tab = browser.tab(gate.url, picker=True)
-        tab.run("await page.addInitScript(values.script)", script=PICKER)
-        tab.reload()
+        tab = browser.tab(gate.url, script=PICKER)
         tab.run("await page.click('#choose-files')")
         broken_and_reloaded(tab, gate)
         tab.wait_uploaded()

@@ -16,7 +16,7 @@ import { date, dateAndTime, day, dayKey, exactSize, percent, say, sayProblem, si
 /** Pause after the last letter before the service is asked; what is loaded is filtered at once. */
 const PAUSE = 200;
 
-const ICONS = { uploading: "wait", processing: "wait", completed: "check", failed: "warn", expired: "warn", deleted: "remove" };
+const ICONS = { uploading: "wait", processing: "wait", completed: "check", failed: "warn", expired: "warn", deleted: "remove", cancelled: "cancel" };
 
 const parts = new WeakMap();
 const seen = new Set();
@@ -79,8 +79,11 @@ function paint() {
   const items = [];
   const hasDays = ["newest", "oldest"].includes(records.query.order);
   let last = null;
+  const whole = new Set(records.items.filter(({ status }) => status === "completed").map(nameOf));
   for (const record of records.items) {
     if (isGoing(record.id) || (record.status === "uploading" && uploads.has(record))) continue;
+    // What broke off and was sent again is no failure any more; those who look for failures find it.
+    if (record.error?.code === "incomplete_body" && records.query.status === "present" && whole.has(nameOf(record))) continue;
     const key = dayKey(record.created_at);
     if (hasDays && key !== last) items.push({ key: `day ${key}`, heading: day(record.created_at) });
     last = key;
@@ -98,6 +101,8 @@ function paint() {
   rows.show(items);
   loadMore();
 }
+
+const nameOf = ({ path, filename }) => path ?? filename;
 
 function makeRow(item) {
   if (item.heading) return element("li", { class: "day" }, element("h3", { text: item.heading }));
@@ -138,18 +143,19 @@ function changeRow(row, item) {
   const part = parts.get(row);
   const { record } = item;
   const isHere = Boolean(record.links.content) && record.status === "completed";
-  setAttribute(row, "data-status", record.status);
+  const status = stateOf(record);
+  setAttribute(row, "data-status", status);
   part.check.checked = selection.has(record.id);
   part.check.disabled = !isHere;
   setAttribute(part.check, "aria-label", say("select", { name: record.filename }));
   setName(part.name, record.filename);
-  setText(part.note, record.error ? sayProblem(record.error) : folderOf(record));
+  setText(part.note, status === "failed" && record.error ? sayProblem(record.error) : folderOf(record));
   setText(part.bytes, size(record.size));
   setAttribute(part.bytes, "title", exactSize(record.size));
   setText(part.time, item.hasDay ? timeOfDay(record.created_at) : date(record.created_at));
   setAttribute(part.time, "title", `${dateAndTime(record.created_at)} (${record.created_at})`);
   setText(part.word, statusWords(record));
-  changeIcon(part.status.firstChild, ICONS[record.status] ?? "info");
+  changeIcon(part.status.firstChild, ICONS[status] ?? "info");
   for (const button of [part.download, part.share, part.copyDigest, part.gone]) button.hidden = !isHere;
   if (isHere) setAttribute(part.download, "href", record.links.content);
   if (isHere) drawThumbnail(part.lead, record);
@@ -157,8 +163,12 @@ function changeRow(row, item) {
 
 export function statusWords(record) {
   if (record.status === "uploading" && record.length) return percent(record.offset / record.length);
-  return say(`status.${record.status}`);
+  const status = stateOf(record);
+  return say(status === "cancelled" ? "state.cancelled" : `status.${status}`);
 }
+
+/** A record's status; what somebody cancelled did not fail. */
+const stateOf = ({ status, error }) => (status === "failed" && error?.code === "gone" ? "cancelled" : status);
 
 const folderOf = ({ path }) => (path ? path.slice(0, path.lastIndexOf("/") + 1) : "");
 

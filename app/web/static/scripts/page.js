@@ -28,9 +28,7 @@ async function attempt(work) {
     if (error instanceof Unreachable) {
       connection.lost();
     } else if (error instanceof Refused) {
-      setText(byId("notice-words"), sayProblem(error.document));
-      setText(byId("notice-detail"), `${error.document.detail ?? ""}\n${error.document.request_id ?? ""}`);
-      byId("notice").hidden = false;
+      tell(error.document);
     } else {
       throw error;
     }
@@ -38,10 +36,26 @@ async function attempt(work) {
   }
 }
 
+/** Read the history without being asked to; that the session has ended is told, and stays told. */
+async function readAgain() {
+  try {
+    await records.reload();
+  } catch (error) {
+    if (error instanceof Unreachable) connection.lost();
+    else if (error instanceof Refused) tell(error.document);
+    else throw error;
+  }
+}
+
+function tell(problem) {
+  setText(byId("notice-words"), sayProblem(problem));
+  setText(byId("notice-detail"), `${problem.detail ?? ""}\n${problem.request_id ?? ""}`);
+  byId("notice").hidden = false;
+}
+
 /** Let the history live: what happens to the session's uploads, here or on another device, is seen at once. */
 function follow() {
   if (!session.current) return () => {};
-  const readAgain = () => attempt(() => records.reload());
   return listen((news) => {
     if (["open", "reset", "closed"].includes(news.kind)) readAgain();
     if (["open", "reset"].includes(news.kind)) session.refreshSoon(); // a device may have joined
@@ -60,7 +74,7 @@ function showConnection() {
   };
   connection.addEventListener("change", () => {
     show();
-    if (connection.isUp && session.current) attempt(() => records.reload());
+    if (connection.isUp && session.current) readAgain();
   });
   show();
 }
@@ -114,7 +128,7 @@ session.addEventListener("new", () => {
   if (state.session) again();
   else again = follow();
   state.session = session.current;
-  attempt(() => records.reload());
+  readAgain();
 });
 await takeLeftUploads();
 if (!isKeeping) announce(say("unkept"));

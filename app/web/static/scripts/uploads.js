@@ -56,6 +56,7 @@ class Uploads extends EventTarget {
       this.#pump();
     });
     setInterval(() => this.#forgetFinished(), 500);
+    addEventListener("pagehide", () => this.#forgetFinished());
   }
 
   /** Upload new files, `{file, path, root}` each, that came together as `batch`. */
@@ -196,6 +197,7 @@ class Uploads extends EventTarget {
       transfer.folder.size -= transfer.size;
     }
     this.#pump();
+    await this.#forgetFinished(); // a reload does not bring back what was given up
     await this.#tell(() => transfer.cancel());
   }
 
@@ -377,8 +379,13 @@ class Uploads extends EventTarget {
     if (transfers.length) keep(transfers).catch(() => this.dispatchEvent(new Event("unkept")));
   }
 
-  #forgetFinished() {
-    if (this.#finished.length) forget(this.#finished.splice(0)).catch(() => this.dispatchEvent(new Event("unkept")));
+  async #forgetFinished() {
+    if (!this.#finished.length) return;
+    try {
+      await forget(this.#finished.splice(0));
+    } catch {
+      this.dispatchEvent(new Event("unkept"));
+    }
   }
 
   #changed() {
