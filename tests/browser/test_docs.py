@@ -33,7 +33,7 @@ def tried(tab: Tab, operation: str, **fields: str) -> str:
         await details.getByRole("button", { name: "Send" }).click();
         await details.locator("[role=status] strong").waitFor();
         await details.getByRole("button", { name: "Stop", disabled: true }).waitFor();
-        return details.locator("[role=status]").innerText();
+        return details.locator("form").innerText();
         """,
         operation=operation,
         fields=fields,

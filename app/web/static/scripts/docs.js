@@ -164,7 +164,8 @@ function tried(path, method, operation) {
   const body = operation.requestBody ? bodied(operation.requestBody) : null;
   const send = make("button", { textContent: `Send ${method.toUpperCase()}` });
   const stop = make("button", { type: "button", textContent: "Stop", disabled: true });
-  const output = make("div", { role: "status" });
+  const status = make("p", { role: "status" });
+  const output = make("div");
   const form = make(
     "form",
     {},
@@ -172,6 +173,7 @@ function tried(path, method, operation) {
     ...parameters.map(({ shown }) => shown),
     ...(body ? [body.shown] : []),
     make("div", { className: "row" }, send, stop),
+    status,
     output,
   );
   form.addEventListener("submit", async (event) => {
@@ -181,10 +183,9 @@ function tried(path, method, operation) {
     stop.addEventListener("click", stopping);
     [send.disabled, stop.disabled] = [true, false];
     try {
-      await exchanged(asked(path, method, parameters, body), output, aborting.signal);
+      await exchanged(asked(path, method, parameters, body), status, output, aborting.signal);
     } catch (error) {
-      const text = aborting.signal.aborted ? "Stopped." : `No answer: ${error.message}`;
-      output.append(make("p", { className: "refused", textContent: text }));
+      status.append(aborting.signal.aborted ? " Stopped." : `No answer: ${error.message}`);
     } finally {
       stop.removeEventListener("click", stopping);
       [send.disabled, stop.disabled] = [false, true];
@@ -274,16 +275,17 @@ function block(textContent) {
   return make("pre", { textContent, tabIndex: 0 });
 }
 
-/** Send a request and show its answer as it comes. */
-async function exchanged({ address, command, how }, output, signal) {
+/** Send a request and show its answer as it comes: its status, and the rest in `output`. */
+async function exchanged({ address, command, how }, status, output, signal) {
+  status.replaceChildren();
   output.replaceChildren(block(command));
   const began = performance.now();
   const answer = await fetch(address, { ...how, signal, cache: "no-store", redirect: "manual" });
   const took = Math.round(performance.now() - began);
-  const status = make("p", {}, make("strong", { textContent: `${answer.status} ${answer.statusText}` }), ` after ${took} ms`);
-  if (answer.status >= 400) status.className = "refused";
+  status.append(make("strong", { textContent: `${answer.status} ${answer.statusText}` }), ` after ${took} ms.`);
+  status.className = answer.status >= 400 ? "refused" : "";
   const lines = [...answer.headers].map(([name, value]) => `${name}: ${value}`);
-  output.append(status, block(lines.join("\n")));
+  output.append(block(lines.join("\n")));
   const kind = answer.headers.get("Content-Type") ?? "";
   const shown = block("");
   if (TEXTUAL.test(kind)) output.append(shown);
