@@ -43,6 +43,7 @@ class Audience(Protocol):
     def begun(self, file: str, size: int) -> None: ...
     def moved(self, file: str, offset: int) -> None: ...
     def ended(self, outcome: Outcome) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 def printed(document: object) -> None:
@@ -79,6 +80,10 @@ class Lines:
 
     def ended(self, outcome: Outcome) -> None:
         printed(outcome.as_dict())
+
+    def note(self, text: str) -> None:
+        sys.stderr.write(f"{plain(text)}\n")
+        sys.stderr.flush()
 
 
 class _TotalLast(Progress):
@@ -150,6 +155,9 @@ class Bars:
         self._bars.update(self._total, description=self._counted())
         if self._files <= _MOST_LINES or outcome.fate == "failed":
             self._bars.console.print(self._line(outcome), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(plain(text), highlight=False, markup=False, style="yellow", soft_wrap=True)
 
     def _counted(self) -> str:
         return f"{self._fates.total():,} of {self._files:,} files"

@@ -84,6 +84,7 @@ async def push(
             raise Misused("--delete-after needs a Waybill service: no other says which bytes it has")
         wire = Wire(transport, target, metadata=metadata, expires_in=expires_in)
         hearing = stack.enter_context(audience(as_json=as_json))
+        transport.report = hearing.note
         if name is not None:
             arrived, size = await send_stream(wire, name, sys.stdin.buffer, lambda at: hearing.moved(name, at))
             hearing.ended(Outcome("-", "sent", size, arrived.id, arrived.digest))
@@ -99,7 +100,7 @@ async def push(
             hearing.ended(Outcome(path, "failed", code="unreadable", detail=why))
             unreadable.append(path)
 
-        failed = await pushing.all(named(files, _passed_over, report))
+        failed = await pushing.all(named(files, lambda path, why: hearing.note(f"passed over: {path}: {why}"), report))
         return 1 if failed or unreadable else 0
 
 
@@ -110,10 +111,6 @@ def _folders(arguments: Iterable[str]) -> list[tuple[bytes, str]]:
             raise Misused(f"--watch takes folders, and {os.fsdecode(path)} is none")
         click.echo(f"watching {plain(os.fsdecode(path))}", err=True)
     return found
-
-
-def _passed_over(path: str, why: str) -> None:
-    click.echo(f"passed over: {plain(path)}: {why}", err=True)
 
 
 def _metadata(pairs: Iterable[str]) -> Mapping[str, str]:
@@ -167,6 +164,7 @@ async def pull(
                     at = urljoin(target.base, record["links"]["content"])
                     files.append(of_record(record, at, target.headers))
         hearing = stack.enter_context(audience(as_json=as_json))
+        transport.report = hearing.note
         pulling = Pull(transport, Path(output), hearing, parallel=parallel, force=force)
         return 1 if await pulling.all(files) else 0
 

@@ -26,6 +26,8 @@ STALL: Final = 60.0
 """Seconds without a byte sent or received after which a connection counts as broken."""
 _CONNECT: Final = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
+_MISSED: Final = 3
+"""Tries without an answer after which the user is told."""
 _LONGEST_ANSWER: Final = 16 * 1024 * 1024
 
 # Body blocks, made anew for every try; the argument is called whenever the last one was taken.
@@ -93,6 +95,8 @@ class Transport:
     def __init__(self, *, patience: float | None, connections: int = 8) -> None:
         self.patience = patience
         self.answered_at = 0.0
+        self.report: Callable[[str], None] = lambda _: None
+        self._is_away = False
         self._connections = connections
         self._client: aiohttp.ClientSession
 
@@ -131,10 +135,22 @@ class Transport:
                     method, at, headers=headers, data=given, allow_redirects=False
                 ) as answer:
                     if answer.status not in (502, 503, 504):  # a proxy whose service is away answers too
-                        self.answered_at = time.monotonic()
+                        self._answered()
                     yield answer, moved
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise ConnectionBroken(f"{URL(url).host}: {str(error) or type(error).__name__}") from error
+
+    def _answered(self) -> None:
+        self.answered_at = time.monotonic()
+        if self._is_away:
+            self._is_away = False
+            self.report("the service answers again")
+
+    def missed(self, why: str) -> None:
+        """Report, once until it answers again, that the service is away."""
+        if not self._is_away:
+            self._is_away = True
+            self.report(f"no answer, trying again: {why}")
 
     async def once(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Blocks | None = None
@@ -196,13 +212,18 @@ class Attempts:
             self._failing_since = now if self._failing_since is None else self._failing_since
             self._give_up_by(now + pause, why)
         self._count += 1
+        if self._count == _MISSED and self._transport.answered_at < (self._failing_since or 0):
+            self._transport.missed(_said(why))
         await asyncio.sleep(pause)
 
     def _give_up_by(self, moment: float, why: ConnectionBroken | Reply) -> None:
         patience = self._transport.patience
         if patience is None or self._failing_since is None or moment - self._failing_since <= patience:
             return
-        said = str(why) if isinstance(why, ConnectionBroken) else f"{why.status} {why.detail}"
         if self._transport.answered_at < self._failing_since:
-            raise Unreachable(said)
-        raise TransferFailed("unreachable", said)
+            raise Unreachable(_said(why))
+        raise TransferFailed("unreachable", _said(why))
+
+
+def _said(why: ConnectionBroken | Reply) -> str:
+    return str(why) if isinstance(why, ConnectionBroken) else f"{why.status} {why.detail}"

@@ -13,9 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-import click
-
-from app.client.display import Audience, plain
+from app.client.display import Audience
 from app.client.outcomes import Outcome
 from app.client.pushing import SMALL_FOR_EACH, Push, first
 from app.client.sources import SMALL, SourceFile, below
@@ -88,7 +86,7 @@ class Watch:
             for file in below(path, name, lambda *_: None, lambda path, why: unreadable.add(f"{path}: {why}"))
         ]
         for line in sorted(unreadable - self._reported):
-            click.echo(f"unreadable: {plain(line)}", err=True)
+            self._audience.note(f"unreadable: {line}")
         self._reported = unreadable
         return found
 
