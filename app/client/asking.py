@@ -8,7 +8,6 @@ from urllib.parse import urlencode, urljoin
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from app.client.display import plain, printed, readable
@@ -55,23 +54,19 @@ def require_session(target: Target) -> None:
 
 
 def show(found: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Print records: a table on a terminal, a JSON object a line elsewhere."""
+    """Print records, one a line: for people on a terminal, as JSON elsewhere."""
     if as_json or not sys.stdout.isatty():
         for record in found:
             printed(record)
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("created", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("id", no_wrap=True)
-    table.add_column("name", overflow="fold", ratio=1)
+    console = Console()
     for record in found:
-        name = Text(plain(record["path"] or record["filename"]))
-        if record["status"] != "completed":
-            name.append(f"  {record['status']}", "red" if record["status"] == "failed" else "yellow")
         created = record["created_at"][:16].replace("T", " ")
-        table.add_row(created, readable(record["size"]), record["id"], name)
-    Console().print(table)
+        line = Text(f"{created}  {readable(record['size']):>10}  {record['id']}  ")
+        if record["status"] != "completed":
+            line.append(f"{record['status']} ", "red" if record["status"] == "failed" else "yellow")
+        line.append(plain(record["path"] or record["filename"]), "bold")
+        console.print(line, soft_wrap=True)
 
 
 async def share(

@@ -1,6 +1,7 @@
 """Display of what a command does: bars on a terminal, a JSON object a line for programs."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -11,26 +12,27 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Column
 from rich.text import Text
 
-from app.client.outcomes import Outcome
+from app.client.outcomes import Fate, Outcome
 from app.client.sources import SMALL
 
 _MOST_LINES: Final = 20
 """Up to so many files each gets a line when it has arrived; of more only those that failed."""
-_STYLES: Final = {"sent": "green", "fetched": "green", "unchanged": "dim", "would_send": "cyan", "failed": "red"}
-_WORDS: Final = {
-    "sent": "sent",
-    "fetched": "fetched",
-    "unchanged": "there",
-    "would_send": "would send",
-    "failed": "failed",
+# In the order of the summary: the word for each fate, and its colour.
+_FATES: Final[dict[Fate, tuple[str, str]]] = {
+    "sent": ("sent", "green"),
+    "fetched": ("fetched", "green"),
+    "would_send": ("would send", "cyan"),
+    "unchanged": ("unchanged", "dim"),
+    "failed": ("failed", "red"),
 }
 
 
@@ -93,6 +95,14 @@ class _TotalLast(Progress):
         yield self.make_tasks_table([*self.tasks[1:], *self.tasks[:1]])
 
 
+class _Speed(ProgressColumn):
+    """The speed in the same units as the sizes beside it."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{readable(max(0.0, speed))}/s", "progress.data.speed")
+
+
 class Bars:
     """A bar for each large file on its way, and one for all. What has ended is said above them."""
 
@@ -104,7 +114,7 @@ class Bars:
             ),
             BarColumn(bar_width=20),
             DownloadColumn(binary_units=True, table_column=Column(justify="right", no_wrap=True)),
-            TransferSpeedColumn(table_column=Column(justify="right", no_wrap=True, min_width=10)),
+            _Speed(table_column=Column(justify="right", no_wrap=True, min_width=11)),
             TimeRemainingColumn(compact=True, table_column=Column(justify="right", no_wrap=True)),
             console=console,
             expand=True,
@@ -164,7 +174,9 @@ class Bars:
 
     @staticmethod
     def _line(outcome: Outcome) -> Text:
-        line = Text.assemble((f"{_WORDS[outcome.fate]:<7}", _STYLES[outcome.fate]), " ", plain(outcome.path))
+        word, style = _FATES[outcome.fate]
+        here = f"{os.getcwd()}/"
+        line = Text.assemble((f"{word:<10}", style), " ", plain(outcome.path.removeprefix(here)))
         if outcome.code is not None:
             line.append(f": {plain(outcome.detail)}")
         elif outcome.size is not None:
@@ -173,8 +185,9 @@ class Bars:
 
     def _summary(self) -> Text:
         parts = [
-            f"{count:,} {_WORDS[fate]}" + (f" ({readable(self._sizes[fate])})" if fate != "failed" else "")
-            for fate, count in self._fates.items()
+            f"{self._fates[fate]:,} {word}" + (f" ({readable(self._sizes[fate])})" if fate != "failed" else "")
+            for fate, (word, _) in _FATES.items()
+            if fate in self._fates
         ]
         return Text(", ".join(parts) or "nothing to do")
 

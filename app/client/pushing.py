@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from app.client.display import Audience
@@ -83,39 +83,38 @@ class Push:
             self._sent.release(file.path)
 
     async def _attempt(self, file: SourceFile, *, as_found: bool) -> Outcome:
-        if not (self._again or self._delete_after) and (known := self._sent.same(file.path, file.identity)):
-            return _of(file, "unchanged", known)
+        known = {} if self._again else self._sent.all_of(file.path)
+        if not self._delete_after and file.identity in known:
+            return _of(file, "unchanged", known[file.identity])
         source = await asyncio.to_thread(OpenSource.open, file)
         try:
             found = source.file
             if as_found and found.identity != file.identity:
                 raise SourceChanged("it was changed before it was sent")
-            if known := await self._known(source):
+            if arrived := await self._arrived(source, known):
                 fate: Fate = "unchanged"
             elif self._dry_run:
                 return Outcome(found.shown, "would_send", found.size)
             else:
                 fate = "sent"
-                known = await send(
+                arrived = await send(
                     self._wire, self._sent, source, lambda at: self._audience.moved(found.shown, at), again=self._again
                 )
             if self._delete_after and not self._dry_run:
                 await asyncio.to_thread(source.delete)
-            return _of(found, fate, known)
+            return _of(found, fate, arrived)
         finally:
             source.close()
 
-    async def _known(self, source: OpenSource) -> Arrived | None:
+    async def _arrived(self, source: OpenSource, known: Mapping[str, Arrived]) -> Arrived | None:
         """Return what the service has of this file, if it need not be sent."""
         file = source.file
-        if self._again:
-            return None
-        known = self._sent.same(file.path, file.identity)
-        if known is None and self._sent.any_of(file.path):
-            known = self._sent.equal(file.path, await asyncio.to_thread(source.digest), file.identity)
-        if known is not None and self._delete_after and not await self._wire.holds(known):
+        arrived = known.get(file.identity)
+        if arrived is None and known:
+            arrived = self._sent.equal(file.path, await asyncio.to_thread(source.digest), file.identity)
+        if arrived is not None and self._delete_after and not await self._wire.holds(arrived):
             return None  # what is to be deleted here must be there
-        return known
+        return arrived
 
 
 def _of(file: SourceFile, fate: Fate, arrived: Arrived) -> Outcome:

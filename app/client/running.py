@@ -163,6 +163,7 @@ async def pull(
                         raise TransferFailed("gone", f"{record['id']} has no bytes: it is {record['status']}")
                     at = urljoin(target.base, record["links"]["content"])
                     files.append(of_record(record, at, target.headers))
+        files = list({(file.name, file.sha256): file for file in reversed(files)}.values())  # each once
         hearing = stack.enter_context(audience(as_json=as_json))
         transport.report = hearing.note
         pulling = Pull(transport, Path(output), hearing, parallel=parallel, force=force)

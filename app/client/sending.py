@@ -39,6 +39,8 @@ async def send(wire: Wire, sent: Sent, source: OpenSource, moved: Moved, *, agai
         arrived = await _Resumable(wire, sent, source, moved).send()
     moved(file.size)
     sent.arrived(file.path, file.identity, arrived)
+    if source.content is None:  # only now: a death in between leaves an upload that is found to be complete
+        sent.forget_unfinished(file.path)
     return arrived
 
 

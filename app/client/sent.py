@@ -85,18 +85,12 @@ class Sent:
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
         self._db.execute("COMMIT")
 
-    def same(self, path: bytes, identity: str) -> Arrived | None:
-        """Return what has arrived from this path, if its identity is the same."""
-        row = self._db.execute(
-            "SELECT digest, id FROM sent WHERE session = ? AND path = ? AND identity = ?",
-            (self._session, path, identity),
-        ).fetchone()
-        return row and Arrived(*row)
-
-    def any_of(self, path: bytes) -> bool:
-        """Whether anything has arrived from this path."""
-        row = self._db.execute("SELECT 1 FROM sent WHERE session = ? AND path = ?", (self._session, path)).fetchone()
-        return row is not None
+    def all_of(self, path: bytes) -> dict[str, Arrived]:
+        """All that has arrived from this path, by the identity that the file had then."""
+        found = self._db.execute(
+            "SELECT identity, digest, id FROM sent WHERE session = ? AND path = ?", (self._session, path)
+        )
+        return {known_as: Arrived(digest, upload_id) for known_as, digest, upload_id in found}
 
     def equal(self, path: bytes, digest: str, identity: str) -> Arrived | None:
         """Return what has arrived from this path with this digest, and note the identity that it has now."""
@@ -107,14 +101,11 @@ class Sent:
         return row and Arrived(*row)
 
     def arrived(self, path: bytes, identity: str, arrived: Arrived) -> None:
-        """Remember a file that the service has, and forget how far it was."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """Remember a file that the service has."""
         self._db.execute(
             "INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?, ?)",
             (self._session, path, arrived.digest, identity, arrived.id),
         )
-        self.forget_unfinished(path)
-        self._db.execute("COMMIT")
 
     def unfinished(self, path: bytes) -> tuple[str, str] | None:
         """The identity and the upload's URL of a file that is under way."""

@@ -13,8 +13,10 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib import metadata
 from typing import Any, Final, NamedTuple, Self
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -107,7 +109,6 @@ class Transport:
             headers={"User-Agent": f"waybill/{metadata.version('waybill')}"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT),
             auto_decompress=False,
-            trust_env=True,
         )
         return self
 
@@ -132,13 +133,13 @@ class Transport:
                 given = body(moved) if callable(body) else body
                 at = URL(url, encoded=True)
                 async with self._client.request(
-                    method, at, headers=headers, data=given, allow_redirects=False
+                    method, at, headers=headers, data=given, allow_redirects=False, proxy=_proxy(at.scheme, at.host)
                 ) as answer:
                     if answer.status not in (502, 503, 504):  # a proxy whose service is away answers too
                         self._answered()
                     yield answer, moved
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise ConnectionBroken(f"{URL(url).host}: {str(error) or type(error).__name__}") from error
+            raise ConnectionBroken(f"{URL(url).authority}: {_reason(error)}") from error
 
     def _answered(self) -> None:
         self.answered_at = time.monotonic()
@@ -223,6 +224,21 @@ class Attempts:
         if self._transport.answered_at < self._failing_since:
             raise Unreachable(_said(why))
         raise TransferFailed("unreachable", _said(why))
+
+
+def _reason(error: Exception) -> str:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(cause, TimeoutError):
+        return "no byte came or went in time"
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
+
+
+@cache
+def _proxy(scheme: str, host: str | None) -> str | None:
+    """The proxy that the environment names for a host. aiohttp would look for it at every request, in a thread."""
+    return None if host is None or proxy_bypass(host) else getproxies().get(scheme)
 
 
 def _said(why: ConnectionBroken | Reply) -> str:
