@@ -48,6 +48,7 @@ PACKAGES: Final = {
     "npm": "npm",
     "pgbouncer": "pgbouncer",
     "prlimit": "util-linux",
+    "promtool": "prometheus",
     "sed": "sed",
     "setpriv": "util-linux",
     "strace": "strace",
