@@ -14,12 +14,20 @@ CLIENT: Final = frozenset({"login", "ls", "pull", "push", "share"})
 """Commands that stand in `app.client.commands`, whose libraries are an extra."""
 
 
-class Buffered(io.StringIO):
-    """A buffer in the place of standard output, which is `live` for commands that print as they go."""
+class Buffered(io.TextIOWrapper):
+    """A buffer in the place of standard output, which is `live` for commands that print as they go.
+
+    Text and bytes may be written: a shell is told by bytes how a command can go on.
+    """
 
     def __init__(self, live: TextIO) -> None:
-        super().__init__()
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes, encoding="utf-8", errors="surrogateescape", write_through=True)
         self.live = live
+
+    def text(self) -> str:
+        """All that was written."""
+        return self._bytes.getvalue().decode("utf-8", "surrogateescape")
 
 
 class Commands(click.Group):
@@ -41,7 +49,7 @@ class Commands(click.Group):
             with redirect_stdout(output):
                 return super().main(*arguments, **options)
         finally:
-            if not _written(output.getvalue()):
+            if not _written(output.text()):
                 sys.exit(EX_IOERR)
 
 

@@ -13,7 +13,7 @@ import click
 from app.annotations import checked_metadata
 from app.client import asking
 from app.client.accounts import Account, Accounts, address
-from app.client.display import audience, plain
+from app.client.display import audience
 from app.client.failures import Misused, TransferFailed
 from app.client.outcomes import Outcome
 from app.client.pulling import Pull, RemoteFile, of_link, of_record
@@ -109,7 +109,6 @@ def _folders(arguments: Iterable[str]) -> list[tuple[bytes, str]]:
     for path, _ in found:
         if not os.path.isdir(path):
             raise Misused(f"--watch takes folders, and {os.fsdecode(path)} is none")
-        click.echo(f"watching {plain(os.fsdecode(path))}", err=True)
     return found
 
 

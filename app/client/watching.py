@@ -53,6 +53,8 @@ class Watch:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # a writer that comes while `_is_written` looks
+        for path, _ in self._folders:
+            self._audience.note(f"watching {os.fsdecode(path)}")
         looking = asyncio.create_task(self._look())
         stopping = asyncio.create_task(stopped.wait())
         try:

@@ -35,6 +35,7 @@ PACKAGES: Final = {
     "gcc": "gcc libc6-dev",
     "git": "git",
     "grep": "grep",
+    "groff": "groff-base",
     "haproxy": "haproxy",
     "head": "coreutils",
     "losetup": "mount",

@@ -1,0 +1,61 @@
+"""The command as it is installed: pages for man, completion in shells, and the unit that watches a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.client.running import COMMAND
+from tests.support import man
+from tests.support.tools import needs, search_path, tool
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_pages_for_man_are_as_the_commands_are():
+    there = {page.name: page.read_text("utf-8") for page in man.PLACE.glob("*")}
+    assert there == man.pages(), "run python -m tests.support.man"
+
+
+@needs("groff")
+def test_groff_finds_no_fault_in_the_pages_for_man():
+    command = [tool("groff"), "-man", "-Tutf8", "-ww", "-z", *sorted(man.PLACE.glob("*.1"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell, user):
+    def completed(**words):
+        variables = {**user.variables, "_WAYBILL_COMPLETE": f"{shell}_complete", **words}
+        script = "from app.cli import main; main(prog_name='waybill')"
+        done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert "push" in completed(COMP_WORDS="waybill pu", COMP_CWORD="1" if shell != "fish" else "pu")
+    assert "--watch" in completed(COMP_WORDS="waybill push --wa", COMP_CWORD="2" if shell != "fish" else "--wa")
+
+
+@needs("systemd-analyze")
+def test_systemd_takes_the_unit_that_watches_a_folder(tmp_path):
+    unit = (ROOT / "deploy/waybill-push@.service").read_text("utf-8").replace("%h/.local/bin/waybill", "/bin/true")
+    path = tmp_path / "waybill-push@home-ann-Camera.service"
+    path.write_text(unit)
+    command = [tool("systemd-analyze"), "verify", "--user", "--man=no", "--recursive-errors=no", path]
+    environment = {"PATH": search_path(), "XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_command_of_the_unit_is_one_that_there_is(user):
+    unit = (ROOT / "deploy/waybill-push@.service").read_text("utf-8")
+    [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    words = line.removeprefix("ExecStart=%h/.local/bin/waybill ").split()
+    (user.here / "Camera").mkdir()
+    words = [str(user.here / "Camera") if word == "%f" else word for word in words]
+    process = subprocess.Popen([*COMMAND, *words], env=user.variables, cwd=user.here, stderr=subprocess.PIPE)
+    with process.stderr as stderr:
+        assert stderr.readline() == f"watching {user.here / 'Camera'}\n".encode()
+    process.terminate()
+    assert process.wait(60) == 0
