@@ -227,5 +227,5 @@ async def login(url: str, code: str | None, patience: str | None) -> int:
         else:
             account = await join(transport, target, code or "")
     Accounts().keep(target.base, account)
-    click.echo(f"session {account.session} of {target.base} is kept", err=True)
+    click.echo(f"session {account.session} of {target.base} is kept")
     return 0

@@ -17,7 +17,7 @@ def other(running, tmp_path):
     return User(tmp_path / "other", running.url)
 
 
-def test_what_was_pushed_is_pulled_with_its_paths_and_not_twice(user):
+def test_pushed_files_are_pulled_with_their_paths_and_not_twice(user):
     user.file("photos/a/x.txt", b"x")
     user.file("photos/large.bin", LARGE)
     user.lines("push", "photos")
@@ -97,7 +97,7 @@ def test_another_machine_logs_in_by_a_code_or_a_token(user, other, running):
 @pytest.mark.parametrize(
     "arguments", [["ls"], ["pull"], ["share", "x"], ["login", "host"], ["pull", "x", "--since", "y"]]
 )
-def test_what_needs_a_session_says_so(user, arguments):
+def test_a_command_that_needs_a_session_says_so(user, arguments):
     assert "Error: " in user.run(*arguments, status=2).stderr
 
 
