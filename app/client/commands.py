@@ -45,6 +45,7 @@ def _client(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
 def _status_of(work: Coroutine[Any, Any, int]) -> int:
     """Run the work and return its exit status."""
     import asyncio
+    import sqlite3
 
     try:
         import uvloop
@@ -67,8 +68,11 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     except (TransferFailed, ConnectionBroken) as error:
         click.echo(f"failed: {error}", err=True)
         return 1
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, sqlite3.Error) as error:  # of the user's own directories
+        click.echo(f"failed: {error}", err=True)
         return 1
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from here", err=True)

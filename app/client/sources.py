@@ -102,7 +102,7 @@ class OpenSource:
     """
 
     def __init__(self, file: SourceFile) -> None:
-        self._handle = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(self._handle)
             if not stat.S_ISREG(status.st_mode):

@@ -53,7 +53,8 @@ async def find_target(transport: Transport, url: str) -> Target:
     if "1.0.0" in reply.headers.get("Tus-Version", reply.headers.get("Tus-Resumable", "")):
         extensions = frozenset(reply.headers.get("Tus-Extension", "").replace(" ", "").split(","))
         return Target(url, url, is_waybill=False, session=f"tus {url}", extensions=extensions)
-    raise TransferFailed("no_service", f"there is neither Waybill nor a tus server at {url} (status {reply.status})")
+    moved = f", which sends on to {reply.headers['Location']}" if "Location" in reply.headers else ""
+    raise TransferFailed("no_service", f"neither Waybill nor a tus server is at {url}{moved} (status {reply.status})")
 
 
 async def signed_in(

@@ -26,6 +26,8 @@ from app.protocols.headers import parse_http_date
 
 STALL: Final = 60.0
 """Seconds without a byte sent or received after which a connection counts as broken."""
+_SLOWEST: Final = 4096
+"""Bytes a second at which a body that is handed to the kernel in one piece arrives at least."""
 _CONNECT: Final = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 _MISSED: Final = 3
@@ -76,7 +78,9 @@ class Reply(NamedTuple):
     @property
     def is_temporary(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in (408, 425, 429, 500, 502, 503, 504) or (self.status == 409 and self.code == "in_progress")
+        return self.status in (408, 423, 425, 429, 500, 502, 503, 504) or (
+            self.status == 409 and self.code == "in_progress"
+        )
 
     @property
     def retry_after(self) -> float | None:
@@ -125,7 +129,7 @@ class Transport:
         """
         now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(STALL) as bound:
+            async with asyncio.timeout(STALL + (len(body) / _SLOWEST if isinstance(body, bytes) else 0)) as bound:
 
                 def moved() -> None:
                     bound.reschedule(now() + STALL)

@@ -134,6 +134,7 @@ def test_a_large_file_goes_on_where_it_was_after_a_kill_at_another_address(tmp_p
             assert proxy.held.wait(PATIENCE)
             process.kill()
             process.communicate(timeout=PATIENCE)
+            proxy.released.set()
         token = user.token
         moved = User(tmp_path, running.url, WAYBILL_TOKEN=token)
         before = running.metric("waybill_received_bytes_total")
@@ -166,3 +167,46 @@ def test_memory_stays_flat_for_a_gigabyte(tmp_path):
             )
             peaks.append(int(done.stderr))
         assert peaks[1] - peaks[0] < 32 * 1024, f"{peaks} KiB"
+
+
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "longer", "shorter", "deleted"])
+def test_a_file_that_changes_while_it_is_sent_is_sent_anew_and_never_half(user, running, history, how):
+    """The proxy holds the upload when half of it has passed; then the file changes."""
+    content, later = random.Random(5).randbytes(8_000_000), random.Random(6).randbytes(8_000_000)
+    path = user.file("large.bin", content)
+    with CuttingProxy(running.port, seed=0, reach=None) as proxy:
+        user.variables["WAYBILL_URL"] = proxy.url
+        proxy.hold_after = 4_000_000
+        process = user.start("push", path)
+        assert proxy.held.wait(PATIENCE)
+        if how == "rewritten":
+            path.write_bytes(later)
+        elif how == "replaced":
+            user.file("new.bin", later).rename(path)
+        elif how == "longer":
+            path.write_bytes(content + b"more")
+        elif how == "shorter":
+            path.write_bytes(content[:5_000_000])
+        else:
+            path.unlink()
+        proxy.released.set()
+        out, err = process.communicate(timeout=PATIENCE)
+    assert err == b""
+    [line] = map(json.loads, out.splitlines())
+    completed = history(status="completed")
+    if how == "deleted":
+        assert (process.returncode, line["status"], line["error"]["code"]) == (1, "failed", "changed")
+        assert completed == []
+    else:
+        assert (process.returncode, line["status"]) == (0, "sent")
+        assert [record["sha256"] for record in completed] == [hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
+def test_a_service_that_takes_one_upload_of_a_session_at_a_time_gets_all(tmp_path):
+    with closing(Service(tmp_path / "service", session_concurrent_uploads=1)) as running:
+        running.start()
+        user = User(tmp_path, running.url)
+        digests = made(user, 60, seed=7)
+        lines = user.lines("push", "folder")
+        assert {line["path"]: line["sha256"] for line in lines} == digests
+        assert {line["status"] for line in lines} == {"sent"}

@@ -1,8 +1,10 @@
 """The command as it is installed: pages for man, completion in shells, and the unit that watches a folder."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -35,6 +37,19 @@ def test_a_shell_completes_commands_and_options(shell, user):
 
     assert "push" in completed(COMP_WORDS="waybill pu", COMP_CWORD="1" if shell != "fish" else "pu")
     assert "--watch" in completed(COMP_WORDS="waybill push --wa", COMP_CWORD="2" if shell != "fish" else "--wa")
+
+
+def test_a_wheel_brings_the_pages_for_man_and_names_what_the_client_needs(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as parts:
+        names = parts.namelist()
+        [about] = [name for name in names if name.endswith(".dist-info/METADATA")]
+        said = parts.read(about).decode()
+    assert any(name.endswith(".data/data/share/man/man1/waybill-push.1") for name in names)
+    for library in ("aiohttp", "platformdirs", "rich", "yarl"):
+        assert re.search(rf"^Requires-Dist: {library}>=[0-9.]+; extra == 'client'$", said, re.MULTILINE)
 
 
 @needs("systemd-analyze")

@@ -41,7 +41,7 @@ class CuttingProxy(OwnThread):
 
     One in ten strikes within the first bytes, where heads are. `met` counts what struck. With a `reach` of None it only
     passes on. With `cut_answers_after` a connection ends when its service has sent so many bytes; with `hold_after`
-    one passes no more than that from its client, and `held` is set.
+    the first to pass more than that from its client is `held` until it is `released`.
     """
 
     def __init__(self, upstream_port: int, *, seed: int, reach: int | None = 1024 * 1024, pause: float = 0.1) -> None:
@@ -51,7 +51,7 @@ class CuttingProxy(OwnThread):
         self.met: Counter[str] = Counter()
         self.cut_answers_after: int | None = None
         self.hold_after: int | None = None
-        self.held = threading.Event()
+        self.held, self.released = threading.Event(), threading.Event()
         self._chance = random.Random(seed)
 
     @property
@@ -106,9 +106,9 @@ class _Connection:
             left -= len(block)
             await _write(self._to_service, block)
             passed += len(block)
-            if passed > (self._proxy.hold_after or sys.maxsize):
+            if passed > (self._proxy.hold_after or sys.maxsize) and not self._proxy.held.is_set():
                 self._proxy.held.set()
-                await self._proxy.closing.wait()
+                await asyncio.to_thread(self._proxy.released.wait)
         with suppress(OSError):  # who has said everything still listens
             self._to_service.write_eof()
 
