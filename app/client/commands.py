@@ -50,8 +50,9 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
     try:
         import uvloop
 
+        import app.client.running  # noqa: F401  # what every command needs
         from app.client.failures import AccessDenied, ConnectionBroken, Misused, TransferFailed, Unreachable
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         work.close()
         raise click.UsageError(f"the client is not installed ({error.name}): pip install 'waybill[client]'") from None
     try:

@@ -52,6 +52,13 @@ def test_a_wheel_brings_the_pages_for_man_and_names_what_the_client_needs(tmp_pa
         assert re.search(rf"^Requires-Dist: {library}>=[0-9.]+; extra == 'client'$", said, re.MULTILINE)
 
 
+def test_an_installation_without_the_client_says_how_to_get_it(user):
+    script = "import sys; sys.modules['aiohttp'] = None; from app.cli import main; main(['push', 'x'])"
+    done = subprocess.run([sys.executable, "-c", script], env=user.variables, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("Error: the client is not installed (aiohttp): pip install 'waybill[client]'\n")
+
+
 @needs("systemd-analyze")
 def test_systemd_takes_the_unit_that_watches_a_folder(tmp_path):
     unit = (ROOT / "deploy/waybill-push@.service").read_text("utf-8").replace("%h/.local/bin/waybill", "/bin/true")
