@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,17 @@ def service_url(given: str | None) -> str:
 
 @asynccontextmanager
 async def reached(
-    url: str | None, *, patience: str | None, connections: int = 8, begin: bool = False, for_ever: bool = False
+    url: str | None,
+    *,
+    patience: str | None,
+    report: Callable[[str], None] | None = None,
+    connections: int = 8,
+    begin: bool = False,
+    for_ever: bool = False,
 ) -> AsyncIterator[tuple[Transport, Target]]:
     """Connect to the service, in the caller's session."""
     seconds = _seconds(patience or "2min") if patience or not for_ever else None
-    async with Transport(patience=seconds, connections=connections) as transport:
+    async with Transport(patience=seconds, connections=connections, report=report) as transport:
         target = await find_target(transport, service_url(url))
         token = os.environ.get("WAYBILL_TOKEN") or None
         yield transport, await signed_in(transport, target, Accounts(), token=token, begin=begin)
@@ -77,14 +83,14 @@ async def push(
     if ("-" in files) != (name is not None) or ("-" in files and (len(files) > 1 or watch or dry_run or delete_after)):
         raise Misused("standard input (-) is sent alone, and has a --name")
     async with AsyncExitStack() as stack:
-        transport, target = await stack.enter_async_context(
-            reached(url, patience=patience, connections=parallel * 9, begin=not dry_run, for_ever=watch)
+        hearing = stack.enter_context(audience(as_json=as_json))
+        reaching = reached(
+            url, patience=patience, report=hearing.note, connections=parallel * 9, begin=not dry_run, for_ever=watch
         )
+        transport, target = await stack.enter_async_context(reaching)
         if delete_after and not target.is_waybill:
             raise Misused("--delete-after needs a Waybill service: no other says which bytes it has")
         wire = Wire(transport, target, metadata=metadata, expires_in=expires_in)
-        hearing = stack.enter_context(audience(as_json=as_json))
-        transport.report = hearing.note
         if name is not None:
             arrived, size = await send_stream(wire, name, sys.stdin.buffer, lambda at: hearing.moved(name, at))
             hearing.ended(Outcome("-", "sent", size, arrived.id, arrived.digest))
@@ -146,12 +152,14 @@ async def pull(
         raise Misused("files are named by ids and links, or chosen by filters, not both")
     async with AsyncExitStack() as stack:
         files: list[RemoteFile] = []
+        hearing = stack.enter_context(audience(as_json=as_json))
         if links:
-            linked = Transport(patience=_seconds(patience or "2min"), connections=parallel)
+            linked = Transport(patience=_seconds(patience or "2min"), connections=parallel, report=hearing.note)
             transport = await stack.enter_async_context(linked)
             files += [await of_link(transport, link) for link in links]
         if ids or not wanted:
-            transport, target = await stack.enter_async_context(reached(url, patience=patience, connections=parallel))
+            reaching = reached(url, patience=patience, report=hearing.note, connections=parallel)
+            transport, target = await stack.enter_async_context(reaching)
             queries = [[("id", each)] for each in ids] or [[*chosen, ("status", "completed")]]
             for query in queries:
                 found = [each async for each in asking.records(transport, target, query, limit or sys.maxsize)]
@@ -163,8 +171,6 @@ async def pull(
                     at = urljoin(target.base, record["links"]["content"])
                     files.append(of_record(record, at, target.headers))
         files = list({(file.name, file.sha256): file for file in reversed(files)}.values())  # each once
-        hearing = stack.enter_context(audience(as_json=as_json))
-        transport.report = hearing.note
         pulling = Pull(transport, Path(output), hearing, parallel=parallel, force=force)
         return 1 if await pulling.all(files) else 0
 

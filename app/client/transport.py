@@ -96,12 +96,15 @@ class Transport:
     """One client's connections to one service. Use it as a context manager.
 
     `patience` is how many seconds the service may be away, None for ever. `connections` is how many may be open.
+    `report` is told once that the service is away, and once that it is there again.
     """
 
-    def __init__(self, *, patience: float | None, connections: int = 8) -> None:
+    def __init__(
+        self, *, patience: float | None, connections: int = 8, report: Callable[[str], None] | None = None
+    ) -> None:
         self.patience = patience
         self.answered_at = 0.0
-        self.report: Callable[[str], None] = lambda _: None
+        self._report = report or (lambda _: None)
         self._is_away = False
         self._connections = connections
         self._client: aiohttp.ClientSession
@@ -149,13 +152,13 @@ class Transport:
         self.answered_at = time.monotonic()
         if self._is_away:
             self._is_away = False
-            self.report("the service answers again")
+            self._report("the service answers again")
 
     def missed(self, why: str) -> None:
         """Report, once until it answers again, that the service is away."""
         if not self._is_away:
             self._is_away = True
-            self.report(f"no answer, trying again: {why}")
+            self._report(f"no answer, trying again: {why}")
 
     async def once(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Blocks | None = None

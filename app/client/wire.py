@@ -17,6 +17,7 @@ from app.protocols.headers import declared_digests, digest_field
 
 _RECORD = re.compile(r'</(?:[^>]*/)?history/([0-9a-f-]{36})>; *rel="describedby"')
 
+_PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _OF_A_HEADER = re.compile(r"[a-z][a-z0-9._-]*")
 
 
@@ -148,7 +149,8 @@ def is_spoilt(reply: Reply) -> bool:
 
 
 def _kind(name: str) -> str:
-    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+    kind, packed = mimetypes.guess_type(name)
+    return (kind if packed is None else _PACKED.get(packed)) or "application/octet-stream"
 
 
 def _recorded(record: dict[str, Any], digest: str) -> Arrived:

@@ -210,3 +210,21 @@ def test_a_service_that_takes_one_upload_of_a_session_at_a_time_gets_all(tmp_pat
         lines = user.lines("push", "folder")
         assert {line["path"]: line["sha256"] for line in lines} == digests
         assert {line["status"] for line in lines} == {"sent"}
+
+
+def test_an_interrupted_push_says_that_it_goes_on_and_does(user, running, history):
+    content = random.Random(8).randbytes(8_000_000)
+    path = user.file("large.bin", content)
+    with CuttingProxy(running.port, seed=0, reach=None) as proxy:
+        user.variables["WAYBILL_URL"] = proxy.url
+        proxy.hold_after = 4_000_000
+        process = user.start("push", path)
+        assert proxy.held.wait(PATIENCE)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+        proxy.released.set()
+        assert (process.returncode, out) == (130, b"")
+        assert err == b"interrupted; the same command goes on from here\n"
+        assert [line["status"] for line in user.lines("push", path)] == ["sent"]
+    [record] = history()  # the one that was begun
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()

@@ -70,6 +70,7 @@ def test_systemd_takes_the_unit_that_watches_a_folder(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_command_of_the_unit_is_one_that_there_is(user):
     unit = (ROOT / "deploy/waybill-push@.service").read_text("utf-8")
     [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]

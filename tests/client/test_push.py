@@ -149,6 +149,7 @@ def test_the_token_is_for_the_user_alone(user):
     assert oct(mode) == "0o600"
 
 
+@pytest.mark.slow
 def test_two_pushes_at_once_send_a_file_once(user, history):
     user.file("folder/large.bin", LARGE * 8)
     for number in range(30):
@@ -160,6 +161,7 @@ def test_two_pushes_at_once_send_a_file_once(user, history):
     assert len(history()) == 31
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_command_without_a_traceback(user):
     path = user.file("x", b"x")
     user.lines("push", path)

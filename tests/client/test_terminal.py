@@ -37,6 +37,7 @@ def seen(user, columns, *arguments):
     return process.wait(60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 def test_a_terminal_shows_bars_and_says_in_the_end_what_arrived(user, columns):
     user.file("folder/a file with a name that is much too long for a narrow terminal to show it.bin", bytes(9_000_000))
