@@ -7,6 +7,7 @@ RUN python -m venv /opt/waybill
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app app
 COPY sql sql
+COPY docs/man docs/man
 RUN /opt/waybill/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
 
 FROM python:3.13-slim-bookworm

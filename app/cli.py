@@ -8,18 +8,17 @@ configuration is not usable.
 Every command imports what it needs: `waybill --help` should not take half a second.
 """
 
-import errno
-import io
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, redirect_stdout
+from contextlib import asynccontextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 import click
 
+from app.commands import EX_IOERR, Commands
 from app.errors import Unusable, UploadError
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from app.storage import Storage
 
 EX_UNAVAILABLE: Final = 69
-EX_IOERR: Final = 74
 EX_CONFIG: Final = 78
 P = ParamSpec("P")
 
@@ -84,36 +82,7 @@ async def _stores(*, migrated: bool = True) -> "AsyncIterator[tuple[Storage, Db]
         yield storage, db
 
 
-class _Commands(click.Group):
-    """Commands whose results are printed all at once, when they have ended."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        output = io.StringIO()
-        try:
-            with redirect_stdout(output):
-                return super().main(*arguments, **options)
-        finally:
-            if not _written(output.getvalue()):
-                sys.exit(EX_IOERR)
-
-
-def _written(text: str) -> bool:
-    """Print the text; False if that fails. The reason is printed too, unless the reader has closed the pipe."""
-    if not text or sys.stdout is None:
-        return True
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        # The interpreter would try to flush the rest of the buffer at its end, and report the failure again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno != errno.EPIPE:
-            click.echo(f"standard output: {error.strerror}", err=True)
-        return False
-    return True
-
-
-@click.group(cls=_Commands, help="Waybill: uploads that land whole or not at all, and a history of them.")
+@click.group(cls=Commands, help="Waybill: uploads that land whole or not at all, and a history of them.")
 @click.version_option(package_name="waybill")
 def main() -> None:
     # A program can be started with standard files closed. The next file or connection that is

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.commands import CLIENT
 from tests.support.service import environment, service
 from tests.support.tools import needs, tool
 
@@ -50,13 +51,15 @@ PAGES = [page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")
 def answers(page, running, directory):
     """What one shell prints for the commands of a page, each against the service that runs.
 
-    `waybill` is the command with the service's own settings, and `/srv` lies in `directory`.
+    `waybill` is the command with the service's own settings; that of the client runs where the page's shell is. `/srv`
+    lies in `directory`.
     """
     (directory / "srv").mkdir()
     waybill = shlex.join([sys.executable, "-m", "app"])
     script = [
         "set -u",
-        f'waybill() {{ (cd {shlex.quote(str(running.directory))} && {waybill} "$@"); }}',
+        f'waybill() {{ case $1 in {"|".join(sorted(CLIENT))}) {waybill} "$@" ;; '
+        f'*) (cd {shlex.quote(str(running.directory))} && {waybill} "$@") ;; esac; }}',
         *(f"{command}\necho; echo '<end>'" for command, _ in commands(page)),
     ]
     text = "\n".join(script).replace(_URL, f"url={running.url}").replace("/srv/", f"{directory}/srv/")

@@ -28,16 +28,17 @@ protocols storage db
 sessions quotas idempotency → uploads → resumables → links events → maintenance → backup
 web
 secret_key → main → checks server
-cli → __main__
+client → commands → cli → __main__
 """
 STEPS = [set(step.split()) for line in FLOORS.split("\n") for step in line.split("→")]
 
 # Who may import what is not the project's. What is not named here may be imported by all.
 OWNERS = {
     "aiofiles": {"storage"},
+    "aiohttp": {"client"},
     "aiosqlite": {"db"},
     "asyncpg": {"db"},
-    "click": {"cli"},
+    "click": {"cli", "client", "commands"},
     "databases": {"db"},
     "dotenv": {"config"},
     "http_sf": {"protocols"},
@@ -45,18 +46,27 @@ OWNERS = {
     "zipstream": {"protocols"},
     "itsdangerous": {"signing"},
     "jinja2": {"web"},
+    "platformdirs": {"client"},
     "prometheus_client": {"web"},
     "pydantic_settings": {"config"},
     "segno": {"web"},
     "sqlalchemy": {"db"},
-    "sqlite3": {"db"},
+    "rich": {"client"},
+    "sqlite3": {"db", "client"},  # the client remembers what it has sent, and knows no database
     "starlette": {"web", "main", "server"},  # the application is put together in one and run in the other
     "uuid_utils": {"ids"},
     "uvicorn": {"server"},
-    "uvloop": {"server"},
+    "uvloop": {"server", "client"},
+    "yarl": {"client"},
     # Ids and keys are arguments; one module makes them.
     "secrets": {"ids", "secret_key"},
     "uuid": {"ids"},
+}
+
+# What these may import of ours, wherever it stands.
+ALONE = {
+    "protocols": {"protocols", "errors", "annotations", "durations", "model"},
+    "client": {"client", "protocols", "errors", "annotations", "durations"},
 }
 
 # Bytes and headers in, events and decisions out: no I/O, no clock, no waiting.
@@ -107,18 +117,12 @@ def faults(module, source):
             within = place(imported) == place(module) or (imported[0] == package and place(module) != "*records")
             if not within and step(imported) >= step(module):
                 yield f"{name} is not below {'/'.join(module)}"
-            elif package == "protocols" and imported[0] not in {
-                "protocols",
-                "errors",
-                "annotations",
-                "durations",
-                "model",
-            }:
-                yield f"{name} is nothing for a protocol"
+            elif package in ALONE and imported[0] not in ALONE[package]:
+                yield f"{name} is nothing for {package}"
         elif package not in OWNERS.get(library, {package}):
             yield f"{library} belongs to {' and '.join(sorted(OWNERS[library]))}"
         elif package == "protocols" and library in NOT_FOR_PROTOCOLS:
-            yield f"{library} is nothing for a protocol"
+            yield f"{library} is nothing for protocols"
         elif package == "cancellation" and library not in sys.stdlib_module_names:
             yield f"{library} is more than {package} needs"
 
@@ -168,7 +172,8 @@ def test_no_two_public_classes_share_a_name():
 
 def test_every_library_that_is_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in project["dependencies"]}
+    lines = [*project["dependencies"], *project["optional-dependencies"]["client"]]
+    declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
     used = {name.partition(".")[0] for path in sources() for name in imports(path.read_text())}
     brought_by = metadata.packages_distributions()
     for library in used - sys.stdlib_module_names - {"app", "pydantic_core"}:  # pydantic_core is pydantic's own
@@ -190,12 +195,13 @@ def normal(name):
         ("uploads/ingest", "import starlette.requests", "starlette belongs to main and server and web"),
         ("web/downloads", "import aiofiles.os", "aiofiles belongs to storage"),
         ("uploads/records", "from sqlalchemy import text", "sqlalchemy belongs to db"),
-        ("protocols/tus", "import time", "time is nothing for a protocol"),
+        ("protocols/tus", "import time", "time is nothing for protocols"),
         (
             "protocols/tus",
             "from app.cancellation import run_to_completion",
-            "app.cancellation.run_to_completion is nothing for a protocol",
+            "app.cancellation.run_to_completion is nothing for protocols",
         ),
+        ("client/wire", "from app.model import Upload", "app.model.Upload is nothing for client"),
         ("sessions", "from secrets import token_bytes", "secrets belongs to ids and secret_key"),
         ("cancellation", "import structlog", "structlog is more than cancellation needs"),
     ],

@@ -41,6 +41,8 @@ from app.model import MAX_SIZE
 
 PREFIX: Final = "WAYBILL_"
 ENV_FILE: Final = Path(".env")
+OF_THE_CLIENT: Final = frozenset({f"{PREFIX}URL", f"{PREFIX}TOKEN"})
+"""Variables that `waybill push` and its like read, and the service passes over."""
 
 Durability = Literal["full", "fast"]
 SecureCookies = Literal["auto", "always"]
@@ -293,7 +295,7 @@ def _line_number(line: Binding) -> int:
 
 
 def _ours(name: str) -> bool:
-    return name.upper().startswith(PREFIX)
+    return name.upper().startswith(PREFIX) and name not in OF_THE_CLIENT
 
 
 def _refusals(error: ValidationError, known: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import http_sf
 
@@ -27,7 +27,7 @@ EXPIRES_IN: Final = "expires_in"
 
 _MOST_CHARACTERS = 48 * 1024
 _PATHS = ("relativePath", "webkitRelativePath")
-_NOT_METADATA = frozenset({"filename", "name", "filetype", "type", EXPIRES_IN, *_PATHS})
+NOT_METADATA = frozenset({"filename", "name", "filetype", "type", EXPIRES_IN, *_PATHS})
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -74,10 +74,20 @@ def _of_field(field: str) -> dict[str, str]:
 def _of_pairs(pairs: Mapping[str, bytes]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs.items():
-        if name not in _NOT_METADATA and is_metadata_name(name):
+        if name not in NOT_METADATA and is_metadata_name(name):
             with suppress(ValueError):
                 found[name] = sendable(value.decode())
     return found
+
+
+def metadata_field(pairs: Mapping[str, str]) -> str:
+    """The Waybill-Metadata that says these pairs, whose names are in lower case."""
+    items: Any = {name: _item(value) for name, value in pairs.items()}
+    return http_sf.ser(items)
+
+
+def _item(text: str) -> str | http_sf.DisplayString:
+    return text if text.isascii() and text.isprintable() else http_sf.DisplayString(text)
 
 
 class FormAnnotations:

@@ -6,6 +6,7 @@ A broken header is refused, never skipped.
 
 import base64
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from app.annotations import Annotations
@@ -328,6 +329,11 @@ def metadata(raw: str) -> dict[str, bytes]:
         found[pair.group(1)] = value
         at = pair.end()
     return found
+
+
+def metadata_field(pairs: Mapping[str, bytes]) -> str:
+    """The Upload-Metadata that says these pairs; see `metadata`."""
+    return ",".join(f"{name} {base64.b64encode(value).decode()}".rstrip() for name, value in pairs.items())
 
 
 def _decoded(text: str) -> bytes | None:

@@ -352,6 +352,11 @@ def test_an_unknown_variable_is_refused_and_its_value_kept_back(name, line):
     assert refusals({name: "tulip", "WAY": "1", "PORT": "2"}) == [line]
 
 
+def test_the_variables_of_the_client_are_passed_over():
+    given = {"WAYBILL_URL": "https://uploads.example", "WAYBILL_TOKEN": "x", "WAYBILL_PORT": "9000"}
+    assert load(given, Path("/nonexistent/.env")).port == 9000
+
+
 class TestEnvFile:
     @pytest.fixture
     def env_file(self, tmp_path):

@@ -12,6 +12,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -39,7 +40,8 @@ class CuttingProxy(OwnThread):
     """Something strikes a connection after at most `reach` bytes from its client, and again after as many.
 
     One in ten strikes within the first bytes, where heads are. `met` counts what struck. With a `reach` of None it only
-    passes on.
+    passes on. With `cut_answers_after` a connection ends when its service has sent so many bytes; with `hold_after`
+    the first to pass more than that from its client is `held` until it is `released`.
     """
 
     def __init__(self, upstream_port: int, *, seed: int, reach: int | None = 1024 * 1024, pause: float = 0.1) -> None:
@@ -47,6 +49,9 @@ class CuttingProxy(OwnThread):
         self.upstream_port = upstream_port
         self.reach, self.pause = reach, pause
         self.met: Counter[str] = Counter()
+        self.cut_answers_after: int | None = None
+        self.hold_after: int | None = None
+        self.held, self.released = threading.Event(), threading.Event()
         self._chance = random.Random(seed)
 
     @property
@@ -90,6 +95,7 @@ class _Connection:
     async def requests(self) -> None:
         fates = self._proxy.fates()
         left, fate = next(fates)
+        passed = 0
         while block := await self._from_client.read(BLOCK):
             while len(block) > left:
                 await _write(self._to_service, block[:left])
@@ -99,11 +105,20 @@ class _Connection:
                 left, fate = next(fates)
             left -= len(block)
             await _write(self._to_service, block)
+            passed += len(block)
+            if passed > (self._proxy.hold_after or sys.maxsize) and not self._proxy.held.is_set():
+                self._proxy.held.set()
+                await asyncio.to_thread(self._proxy.released.wait)
         with suppress(OSError):  # who has said everything still listens
             self._to_service.write_eof()
 
     async def answers(self) -> None:
+        left = self._proxy.cut_answers_after or sys.maxsize
         while block := await self._from_service.read(BLOCK):
+            left -= len(block)
+            if left < 0:
+                self._proxy.met["cut answer"] += 1
+                self._reset_both()
             if self._deaf:
                 await _write(self._to_client, block[: random.Random(block).randrange(HEAD_OF_AN_ANSWER)])
                 self._reset_both()
