@@ -181,6 +181,26 @@ def test_a_file_that_is_too_large_is_refused_in_words(browser, service, files, t
     tab.check_faultless()
 
 
+def test_a_busy_server_is_waited_for(browser, service, files, tmp_path):
+    sent = files({"large.bin": 2 * MB, "small.bin": 100})
+    tab = browser.tab(service().url)
+    tab.run(
+        """
+        const problem = JSON.stringify({ code: "unavailable", status: 503, detail: "too much at once" });
+        const busy = { status: 503, contentType: "application/problem+json", body: problem };
+        const later = { ...busy, headers: { "Retry-After": "3" } };
+        await page.route("**/api/ingestion/uploads**", (route) => route.fulfill(later));
+        await page.route("**/api/ingestion/uploads/*", (route) => route.fulfill(busy));
+        """
+    )
+    tab.choose(paths(tmp_path, sent))
+    tab.wait_shown("The server is busy. Tries again by itself.", "#transfers")
+    tab.run("await page.unrouteAll()")
+    tab.wait_uploaded()
+    assert landed(tab) == sent
+    tab.check_faultless()
+
+
 def test_a_full_quota_says_what_is_used(browser, service, files, tmp_path):
     files({"first.bin": 900_000, "second.bin": 900_000})
     tab = browser.tab(service(session_quota="1MiB").url)
