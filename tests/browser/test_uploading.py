@@ -154,6 +154,18 @@ def test_an_upload_is_paused_and_goes_on_where_it_was(browser, service, files, t
         tab.check_faultless()
 
 
+def test_the_focus_goes_along_with_a_row_that_is_finished(browser, service, files, tmp_path):
+    sent = files({"large.bin": 4 * MB})
+    with Gate(service().port, budget=2 * MB) as gate:
+        tab = browser.tab(gate.url)
+        tab.choose(paths(tmp_path, sent))
+        gate.wait_broken()
+        tab.run("await page.focus('#transfers li')")
+        gate.mend()
+        tab.wait("document.activeElement.closest('#records li')?.querySelector('.name').title === 'large.bin'")
+        tab.check_faultless()
+
+
 def test_a_cancelled_upload_leaves_nothing(browser, service, files, tmp_path):
     sent = files({"large.bin": 40 * MB})
     running = service()
