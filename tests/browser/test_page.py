@@ -38,9 +38,15 @@ def names(tab):
 
 
 @pytest.mark.parametrize(
-    "without", ["", "delete window.SharedWorker;", "delete window.SharedWorker; delete Navigator.prototype.locks;"]
+    ("without", "streams"),
+    [
+        ("", 1),
+        ("delete window.SharedWorker;", 1),
+        ("delete window.SharedWorker; delete Navigator.prototype.locks;", 2),
+    ],
+    ids=["by a worker", "by a lock", "alone"],
 )
-def test_two_windows_show_each_others_uploads(browser, service, without):
+def test_two_windows_show_each_others_uploads(browser, service, without, streams):
     running = service()
     one = with_session(browser, running.url, script=without)
     other = browser.tab(one.url, beside=one, script=without)
@@ -48,6 +54,7 @@ def test_two_windows_show_each_others_uploads(browser, service, without):
     other.wait_shown("from one.txt", "#records")
     other.drop({"from other.txt": "2"})
     one.wait_shown("from other.txt", "#records")
+    assert running.metric("waybill_event_streams") == streams
     one.run("await page.locator('#records .record', { hasText: 'from one' }).getByLabel('Delete').click()")
     one.run("await page.close()")  # leaving sends what waits to be undone
     other.wait("document.querySelectorAll('#records .record').length === 1")
@@ -154,6 +161,22 @@ def test_a_deletion_is_undone_within_its_time(browser, service):
     tab.run("await page.click('#undo')")
     assert names(tab) == ["kept.txt"]
     assert [record["filename"] for record in tab.records()] == ["kept.txt"]
+    tab.check_faultless()
+
+
+def test_a_deletion_is_sent_after_ten_seconds(browser, service):
+    running = service()
+    tab = with_session(browser, running.url)
+    put(tab, "gone.txt")
+    tab.run("await page.clock.install()")
+    tab.reload()
+    tab.run("await page.locator('#records').getByLabel('Delete').click()")
+    tab.run("await page.clock.runFor(9_000)")
+    tab.wait_shown("gone.txt is deleted.", "#undo-bar")
+    assert len(tab.records()) == 1
+    tab.run("await page.clock.runFor(2_000)")
+    running.wait_for("answered", method="DELETE", status=204)
+    assert tab.records() == []
     tab.check_faultless()
 
 

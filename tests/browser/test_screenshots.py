@@ -111,6 +111,12 @@ def fill(running, tab: Tab, files: Callable[..., dict[str, str]], tmp_path: Path
         """
     )
     with tab.client() as client:
+        refused = client.put(
+            "/api/ingestion/uploads/letter.odt",
+            content=b"x",
+            headers={"Repr-Digest": "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"},
+        )
+        assert refused.status_code == 400
         for name, _, _ in reversed(HISTORY):
             content = (tmp_path / "files" / name).read_bytes()
             kind = "application/octet-stream"
@@ -118,12 +124,6 @@ def fill(running, tab: Tab, files: Callable[..., dict[str, str]], tmp_path: Path
                 content, kind = base64.b64decode(picture), "image/jpeg"
             answer = client.put(f"/api/ingestion/uploads/{name}", content=content, headers={"Content-Type": kind})
             assert answer.status_code == 201
-        refused = client.put(
-            "/api/ingestion/uploads/letter.odt",
-            content=b"x",
-            headers={"Repr-Digest": "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"},
-        )
-        assert refused.status_code == 400
     with closing(sqlite3.connect(running.store / "waybill.db", timeout=30)) as database, database:
         for name, _, days in HISTORY:
             database.execute(
@@ -163,7 +163,7 @@ def test_every_state_of_the_page_has_a_picture(page, pictures, scheme, width):
     shoot(tab, pictures, name("filter"))
     tab.run("await page.click('#clear-filters')")
     tab.wait("document.querySelectorAll('#records .record').length >= 5")
-    tab.run("for (const n of [1, 3]) await page.locator('#records .check input').nth(n).check()")
+    tab.run("for (const n of [0, 2]) await page.locator('#records .check input').nth(n).check()")
     shoot(tab, pictures, name("selected"))
     tab.run("await page.click('#selection-delete')")
     shoot(tab, pictures, name("confirm"))
@@ -224,3 +224,36 @@ def test_other_languages_and_directions_have_pictures(page, pictures):
     tab.run("await page.locator('#records').getByLabel('Share link').filter({ visible: true }).first().click()")
     tab.run("await page.getByRole('button', { name: 'Make a link' }).click(); await page.waitForSelector('.links li')")
     shoot(tab, pictures, "share")
+
+
+def test_the_picture_of_the_readme_shows_uploads_and_a_history(page, pictures):
+    tab = page(viewport={"width": 960, "height": 700})
+    tab.wait("document.querySelectorAll('#records .record').length >= 5")
+    tab.run(HOLD)
+    tab.run(
+        """
+        await page.evaluate(async () => {
+          const { uploads } = await import("/static/scripts/uploads.js");
+          const MB = 1_000_000;
+          const file = (name, size) => Object.defineProperty(new File([], name), "size", { value: size });
+          const names = [...Array(9).keys()].map((n) => `photos/IMG_${2051 + n}.jpg`);
+          const photos = names.map((path) => ({ file: file(path.slice(7), 4.1 * MB), path, root: null }));
+          uploads.add([...photos, { file: file("video.mov", 1800 * MB), path: null, root: null }], "batch");
+          const now = performance.now();
+          const all = [...uploads.transfers.values()];
+          for (const one of [...all.slice(0, 3), all[9]]) {
+            Object.assign(one, { state: "sending", sent: one.size * (one.size > 9 * MB ? 0.43 : 0.6) });
+            one.rate.add(0, now - 9000);
+            one.rate.add(one.size / 12, now - 10);
+          }
+          uploads.rate.add(0, now - 9000);
+          uploads.rate.add(162 * MB, now - 10);
+          uploads.total.files += 2;
+          uploads.total.done += 2;
+          uploads.dispatchEvent(new Event("change"));
+        });
+        """
+    )
+    tab.wait("document.querySelectorAll('#transfers .transfer').length === 2")
+    tab.wait_shown("2 of 12 files", "#tray")
+    shoot(tab, pictures, "page")

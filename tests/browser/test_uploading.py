@@ -154,6 +154,18 @@ def test_an_upload_is_paused_and_goes_on_where_it_was(browser, service, files, t
         tab.check_faultless()
 
 
+def test_the_focus_goes_along_with_a_row_that_is_finished(browser, service, files, tmp_path):
+    sent = files({"large.bin": 4 * MB})
+    with Gate(service().port, budget=2 * MB) as gate:
+        tab = browser.tab(gate.url)
+        tab.choose(paths(tmp_path, sent))
+        gate.wait_broken()
+        tab.run("await page.focus('#transfers li')")
+        gate.mend()
+        tab.wait("document.activeElement.closest('#records li')?.querySelector('.name').title === 'large.bin'")
+        tab.check_faultless()
+
+
 def test_a_cancelled_upload_leaves_nothing(browser, service, files, tmp_path):
     sent = files({"large.bin": 40 * MB})
     running = service()
@@ -178,6 +190,26 @@ def test_a_file_that_is_too_large_is_refused_in_words(browser, service, files, t
     tab.wait_shown("Larger than 1\N{NO-BREAK SPACE}MiB, the most this server takes.", "#transfers")
     tab.wait_shown("note.txt", "#records")
     assert [record["filename"] for record in tab.records()] == ["note.txt"]
+    tab.check_faultless()
+
+
+def test_a_busy_server_is_waited_for(browser, service, files, tmp_path):
+    sent = files({"large.bin": 2 * MB, "small.bin": 100})
+    tab = browser.tab(service().url)
+    tab.run(
+        """
+        const problem = JSON.stringify({ code: "unavailable", status: 503, detail: "too much at once" });
+        const busy = { status: 503, contentType: "application/problem+json", body: problem };
+        const later = { ...busy, headers: { "Retry-After": "3" } };
+        await page.route("**/api/ingestion/uploads**", (route) => route.fulfill(later));
+        await page.route("**/api/ingestion/uploads/*", (route) => route.fulfill(busy));
+        """
+    )
+    tab.choose(paths(tmp_path, sent))
+    tab.wait_shown("The server is busy. Tries again by itself.", "#transfers")
+    tab.run("await page.unrouteAll()")
+    tab.wait_uploaded()
+    assert landed(tab) == sent
     tab.check_faultless()
 
 

@@ -106,6 +106,14 @@ SETTINGS = {
     "host": (st.ip_addresses().map(lambda ip: (str(ip), str(ip))), misshapen | st.sampled_from(["a:1", "[::1]"])),
     "port": whole(0, 65_535),
     "retain_failed": DURATION,
+    "title": (
+        st.sampled_from(["Ümläut & Co", "a" * 100]).map(lambda text: (text, text)),
+        st.sampled_from(["", " a", "a\n", "a" * 101, "\udcff", "a\u202eb"]),
+    ),
+    "logo": (
+        paths.map(lambda path: (f"{path}.png", Path(f"{path}.png"))),
+        st.sampled_from(["", "~/a.png", " /a.png", "\udcff"]),
+    ),
     "base_path": (
         st.sampled_from(["/a", "/a/b.c"]).map(lambda text: (text, text)),
         st.sampled_from(["/", "a", "/a/", "/.."]),

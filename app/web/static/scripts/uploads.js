@@ -16,6 +16,9 @@ const LARGE_AT_ONCE = 4;
 const MOST_FAILURES = 6;
 const LONGEST_REST = 60;
 
+/** Milliseconds after which new rows are painted. */
+const PAINTED = 50;
+
 /** Refusals that time heals. */
 const PASSING = new Set([408, 409, 423, 425, 429, 500, 502, 503, 504]);
 /** Refusals that no second try changes; for all others the page offers one. */
@@ -74,15 +77,13 @@ class Uploads extends EventTarget {
     this.#pumpLater(() => this.#keep(waiting.filter((one) => this.transfers.has(one.id))));
   }
 
-  /** Begin when the rows are painted: ten thousand are shown first, and sent then. */
+  /** Begin when the rows are painted: ten thousand are shown first, and sent then. A tab in the background paints nothing. */
   #pumpLater(first = () => {}) {
     this.#changed();
-    requestAnimationFrame(() =>
-      setTimeout(() => {
-        first();
-        this.#pump();
-      }),
-    );
+    setTimeout(() => {
+      first();
+      this.#pump();
+    }, PAINTED);
   }
 
   #bundle(small) {
