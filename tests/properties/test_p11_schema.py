@@ -86,7 +86,8 @@ async def postgresql_schema(url):
     constraints = {
         name
         for (name,) in await connection.fetch(
-            "SELECT conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype NOT IN ('n', 't')"
+            "SELECT conname FROM pg_constraint "
+            "WHERE connamespace = 'public'::regnamespace AND contype NOT IN ('n', 't')"
         )
     }
     indexes = {
