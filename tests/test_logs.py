@@ -171,6 +171,7 @@ for number in range(int(sys.argv[1])):
 print("written", flush=True)
 sys.stdin.readline()
 log.info("line", number=-1)
+logs.flush(float(sys.argv[3]))
 """
 
 
@@ -178,9 +179,9 @@ class TestReaders:
     """What becomes of lines when nobody reads them."""
 
     @contextmanager
-    def writer(self, count, more=""):
+    def writer(self, count, more="", flush_seconds=0):
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(count), more],
+            [sys.executable, "-c", WRITER, str(count), more, str(flush_seconds)],
             env=environment(ROOT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -191,7 +192,7 @@ class TestReaders:
 
     def test_a_late_reader_gets_all_lines_that_fit_and_the_number_of_the_others(self):
         count = logs.MAX_WAITING * 3
-        with self.writer(count) as writer:
+        with self.writer(count, flush_seconds=PATIENCE) as writer:
             assert writer.stdout.readline() == "written\n"  # it did not wait for us
             writer.stdin.close()
             events = [json.loads(line) for line in writer.stderr]
@@ -203,7 +204,7 @@ class TestReaders:
         assert len(lines) + lost == count + 1
 
     def test_lines_that_wait_are_bounded_by_their_length_too(self):
-        with self.writer(logs.MAX_WAITING // 2, "x" * logs.MAX_FIELD_CHARACTERS) as writer:
+        with self.writer(logs.MAX_WAITING // 2, "x" * logs.MAX_FIELD_CHARACTERS, PATIENCE) as writer:
             assert writer.stdout.readline() == "written\n"
             writer.stdin.close()
             events = [json.loads(line) for line in writer.stderr]
