@@ -53,6 +53,7 @@ def open_unfinished_files() -> list[str]:
 # --- the contract, where blocks, direct writes or OpenSSL are not to be had
 
 
+@pytest.mark.slow  # the whole contract once more
 class TestWithoutBlocks(UnfinishedContract):
     @pytest.fixture
     async def storage(self, storage, monkeypatch):
@@ -62,6 +63,7 @@ class TestWithoutBlocks(UnfinishedContract):
     small = pytest.fixture(lambda self: MemoryStorage(MiB))
 
 
+@pytest.mark.slow  # the whole contract once more
 class TestWithoutOpenSSL(UnfinishedContract):
     @pytest.fixture
     async def storage(self, storage, monkeypatch):
@@ -71,6 +73,7 @@ class TestWithoutOpenSSL(UnfinishedContract):
     small = pytest.fixture(lambda self: MemoryStorage(MiB))
 
 
+@pytest.mark.slow  # the whole contract once more
 class TestWithoutDirectWrites(UnfinishedContract):
     @pytest.fixture
     async def storage(self, storage):
