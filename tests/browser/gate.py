@@ -10,16 +10,18 @@ from tests.support.service import PATIENCE
 
 
 class Gate(OwnThread):
-    """Passes everything on until `budget` bytes have come from its clients; then every connection is reset, and each
-    new one as well, until `mend`. The service behind it may end and start again on another port.
+    """Passes everything on until `budget` bytes have come from its clients, or until an answer begins with `loses`;
+    then every connection is reset, and each new one as well, until `mend`. The service behind it may end, and start
+    again on another port.
     """
 
-    def __init__(self, upstream_port: int, *, budget: int | None = None) -> None:
+    def __init__(self, upstream_port: int, *, budget: int | None = None, loses: bytes | None = None) -> None:
         super().__init__()
         self.upstream_port = upstream_port
         self.passed = 0
         """Bytes that came from clients and went on to the service."""
         self._budget = budget
+        self._loses = loses
         self._open: set[asyncio.StreamWriter] = set()
         self._broken = threading.Event()
 
@@ -31,7 +33,7 @@ class Gate(OwnThread):
         assert self._broken.wait(PATIENCE), f"only {self.passed} bytes came"
 
     def mend(self) -> None:
-        self._budget = None
+        self._budget = self._loses = None
         self._broken.clear()
 
     def _break(self) -> None:
@@ -64,6 +66,8 @@ class Gate(OwnThread):
         reader, writer = way
         while block := await reader.read(BLOCK):
             if counts and self._budget is not None and self.passed + len(block) > self._budget:
+                self._break()
+            if not counts and self._loses is not None and block.startswith(self._loses):
                 self._break()
             if self._broken.is_set():
                 raise ConnectionResetError

@@ -138,6 +138,27 @@ def test_uploads_go_on_by_themselves_after_a_reload_where_the_handle_was_kept(br
         tab.check_faultless()
 
 
+@pytest.mark.parametrize("reloads", [False, True], ids=["in the page", "after a reload"])
+def test_small_files_whose_answer_was_lost_land_once(browser, service, files, tmp_path, reloads):
+    sent = files({f"small {n}.bin": 20_000 for n in range(20)})
+    with Gate(service().port, loses=b"HTTP/1.1 201") as gate:
+        tab = browser.tab(gate.url)
+        tab.choose(paths(tmp_path, sent))
+        gate.wait_broken()
+        if reloads:
+            tab.run("await page.route('**/api/ingestion/uploads', (route) => route.abort())")
+            gate.mend()
+            tab.reload()
+            tab.run("await page.unrouteAll()")
+            tab.wait_shown("20 uploads wait for their files.")
+            choose_again(tab, paths(tmp_path, sent))
+        else:
+            gate.mend()
+        tab.wait_uploaded()
+        assert landed(tab) == sent
+        tab.check_faultless()
+
+
 def test_an_upload_is_paused_and_goes_on_where_it_was(browser, service, files, tmp_path):
     sent = files({"large.bin": 40 * MB})
     with Gate(service().port, budget=20 * MB) as gate:

@@ -7,7 +7,7 @@ import { say } from "./words.js";
 /** Open a sheet with a title and content. Returns it; its "close" event says that it was closed. */
 export function openSheet(title, ...content) {
   const heading = element("h2", { id: "sheet-title", text: title });
-  const sheet = element("dialog", { class: "sheet", "aria-labelledby": "sheet-title", autofocus: true });
+  const sheet = element("dialog", { class: "sheet", "aria-labelledby": "sheet-title", tabindex: "-1" });
   const close = iconButton("cancel", say("close"), () => sheet.close());
   sheet.append(element("header", {}, heading, close), ...content);
   sheet.addEventListener("click", (event) => event.target === sheet && sheet.close());
@@ -15,6 +15,7 @@ export function openSheet(title, ...content) {
   document.querySelector("dialog[open]")?.close();
   document.body.append(sheet);
   sheet.showModal();
+  sheet.focus(); // nothing in it is chosen beforehand
   return sheet;
 }
 
