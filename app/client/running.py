@@ -17,9 +17,9 @@ from app.client.display import audience
 from app.client.failures import Misused, TransferFailed
 from app.client.outcomes import Outcome
 from app.client.pulling import Pull, RemoteFile, of_link, of_record
-from app.client.pushing import Push
+from app.client.pushing import SMALL_FOR_EACH, Push
 from app.client.sent import Sent
-from app.client.sources import matches, named
+from app.client.sources import Walk, matches, named
 from app.client.streaming import send_stream
 from app.client.target import Target, find_target, join, session_of, signed_in
 from app.client.transport import Transport
@@ -40,9 +40,9 @@ def service_url(given: str | None) -> str:
 @asynccontextmanager
 async def reached(
     url: str | None,
-    *,
     patience: str | None,
     report: Callable[[str], None] | None = None,
+    *,
     connections: int = 8,
     begin: bool = False,
     for_ever: bool = False,
@@ -68,6 +68,7 @@ async def push(
     name: str | None,
     pairs: tuple[str, ...],
     expires_in: str | None,
+    exclude: tuple[str, ...],
     watch: bool,
     delete_after: bool,
     again: bool,
@@ -84,9 +85,8 @@ async def push(
         raise Misused("standard input (-) is sent alone, and has a --name")
     async with AsyncExitStack() as stack:
         hearing = stack.enter_context(audience(as_json=as_json))
-        reaching = reached(
-            url, patience=patience, report=hearing.note, connections=parallel * 9, begin=not dry_run, for_ever=watch
-        )
+        most = parallel * (SMALL_FOR_EACH + 1)
+        reaching = reached(url, patience, hearing.note, connections=most, begin=not dry_run, for_ever=watch)
         transport, target = await stack.enter_async_context(reaching)
         if delete_after and not target.is_waybill:
             raise Misused("--delete-after needs a Waybill service: no other says which bytes it has")
@@ -98,7 +98,7 @@ async def push(
         sent = stack.enter_context(Sent(target.session))
         pushing = Push(wire, sent, hearing, parallel=parallel, again=again, delete_after=delete_after, dry_run=dry_run)
         if watch:
-            await Watch(pushing, hearing, _folders(files), parallel).until_stopped()
+            await Watch(pushing, hearing, _folders(files), exclude=exclude, parallel=parallel).until_stopped()
             return 0
         unreadable: list[str] = []
 
@@ -106,7 +106,8 @@ async def push(
             hearing.ended(Outcome(path, "failed", code="unreadable", detail=why))
             unreadable.append(path)
 
-        failed = await pushing.all(named(files, lambda path, why: hearing.note(f"passed over: {path}: {why}"), report))
+        walk = Walk(exclude, lambda path, why: hearing.note(f"passed over: {path}: {why}"), report)
+        failed = await pushing.all(named(files, walk))
         return 1 if failed or unreadable else 0
 
 
@@ -158,7 +159,7 @@ async def pull(
             transport = await stack.enter_async_context(linked)
             files += [await of_link(transport, link) for link in links]
         if ids or not wanted:
-            reaching = reached(url, patience=patience, report=hearing.note, connections=parallel)
+            reaching = reached(url, patience, hearing.note, connections=parallel)
             transport, target = await stack.enter_async_context(reaching)
             queries = [[("id", each)] for each in ids] or [[*chosen, ("status", "completed")]]
             for query in queries:
@@ -186,7 +187,7 @@ async def ls(
 ) -> int:
     """List the uploads of the session that match."""
     query = _query(**filters) + [("status", each) for each in status] + ([("order", order)] if order else [])
-    async with reached(url, patience=patience) as (transport, target):
+    async with reached(url, patience) as (transport, target):
         found = [each async for each in asking.records(transport, target, query, limit)]
     asking.show(found, as_json=as_json)
     return 0
@@ -211,7 +212,7 @@ async def share(
     """Make a link to a file, and print it."""
     wishes = {"expires_in": expires_in, "max_downloads": max_downloads, "label": label}
     given = {name: value for name, value in wishes.items() if value is not None}
-    async with reached(url, patience=patience) as (transport, target):
+    async with reached(url, patience) as (transport, target):
         await asking.share(transport, target, upload_id, given, as_json=as_json)
     return 0
 
