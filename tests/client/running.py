@@ -52,7 +52,7 @@ class User:
         away = dict.fromkeys(name for name in os.environ if name.startswith(("WAYBILL_", "XDG_")))
         with chdir(self.here):
             done = CliRunner().invoke(main, [*map(str, arguments)], input=given, env={**away, **self.variables})
-        assert done.exit_code == status, done.output
+        assert done.exit_code == status, (done.output, done.exception)
         return done
 
     def lines(self, *arguments: object, given: bytes = b"", status: int = 0) -> list[dict[str, object]]:

@@ -131,3 +131,69 @@ def test_a_watch_outlives_its_service(user, running, service):
     watching.wait_for_note(b"the service answers again")
     watching.wait_for(digest(b"b"))
     watching.stop()
+
+
+class Photographer:
+    """Somebody who writes, rewrites, replaces, renames and deletes files, and knows every version that was complete."""
+
+    def __init__(self, folder, seed):
+        self._folder, self._chance = folder, random.Random(seed)
+        self.complete = set()
+        self.now = {}
+
+    def work(self, rounds):
+        for _ in range(rounds):
+            path = self._folder / f"{self._chance.randrange(3)}" / f"{self._chance.randrange(6)}.bin"
+            path.parent.mkdir(exist_ok=True)
+            self._chance.choice([self.write, self.write, self.replace, self.rename, self.delete])(path)
+            time.sleep(self._chance.random() / 2)
+
+    def write(self, path):
+        """In place and slowly, as a camera does; some are larger than goes in one request."""
+        content = self._chance.randbytes(self._chance.choice([10, 100_000, 1_000_000]))
+        with path.open("wb", buffering=0) as file:
+            for at in range(0, len(content), len(content) // 4):
+                file.write(content[at : at + len(content) // 4])
+                time.sleep(self._chance.random())
+            self.note(path, content)  # complete, and not closed yet
+
+    def replace(self, path):
+        content = self._chance.randbytes(1000)
+        new = self._folder.with_name("new")
+        new.write_bytes(content)
+        self.note(path, content)
+        new.rename(path)
+
+    def rename(self, path):
+        if path in self.now:
+            target = path.with_name(f"renamed {path.name}")
+            self.now[target] = self.now.pop(path)
+            path.rename(target)
+
+    def delete(self, path):
+        if path in self.now:
+            del self.now[path]
+            path.unlink()
+
+    def note(self, path, content):
+        self.complete.add(digest(content))
+        self.now[path] = digest(content)
+
+
+@pytest.mark.slow
+def test_versions_of_files_that_change_at_random_are_sent_once_and_never_half(user, history):
+    folder = user.here / "camera"
+    folder.mkdir()
+    watching = Watching(user, folder)
+    photographer = Photographer(folder, seed=1)
+    photographer.work(40)
+    for path, expected in photographer.now.items():
+        watching.wait_for(expected, str(path))
+    watching.stop()
+    sent = [(line["path"], line["sha256"]) for line in watching.lines]
+    assert {line["status"] for line in watching.lines} == {"sent"}
+    assert {found for _, found in sent} <= photographer.complete, "half a file was sent"
+    assert len(sent) == len(set(sent)), "a version was sent twice"
+    assert dict(sent).items() >= {str(path): found for path, found in photographer.now.items()}.items()
+    completed = [record["sha256"] for record in history(status="completed")]
+    assert sorted(completed) == sorted(found for _, found in sent)
