@@ -43,12 +43,14 @@ class Watching:
                 self.lines.append(json.loads(line))
                 self._news.notify_all()
 
-    def wait_for(self, digest):
-        """Wait until a file with this content has been sent."""
+    def wait_for(self, digest, path=""):
+        """Wait until a file with this content has been sent, from this path or any."""
+
+        def sent():
+            return any(line["sha256"] == digest and line["path"].endswith(path) for line in self.lines)
+
         with self._news:
-            assert self._news.wait_for(lambda: any(line["sha256"] == digest for line in self.lines), PATIENCE), (
-                self.lines
-            )
+            assert self._news.wait_for(sent, PATIENCE), self.lines
 
     def stop(self):
         self._process.send_signal(signal.SIGTERM)
