@@ -86,6 +86,9 @@ def _status_of(work: Coroutine[Any, Any, int]) -> int:
 @click.option("--name", help="Name of what comes by standard input (-).")
 @click.option("--metadata", "pairs", multiple=True, metavar="NAME=VALUE", help="A pair that every file carries.")
 @click.option("--expires-in", metavar="DURATION", help="When the service deletes the files again, such as 30d.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Names, or paths with a slash, to leave out: '*.tmp'."
+)
 @click.option("--watch", is_flag=True, help="Go on for ever: send every new and changed file below the folders, once.")
 @click.option("--delete-after", is_flag=True, help="Delete each file here once the service has it.")
 @click.option("--again", is_flag=True, help="Send what was sent before, too.")

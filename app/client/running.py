@@ -19,7 +19,7 @@ from app.client.outcomes import Outcome
 from app.client.pulling import Pull, RemoteFile, of_link, of_record
 from app.client.pushing import Push
 from app.client.sent import Sent
-from app.client.sources import matches, named
+from app.client.sources import Walk, matches, named
 from app.client.streaming import send_stream
 from app.client.target import Target, find_target, join, session_of, signed_in
 from app.client.transport import Transport
@@ -68,6 +68,7 @@ async def push(
     name: str | None,
     pairs: tuple[str, ...],
     expires_in: str | None,
+    exclude: tuple[str, ...],
     watch: bool,
     delete_after: bool,
     again: bool,
@@ -98,7 +99,7 @@ async def push(
         sent = stack.enter_context(Sent(target.session))
         pushing = Push(wire, sent, hearing, parallel=parallel, again=again, delete_after=delete_after, dry_run=dry_run)
         if watch:
-            await Watch(pushing, hearing, _folders(files), parallel).until_stopped()
+            await Watch(pushing, hearing, _folders(files), exclude=exclude, parallel=parallel).until_stopped()
             return 0
         unreadable: list[str] = []
 
@@ -106,7 +107,8 @@ async def push(
             hearing.ended(Outcome(path, "failed", code="unreadable", detail=why))
             unreadable.append(path)
 
-        failed = await pushing.all(named(files, lambda path, why: hearing.note(f"passed over: {path}: {why}"), report))
+        walk = Walk(exclude, lambda path, why: hearing.note(f"passed over: {path}: {why}"), report)
+        failed = await pushing.all(named(files, walk))
         return 1 if failed or unreadable else 0
 
 

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import PurePath
 from typing import Final, NamedTuple, Self
@@ -43,7 +44,22 @@ def identity(status: os.stat_result) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
-def named(arguments: Iterable[str], passed_over: Report, unreadable: Report) -> Iterator[SourceFile]:
+class Walk(NamedTuple):
+    """A walk below folders: which names and paths it leaves out, and who is told of what it passes over.
+
+    A pattern without a slash is for names of files and folders, one with a slash for whole paths at the service.
+    """
+
+    exclude: tuple[str, ...]
+    passed_over: Report
+    unreadable: Report
+
+    def leaves_out(self, name: str) -> bool:
+        last = name.rpartition("/")[2]
+        return any(fnmatchcase(name if "/" in pattern else last, pattern) for pattern in self.exclude)
+
+
+def named(arguments: Iterable[str], walk: Walk) -> Iterator[SourceFile]:
     """The files that arguments name: themselves, below folders, or by a pattern; each once.
 
     A folder's files keep their path, from the folder's own name on. Those of a pattern keep it from below the last
@@ -53,7 +69,7 @@ def named(arguments: Iterable[str], passed_over: Report, unreadable: Report) -> 
     known: set[bytes] = set()
     for argument in arguments:
         for path, name in matches(argument):
-            for file in below(path, name, passed_over, unreadable):
+            for file in below(path, name, walk):
                 if file.path not in known:
                     known.add(file.path)
                     yield file
@@ -73,26 +89,28 @@ def matches(argument: str) -> list[tuple[bytes, str]]:
     return [(os.fsencode(each), os.path.relpath(each, plain or "/")) for each in found]
 
 
-def below(path: bytes, name: str, passed_over: Report, unreadable: Report) -> Iterator[SourceFile]:
+def below(path: bytes, name: str, walk: Walk) -> Iterator[SourceFile]:
     """The file at a path, or all files below it if it is a folder."""
+    if walk.leaves_out(name):
+        return
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             with os.scandir(path) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        unreadable(os.fsdecode(path), error.strerror or str(error))
+        walk.unreadable(os.fsdecode(path), error.strerror or str(error))
         return
     if stat.S_ISREG(status.st_mode):
         yield SourceFile(path, name, status.st_size, identity(status))
     elif not stat.S_ISDIR(status.st_mode):
-        passed_over(os.fsdecode(path), "neither a file nor a folder")
+        walk.passed_over(os.fsdecode(path), "neither a file nor a folder")
     else:
         for entry in inside:
             if entry.is_symlink() and entry.is_dir():
-                passed_over(os.fsdecode(entry.path), "a link to a folder")
+                walk.passed_over(os.fsdecode(entry.path), "a link to a folder")
             else:
-                yield from below(entry.path, f"{name}/{os.fsdecode(entry.name)}", passed_over, unreadable)
+                yield from below(entry.path, f"{name}/{os.fsdecode(entry.name)}", walk)
 
 
 class OpenSource:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from app.client.display import Audience
 from app.client.outcomes import Outcome
 from app.client.pushing import SMALL_FOR_EACH, Push, first
-from app.client.sources import SMALL, SourceFile, below
+from app.client.sources import SMALL, SourceFile, Walk, below
 
 SETTLED: Final = 2.0
 """Seconds for which a file must stay as it is."""
@@ -38,9 +38,17 @@ class _Seen(NamedTuple):
 class Watch:
     """A watch over folders, each given by its path and its name at the service."""
 
-    def __init__(self, push: Push, audience: Audience, folders: Iterable[tuple[bytes, str]], parallel: int) -> None:
+    def __init__(
+        self,
+        push: Push,
+        audience: Audience,
+        folders: Iterable[tuple[bytes, str]],
+        *,
+        exclude: tuple[str, ...],
+        parallel: int,
+    ) -> None:
         self._push, self._audience = push, audience
-        self._folders = list(folders)
+        self._folders, self._exclude = list(folders), exclude
         self._large = asyncio.Semaphore(parallel)
         self._small = asyncio.Semaphore(parallel * SMALL_FOR_EACH)
         self._seen: dict[bytes, _Seen] = {}
@@ -82,11 +90,8 @@ class Watch:
 
     def _scan(self) -> list[SourceFile]:
         unreadable: set[str] = set()
-        found = [
-            file
-            for path, name in self._folders
-            for file in below(path, name, lambda *_: None, lambda path, why: unreadable.add(f"{path}: {why}"))
-        ]
+        walk = Walk(self._exclude, lambda *_: None, lambda path, why: unreadable.add(f"{path}: {why}"))
+        found = [file for path, name in self._folders for file in below(path, name, walk)]
         for line in sorted(unreadable - self._reported):
             self._audience.note(f"unreadable: {line}")
         self._reported = unreadable

@@ -65,6 +65,14 @@ def test_a_pattern_keeps_the_paths_below_its_folder(user, history):
     assert {record["path"] for record in history()} == {"a/x.log", "b/y.log"}
 
 
+def test_excluded_names_and_paths_are_left_out(user):
+    for name in ("a.txt", "a.tmp", ".git/config", "b/a.txt", "b/c.txt"):
+        user.file(f"folder/{name}", name.encode())
+    patterns = ["--exclude", "*.tmp", "--exclude", ".git", "--exclude", "folder/b/a*"]
+    lines = user.lines("push", "folder", *patterns)
+    assert {os.path.relpath(line["path"], user.here) for line in lines} == {"folder/a.txt", "folder/b/c.txt"}
+
+
 @pytest.mark.parametrize("size", [0, 5, 8 * 1024 * 1024, 17 * 1024 * 1024])
 def test_standard_input_arrives_whole_and_once(user, history, size):
     content = os.urandom(size)
