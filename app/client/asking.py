@@ -7,8 +7,6 @@ from typing import Any
 from urllib.parse import urlencode, urljoin
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from app.client.display import plain, printed, readable
 from app.client.failures import Misused, TransferFailed
@@ -59,6 +57,9 @@ def show(found: list[dict[str, Any]], *, as_json: bool) -> None:
         for record in found:
             printed(record)
         return
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console()
     for record in found:
         created = record["created_at"][:16].replace("T", " ")

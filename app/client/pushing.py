@@ -14,7 +14,7 @@ from app.client.sources import SMALL, OpenSource, SourceFile
 from app.client.wire import Wire
 
 _MOST_CHANGES: Final = 5
-SMALL_FOR_EACH: Final = 8
+SMALL_FOR_EACH: Final = 16
 """How many small files are on their way for each large one: the service makes those durable together."""
 
 

@@ -17,7 +17,7 @@ from app.client.display import audience
 from app.client.failures import Misused, TransferFailed
 from app.client.outcomes import Outcome
 from app.client.pulling import Pull, RemoteFile, of_link, of_record
-from app.client.pushing import Push
+from app.client.pushing import SMALL_FOR_EACH, Push
 from app.client.sent import Sent
 from app.client.sources import Walk, matches, named
 from app.client.streaming import send_stream
@@ -40,9 +40,9 @@ def service_url(given: str | None) -> str:
 @asynccontextmanager
 async def reached(
     url: str | None,
-    *,
     patience: str | None,
     report: Callable[[str], None] | None = None,
+    *,
     connections: int = 8,
     begin: bool = False,
     for_ever: bool = False,
@@ -85,9 +85,8 @@ async def push(
         raise Misused("standard input (-) is sent alone, and has a --name")
     async with AsyncExitStack() as stack:
         hearing = stack.enter_context(audience(as_json=as_json))
-        reaching = reached(
-            url, patience=patience, report=hearing.note, connections=parallel * 9, begin=not dry_run, for_ever=watch
-        )
+        most = parallel * (SMALL_FOR_EACH + 1)
+        reaching = reached(url, patience, hearing.note, connections=most, begin=not dry_run, for_ever=watch)
         transport, target = await stack.enter_async_context(reaching)
         if delete_after and not target.is_waybill:
             raise Misused("--delete-after needs a Waybill service: no other says which bytes it has")
@@ -160,7 +159,7 @@ async def pull(
             transport = await stack.enter_async_context(linked)
             files += [await of_link(transport, link) for link in links]
         if ids or not wanted:
-            reaching = reached(url, patience=patience, report=hearing.note, connections=parallel)
+            reaching = reached(url, patience, hearing.note, connections=parallel)
             transport, target = await stack.enter_async_context(reaching)
             queries = [[("id", each)] for each in ids] or [[*chosen, ("status", "completed")]]
             for query in queries:
@@ -188,7 +187,7 @@ async def ls(
 ) -> int:
     """List the uploads of the session that match."""
     query = _query(**filters) + [("status", each) for each in status] + ([("order", order)] if order else [])
-    async with reached(url, patience=patience) as (transport, target):
+    async with reached(url, patience) as (transport, target):
         found = [each async for each in asking.records(transport, target, query, limit)]
     asking.show(found, as_json=as_json)
     return 0
@@ -213,7 +212,7 @@ async def share(
     """Make a link to a file, and print it."""
     wishes = {"expires_in": expires_in, "max_downloads": max_downloads, "label": label}
     given = {name: value for name, value in wishes.items() if value is not None}
-    async with reached(url, patience=patience) as (transport, target):
+    async with reached(url, patience) as (transport, target):
         await asking.share(transport, target, upload_id, given, as_json=as_json)
     return 0
 

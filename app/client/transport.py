@@ -26,7 +26,7 @@ from app.protocols.headers import parse_http_date
 
 STALL: Final = 60.0
 """Seconds without a byte sent or received after which a connection counts as broken."""
-_SLOWEST: Final = 4096
+_SLOWEST: Final = 2048
 """Bytes a second at which a body that is handed to the kernel in one piece arrives at least."""
 _CONNECT: Final = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
