@@ -144,7 +144,7 @@ def events() -> list[tuple[str, str, Json]]:
                 (*NO_STORE, "X-Accel-Buffering"),
             )
         },
-        (*OF_ANY_SESSION, "bad_query", "rate_limited"),
+        (*OF_ANY_SESSION, "no_session", "bad_query", "rate_limited"),
         parameters=[
             header("Last-Event-ID", "The position behind which to go on; comes before `after`."),
             query("after", "The position behind which to go on.", position),
