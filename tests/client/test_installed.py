@@ -27,7 +27,7 @@ def test_groff_finds_no_fault_in_the_pages_for_man():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ("bash", "zsh", "fish"))
 def test_a_shell_completes_commands_and_options(shell, user):
     def completed(**words):
         variables = {**user.variables, "_WAYBILL_COMPLETE": f"{shell}_complete", **words}
