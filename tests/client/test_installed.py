@@ -14,6 +14,8 @@ from tests.support.tools import needs, search_path, tool
 
 ROOT = Path(__file__).parents[2]
 
+SHELLS = ("bash", "zsh", "fish")
+
 
 def test_the_pages_for_man_are_as_the_commands_are():
     there = {page.name: page.read_text("utf-8") for page in man.PLACE.glob("*")}
@@ -27,7 +29,7 @@ def test_groff_finds_no_fault_in_the_pages_for_man():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("shell", ("bash", "zsh", "fish"))
+@pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_commands_and_options(shell, user):
     def completed(**words):
         variables = {**user.variables, "_WAYBILL_COMPLETE": f"{shell}_complete", **words}
