@@ -156,7 +156,7 @@ def test_a_deletion_is_undone_within_its_time(browser, service):
     put(tab, "kept.txt")
     tab.reload()
     tab.run("await page.locator('#records').getByLabel('Delete').click()")
-    tab.wait_shown("kept.txt is deleted.", "#undo-bar")
+    tab.wait_shown("kept.txt deleted", "#undo-bar")
     assert names(tab) == []
     tab.run("await page.click('#undo')")
     assert names(tab) == ["kept.txt"]
@@ -172,7 +172,7 @@ def test_a_deletion_is_sent_after_ten_seconds(browser, service):
     tab.reload()
     tab.run("await page.locator('#records').getByLabel('Delete').click()")
     tab.run("await page.clock.runFor(9_000)")
-    tab.wait_shown("gone.txt is deleted.", "#undo-bar")
+    tab.wait_shown("gone.txt deleted", "#undo-bar")
     assert len(tab.records()) == 1
     tab.run("await page.clock.runFor(2_000)")
     running.wait_for("answered", method="DELETE", status=204)
@@ -190,7 +190,7 @@ def test_several_are_deleted_after_one_question(browser, service):
     tab.run("await page.click('#selection-delete')")
     tab.wait_shown("Delete 3 files?", "dialog")
     tab.run("await page.locator('dialog .danger').click()")
-    tab.wait_shown("3 files of", "#undo-bar")
+    tab.wait_shown("3 files deleted (", "#undo-bar")
     tab.reload()  # leaving sends what waits to be undone
     tab.wait("document.getElementById('history').hidden")
     assert tab.records() == []
@@ -202,6 +202,8 @@ def test_a_selection_is_downloaded_as_one_archive(browser, service):
     put(tab, "a.txt")
     put(tab, "b.txt")
     tab.reload()
+    tab.run("await page.locator('#records .check input').first().check()")
+    tab.wait("document.querySelector('#select-all:indeterminate:not(:checked)')")
     tab.run("await page.check('#select-all')")
     name = tab.run(
         """
@@ -263,7 +265,7 @@ def test_everything_is_done_by_the_keyboard_alone(browser, service, files, tmp_p
     tab.run(press, keys=["Escape"])
     assert tab.run(focused) == "second.txt"
     tab.run(press, keys=["Delete"])
-    tab.wait_shown("second.txt is deleted.", "#undo-bar")
+    tab.wait_shown("second.txt deleted", "#undo-bar")
     assert tab.run(focused) == "first.txt"
     tab.run(press, keys=["Space"])
     tab.wait_shown("1 selected", "#selection")

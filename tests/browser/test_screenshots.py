@@ -189,6 +189,7 @@ def test_every_state_of_the_page_has_a_picture(page, pictures, scheme, width):
     tab.run("await context.setOffline(true)")
     tab.wait("!document.getElementById('connection').hidden")
     tab.wait_shown("Waits for the network", "#transfers")
+    tab.wait_shown("Waiting for the network", "#tray-words")
     shoot(tab, pictures, name("offline"))
 
 

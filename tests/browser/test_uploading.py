@@ -100,7 +100,7 @@ def test_uploads_wait_for_their_files_after_a_reload_and_know_them_again(browser
         tab = browser.tab(gate.url)
         tab.choose(paths(tmp_path, ["large.bin", "middle.bin"]))
         broken_and_reloaded(tab, gate)
-        tab.wait_shown("2 uploads wait for their files.")
+        tab.wait_shown("2 uploads wait for their files: ")
         # Another file of the same name and size is refused kindly, and changes nothing.
         choose_again(tab, paths(tmp_path, ["other/middle.bin"]))
         tab.wait_shown("has the same name and size as before, but not the same content", "dialog")
@@ -150,7 +150,7 @@ def test_small_files_whose_answer_was_lost_land_once(browser, service, files, tm
             gate.mend()
             tab.reload()
             tab.run("await page.unrouteAll()")
-            tab.wait_shown("20 uploads wait for their files.")
+            tab.wait_shown("20 uploads wait for their files: ")
             choose_again(tab, paths(tmp_path, sent))
         else:
             gate.mend()

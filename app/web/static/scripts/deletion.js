@@ -31,7 +31,7 @@ export function remove(deleted) {
   groups.push(group);
   for (const { id } of deleted) hidden.add(id);
   changed();
-  announce(`${words(group)} ${say("undo.time")}`);
+  announce(`${words(group)}. ${say("undo.time")}`);
 }
 
 function undo() {

@@ -20,7 +20,7 @@ export async function addDevice() {
       element("div", {},
         element("p", { text: say("device.code") }),
         element("p", { class: "code", dir: "ltr", text: code }),
-        copyButton(`${location.href.split("#")[0]}#join=${code}`, say("device.copy")),
+        copyButton(`${location.href.split("#")[0]}#join=${code}`, say("share.copy")),
         left,
       ),
     ),

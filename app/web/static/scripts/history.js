@@ -32,7 +32,10 @@ export function showHistory(attempt) {
   for (const id of records.items.map((record) => record.id)) seen.add(id);
   records.addEventListener("change", paint);
   uploads.addEventListener("change", () => rows.refresh());
-  selection.addEventListener("change", () => rows.refresh());
+  selection.addEventListener("change", () => {
+    rows.refresh();
+    paintSelectAll();
+  });
   list.addEventListener("keydown", act);
   addEventListener("scroll", loadMore, { passive: true });
   byId("more").addEventListener("click", loadMore);
@@ -61,7 +64,7 @@ function showFilters() {
   }
   search.value = "";
   byId("select-all").addEventListener("change", ({ target }) => {
-    selection.setAll(target.checked ? rows.items.filter((item) => item.record?.links.content).map(({ key }) => key) : []);
+    selection.setAll(target.checked ? selectable() : []);
   });
   byId("clear-filters").addEventListener("click", () => {
     search.value = "";
@@ -97,9 +100,20 @@ function paint() {
   byId("more").hidden = !records.hasMore;
   document.body.classList.toggle("has-history", !isEmpty || records.isFiltered);
   byId("export").href = `${HISTORY}?${records.parameters({ format: "csv", bom: "true" })}`;
-  byId("select-all").checked = !selection.isEmpty;
   rows.show(items);
+  paintSelectAll();
   loadMore();
+}
+
+const selectable = () => rows.items.filter((item) => item.record?.links.content).map(({ key }) => key);
+
+/** Ticked when all are selected, half ticked when some are. */
+function paintSelectAll() {
+  const all = selectable();
+  const count = all.filter(selection.has).length;
+  const box = byId("select-all");
+  box.checked = count && count === all.length;
+  box.indeterminate = count && !box.checked;
 }
 
 const nameOf = ({ path, filename }) => path ?? filename;

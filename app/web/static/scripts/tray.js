@@ -7,12 +7,14 @@ import { byId, changeIcon, element, icon, iconButton, nameElement, setAttribute,
 import { Rows } from "./rows.js";
 import { confirm, facts, openSheet } from "./sheets.js";
 import { uploads } from "./uploads.js";
-import { duration, exactSize, percent, rate, say, sayProblem, size } from "./words.js";
+import { duration, exactSize, language, percent, rate, say, sayProblem, size } from "./words.js";
 
 /** Pause between two paintings, so that numbers can be read and ten thousand files cost nothing. */
 const PAUSE = 200;
 
 const ACTIVE = new Set(["waiting", "sending", "finishing", "resting"]);
+const FILELESS = new Set(["missing", "asking"]);
+const NAMED = 3;
 const ICONS = { sending: "file", finishing: "file", paused: "pause", failed: "warn", missing: "info", asking: "info", done: "check", cancelled: "cancel" };
 
 const parts = new WeakMap();
@@ -109,7 +111,7 @@ function paintTotal() {
   const all = [...uploads.transfers.values()];
   const count = (states) => all.filter((one) => states.has(one.state)).length;
   const active = count(ACTIVE);
-  const waiting = count(new Set(["missing", "asking"]));
+  const waiting = count(FILELESS);
   const paused = count(new Set(["paused"]));
   setText(byId("tray-words"), active ? progressWords() : stillWords(all, paused, waiting));
   const { size: whole } = uploads.total;
@@ -117,9 +119,16 @@ function paintTotal() {
   byId("pause-all").hidden = !active;
   byId("resume-all").hidden = Boolean(active) || !paused;
   byId("waiting").hidden = !waiting;
-  setText(byId("waiting-words"), say("tray.missing", { count: waiting }));
+  setText(byId("waiting-words"), say("tray.missing", { count: waiting, names: waitingNames(all) }));
   const isAsking = waiting === count(new Set(["asking"]));
   setText(byId("choose-again").lastElementChild, say(isAsking ? "missing.permit" : "missing.choose"));
+}
+
+/** The first of those that wait for their files, and how many more there are. */
+function waitingNames(all) {
+  const names = all.filter((one) => FILELESS.has(one.state)).map(({ name }) => `\u2068${name}\u2069`);
+  const count = names.length - NAMED;
+  return new Intl.ListFormat(language).format(count > 0 ? [...names.slice(0, NAMED), say("tray.more", { count })] : names);
 }
 
 const sentBytes = (all) => all.reduce((sum, one) => sum + one.sent, uploads.total.doneSize);
@@ -127,8 +136,9 @@ const sentBytes = (all) => all.reduce((sum, one) => sum + one.sent, uploads.tota
 function progressWords() {
   const all = [...uploads.transfers.values()];
   const { files, done, size: whole } = uploads.total;
-  const words = [say("tray.uploading", { count: files, done }), percent(whole ? sentBytes(all) / whole : 0)];
-  const speed = uploads.rate.perSecond();
+  const heading = connection.isUp ? "tray.uploading" : connection.state === "offline" ? "tray.offline" : "tray.away";
+  const words = [say(heading, { count: files, done }), percent(whole ? sentBytes(all) / whole : 0)];
+  const speed = connection.isUp && uploads.rate.perSecond();
   if (speed) {
     const left = all.filter((one) => ACTIVE.has(one.state)).reduce((sum, one) => sum + one.size - one.sent, 0);
     words.push(rate(speed), duration(left / speed));
@@ -220,7 +230,8 @@ function stateWords(transfer, isWaiting) {
   const { state, problem } = transfer;
   if (isWaiting) return say(`waits.${connection.state}`);
   if (state === "failed") return sayProblem(problem);
-  if (state === "resting") return problem ? `${sayProblem(problem)} ${say("again")}` : say("waits.again");
+  // What was too slow says what the person is to do; here it goes on without.
+  if (state === "resting") return problem && problem.code !== "too_slow" ? `${sayProblem(problem)} ${say("again")}` : say("waits.again");
   if (state !== "sending") return say(`state.${state}`);
   const speed = transfer.rate.perSecond();
   return speed ? duration((transfer.size - transfer.sent) / speed) : "";
