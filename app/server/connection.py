@@ -15,6 +15,7 @@ from app.errors import BadRequest, Unavailable, UploadError
 from app.ids import new_id
 from app.server.cycle import Cycle
 from app.server.intake import Intake
+from app.web.events import ENDLESS
 from app.web.exchange import NOSNIFF
 from app.web.problems import problem
 from app.web.resumables import INTERIM
@@ -54,9 +55,10 @@ class Connection(Intake):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it
         """Keep the connection open for the answers when the client has closed its sending side by a FIN.
 
-        Within a body, or without a request to answer, the FIN is a hang-up, and ends the connection.
+        Within a body, without a request to answer, or under an answer without end, the FIN is a hang-up, and ends
+        the connection.
         """
-        waits = self.cycle is not None and not self.cycle.response_complete
+        waits = self.cycle is not None and not self.cycle.response_complete and ENDLESS not in self.cycle.scope
         self._client_is_done = self._in_head and waits
         if self._client_is_done and not self.pipeline and not self.cycle.response_started:
             self.cycle.keep_alive = False

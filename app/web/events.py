@@ -15,6 +15,8 @@ from app.web.downloads import hang_up
 from app.web.services import Services
 from app.web.session import caller_of
 
+ENDLESS: Final = "waybill.endless"
+"""Stands in the scope of a request whose answer ends with the client: nobody waits for it behind a FIN."""
 _HEADERS: Final = {
     "Content-Type": MEDIA_TYPE,
     "Cache-Control": "no-store",
@@ -28,6 +30,7 @@ async def listen(request: Request[Services]) -> Response:
     after = _after(request)
     if request.method == "HEAD":
         return Response(headers=_HEADERS)
+    request.scope[ENDLESS] = True
     return _EventsAnswer(request.state["events"].listen(caller.session.id, caller.token.hash, after))
 
 

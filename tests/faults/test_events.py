@@ -150,3 +150,27 @@ def test_open_streams_keep_nobody_from_stopping(service, workers):
 
     asyncio.run(run())
     assert running.said("error") == []
+
+
+def test_a_listener_that_has_closed_its_connection_holds_no_place(service):
+    """Its FIN is no wish for the rest of an answer that has no end: a page may be loaded again at any time."""
+    running = service()
+    headers = running.session()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+    async def run() -> None:
+        for _ in range(3 * OF_EACH):
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+                    writer.write(f"GET {EVENTS} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    await reader.readline()  # the first block: nothing unread turns the close into a reset
+                    writer.close()
+                    if head.startswith(b"HTTP/1.1 200"):
+                        break
+
+    asyncio.run(run())
+    with running.client() as client:
+        assert any("waybill_event_streams 0" in client.get("/metrics").text for _ in range(2000))
+    running.stop()
