@@ -1,6 +1,6 @@
 # One Waybill process. It writes to /data and nowhere else, so the root file system may be read-only.
 
-# The newest interpreter on which the tests run, which costs the least CPU; not Alpine, whose memory allocator cannot be tuned for receiving.
+# The newest interpreter on which the tests run; not Alpine, whose memory allocator cannot be tuned for receiving.
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/waybill
