@@ -52,4 +52,4 @@ class Positions:
 
     def _masked(self, pair: bytes, seal: str) -> bytes:
         mask = urlsafe_b64decode(f"{self._signer.derive(f'mask {seal}')[:_MASK_CHARACTERS]}==")
-        return bytes(left ^ right for left, right in zip(pair, mask, strict=True))
+        return (int.from_bytes(pair) ^ int.from_bytes(mask)).to_bytes(_PAIR.size)

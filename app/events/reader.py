@@ -13,7 +13,8 @@ from app.model import Upload
 from app.protocols.event_stream import event
 from app.uploads import records as upload_records
 
-_PAGE_SIZE: Final = 1000
+_PAGE_SIZE: Final = 250
+"""The changes that are read at once: between two pages listeners take what they were given."""
 _WINDOW: Final = 20_000
 """The changes that one query looks through for a listener that comes back: some hundredths of a second."""
 _RECORDS_AT_ONCE: Final = 500

@@ -5,7 +5,7 @@ from typing import Final
 
 from app.events.positions import ChangePosition
 
-_PENDING_BYTES: Final = 256 * 1024
+_PENDING_BYTES: Final = 1024 * 1024
 """The most that waits for a listener that reads slowly. Beyond it, what it misses is read again for it."""
 
 
