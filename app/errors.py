@@ -289,16 +289,15 @@ class ChecksumMismatch(UploadError):
 class RateLimited(UploadError):
     code, status, title = "rate_limited", 429, "The session sends too much at once"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} uploads of this session are under way; wait for one of them to end")
+    def __init__(self, limit: int, detail: str = "") -> None:
+        super().__init__(detail or f"{limit} uploads of this session are under way; wait for one of them to end")
         self.headers = {"Retry-After": "1"}
         self.members = {"limit": limit}
 
 
 class TooManyStreams(RateLimited):
     def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.args = (f"{limit} streams of events of this session are open; close one of them",)
+        super().__init__(limit, f"{limit} streams of events of this session are open; close one of them")
 
 
 class Internal(UploadError):

@@ -10,7 +10,8 @@ from app.db.queryable import Queryable, json_parameter
 class Change(NamedTuple):
     """A change of an upload: it was created, or has another status, which is the `kind`.
 
-    Of kind `joined`, without an upload: another session's uploads came to this session.
+    Of kind `joined`, without an upload: another session's uploads came to this session. Of kind `begun`: the first
+    row, of no session.
     """
 
     id: int
